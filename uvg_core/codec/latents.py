@@ -1,0 +1,101 @@
+"""Pixels <-> latents through the Wan VAE, and the two latent spaces.
+
+Outside ComfyUI the VAE is diffusers' ``AutoencoderKLWan``; it is imported when one is built, not before. 16 channels,
+4x in time (4n+1 frames give n+1), 8x in space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.vae_keys import vae_to_diffusers
+from ..errors import UniViGUError
+
+# Wan2.1's statistics per latent channel, as in its configuration.
+WAN_LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+                   0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+WAN_LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+                  3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+SPATIAL = 8
+TEMPORAL = 4
+
+
+def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    return like.new_tensor(WAN_LATENT_MEAN).view(shape), like.new_tensor(WAN_LATENT_STD).view(shape)
+
+
+def to_latent_space(raw: Tensor, latent_space: str) -> Tensor:
+    """From what the VAE's encoder says to what the network works on; ``normalised`` or ``raw``."""
+    if latent_space == "raw":
+        return raw
+    mean, std = _statistics(raw)
+    return (raw - mean) / std
+
+
+def from_latent_space(latent: Tensor, latent_space: str) -> Tensor:
+    """The inverse of ``to_latent_space``."""
+    if latent_space == "raw":
+        return latent
+    mean, std = _statistics(latent)
+    return latent * std + mean
+
+
+def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tuple[int, int, int, int, int]:
+    """``[1,C,F,h,w]`` of a clip; raises UniViGUError for sizes off the grid."""
+    sides_fit = height > 0 and width > 0 and height % (2 * SPATIAL) == 0 and width % (2 * SPATIAL) == 0
+    if frames < 1 or (frames - 1) % TEMPORAL or not sides_fit:
+        near = [max(16, round(side / 16) * 16) for side in (height, width)]
+        raise UniViGUError(
+            f"{frames} frames of {width}x{height} are off the model's grid; expected 4n+1 frames and sides that are "
+            f"multiples of 16: the nearest are {max(0, round((frames - 1) / 4)) * 4 + 1} frames of {near[1]}x{near[0]}"
+        )
+    return 1, channels, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
+
+
+def load_vae(weights: Mapping[str, Tensor]) -> nn.Module:
+    """diffusers' Wan VAE from weights in Wan's original naming (or diffusers'); the width is read from them."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError:
+        raise UniViGUError("the VAE needs the diffusers package: pip install 'uni-vigu[standalone]'") from None
+    named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
+    if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:
+        raise UniViGUError("the VAE is not a Wan 2.1 VAE: expected tensors such as decoder.head.0.gamma and conv1.weight")
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(base_dim=named["decoder.norm_out.gamma"].shape[0], z_dim=16, dim_mult=[1, 2, 4, 4],
+                               num_res_blocks=2, attn_scales=[])
+    try:
+        vae.load_state_dict(named, strict=True, assign=True)
+    except RuntimeError as error:
+        raise UniViGUError(f"the VAE is not a Wan 2.1 VAE: {str(error).splitlines()[1].strip()[:200]}") from None
+    return vae.eval().requires_grad_(False)
+
+
+class LatentCodec:
+    """Clips <-> latents of one checkpoint's latent space."""
+
+    def __init__(self, vae: nn.Module, latent_space: str = "normalised") -> None:
+        self.vae, self.latent_space = vae, latent_space
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` float32, the mean of the VAE's posterior."""
+        latent_shape(*pixels.shape[:3])
+        weight = next(self.vae.parameters())
+        video = pixels.permute(3, 0, 1, 2)[None].to(weight.device, weight.dtype) / 127.5 - 1
+        raw = self.vae.encode(video).latent_dist.mode().float()
+        return to_latent_space(raw, self.latent_space)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent ``[1,16,F,h,w]`` -> uint8 ``[T,H,W,3]`` on the CPU."""
+        weight = next(self.vae.parameters())
+        raw = from_latent_space(latent.float(), self.latent_space).to(weight.device, weight.dtype)
+        video = self.vae.decode(raw).sample[0].float()
+        if not bool(video.isfinite().all()):
+            raise UniViGUError("the VAE decoded values that are not numbers; run the VAE in float32")
+        return ((video.permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

@@ -1,0 +1,179 @@
+"""Words <-> token ids, and words -> prompt condition.
+
+The text stream and the prompt condition share one SentencePiece vocabulary (umT5's for the released model). Outside
+ComfyUI the encoder comes from ``transformers``; it is imported when an encoder is built, not before.
+
+Legend: B batch, L text-stream tokens, S rows of the prompt condition, E encoder width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import RunConfig
+from ..errors import UniViGUError
+
+TEXT_STATES = ("umT5", "release")
+BLANK = re.compile(r"_{2,}")
+
+
+class Tokenizer:
+    """SentencePiece with an end-of-text token at the end, as umT5 uses it."""
+
+    def __init__(self, model: bytes, run: RunConfig) -> None:
+        import sentencepiece
+
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
+        self.proto = model
+        self.run = run
+
+    @classmethod
+    def from_file(cls, path: Path, run: RunConfig) -> Tokenizer:
+        """From ``spiece.model`` of a Wan or umT5 folder."""
+        if not path.is_file():
+            raise UniViGUError(f"{path}: no such file; expected the SentencePiece model of the umT5 tokenizer")
+        return cls(path.read_bytes(), run)
+
+    @property
+    def size(self) -> int:
+        """Pieces of the vocabulary; the checkpoint's embedding may have spare rows beyond."""
+        return self._pieces.get_piece_size()
+
+    def ids(self, text: str, end: bool = True) -> list[int]:
+        """Token ids of a text, with the end-of-text token unless told otherwise."""
+        return [*self._pieces.encode(text.strip()), *([self.run.eos_token] if end else [])]
+
+    def text(self, ids: Sequence[int] | Tensor) -> str:
+        """Words of one row of ids, up to the first end-of-text; padding and ids beyond the vocabulary are left out."""
+        words: list[int] = []
+        for i in ids.tolist() if isinstance(ids, Tensor) else ids:
+            if i == self.run.eos_token:
+                break
+            if i != self.run.pad_token and 0 <= i < self.size:
+                words.append(i)
+        return self._pieces.decode(words).strip()
+
+    def stream(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.
+
+        Raises UniViGUError for a text that does not fit."""
+        ids = torch.full((len(texts), length), self.run.pad_token, dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens = self.ids(text)
+            if len(tokens) > length:
+                raise UniViGUError(f"the text has {len(tokens)} tokens and the text stream {length}: shorten "
+                                   f"{_shown(text)} or ask for a longer text stream")
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        # The mask follows the lengths, not the ids: a text may hold the pad token's id as a piece.
+        lengths = torch.tensor([len(self.ids(text)) for text in texts])
+        return ids, torch.arange(length) < lengths[:, None]
+
+    def template(self, text: str, widths: Sequence[int], length: int) -> Tensor:
+        """Pinned ids ``[L]`` of a template with blanks (two or more underscores), -1 where the model may choose.
+
+        ``widths`` gives the tokens of each blank; a blank at the very end takes everything that is left, and a
+        template that ends in words is closed with the end-of-text token and padding.
+        Raises UniViGUError when it does not fit.
+        """
+        parts = BLANK.split(text.strip())
+        open_end = parts[-1].strip() == ""
+        pinned: list[int] = []
+        for part, width in zip(parts, [*widths, 0], strict=True):
+            pinned += [*(self.ids(part, end=False) if part.strip() else []), *[-1] * width]
+        if not open_end:
+            pinned.append(self.run.eos_token)
+        if len(pinned) > length:
+            raise UniViGUError(f"the template needs {len(pinned)} tokens and the text stream has {length}: shorten "
+                               f"{_shown(text)} or ask for a longer text stream")
+        rest = -1 if open_end else self.run.pad_token
+        return torch.tensor(pinned + [rest] * (length - len(pinned)))
+
+
+def blanks(text: str) -> tuple[int, bool]:
+    """How many blanks a template has, and whether it ends in one."""
+    parts = BLANK.split(text.strip())
+    return len(parts) - 1, len(parts) > 1 and parts[-1].strip() == ""
+
+
+def _shown(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of a umT5 encoder from its weights (Hugging Face naming)."""
+    try:
+        vocabulary, width = weights["shared.weight"].shape
+        bias = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        inner = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
+        wide = weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
+    except KeyError as error:
+        raise UniViGUError(f"the text encoder is not a umT5 encoder: tensor {error} is missing") from None
+    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.block."))
+    return {"vocab_size": vocabulary, "d_model": width, "num_heads": bias.shape[1], "d_kv": inner // bias.shape[1],
+            "d_ff": wide, "num_layers": layers, "relative_attention_num_buckets": bias.shape[0]}
+
+
+def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Module:
+    """An encoder without weights worth having; ``text_states`` as in ``TextEncoder``."""
+    try:
+        import transformers
+    except ImportError:
+        raise UniViGUError("the text encoder needs the transformers package: pip install 'uni-vigu[standalone]'") from None
+    common: dict[str, Any] = {**sizes, "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "is_encoder_decoder": False}
+    if text_states == "umT5":
+        return transformers.UMT5EncoderModel(transformers.UMT5Config(**common))
+    if text_states == "release":
+        return transformers.T5EncoderModel(transformers.T5Config(**common))
+    raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(TEXT_STATES)}")
+
+
+def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn.Module:
+    """A umT5 encoder from its weights, without a second copy of them."""
+    with torch.device("meta"):
+        encoder = build_encoder(encoder_config(weights), text_states)
+    tied = {"encoder.embed_tokens.weight": weights["shared.weight"]}
+    wanted = encoder.state_dict().keys()
+    found = {name: tensor for name, tensor in {**tied, **weights}.items() if name in wanted}
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
+    encoder.load_state_dict(found, strict=True, assign=True)
+    return encoder.eval().requires_grad_(False)
+
+
+class TextEncoder:
+    """Prompts -> condition ``[B,S,E]``.
+
+    ``text_states``: ``umT5`` (one relative position bias per layer, states of padding zeroed: what Wan and ComfyUI
+    feed) or ``release`` (the release loads the weights into a plain T5 class, which uses the first layer's bias
+    everywhere, and leaves the states of padding in place). Which of the two the released weights were trained on is
+    unknown; neither has been run on them.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, run: RunConfig, text_states: str = "umT5") -> None:
+        self.encoder, self.tokenizer, self.run, self.text_states = encoder, tokenizer, run, text_states
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Padded ids ``[B,S]`` and mask; raises UniViGUError for a prompt that does not fit."""
+        rows = self.run.context_length
+        for text in texts:
+            count = len(self.tokenizer.ids(text))
+            if count > rows:
+                raise UniViGUError(f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)}")
+        return self.tokenizer.stream(texts, rows)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        ids, mask = self.tokens(texts)
+        device = next(self.encoder.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return states * mask[..., None].to(states.dtype) if self.text_states == "umT5" else states

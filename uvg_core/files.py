@@ -1,0 +1,31 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UniViGUError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it into place on success, remove it on any failure.
+
+    The temporary name keeps the suffix, since writers choose a format by it. Raises UniViGUError with the file, the
+    reason and the remedy when the system refuses (full disk, missing folder, no permission).
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        raise UniViGUError(
+            f"{final}: could not be written ({error.strerror or error}); nothing was left under that name. "
+            "Free some space or choose a folder that exists and can be written to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

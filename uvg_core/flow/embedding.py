@@ -1,0 +1,57 @@
+"""The embedding flow: text as a continuous flow in the space of the embedding matrix E (paper, section "Uni-flow").
+
+Tokens map to rows of E; z interpolates between Gaussian noise and the row exactly like the video (``flow/video.py``);
+the text head predicts the velocity noise - row. Rows are normalised to length sqrt(D), so that data and noise have
+the same scale and E cannot shrink the loss by shrinking itself. A velocity loss alone still collapses E (all rows
+equal makes the velocity trivial to predict): the rounding cross-entropy anchors it, as in Diffusion-LM
+(arXiv 2205.14217, section 4.2).
+
+Legend: B batch, L tokens, V rows, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .text import CHUNK_NUMBERS
+from .video import velocity_target
+
+
+def normalised_rows(matrix_VD: Tensor) -> Tensor:
+    """E with every row at length sqrt(D), i.e. unit variance per coordinate; float32."""
+    return F.normalize(matrix_VD.float(), dim=-1) * matrix_VD.shape[-1] ** 0.5
+
+
+def embed_tokens(matrix_VD: Tensor, tokens_BL: Tensor) -> Tensor:
+    """Text vectors ``[B,L,D]``, float32."""
+    return normalised_rows(F.embedding(tokens_BL, matrix_VD))
+
+
+def nearest_tokens(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
+    """Ids ``[B,L]`` of the rows nearest to the vectors. Rows have one length, so the largest dot product wins."""
+    rows = normalised_rows(matrix_VD)
+    flat = vectors_BLD.float().flatten(0, -2)
+    step = max(1, CHUNK_NUMBERS // rows.shape[0])
+    parts = [(flat[i : i + step] @ rows.T).argmax(-1) for i in range(0, flat.shape[0], step)]
+    return torch.cat(parts).view(vectors_BLD.shape[:-1]) if parts else flat.new_zeros(vectors_BLD.shape[:-1]).long()
+
+
+def rounding_logits(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
+    """Logits ``[B,L,V]`` of the token given a clean estimate: cosine similarity, sharpened by sqrt(D)."""
+    rows = normalised_rows(matrix_VD)
+    return vectors_BLD.float() @ rows.T / matrix_VD.shape[-1] ** 0.5
+
+
+def embedding_losses(velocity_BLD: Tensor, z_BLD: Tensor, tokens_BL: Tensor, matrix_VD: Tensor, noise_BLD: Tensor,
+                     sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Velocity loss and anchor: (mean squared error against noise - row, rounding cross-entropy of the clean
+    estimate that the velocity implies)."""
+    data = embed_tokens(matrix_VD, tokens_BL)
+    velocity_loss = F.mse_loss(velocity_BLD.float(), velocity_target(data, noise_BLD))
+    estimate = z_BLD - sigma_B[:, None, None] * velocity_BLD.float()
+    anchor = F.cross_entropy(rounding_logits(matrix_VD, estimate).flatten(0, 1), tokens_BL.flatten())
+    return velocity_loss, anchor
+
+

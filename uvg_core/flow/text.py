@@ -1,0 +1,150 @@
+"""The discrete flow: a jump process from noise tokens to words (arXiv 2407.15595, 2412.06264).
+
+On the mixture path a token at path time tau is the data token with probability kappa(tau) = tau**n, else a token of
+the source (uniform over the vocabulary, or the mask token). The network's softmax is the posterior of the clean token.
+A step draws the clean token x1 from it, and every position whose current token differs from x1 jumps to x1 with a
+probability that only depends on the times. That is all: memory is O(L) beside the logits, where the formulation with
+rate matrices builds several [L, V] tensors.
+
+Legend: B batch, L tokens, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UniViGUError
+
+# Rows of logits that one chunk may hold in float32: 2**24 numbers are 64 MiB.
+CHUNK_NUMBERS = 2**24
+
+
+@dataclass(frozen=True)
+class MixturePath:
+    """kappa(tau) = tau**exponent, from 0 (all source) to 1 (all data)."""
+
+    exponent: float = 1.0
+
+    def kappa(self, tau: float) -> float:
+        """Probability that a token is already the data token, for tau in [0, 1]."""
+        return tau**self.exponent
+
+    def slope(self, tau: float) -> float:
+        """d kappa / d tau; infinite at tau = 0 when the exponent is below 1."""
+        if tau == 0 and self.exponent < 1:
+            return math.inf
+        return self.exponent * tau ** (self.exponent - 1)
+
+    def bridge_jump(self, tau: float, tau_next: float) -> float:
+        """Exact jump probability over a step: the share of what is left of kappa. Its marginal follows kappa at any
+        number of steps, and the last step (tau_next = 1) jumps for sure."""
+        left = 1 - self.kappa(tau)
+        return 1.0 if left <= 0 else (self.kappa(tau_next) - self.kappa(tau)) / left
+
+    def euler_jump(self, tau: float, tau_next: float) -> float:
+        """The release's rule: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)); the last step jumps
+        for sure. Off kappa at few steps; kept for comparison."""
+        left = 1 - self.kappa(tau)
+        if tau_next >= 1 or left <= 0:
+            return 1.0
+        return -math.expm1(-(tau_next - tau) * self.slope(tau) / left)
+
+    def jump(self, rule: str, tau: float, tau_next: float) -> float:
+        """Jump probability by ``rule``: ``bridge`` or ``euler``."""
+        if rule == "bridge":
+            return self.bridge_jump(tau, tau_next)
+        if rule == "euler":
+            return self.euler_jump(tau, tau_next)
+        raise UniViGUError(f"text rule is {rule!r}; expected bridge (exact) or euler (the release's)")
+
+
+def source_tokens(shape: tuple[int, ...], *, vocab_size: int, mask_token: int | None, generator: torch.Generator,
+                  device: torch.device | str = "cpu") -> Tensor:
+    """Token ids of pure noise: uniform over ``vocab_size``, or all ``mask_token`` where one is given.
+
+    Drawn on the generator's device and moved, so that a seed gives the same tokens everywhere."""
+    if mask_token is not None:
+        return torch.full(shape, mask_token, dtype=torch.long, device=device)
+    drawn = torch.randint(vocab_size, shape, generator=generator, device=generator.device)
+    return drawn.to(device)
+
+
+def corrupt(tokens: Tensor, tau_B: Tensor, path: MixturePath, source: Tensor, generator: torch.Generator) -> Tensor:
+    """A sample of the path at times ``tau_B``: each token is kept with probability kappa, else taken from source."""
+    keep = torch.rand(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
+    kappa = tau_B.to(tokens.device).pow(path.exponent)
+    return torch.where(keep < kappa[:, None], tokens, source)
+
+
+def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits ``[N,V]`` with everything outside the smallest set of probability ``top_p`` at -inf (arXiv 1904.09751)."""
+    ranked, order = logits.sort(dim=-1, descending=True)
+    before = ranked.softmax(-1).cumsum(-1).roll(1, -1)
+    before[..., 0] = 0  # the most likely token always stays
+    return logits.scatter(-1, order, ranked.masked_fill(before >= top_p, -math.inf))
+
+
+def draw_clean_tokens(logits: Tensor, *, generator: torch.Generator, temperature: float = 1.0, top_p: float = 1.0,
+                      forbidden: int | None = None) -> Tensor:
+    """Draw x1 ~ softmax(logits / temperature) for every position.
+
+    Args:
+        logits: ``[B,L,V]``, any float dtype.
+        temperature: 0 takes the most likely token. top_p: nucleus in (0, 1].
+        forbidden: an id that is never drawn (the mask token: it is noise, not a word).
+
+    Returns ``[B,L]`` ids. Rows are reduced in chunks in float32, by exponential races (Gumbel-max in its cheaper
+    form: argmax p / Exp(1)), so that no second [L, V] tensor exists. Random numbers come from the generator's device.
+    """
+    if temperature < 0:
+        raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
+    rows = logits.flatten(0, -2)
+    drawn = torch.empty(rows.shape[0], dtype=torch.long, device=logits.device)
+    step = max(1, CHUNK_NUMBERS // rows.shape[-1])
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float()
+        if forbidden is not None:
+            part = part.index_fill(-1, torch.tensor([forbidden], device=part.device), -math.inf)
+        if temperature > 0:
+            part = part / temperature
+            if top_p < 1:
+                part = _keep_nucleus(part, top_p)
+            race = torch.empty(part.shape, device=generator.device).exponential_(generator=generator).to(part.device)
+            part = part.softmax(-1).div_(race)
+        drawn[start : start + step] = part.argmax(-1)
+    return drawn.view(logits.shape[:-1])
+
+
+def jump_step(tokens: Tensor, clean: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """One step of the process: each position takes its drawn clean token with ``probability``. Where both agree
+    already nothing changes, which is what the law says."""
+    if probability >= 1:
+        return clean
+    jumps = torch.rand(tokens.shape, generator=generator, device=generator.device).to(tokens.device) < probability
+    return torch.where(jumps, clean, tokens)
+
+
+def token_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p(token) ``[B,L]`` in float32 under logits ``[B,L,V]``, reduced in chunks."""
+    rows, picks = logits.flatten(0, -2), tokens.flatten()
+    step = max(1, CHUNK_NUMBERS // rows.shape[-1])
+    parts = [
+        -F.cross_entropy(rows[i : i + step].float(), picks[i : i + step], reduction="none")
+        for i in range(0, rows.shape[0], step)
+    ]
+    return torch.cat(parts).view(tokens.shape)
+
+
+def cross_entropy_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of the clean tokens; ``weight`` ``[B,L]`` leaves positions out."""
+    nats = -token_log_likelihood(logits, tokens)
+    if weight is None:
+        return nats.mean()
+    return (nats * weight).sum() / weight.sum().clamp(min=1)

@@ -1,0 +1,117 @@
+"""One joint block: both streams side by side, attention shared, a feed-forward expert each.
+
+Legend: B batch, V video tokens, T text tokens, S rows of the prompt condition, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .attention import Attention
+from .modulation import block_modulation
+from .rope import rotate
+
+
+class Streams(NamedTuple):
+    """A pair of values, one per stream."""
+
+    video: Tensor
+    text: Tensor
+
+
+class AttentionLayer(nn.Module):
+    """q, k, v and o projections; q and k are RMS-normalised over the full width, before the split into heads."""
+
+    def __init__(self, config: ModelConfig, attention: Attention, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.num_heads
+        self.attention = attention
+        self.q = operations.Linear(dim, dim, **factory)
+        self.k = operations.Linear(dim, dim, **factory)
+        self.v = operations.Linear(dim, dim, **factory)
+        self.o = operations.Linear(dim, dim, **factory)
+        self.norm_q = operations.RMSNorm(dim, eps=config.eps, elementwise_affine=True, **factory)
+        self.norm_k = operations.RMSNorm(dim, eps=config.eps, elementwise_affine=True, **factory)
+
+
+class JointSelfAttention(AttentionLayer):
+    """Everybody sees everybody: attention over [video; text] with one set of weights and two rotary schemes."""
+
+    def forward(self, x: Streams, rotations: Streams, key_mask: Tensor | None) -> Streams:
+        """``key_mask`` ``[B,1,V+T]`` hides padded text keys from both streams."""
+
+        def turned(project: nn.Module, norm: nn.Module) -> Tensor:
+            video = rotate(norm(project(x.video)), rotations.video, self.heads, "interleaved")
+            text = rotate(norm(project(x.text)), rotations.text, self.heads, "half")
+            return torch.cat([video, text], 1)
+
+        q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
+        v = torch.cat([self.v(x.video), self.v(x.text)], 1)
+        out = self.attention(q, k, v, self.heads, mask=key_mask)
+        video, text = out.split([x.video.shape[1], x.text.shape[1]], 1)
+        return Streams(self.o(video), self.o(text))
+
+
+class CrossAttention(AttentionLayer):
+    """A stream reads the prompt condition; no rotary, no mask."""
+
+    def forward(self, x: Streams, context_BSD: Tensor) -> Streams:
+        k, v = self.norm_k(self.k(context_BSD)), self.v(context_BSD)
+
+        def read(stream: Tensor) -> Tensor:
+            return self.o(self.attention(self.norm_q(self.q(stream)), k, v, self.heads, mask=None))
+
+        return Streams(read(x.video), read(x.text))
+
+
+def feed_forward(config: ModelConfig, operations: Any, **factory: Any) -> nn.Sequential:
+    """One expert: linear, GELU(tanh), linear."""
+    return nn.Sequential(
+        operations.Linear(config.dim, config.ffn_dim, **factory),
+        nn.GELU(approximate="tanh"),
+        operations.Linear(config.ffn_dim, config.dim, **factory),
+    )
+
+
+class JointBlock(nn.Module):
+    """Joint self-attention, cross-attention to the prompt, and the stream's own expert (paper, uni-flow MoE block)."""
+
+    def __init__(self, config: ModelConfig, attention: Attention, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = operations.LayerNorm(dim, eps, elementwise_affine=False, **factory)
+        self.self_attn = JointSelfAttention(config, attention, operations, **factory)
+        self.norm3 = operations.LayerNorm(dim, eps, elementwise_affine=True, **factory)
+        self.cross_attn = CrossAttention(config, attention, operations, **factory)
+        self.norm2 = operations.LayerNorm(dim, eps, elementwise_affine=False, **factory)
+        self.ffn = feed_forward(config, operations, **factory)
+        self.ffn_t = feed_forward(config, operations, **factory)
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
+
+    def forward(
+        self, x: Streams, e: Streams, rotations: Streams, context_BSD: Tensor, key_mask: Tensor | None
+    ) -> Streams:
+        video, text = x
+        attend_v, feed_v = block_modulation(self.modulation, e.video)
+        attend_t, feed_t = block_modulation(self.modulation, e.text)
+
+        # Both streams look at each other.
+        normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
+        seen = self.self_attn(normed, rotations, key_mask)
+        video = attend_v.add(video, seen.video)
+        text = attend_t.add(text, seen.text)
+
+        # Both streams read the prompt.
+        read = self.cross_attn(Streams(self.norm3(video), self.norm3(text)), context_BSD)
+        video = video + read.video
+        text = text + read.text
+
+        # Each stream has an expert of its own.
+        video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
+        text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))
+        return Streams(video, text)

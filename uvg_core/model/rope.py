@@ -1,0 +1,55 @@
+"""Rotary position embeddings of the two streams (RoFormer, arXiv 2104.09864).
+
+Both are kept as rotation matrices ``[N, head_dim/2, 2, 2]`` in float32 (angles in float64), so that one function
+applies them; the streams differ in where the angles come from and in which channels pair up:
+
+* video: Wan's three axes (time, height, width), neighbouring channels pair up (interleaved);
+* text: the token index, channel i pairs up with channel i + head_dim/2 (half-split).
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+THETA = 10000.0
+
+
+def _rotations(position_N: Tensor, dim: int) -> Tensor:
+    """Rotation matrices ``[N, dim/2, 2, 2]`` for positions ``[N]`` at ``dim/2`` frequencies."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=position_N.device) / dim
+    angle = torch.outer(position_N.to(torch.float64), THETA**-exponent)
+    cos, sin = angle.cos(), angle.sin()
+    return rearrange(torch.stack([cos, -sin, sin, cos], -1), "n p (i j) -> n p i j", i=2)
+
+
+def video_rotations(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Rotations ``[F*H*W, head_dim/2, 2, 2]`` for a patch grid (F, H, W), in the order of the video tokens.
+
+    The head is split (d - 4*(d//6), 2*(d//6), 2*(d//6)) over time, height and width, as in Wan2.1.
+    """
+    spatial = 2 * (head_dim // 6)
+    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
+    parts = [
+        _rotations(axis.flatten(), dim)
+        for axis, dim in zip(axes, (head_dim - 2 * spatial, spatial, spatial), strict=True)
+    ]
+    return torch.cat(parts, 1).float()
+
+
+def text_rotations(length: int, head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Rotations ``[L, head_dim/2, 2, 2]`` for L token positions."""
+    return _rotations(torch.arange(length, device=device), head_dim).float()
+
+
+def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
+    """Turn queries or keys ``[B,N,heads*d]``; ``pairs`` is ``interleaved`` (video) or ``half`` (text).
+
+    Works in float32 and returns the dtype of ``x``.
+    """
+    layout = {"interleaved": "(h p two)", "half": "(h two p)"}[pairs]
+    p = rearrange(x, f"b n {layout} -> two b n h p", h=heads, two=2).to(rotations.dtype)
+    r = rotations[None, :, None]
+    turned = torch.stack([torch.addcmul(r[..., i, 0] * p[0], r[..., i, 1], p[1]) for i in range(2)])
+    return rearrange(turned, f"two b n h p -> b n {layout}").to(x.dtype)

@@ -1,0 +1,182 @@
+"""The Uni-ViGU network: Wan2.1's video transformer with a text stream beside it (arXiv 2604.08121, section 3).
+
+Legend: B batch, C latent channels, F H W latent frames, height, width, V video tokens, T text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import UniViGUError
+from .attention import Attention, default_attention
+from .block import JointBlock, Streams
+from .embed import time_features
+from .heads import TextHead, VideoHead
+from .rope import text_rotations, video_rotations
+
+
+class Prediction(NamedTuple):
+    """What the network says about each stream.
+
+    ``velocity`` ``[B,C,F,H,W]``: noise minus data, per unit of sigma. ``logits`` ``[B,T,V]``: unnormalised log
+    posterior of the clean tokens; with the embedding flow a velocity ``[B,T,D]`` instead. A part that was not asked
+    for is None.
+    """
+
+    velocity: Tensor | None
+    logits: Tensor | None
+
+
+class UniViGU(nn.Module):
+    """The joint video and text transformer.
+
+    Layers come from ``operations`` (default ``torch.nn``; ComfyUI passes its own, which bring quantisation and
+    offload), attention from ``attention`` (see ``model/attention.py``). With an empty text stream the network is
+    plain Wan2.1, bit for bit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        operations: Any = nn,
+        attention: Attention | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        attention = attention or default_attention()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        dim = config.dim
+        self.config = config
+
+        # inputs
+        self.patch_embedding = operations.Conv3d(
+            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size, **factory
+        )
+        self.token_embedding = operations.Embedding(config.token_rows, dim, **factory)
+        self.text_embedding = nn.Sequential(
+            operations.Linear(config.text_dim, dim, **factory),
+            nn.GELU(approximate="tanh"),
+            operations.Linear(dim, dim, **factory),
+        )
+
+        # clocks, one per stream
+        def time_mlp() -> tuple[nn.Sequential, nn.Sequential]:
+            embedding = nn.Sequential(
+                operations.Linear(config.freq_dim, dim, **factory), nn.SiLU(), operations.Linear(dim, dim, **factory)
+            )
+            return embedding, nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, **factory))
+
+        self.time_embedding, self.time_projection = time_mlp()
+        self.time_embedding_t, self.time_projection_t = time_mlp()
+
+        self.blocks = nn.ModuleList(
+            JointBlock(config, attention, operations, **factory) for _ in range(config.num_layers)
+        )
+        self.head = VideoHead(config, operations, **factory)
+        self.text_head = TextHead(config, operations, **factory)
+
+    def forward(
+        self,
+        video: Tensor,
+        text: Tensor | None,
+        time_video: Tensor,
+        time_text: Tensor,
+        context: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        want_velocity: bool = True,
+        want_logits: bool = True,
+    ) -> Prediction:
+        """Predict both streams.
+
+        Args:
+            video: latents ``[B,C,F,H,W]``; H and W multiples of the patch size.
+            text: token ids ``[B,T]`` (discrete flow) or text vectors ``[B,T,D]`` (embedding flow); None or T = 0
+                runs the plain Wan network.
+            time_video, time_text: ``[B]``, Wan's clock: 0 is clean, 1000 is pure noise. A held-clean stream has 0.
+            context: prompt condition ``[B,S,text_dim]``, hidden states of the text encoder.
+            text_mask: boolean ``[B,T]``, true for real tokens; padded ones are hidden from everybody.
+            want_velocity, want_logits: leave a head out where the job has no use for it.
+
+        Raises:
+            UniViGUError: a shape does not fit the network.
+        """
+        text = self._check(video, text, context, text_mask)
+        dtype = self.patch_embedding.weight.dtype if self.patch_embedding.weight.is_floating_point() else video.dtype
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            dtype = video.dtype  # quantised storage: compute in the dtype of the input
+
+        patches = self.patch_embedding(video.to(dtype))
+        grid: tuple[int, int, int] = tuple(patches.shape[2:])  # type: ignore[assignment]
+        tokens = text.to(dtype) if text.is_floating_point() else self.token_embedding(text).to(dtype)
+        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d"), tokens)
+        context = self.text_embedding(context.to(dtype))
+
+        freq_dim = self.config.freq_dim
+        time_v = self.time_embedding(time_features(time_video, freq_dim).to(dtype))
+        time_t = self.time_embedding_t(time_features(time_text, freq_dim).to(dtype))
+        e = Streams(
+            self.time_projection(time_v).unflatten(1, (6, -1)), self.time_projection_t(time_t).unflatten(1, (6, -1))
+        )
+
+        head_dim, device = self.config.head_dim, video.device
+        rotations = Streams(video_rotations(grid, head_dim, device), text_rotations(text.shape[1], head_dim, device))
+        key_mask = None
+        if text_mask is not None:
+            seen = text_mask.new_ones(text_mask.shape[0], x.video.shape[1])
+            key_mask = torch.cat([seen, text_mask], 1)[:, None]
+
+        for block in self.blocks:
+            x = block(x, e, rotations, context, key_mask)
+
+        velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity else None
+        logits = self.text_head(x.text, time_t) if want_logits else None
+        return Prediction(velocity, logits)
+
+    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        f, h, w = grid
+        p, q, r = self.config.patch_size
+        return rearrange(x, "b (f h w) (p q r c) -> b c (f p) (h q) (w r)", f=f, h=h, w=w, p=p, q=q, r=r)
+
+    def _check(self, video: Tensor, text: Tensor | None, context: Tensor, text_mask: Tensor | None) -> Tensor:
+        config = self.config
+        if text is None:
+            text = torch.zeros(video.shape[0], 0, dtype=torch.long, device=video.device)
+        if video.ndim != 5 or video.shape[1] != config.in_dim:
+            raise UniViGUError(
+                f"video latent has shape {list(video.shape)}; expected [batch, {config.in_dim}, frames, height, width]"
+            )
+        for name, size, patch in zip(("frames", "height", "width"), video.shape[2:], config.patch_size, strict=True):
+            if size == 0 or size % patch:
+                raise UniViGUError(
+                    f"video latent has {name} {size}, which is off the model's grid: use a multiple of {patch} "
+                    f"(in pixels: sides that are multiples of {8 * config.patch_size[1]}, 4n+1 frames)"
+                )
+        if context.ndim != 3 or context.shape[-1] != config.text_dim:
+            raise UniViGUError(
+                f"prompt condition has shape {list(context.shape)}; expected [batch, rows, {config.text_dim}]: "
+                "it comes from a text encoder of another width; load the encoder this checkpoint was trained with"
+            )
+        if text.is_floating_point():
+            if config.text_flow != "embedding" or text.ndim != 3 or text.shape[-1] != config.dim:
+                raise UniViGUError(
+                    f"text stream has shape {list(text.shape)} ({text.dtype}); this checkpoint's text flow is "
+                    f"{config.text_flow}: expected "
+                    + (f"vectors [batch, tokens, {config.dim}]" if config.text_flow == "embedding" else "token ids")
+                )
+        elif text.ndim != 2 or (config.text_flow == "embedding" and text.shape[1]):
+            raise UniViGUError(
+                f"text stream has shape {list(text.shape)} ({text.dtype}); expected "
+                + (f"vectors [batch, tokens, {config.dim}]" if config.text_flow == "embedding" else
+                   "token ids [batch, tokens]")
+            )
+        if text_mask is not None and text_mask.shape != text.shape[:2]:
+            raise UniViGUError(f"text mask has shape {list(text_mask.shape)}; the text stream has {list(text.shape[:2])}")
+        return text

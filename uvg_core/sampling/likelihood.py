@@ -1,0 +1,96 @@
+"""Ranking texts for a clip by the text flow's own loss.
+
+The loss of a text is a Monte-Carlo mean over path times. All candidates are corrupted with common random numbers (the
+same times, the same positions, the same noise), so that only the texts differ. Text-video matching and zero-shot
+classification are rankings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UniViGUError
+from ..flow.embedding import embed_tokens
+from ..flow.text import MixturePath, corrupt, source_tokens, token_log_likelihood
+from ..flow.time import model_time_from_sigma, text_model_time_from_tau
+from ..flow.video import interpolate, velocity_target
+from ..model import UniViGU
+from .modes import as_text_content, zero_context
+
+
+def padded(texts: Sequence[Sequence[int]] | Tensor, pad_token: int = 0, length: int | None = None) -> Tensor:
+    """Candidates of different lengths as ids ``[K,L]``."""
+    if isinstance(texts, Tensor):
+        return texts
+    longest = max((len(text) for text in texts), default=0)
+    length = max(longest, length or 0)
+    rows = [[*text, *[pad_token] * (length - len(text))] for text in texts]
+    return torch.tensor(rows, dtype=torch.long).view(len(rows), length)
+
+
+@torch.inference_mode()
+def caption_likelihood(model: UniViGU, *, video: Tensor, texts: Sequence[Sequence[int]] | Tensor,
+                       context: Tensor | None = None, samples: int = 16, seed: int = 0, batch: int = 8,
+                       pad_token: int = 0, length: int | None = None,
+                       callback: Callable[[int, int], object] | None = None) -> Tensor:
+    """Score candidate texts for one clip; the highest score fits best.
+
+    Args:
+        video: clean latent ``[1,C,F,H,W]``. texts: token ids of K candidates, each with its end-of-text token; padded
+            with ``pad_token`` to one length (at least ``length``), and the padding counts: it says where a text ends.
+        context: condition ``[1,S,E]``, None for none. samples: Monte-Carlo draws, stratified over path time.
+        batch: candidates in one forward pass. callback: ``(done, total)`` after every draw; False stops there.
+
+    Returns ``[K]`` float32: minus the text's loss in nats (discrete flow: summed cross-entropy of its tokens;
+    embedding flow: summed squared velocity error).
+    Raises UniViGUError for no candidates, an empty candidate or ids outside the vocabulary.
+    """
+    tokens = padded(texts, pad_token, length).to(video.device)
+    if not tokens.numel():
+        raise UniViGUError("there is no text to rank; pass at least one candidate with at least one token")
+    if video.shape[0] != 1:
+        raise UniViGUError(f"found {video.shape[0]} clips; ranking scores the texts of one clip at a time")
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    as_text_content(model, tokens)  # checks the ids
+    context = zero_context(model, video) if context is None else context
+    count, width = tokens.shape
+    mask_token = config.mask_token if config.text_flow == "discrete" and config.source == "mask" else None
+    path = MixturePath(config.kappa_exponent)
+    total = torch.zeros(count, device=video.device)
+
+    def losses(chosen: Tensor, tau: float, keep_seed: int, noise: Tensor) -> Tensor:
+        rows = chosen.shape[0]
+        time_text = torch.full((rows,), text_model_time_from_tau(tau), device=video.device)
+        time_video = torch.full((rows,), model_time_from_sigma(0.0), device=video.device)
+        if config.text_flow == "embedding":
+            data = embed_tokens(model.token_embedding.weight, chosen)
+            spread = noise.to(data).expand_as(data)
+            text = interpolate(data, spread, torch.tensor(1 - tau))
+        else:
+            # One row of random numbers for everybody: the same positions are noise in every candidate.
+            kept = torch.Generator().manual_seed(keep_seed)
+            rows_of = [corrupt(row[None], torch.tensor([tau]), path, noise, kept.manual_seed(keep_seed)) for row in chosen]
+            text = torch.cat(rows_of)
+        logits = model(video.expand(rows, -1, -1, -1, -1), text, time_video, time_text, context.expand(rows, -1, -1),
+                       want_velocity=False).logits
+        if config.text_flow == "embedding":
+            return (logits.float() - velocity_target(data, spread)).square().sum((1, 2))
+        return -token_log_likelihood(logits, chosen).sum(1)
+
+    for sample in range(samples):
+        tau = (sample + float(torch.rand((), generator=generator))) / samples
+        keep_seed = int(torch.randint(2**31, (), generator=generator))
+        if config.text_flow == "embedding":
+            noise = torch.randn(1, width, config.dim, generator=generator)
+        else:
+            noise = source_tokens((1, width), vocab_size=config.vocab_size, mask_token=mask_token, generator=generator,
+                                  device=video.device)
+        for start in range(0, count, batch):
+            part = slice(start, start + batch)
+            total[part] += losses(tokens[part], tau, keep_seed, noise)
+        if callback is not None and callback(sample + 1, samples) is False:
+            return -total / (sample + 1)
+    return -total / samples

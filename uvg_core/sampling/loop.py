@@ -1,0 +1,80 @@
+"""The one loop of all three jobs: predict, then advance whatever is not held clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UniViGUError
+from ..streams import TextStream, VideoStream, steps_of
+from .predict import Predictor
+
+SOLVERS = ("euler", "heun")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after a step.
+
+    ``latent`` ``[B,C,F,H,W]`` as it is, ``estimate`` the clean latent it points at (for previews), ``tokens``
+    ``[B,L]`` the text as it reads now; ``sigma`` and ``tau`` are where the streams have arrived.
+    """
+
+    step: int
+    steps: int
+    latent: Tensor
+    estimate: Tensor
+    tokens: Tensor
+    sigma: float
+    tau: float
+
+
+Callback = Callable[[int, State], object]
+
+
+def _require_finite(latent: Tensor, where: str) -> None:
+    if not bool(latent.isfinite().all()):
+        raise UniViGUError(f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
+                           "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint")
+
+
+@torch.inference_mode()
+def run(video: VideoStream, text: TextStream, predict: Predictor, *, solver: str = "euler",
+        callback: Callback | None = None) -> tuple[VideoStream, TextStream]:
+    """Carry both streams from noise to data.
+
+    ``callback(step, state)`` is called after every step, ``step`` counting from 1; when it returns False the run stops
+    there and gives what it has. ``solver``: ``euler`` or ``heun`` (two predictions a step, second order).
+    Raises UniViGUError for a latent that is not finite, before the run or after any step.
+    """
+    if solver not in SOLVERS:
+        raise UniViGUError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+    steps = steps_of(video, text)
+    _require_finite(video.latent, "before the first step")
+    text = text.with_pins()
+    for step in range(steps):
+        here = predict(video, text, step)
+        moved = video.advanced(here.velocity, step)
+        text = text.advanced(here.logits, step)
+        if solver == "heun" and video.sigmas is not None and video.sigmas[step + 1] > 0:
+            there = predict(moved, text, step + 1)
+            assert here.velocity is not None and there.velocity is not None
+            moved = video.corrected(here.velocity, there.velocity, step)
+        _require_finite(moved.latent, f"after step {step + 1} of {steps}")
+        if callback is not None:
+            state = State(
+                step=step + 1, steps=steps, latent=moved.latent, estimate=video.estimate(here.velocity, step),
+                tokens=text.words(), sigma=0.0 if moved.sigmas is None else moved.sigmas[step + 1],
+                tau=1.0 if text.taus is None else text.taus[step + 1],
+            )
+            if callback(step + 1, state) is False:
+                return moved, text
+        video = moved
+    if text.update is not None and text.update.final_pass:
+        last = predict.at(video, text, 0.0, 0.0)
+        assert last.logits is not None
+        text = text.finished(last.logits)
+    return video, text

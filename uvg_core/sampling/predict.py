@@ -1,0 +1,66 @@
+"""The only caller of the model: streams in, prediction out, guidance applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UniViGUError
+from ..model import Prediction
+from ..streams import TextStream, VideoStream
+from .guidance import guide
+
+Model = Callable[..., Prediction]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
+
+    Both passes see the same text stream, as in the release; logits are those of the conditional pass.
+    """
+
+    model: Model
+    context: Tensor
+    null_context: Tensor | None = None
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale != 1 and self.null_context is None:
+            raise UniViGUError(f"guidance_scale is {self.guidance_scale}: guidance needs null_context, the condition "
+                               "of the empty prompt; pass it or set guidance_scale=1")
+
+    def __call__(self, video: VideoStream, text: TextStream, step: int) -> Prediction:
+        """Predict at the start of ``step``; heads that no stream needs are left out."""
+        times = video.model_time(step), text.model_time(step)
+        return self.at(video, text, *times)
+
+    def at(self, video: VideoStream, text: TextStream, time_video: float, time_text: float) -> Prediction:
+        """Predict at given times on the network's clock."""
+        latent = video.latent
+        rows, device = latent.shape[0], latent.device
+
+        def run(context: Tensor, want_logits: bool) -> Prediction:
+            return self.model(
+                latent,
+                text.content,
+                torch.full((rows,), time_video, device=device),
+                torch.full((rows,), time_text, device=device),
+                context.expand(rows, -1, -1),
+                text.mask,
+                want_velocity=not video.held,
+                want_logits=want_logits,
+            )
+
+        velocity, logits = run(self.context, not text.held)
+        if self.guidance_scale != 1 and velocity is not None:
+            assert self.null_context is not None
+            null = run(self.null_context, False).velocity
+            assert null is not None
+            velocity = guide(null.to(latent.dtype), velocity.to(latent.dtype), self.guidance_scale)
+        if velocity is not None:
+            velocity = velocity.to(latent.dtype)
+        return Prediction(velocity, logits)

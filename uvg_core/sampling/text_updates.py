@@ -1,0 +1,92 @@
+"""How noisy text moves on in a step: the exact jump process, the release's redraw, the embedding flow.
+
+Every row of a batch has a random generator of its own, so that a batch of two is two batches of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow.embedding import nearest_tokens
+from ..flow.text import MixturePath, draw_clean_tokens, jump_step
+from ..flow.video import euler_step
+
+
+@dataclass(frozen=True)
+class JumpProcess:
+    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text)."""
+
+    path: MixturePath
+    generators: Sequence[torch.Generator]
+    rule: str = "bridge"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    forbidden: int | None = None
+    final_pass = False
+
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        probability = self.path.jump(self.rule, times[step], times[step + 1])
+        rows = []
+        for tokens, row, generator in zip(content, logits, self.generators, strict=True):
+            clean = draw_clean_tokens(row, generator=generator, temperature=self.temperature, top_p=self.top_p,
+                                      forbidden=self.forbidden)
+            rows.append(jump_step(tokens, clean, probability, generator))
+        return torch.stack(rows)
+
+    def words(self, content: Tensor) -> Tensor:
+        return content
+
+    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
+        return content
+
+
+@dataclass(frozen=True)
+class ReleaseRedraw:
+    """The release's joint rule: every token is redrawn from the softmax and the draw is taken with probability
+    i / (N - 1); after the last step one pass at time 0 for both streams, and its most likely tokens."""
+
+    generators: Sequence[torch.Generator]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    forbidden: int | None = None
+    final_pass = True
+
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        steps = len(times) - 1
+        taken = step / (steps - 1) if steps > 1 else 1.0
+        rows = []
+        for tokens, row, generator in zip(content, logits, self.generators, strict=True):
+            clean = draw_clean_tokens(row, generator=generator, temperature=self.temperature, top_p=self.top_p,
+                                      forbidden=self.forbidden)
+            rows.append(jump_step(tokens, clean, taken, generator))
+        return torch.stack(rows)
+
+    def words(self, content: Tensor) -> Tensor:
+        return content
+
+    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
+        if self.forbidden is not None:
+            logits = logits.index_fill(-1, torch.tensor([self.forbidden], device=logits.device), -torch.inf)
+        return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class EmbeddingEuler:
+    """The embedding flow: an Euler step along the predicted velocity, words by the nearest row of E ``[V,D]``."""
+
+    matrix: Tensor
+    final_pass = False
+
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        # The text's tau runs up while sigma runs down: d x / d sigma = velocity.
+        return euler_step(content, logits.to(content.dtype), 1 - times[step], 1 - times[step + 1])
+
+    def words(self, content: Tensor) -> Tensor:
+        return nearest_tokens(self.matrix, content)
+
+    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
+        return content

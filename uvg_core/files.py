@@ -18,6 +18,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     reason and the remedy when the system refuses (full disk, missing folder, no permission).
     """
     final = Path(path)
+    if not final.parent.is_dir():
+        raise UniViGUError(f"{final}: there is no folder {final.parent}; make it or choose another")
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
     try:
         yield temporary

@@ -101,23 +101,27 @@ def initialise(vae: nn.Module) -> None:
 
 
 def train_vae(out: Path, *, width: int = 16, side: int = 48, frames: int = 9, minutes: float = 16.0,
-              seed: int = 0) -> nn.Module:
+              seed: int = 0, go_on: bool = False) -> nn.Module:
     """Train for ``minutes`` and save the diffusers state dict to ``out``; prints PSNR in dB as it goes.
 
-    The first 40 % of the time sees single pictures only (they are cheap), the rest clips."""
+    The first 40 % of the time sees single pictures only (they are cheap), the rest clips. ``go_on`` starts from what
+    ``out`` holds, with clips from the beginning."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     worlds = list(all_worlds())
     vae = small_wan_vae(width).train()
-    initialise(vae)
-    peak = 3e-3
+    if go_on:
+        vae.load_state_dict(torch.load(out, weights_only=True))
+    else:
+        initialise(vae)
+    peak = 2e-3 if go_on else 3e-3
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
     start, step = time.time(), 0
     while (spent := (time.time() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1.0, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * spent)) + 1e-6
-        pictures = spent < 0.4
-        video = random_batch(worlds, 16 if pictures else 3, side, 1 if pictures else frames, generator)
+        pictures = spent < 0.4 and not go_on
+        video = random_batch(worlds, 16 if pictures else 4, side, 1 if pictures else frames, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean, logvar = encode_moments(vae, video).float().chunk(2, 1)
             logvar = logvar.clamp(-12, 4)

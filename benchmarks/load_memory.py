@@ -1,0 +1,129 @@
+"""Time and peak memory of loading and converting a full-size checkpoint (3.05B parameters, random weights).
+
+    python benchmarks/load_memory.py --dir /tmp                          # native bf16 safetensors
+    python benchmarks/load_memory.py --dir /tmp --layout release-pth     # the release's .pth, plus convert
+
+Each measured step runs in a process of its own; its peak (VmHWM) is reported above what importing torch takes.
+Requirement: loading peaks at no more than 1.15 times the file's size (an fp8 file becomes bf16: 1.57 times its own).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from uvg_core.checkpoint import convert, load_model
+from uvg_core.checkpoint.keys import from_native
+from uvg_core.checkpoint.read import Stored
+from uvg_core.checkpoint.write import Pending, write_safetensors
+from uvg_core.config import CheckpointConfig, ModelConfig
+from uvg_core.model import UniViGU, sdpa_attention
+
+LIMIT = 1.15
+GIB = 1 << 30
+
+
+def random_weight(shape: torch.Size) -> torch.Tensor:
+    """bf16 noise; a short pattern repeated, since drawing 3 billion numbers would take minutes."""
+    numel = shape.numel()
+    pattern = (torch.randn(min(numel, 1 << 20)) * 0.02).bfloat16()
+    return pattern.repeat(-(-numel // pattern.numel()))[:numel].clone().reshape(shape)
+
+
+def make_file(path: Path, layout: str) -> None:
+    config = ModelConfig()
+    shapes = {n: t.shape for n, t in UniViGU(config, attention=sdpa_attention, device="meta").state_dict().items()}
+    if layout == "native":
+        pending = {n: Pending(Stored.like(s, torch.bfloat16), partial(random_weight, s)) for n, s in shapes.items()}
+        write_safetensors(path, pending, {"config": CheckpointConfig(config).to_json(), "format": "pt"})
+        return
+    state = {f"_fsdp_wrapped_module.{from_native(name, 'release')}": random_weight(s) for name, s in shapes.items()}
+    state["_fsdp_wrapped_module.rotary_emb_text.inv_freq"] = torch.ones(config.head_dim // 2)
+    torch.save({"model": state, "step": 20000}, path)
+
+
+def resident() -> tuple[float, float]:
+    """(now, peak so far) of this process, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return now, peak
+
+
+def measure(job: str, path: Path) -> None:
+    """Run one job in this process and print what it took as JSON."""
+    before, peak_before = resident()
+    start = time.perf_counter()
+    if job == "load":
+        model = load_model(path)
+        loaded = time.perf_counter() - start
+        for parameter in model.parameters():  # whatever was left to be read on first use is read now
+            parameter.view(-1)[:: 4096 // parameter.element_size()].sum()
+    else:
+        convert(path, path.with_name(f"converted-{job}.safetensors"), dtype=job)
+        loaded = time.perf_counter() - start
+    after, peak = resident()
+    print(json.dumps({"before": before, "peak_before": peak_before, "after": after, "peak": peak, "seconds": loaded}))
+
+
+def report(job: str, path: Path) -> float:
+    """Measure in a fresh process; print and return peak over file size."""
+    done = subprocess.run([sys.executable, __file__, "--measure", job, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    result = json.loads(done.stdout)
+    size = path.stat().st_size
+    added = result["peak"] - result["before"]
+    print(
+        f"{job:<6}{result['seconds']:7.1f} s   file {size / GIB:.2f} GiB   baseline {result['before'] / GIB:.2f} GiB   "
+        f"peak {result['peak'] / GIB:.2f} GiB   after {result['after'] / GIB:.2f} GiB   "
+        f"added {added / GIB:.2f} GiB = {added / size:.3f} x file"
+    )
+    return added / size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("/tmp"), help="where the 6 GB file goes (convert: 10 GB more)")
+    parser.add_argument("--layout", choices=("native", "release-pth"), default="native")
+    parser.add_argument("--keep", action="store_true", help="leave the files there for another run")
+    parser.add_argument("--measure", nargs=2, metavar=("JOB", "PATH"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure[0], Path(arguments.measure[1]))
+        return
+    name = "full-native.safetensors" if arguments.layout == "native" else "full-release.pth"
+    path = arguments.dir / name
+    made = [path]
+    try:
+        if not path.exists():
+            subprocess.run(  # in a process of its own: a child's peak starts from its parent's
+                [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+                 f"import load_memory as b; b.make_file(b.Path({str(path)!r}), {arguments.layout!r})"],
+                check=True,
+            )
+        ratio = report("load", path)
+        if arguments.layout == "release-pth":
+            for job in ("bf16", "fp8"):
+                made.append(path.with_name(f"converted-{job}.safetensors"))
+                report(job, path)
+                report("load", made[-1])
+    finally:
+        if not arguments.keep:
+            for file in made:
+                file.unlink(missing_ok=True)
+    print(f"loading the file peaks at {ratio:.3f} of its size; required: at most {LIMIT}")
+    sys.exit(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Laws of the three jobs on a tiny random network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, random_network
+
+from uvg_core import ModelConfig, Prediction, State, UniViGU, UniViGUError, joint, text_to_video, video_to_text
+from uvg_core.flow.text import MixturePath
+from uvg_core.sampling.loop import run
+from uvg_core.sampling.modes import generators
+from uvg_core.sampling.predict import Predictor
+from uvg_core.sampling.text_updates import JumpProcess
+from uvg_core.streams import TextStream, VideoStream
+
+EMBEDDING = ModelConfig(**{**TINY.__dict__, "text_flow": "embedding"})
+MASK = ModelConfig(**{**TINY.__dict__, "source": "mask"})
+
+
+@pytest.fixture
+def given() -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return {"noise": torch.randn(2, 16, 2, 4, 4, generator=g), "context": torch.randn(2, 6, 20, generator=g),
+            "null_context": torch.randn(1, 6, 20, generator=g)}
+
+
+@pytest.fixture(params=[TINY, MASK, EMBEDDING], ids=["uniform", "mask", "embedding"])
+def any_network(request: pytest.FixtureRequest) -> UniViGU:
+    return random_network(request.param)
+
+
+def test_streams_held_clean_come_out_untouched(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    predict = Predictor(network, given["context"])
+    update = JumpProcess(MixturePath(), generators(0, 2))
+    tokens = torch.randint(31, (2, 4))
+    clip, words = given["noise"].clone(), tokens.clone()
+    moved, held = run(VideoStream(clip, (1.0, 0.5, 0.0)), TextStream(words), predict)
+    assert held.content is words
+    assert torch.equal(words, tokens)
+    assert not torch.equal(moved.latent, clip)
+    held_video, written = run(VideoStream(clip), TextStream(words, (0.0, 0.5, 1.0), update=update), predict)
+    assert held_video.latent is clip
+    assert torch.equal(clip, given["noise"])
+    assert not torch.equal(written.content, tokens)
+
+
+def test_a_run_needs_a_noisy_stream(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    predict = Predictor(network, given["context"])
+    with pytest.raises(UniViGUError, match="at least one noisy stream"):
+        run(VideoStream(given["noise"]), TextStream(torch.zeros(2, 3, dtype=torch.long)), predict)
+
+
+def test_seeds_give_the_same_result(any_network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    def once(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed + 100)  # the global generator plays no part
+        return joint(any_network, **given, length=6, steps=4, seed=seed)
+
+    first, again, other = once(3), once(3), once(4)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("update", ["bridge", "euler", "release"])
+def test_batch_of_two_is_two_batches_of_one(any_network: UniViGU, given: dict[str, torch.Tensor], update: str) -> None:
+    both = joint(any_network, **given, length=5, steps=3, seed=7, text_update=update)
+    for row in range(2):
+        one = joint(any_network, noise=given["noise"][row : row + 1], context=given["context"][row : row + 1],
+                    null_context=given["null_context"], length=5, steps=3, seed=7 + row, text_update=update)
+        torch.testing.assert_close(one.video[0], both.video[row], atol=1e-4, rtol=1e-4)
+        assert torch.equal(one.text[0], both.text[row])
+
+
+def test_text_to_video_does_not_care_about_padding(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    tokens = torch.tensor([[4, 9, 2]])
+    padded = torch.tensor([[4, 9, 2, 0, 0]])
+    plain = text_to_video(network, **given, text=tokens, steps=3)
+    masked = text_to_video(network, **given, text=padded, text_mask=torch.arange(5)[None] < 3, steps=3)
+    torch.testing.assert_close(masked, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_of_one_is_the_conditional_pass(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    plain = text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=1)
+    guided = text_to_video(network, noise=given["noise"], context=given["context"], null_context=given["context"],
+                           steps=2, guidance_scale=7)
+    torch.testing.assert_close(guided, plain, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UniViGUError, match="needs null_context"):
+        text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=5)
+
+
+def test_any_sigma_list(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    own = text_to_video(network, **given, sigmas=[1.0, 0.75, 0.5, 0.0], solver="heun")
+    assert own.shape == given["noise"].shape
+    by_schedule = text_to_video(network, **given, steps=2, shift=1.0)
+    torch.testing.assert_close(text_to_video(network, **given, sigmas=torch.tensor([1, 0.5, 0])), by_schedule)
+
+
+def test_pinned_words_stay(any_network: UniViGU) -> None:
+    video = torch.randn(1, 16, 1, 4, 4)
+    ids = video_to_text(any_network, video=video, length=6, steps=4, fixed={0: 7, 3: 12})
+    assert ids[0, [0, 3]].tolist() == [7, 12]
+    free = torch.tensor([3, -1, -1, 8])
+    assert video_to_text(any_network, video=video, length=4, steps=2, fixed=free)[0, [0, 3]].tolist() == [3, 8]
+    with pytest.raises(UniViGUError, match="positions 0 to 3"):
+        video_to_text(any_network, video=video, length=4, fixed={4: 1})
+    with pytest.raises(UniViGUError, match="fixed has shape"):
+        video_to_text(any_network, video=video, length=4, fixed=torch.zeros(5))
+
+
+def test_no_mask_token_is_ever_written(given: dict[str, torch.Tensor]) -> None:
+    model = random_network(MASK)
+    model.text_head.head.bias[MASK.mask_token] = 50.0  # the network would love to say it
+    for update in ("bridge", "release"):
+        assert int(joint(model, **given, length=8, steps=3, text_update=update).text.max()) < MASK.mask_token
+
+
+def test_callback_sees_every_step_and_can_stop(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    seen: list[State] = []
+
+    def watch(step: int, state: State) -> bool:
+        seen.append(state)
+        return step < 3
+
+    result = joint(network, **given, length=4, steps=6, callback=watch)
+    assert [state.step for state in seen] == [1, 2, 3]
+    assert torch.equal(result.video, seen[-1].latent)
+    assert torch.equal(result.text, seen[-1].tokens)
+    assert all(0 <= state.sigma <= 1 and state.sigma == pytest.approx(1 - state.tau) for state in seen)
+    assert seen[0].estimate.shape == given["noise"].shape
+
+
+def test_the_clocks_that_the_network_is_told(network: UniViGU) -> None:
+    told: list[tuple[float, float]] = []
+
+    def recording(video: torch.Tensor, text: torch.Tensor, time_video: torch.Tensor, time_text: torch.Tensor,
+                  *rest: object, **kwargs: object) -> Prediction:
+        told.append((float(time_video[0]), float(time_text[0])))
+        return network(video, text, time_video, time_text, *rest, **kwargs)
+
+    recording.config, recording.token_embedding = network.config, network.token_embedding  # type: ignore[attr-defined]
+    video, context = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 3, 20)
+    video_to_text(recording, video=video, length=3, steps=3)  # type: ignore[arg-type]
+    assert told == [(0, 1000), (0, 667), (0, 333)]
+    told.clear()
+    text_to_video(recording, noise=video, context=context, steps=2, shift=3, guidance_scale=1)  # type: ignore[arg-type]
+    assert told == [(1000, 0), (750, 0)]
+    told.clear()
+    joint(recording, noise=video, context=context, length=3, steps=3, shift=3, guidance_scale=1,  # type: ignore[arg-type]
+          text_update="release")
+    assert told[-1] == (0, 0)  # the closing pass
+    for video_time, text_time in told:
+        assert video_time == pytest.approx(text_time, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_numbers(network: UniViGU, given: dict[str, torch.Tensor], value: float) -> None:
+    given["noise"][1, 0, 0, 0, 0] = value
+    with pytest.raises(UniViGUError, match="not numbers before the first step"):
+        text_to_video(network, **given, steps=2)
+    with pytest.raises(UniViGUError, match="not numbers"):
+        video_to_text(network, video=given["noise"], length=3, steps=2)
+
+
+def test_a_network_that_breaks_down_is_named(given: dict[str, torch.Tensor]) -> None:
+    model = random_network()
+    model.head.head.bias += float("nan")
+    with pytest.raises(UniViGUError, match="after step 1 of 2"):
+        text_to_video(model, **given, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"length": 0}, "text length is 0"), ({"text_update": "magic"}, "text update"), ({"solver": "magic"}, "solver"),
+     ({"steps": 0}, "steps is 0"), ({"seed": [1]}, "1 seeds for a batch of 2"), ({"temperature": -1}, "temperature")],
+)
+def test_arguments(network: UniViGU, given: dict[str, torch.Tensor], change: dict, message: str) -> None:
+    with pytest.raises(UniViGUError, match=message):
+        joint(network, **{**given, "length": 3, "steps": 2, **change})
+
+
+def test_ids_of_another_vocabulary(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(UniViGUError, match="tokenizer belongs to another model"):
+        text_to_video(network, **given, text=torch.tensor([[5, 99]]), steps=1)

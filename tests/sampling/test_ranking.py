@@ -1,0 +1,101 @@
+"""Ranking and templates, with a network that knows the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, random_network
+
+from uvg_core import ModelConfig, UniViGUError, caption_likelihood
+from uvg_core.config import RunConfig
+from uvg_core.codec.text import Tokenizer, blanks
+from uvg_core.sampling.template import blank_widths, fill_template
+from uvg_core.training.tokenizer import train_tokenizer
+
+
+class Oracle(torch.nn.Module):
+    """Says the same words whatever it sees."""
+
+    def __init__(self, words: list[int], vocab_size: int) -> None:
+        super().__init__()
+        self.config = ModelConfig(dim=8, num_heads=1, ffn_dim=8, num_layers=1, text_dim=4, vocab_size=vocab_size)
+        self.words = torch.tensor(words)
+
+    def forward(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object):
+        from uvg_core import Prediction
+
+        logits = torch.full((*text.shape, self.config.vocab_size), -4.0)
+        words = self.words[: text.shape[1]]
+        logits[:, torch.arange(len(words)), words] = 4.0
+        return Prediction(None, logits)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(), RunConfig(text_length=16, context_length=32))
+
+
+VIDEO = torch.zeros(1, 16, 1, 2, 2)
+
+
+def test_the_true_text_wins_and_order_does_not_matter() -> None:
+    model = Oracle([3, 4, 5, 1, 0, 0], 12)
+    texts = [[3, 9, 5, 1], [3, 4, 5, 1], [7, 8, 9, 10, 11, 1]]
+    scores = caption_likelihood(model, video=VIDEO, texts=texts, samples=4, length=6)
+    assert int(scores.argmax()) == 1
+    backwards = caption_likelihood(model, video=VIDEO, texts=texts[::-1], samples=4, length=6, batch=1)
+    torch.testing.assert_close(backwards.flip(0), scores)
+
+
+@pytest.mark.parametrize("flow", ["discrete", "embedding"])
+def test_equal_texts_score_equally_and_seeds_repeat(flow: str) -> None:
+    """Common random numbers: two copies of a text meet the same noise."""
+    model = random_network(ModelConfig(**{**TINY.__dict__, "text_flow": flow}))
+    texts = [[5, 6, 1], [8, 2, 1], [5, 6, 1]]
+    scores = caption_likelihood(model, video=VIDEO, texts=texts, samples=3, seed=2, batch=2)
+    torch.testing.assert_close(scores[0], scores[2])
+    assert scores[0] != scores[1]
+    torch.testing.assert_close(caption_likelihood(model, video=VIDEO, texts=texts, samples=3, seed=2), scores)
+
+
+def test_more_samples_settle() -> None:
+    model = random_network()
+    texts = [[5, 6, 1], [8, 2, 1]]
+    few, more, most = (torch.stack([caption_likelihood(model, video=VIDEO, texts=texts, samples=n, seed=s)
+                                    for s in range(6)]).std(0).mean() for n in (1, 4, 16))
+    assert few > more > most
+
+
+@pytest.mark.parametrize(("texts", "message"), [([], "no text to rank"), ([[]], "no text to rank"), ([[99]], "another model")])
+def test_nothing_to_rank(texts: list[list[int]], message: str) -> None:
+    with pytest.raises(UniViGUError, match=message):
+        caption_likelihood(random_network(), video=VIDEO, texts=texts)
+
+
+def test_templates_are_pinned_around_their_blanks(tokenizer: Tokenizer) -> None:
+    a, red, moves, left = (tokenizer.ids(word, end=False)[0] for word in ("a", "red", "moves", "left"))
+    assert tokenizer.template("a red ___ moves ___", [2, 0], 8).tolist() == [a, red, -1, -1, moves, -1, -1, -1]
+    assert tokenizer.template("___ moves left", [1], 6).tolist() == [-1, moves, left, 1, 0, 0]
+    assert blanks("a __ b ____") == (2, True)
+    assert blanks("a_b") == (0, False)
+    with pytest.raises(UniViGUError, match="the template needs 5 tokens"):
+        tokenizer.template("a red ___ moves ___", [2, 0], 4)
+
+
+def test_widths_of_blanks() -> None:
+    assert blank_widths(2, True, 2) == [(1, 0), (2, 0)]
+    assert blank_widths(2, False, 2) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert blank_widths(1, True, 3) == [(0,)]
+
+
+def test_a_blank_of_several_tokens_is_found(tokenizer: Tokenizer) -> None:
+    truth = "a red circle moves left on a navy background"
+    ids = tokenizer.ids(truth)
+    model = Oracle([*ids, *[0] * (16 - len(ids))], tokenizer.size)
+    for template in ("a red ___ moves ___", "a ___ moves left on a navy background", "___", "a red circle ___ navy background"):
+        filled = fill_template(model, tokenizer, template, video=VIDEO, length=16, longest_blank=4, steps=4)
+        assert tokenizer.text(filled[0]) == truth
+    with pytest.raises(UniViGUError, match="no blank"):
+        fill_template(model, tokenizer, "a red circle", video=VIDEO, length=16)
+    with pytest.raises(UniViGUError, match="shorten"):
+        fill_template(model, tokenizer, "a red ___ moves left on a navy background", video=VIDEO, length=4)

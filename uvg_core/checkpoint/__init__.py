@@ -1,0 +1,19 @@
+"""Checkpoints: read any layout safely, build the network, write native files."""
+
+from .build import init_from_wan, load_model
+from .convert import convert
+from .inspect import CheckpointReport, inspect_checkpoint
+from .read import read_part
+from .sizes import read_config
+from .write import save_model
+
+__all__ = [
+    "CheckpointReport",
+    "convert",
+    "init_from_wan",
+    "inspect_checkpoint",
+    "load_model",
+    "read_config",
+    "read_part",
+    "save_model",
+]

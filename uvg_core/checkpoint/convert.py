@@ -1,0 +1,109 @@
+"""From any layout to native safetensors, holding about one tensor at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UniViGUError
+from .build import read_native
+from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
+from .facts import run_and_card
+from .fit import compare, require_fit
+from .quant import FP8, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
+from .read import Stored, WeightFile, open_weights
+from .sizes import model_config
+from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
+
+
+def convert(
+    path: str | Path,
+    target: str | Path,
+    /,
+    *,
+    dtype: str | None = None,
+    on_progress: Progress | None = None,
+    text_flow: str | None = None,
+    source: str | None = None,
+    latent_space: str | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Write a Uni-ViGU checkpoint of any readable layout as native safetensors.
+
+    Args:
+        path, target: from, to (``*.safetensors``).
+        dtype: ``bf16``, ``fp16``, ``fp32``, or ``fp8``: the blocks' matrices in e4m3 with one scale each, as ComfyUI
+            reads it, the rest in bf16. None keeps every tensor as it is stored.
+        on_progress: called with (bytes written, bytes in all) after each tensor; raising in it cancels cleanly.
+        text_flow, source, latent_space, num_heads: as for ``load_model``; written into the metadata.
+
+    The other parts of an all-in-one file (VAE, text encoder) are carried over unchanged, step and optimizer are not.
+    The target appears whole or not at all. Raises UniViGUError as ``load_model`` does, and when it cannot be written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UniViGUError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None to keep what is stored")
+    weights = open_weights(path)
+    if Path(target).exists() and Path(target).samefile(weights.path):
+        raise UniViGUError(f"{target}: would be written onto the file that is being read; choose another name")
+    network = find_network(weights)
+    require_layout(weights, network, UNI_VIGU_LAYOUTS)
+    config, _ = model_config(
+        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+    )
+    require_fit(weights, network, compare(weights, network, config))
+
+    all_in_one = network.prefix == ALL_IN_ONE_PREFIX
+    prefix = ALL_IN_ONE_PREFIX if all_in_one else ""
+    pending: dict[str, Pending] = {}
+    layers: list[str] = []
+    for name in network.names:
+        entries = _entries(weights, network, name, dtype)
+        pending |= {prefix + entry: value for entry, value in entries.items()}
+        if len(entries) > 1:
+            layers.append(prefix + name.removesuffix(".weight"))
+    if all_in_one:  # elsewhere, what lies beside the network is no part of a model
+        for name in network.others:
+            pending[name] = Pending(weights.tensors[name], partial(weights.read, name))
+
+    metadata = {**weights.metadata, "config": replace(run_and_card(weights), model=config).to_json(), "format": "pt"}
+    metadata.pop(METADATA_KEY, None)
+    others = {n: entry for n, entry in quantised_layers(weights.metadata).items() if f"{n}.weight" in network.others}
+    if layers or (all_in_one and others):
+        metadata[METADATA_KEY] = quantisation_metadata(layers, others if all_in_one else None)
+    write_safetensors(target, pending, metadata, on_progress)
+
+
+def _entries(weights: WeightFile, network: Network, name: str, dtype: str | None) -> dict[str, Pending]:
+    """What one weight becomes: itself, or two tensors, eight-bit numbers and their scale; native names."""
+    stored = weights.tensors[network.names[name]]
+    scale_name = name.removesuffix(".weight") + ".weight_scale"
+    scale = Stored.like((), torch.float32)
+
+    kept = stored.torch_dtype == FP8 and is_quantised_in_fp8(name) and name in network.scales
+    if kept and dtype in (None, "fp8"):  # once is enough: rounding anew would only lose
+        return {
+            name: Pending(stored, partial(weights.read, network.names[name])),
+            scale_name: Pending(scale, lambda: weights.read(network.scales[name]).float().reshape(())),
+        }
+    if dtype == "fp8" and is_quantised_in_fp8(name):
+        made: list[Tensor] = []
+
+        def numbers() -> Tensor:
+            quantised, factor = quantise(read_native(weights, network, name))
+            made.append(factor)
+            return quantised
+
+        return {name: Pending(Stored.like(stored.shape, FP8), numbers), scale_name: Pending(scale, made.pop)}
+
+    wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "")
+    if wanted is None:
+        wanted = torch.bfloat16 if name in network.scales else stored.torch_dtype
+    assert wanted is not None  # require_uni_vigu let floating point through only
+    target = wanted
+    return {name: Pending(Stored.like(stored.shape, target), lambda: read_native(weights, network, name).to(target))}

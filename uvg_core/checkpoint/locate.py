@@ -1,0 +1,125 @@
+"""Which files a path means, and whether they are weights at all: decided by content, never by suffix."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UniViGUError
+
+INDEX = ".safetensors.index.json"
+_AGAIN = "Download the file again"
+
+
+@dataclass(frozen=True)
+class Location:
+    """The files that hold the weights, one or all shards, and what a ``config.json`` beside them says."""
+
+    path: Path
+    files: tuple[Path, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def locate(path: str | Path) -> Location:
+    """Resolve a weights file, a shard index, or a folder (with an index, one weights file, or ``transformer/``).
+
+    Raises UniViGUError when nothing is there, a shard is missing, or the folder holds several candidates.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.exists():
+        raise UniViGUError(f"{path}: no such file or folder. Check the path, or download the checkpoint first")
+    if path.name.endswith(INDEX):
+        return Location(path, _shards(path), _facts(path.parent))
+    # Only a file that diffusers named belongs to the config.json beside it.
+    facts = _facts(path.parent) if path.name.startswith("diffusion_pytorch_model") else {}
+    return Location(path, (path,), facts)
+
+
+def kind_of(path: Path) -> str:
+    """``safetensors`` or ``torch``, from the first bytes.
+
+    Raises UniViGUError for everything that is often found in the place of weights: an empty file, a web page, a
+    Git LFS pointer, GGUF, text.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not start:
+        raise UniViGUError(f"{path}: the file is empty (0 bytes); expected weights. {_AGAIN}")
+    if start.startswith(b"version https://git-lfs"):
+        raise UniViGUError(
+            f"{path}: found a Git LFS pointer, expected the weights themselves. Run 'git lfs pull', or download the "
+            "file through the browser or the Hugging Face command line"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise UniViGUError(
+            f"{path}: found a web page, expected weights: the download was answered with an error or a login page. "
+            f"{_AGAIN}, from the file's own link"
+        )
+    if start.startswith(b"GGUF"):
+        raise UniViGUError(f"{path}: found a GGUF file, which is not read here; use the model's safetensors version")
+    if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80":
+        return "torch"
+    if len(start) > 8 and start[8:9] == b"{":
+        return "safetensors"
+    raise UniViGUError(
+        f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
+        "file that holds the weights"
+    )
+
+
+def _in_folder(folder: Path) -> Location:
+    if (folder / "transformer").is_dir():  # the root of a diffusers model
+        folder = folder / "transformer"
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    indices = [file for file in files if file.name.endswith(INDEX)]
+    safetensors = [file for file in files if file.suffix in (".safetensors", ".sft")]
+    pickles = [file for file in files if file.suffix in (".pth", ".pt")]
+    if len(indices) == 1:
+        return Location(folder, _shards(indices[0]), _facts(folder))
+    candidates = indices or safetensors or pickles
+    if not candidates:
+        raise UniViGUError(
+            f"{folder}: no weights in this folder; expected a *.safetensors, *.pth or *{INDEX} file. "
+            "Check the path, or name the file itself"
+        )
+    if len(candidates) > 1:
+        names = ", ".join(file.name for file in candidates[:5])
+        raise UniViGUError(f"{folder}: several files could be meant ({names}); name the one to load")
+    return Location(folder, (candidates[0],), _facts(folder))
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    data = _json(index)
+    names = data.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UniViGUError(f"{index}: not a shard index (no 'weight_map' in it). {_AGAIN}")
+    files = tuple(index.parent / str(name) for name in sorted(set(names.values())))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UniViGUError(
+            f"{index}: lists {len(files)} shards, of which {len(missing)} are missing (first: {missing[0]}). "
+            "Download the missing ones into the same folder"
+        )
+    return files
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    return _json(config) if config.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UniViGUError(f"{path}: cannot be read as JSON ({error}). {_AGAIN}") from error
+    if not isinstance(data, dict):
+        raise UniViGUError(f"{path}: expected a JSON object, found a {type(data).__name__}. {_AGAIN}")
+    return data

@@ -1,0 +1,165 @@
+"""Sizes and flows of a network: the tensors' shapes decide, metadata and arguments supply what shapes hide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import CheckpointConfig, ModelConfig
+from ..errors import UniViGUError
+from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
+from .facts import run_and_card, stated_facts
+from .read import WeightFile, open_weights
+
+WAN_HEAD_DIM = 128  # of every public Wan model; the rule where nothing says otherwise
+# The release's script runs the network on raw VAE latents, encoder and decoder alike.
+_RELEASE_LATENT_SPACE = "raw"
+
+
+def read_config(
+    path: str | Path,
+    *,
+    text_flow: str | None = None,
+    source: str | None = None,
+    latent_space: str | None = None,
+    num_heads: int | None = None,
+) -> CheckpointConfig:
+    """The configuration of a Uni-ViGU checkpoint of any layout; reads no weights. Arguments as for ``load_model``.
+
+    Raises UniViGUError, naming the file, when it is not one.
+    """
+    weights = open_weights(path)
+    network = find_network(weights)
+    require_layout(weights, network, UNI_VIGU_LAYOUTS)
+    model, _ = model_config(
+        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+    )
+    return replace(run_and_card(weights), model=model)
+
+
+def model_config(
+    weights: WeightFile,
+    network: Network,
+    *,
+    text_flow: str | None = None,
+    source: str | None = None,
+    latent_space: str | None = None,
+    num_heads: int | None = None,
+    vocab_size: int | None = None,
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The configuration, and the names of its entries that are assumed because neither file nor caller states them.
+
+    For a Wan base, ``vocab_size`` is the caller's. Raises UniViGUError when a tensor that shows a size is missing, the
+    number of heads cannot be told, or an argument contradicts the file.
+    """
+    stated = stated_facts(weights)
+    sizes = _visible_sizes(weights, network)
+    assumed: list[str] = []
+
+    def settled(name: str, argument: Any, default: Any) -> Any:
+        known = stated.get(name)
+        if argument is not None and known is not None and argument != known:
+            raise UniViGUError(
+                f"{weights.path}: {name}={argument!r} was asked for, but the file states {known!r}; leave {name} out"
+            )
+        if argument is None and known is None:
+            assumed.append(name)
+        return next((value for value in (argument, known) if value is not None), default)
+
+    heads = _heads(weights, network, sizes["dim"], num_heads, stated.get("num_heads"))
+    if heads is None:
+        assumed.append("num_heads")
+        heads = sizes["dim"] // WAN_HEAD_DIM
+    rows, text_rows = sizes.pop("token_rows", None), sizes.pop("text_rows", None)
+    seems_embedding = text_rows == sizes["dim"] != rows
+    if network.layout in UNI_VIGU_LAYOUTS:
+        flow = settled("text_flow", text_flow, "embedding" if seems_embedding else "discrete")
+        if seems_embedding and flow == "embedding" and "text_flow" in assumed:
+            assumed.remove("text_flow")  # the shape of the head says it
+        masked = rows is not None and stated.get("vocab_size") == rows - 1
+        source = settled("source", source, "mask" if masked and flow == "discrete" else "uniform")
+        if masked and "source" in assumed:
+            assumed.remove("source")  # the row beside the stated vocabulary says it
+        vocab_size = (rows or 0) - (source == "mask" and flow == "discrete")
+    else:
+        flow, source = text_flow or "discrete", source or "uniform"
+    if latent_space is None and "latent_space" not in stated:
+        assumed.append("latent_space")
+        latent_space = _RELEASE_LATENT_SPACE if network.layout == "release" else None
+    # Not a property of the weights' shape or of their training that can be checked: the caller has the last word.
+    hidden = {name: stated[name] for name in ("eps", "kappa_exponent", "latent_space") if name in stated}
+    if latent_space is not None:
+        hidden["latent_space"] = latent_space
+    try:
+        config = ModelConfig(
+            **sizes, **hidden, num_heads=heads, text_flow=flow, source=source, vocab_size=vocab_size or 0
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UniViGUError(f"{weights.path}: {error}") from None
+    return config, tuple(assumed)
+
+
+def _visible_sizes(weights: WeightFile, network: Network) -> dict[str, Any]:
+    """Sizes under ``ModelConfig``'s names, plus ``token_rows`` and ``text_rows`` (the text head's) of a Uni-ViGU."""
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in network.names:
+            raise UniViGUError(
+                f"{weights.path}: {name} is missing ({network.layout} layout, {len(network.names)} weights found); "
+                "expected a complete network. The file is damaged or only a part of one: download it again"
+            )
+        found = weights.tensors[network.names[name]].shape
+        if len(found) != dimensions or 0 in found:
+            raise UniViGUError(
+                f"{weights.path}: {name} has shape {list(found)}, expected {dimensions} dimensions: quantised in a "
+                "format that is not read here, or another model"
+            )
+        return found
+
+    dim, in_dim, *patch_size = shape("patch_embedding.weight", 5)
+    patch = patch_size[0] * patch_size[1] * patch_size[2]
+    blocks = {int(parts[1]) for parts in (name.split(".") for name in network.names) if _is_block(parts)}
+    sizes: dict[str, Any] = {
+        "dim": dim,
+        "in_dim": in_dim,
+        "patch_size": tuple(patch_size),
+        "out_dim": shape("head.head.weight", 2)[0] // patch,
+        "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
+        "num_layers": min(max(blocks) + 1, len(network.names)),  # a block takes weights: a wild number is no size
+        "text_dim": shape("text_embedding.0.weight", 2)[1],
+        "freq_dim": shape("time_embedding.0.weight", 2)[1],
+    }
+    if network.layout in UNI_VIGU_LAYOUTS:
+        sizes["token_rows"] = shape("token_embedding.weight", 2)[0]
+        sizes["text_rows"] = shape("text_head.head.weight", 2)[0]
+    return sizes
+
+
+def _is_block(parts: list[str]) -> bool:
+    """Whether a name, split at its dots, lies in a numbered block."""
+    return len(parts) > 2 and parts[0] == "blocks" and parts[1].isdigit()
+
+
+def _heads(weights: WeightFile, network: Network, dim: int, argument: int | None, stated: Any) -> int | None:
+    """The number of heads from whoever knows it, all of whom must agree; None for Wan's rule of 128 channels each."""
+    known: dict[str, Any] = {} if stated is None else {"its metadata": stated}
+    if network.inv_freq is not None:
+        known["its rotary_emb_text.inv_freq"] = dim // (2 * max(weights.tensors[network.inv_freq].numel, 1))
+    if argument is not None:
+        known["num_heads="] = argument
+    if len(set(known.values())) > 1:
+        claims = ", ".join(f"{who} says {heads}" for who, heads in known.items())
+        raise UniViGUError(f"{weights.path}: the number of heads is contradictory: {claims}. Leave num_heads out")
+    for who, heads in known.items():
+        if not isinstance(heads, int) or heads < 1 or dim % heads:
+            raise UniViGUError(
+                f"{weights.path}: {who} gives {heads!r} heads, which do not divide width {dim}; pass a right num_heads="
+            )
+        return heads
+    if dim % WAN_HEAD_DIM:
+        raise UniViGUError(
+            f"{weights.path}: the file does not show its number of heads, and width {dim} is no multiple of Wan's "
+            f"{WAN_HEAD_DIM} channels per head; pass num_heads="
+        )
+    return None

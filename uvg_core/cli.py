@@ -1,0 +1,315 @@
+"""The command line: generate, caption, joint, rank, inspect, convert, check, demo.
+
+    python -m uvg_core generate "a red circle moves left on a navy background" -o clip.mp4
+    python -m uvg_core caption clip.mp4 other.mov folder/
+    python -m uvg_core joint "a green square" -o both.mp4
+    python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
+
+Results go to the standard output, notes and progress to the standard error. Errors that the user can put right are one
+message and exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import pipeline as pipes
+from .captioning import caption_folder
+from .checkpoint import convert, inspect_checkpoint
+from .codec.sheet import SheetRow, contact_sheet
+from .codec.text import TEXT_STATES
+from .codec.video_file import write_video
+from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
+from .errors import UniViGUError
+from .files import written_whole
+from .pipeline import EMBEDDED_MODEL, JointStep, Pipeline, Sampling, Size
+from .progress import Bar, bar
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
+ENLARGE_BELOW, ENLARGE_TO = 128, 288
+
+
+def say(text: str) -> None:
+    """A note for the user, on the standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
+    """uint8 ``[T,H,W,3]`` with every pixel repeated; None picks the scale for small clips, 1 leaves them alone."""
+    side = min(pixels.shape[1:3])
+    factor = scale or (max(1, ENLARGE_TO // side) if side < ENLARGE_BELOW else 1)
+    return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
+
+
+def _pipeline(args: argparse.Namespace) -> Pipeline:
+    return Pipeline(
+        args.model, wan=args.wan, device=args.device, dtype=DTYPES.get(args.dtype), latent_space=args.latent_space,
+        text_states=args.text_states,
+        overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
+    )
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    names = ("steps", "shift", "guidance_scale", "solver", "seed", "temperature", "top_p", "text_update", "text_length")
+    return Sampling(**{name: getattr(args, name) for name in names if getattr(args, name, None) is not None})
+
+
+def _size(args: argparse.Namespace) -> Size:
+    return Size(args.height, args.width, args.frames)
+
+
+def _steps_on(shown: Bar, words: Callable[[Tensor], str] | None = None) -> pipes.Callback:
+    return lambda step, state: shown.to(step, state.steps, words(state.tokens[0]) if words else "")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    pipe = _pipeline(args)
+    with bar("generating") as shown:
+        pixels = pipe.generate(args.prompt, text="" if args.no_text_stream else args.text, negative=args.negative,
+                               size=_size(args), sampling=_sampling(args), callback=_steps_on(shown))
+    _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
+
+
+def _write_clip(path: Path, pixels: Tensor, fps: float, scale: int | None) -> None:
+    big = enlarged(pixels, scale)
+    write_video(path, big, fps)
+    grown = "" if big.shape == pixels.shape else f", enlarged to {big.shape[2]}x{big.shape[1]}"
+    say(f"{path}: {len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
+
+
+def run_caption(args: argparse.Namespace) -> int:
+    pipe, sampling, size = _pipeline(args), _sampling(args), _size(args)
+    failed = 0
+
+    def describe(path: Path) -> str:
+        latent, note = pipe.latent_of(path, size)
+        say(note)
+        with bar("reading the clip") as shown:
+            return pipe.caption(latent, hint=args.hint, template=args.template, sampling=sampling,
+                                callback=_steps_on(shown, pipe.tokenizer.text))
+
+    for path in args.clips:
+        if path.is_dir():
+            def announce(index: int, total: int, clip: Path) -> None:
+                say(f"[{index}/{total}] {clip}")
+
+            report = caption_folder(path, describe, overwrite=args.overwrite, prefix=args.prefix,
+                                    recursive=not args.no_recursive, on_clip=announce)
+            print(report)
+            failed += len(report.failed)
+        elif len(args.clips) == 1:
+            print(args.prefix + describe(path))
+        else:
+            try:
+                print(f"{path}\t{args.prefix}{describe(path)}")
+            except UniViGUError as error:
+                say(f"error: {error}")
+                failed += 1
+    return 1 if failed else 0
+
+
+def run_joint(args: argparse.Namespace) -> None:
+    pipe = _pipeline(args)
+    sheet = args.sheet
+    with bar("generating clip and caption") as shown:
+        pixels, text, trace = pipe.joint(args.prompt, negative=args.negative, size=_size(args), sampling=_sampling(args),
+                                         callback=_steps_on(shown, pipe.tokenizer.text), record=8 if sheet else 0)
+    _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
+    _write_text(args.out.with_suffix(".txt"), text)
+    if sheet:
+        joint_sheet(sheet, args.prompt, text, pixels, trace)
+        say(f"{sheet}: how clip and caption took shape")
+    print(text)
+
+
+def joint_sheet(path: Path, prompt: str, text: str, pixels: Tensor, trace: Sequence[JointStep]) -> None:
+    """The contact sheet of a joint run: the clip each recorded step points at, and its text."""
+    rows = [SheetRow(f"step {s.step}/{s.steps} · noise {s.sigma:.2f}", s.pixels, s.text) for s in trace]
+    rows.append(SheetRow("result", pixels, text))
+    contact_sheet(rows, path, title=f"“{prompt}”", subtitle="video and text, generated together by one network")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def run_rank(args: argparse.Namespace) -> None:
+    texts = list(args.texts)
+    if args.texts_file:
+        try:
+            texts += [line.strip() for line in args.texts_file.read_text("utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise UniViGUError(f"{args.texts_file}: cannot be read ({error.strerror}); pass a text file with one "
+                               "candidate a line") from None
+    if not texts:
+        raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
+    pipe = _pipeline(args)
+    latent, note = pipe.latent_of(args.clip, _size(args))
+    say(note)
+    with bar("ranking") as shown:
+        scores = pipe.rank(latent, texts, samples=args.samples, seed=args.seed or 0, callback=shown.to)
+    share = scores.double().softmax(0)
+    for i in scores.argsort(descending=True).tolist():
+        print(f"{share[i]:7.1%}  {scores[i]:9.2f} nats  {texts[i]}")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    for path in args.files:
+        print(inspect_checkpoint(path))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    with bar("converting") as shown:
+        convert(args.input, args.out, dtype=args.dtype, on_progress=shown.to, text_flow=args.text_flow,
+                source=args.source, num_heads=args.num_heads, latent_space=args.latent_space)
+    say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    from .check import check_checkpoint
+
+    for line in check_checkpoint(_pipeline(args)):
+        print(line)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from .demo import run_demo as run
+
+    run(_pipeline(args), args.out, say)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors of usage with the exit code of other errors of the user, and help where it was misspelt."""
+
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        raise SystemExit(f"error: {message}\nSee {self.prog} --help")
+
+
+def _arguments() -> argparse.ArgumentParser:
+    model, sampler, video, text = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    group = model.add_argument_group("model")
+    group.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
+    group.add_argument("--wan", type=Path, metavar="DIR",
+                       help="Wan2.1 folder in diffusers layout: VAE, text encoder and tokenizer for --model")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    group.add_argument("--dtype", choices=DTYPES, help="of the network (default: float32 for small ones on the CPU, "
+                       "else as stored)")
+    group.add_argument("--latent-space", choices=LATENT_SPACES, help="default: what the checkpoint says")
+    group.add_argument("--text-states", choices=TEXT_STATES, default="umT5", help="how the text encoder is run; the "
+                       "release's way differs, and which one its weights want is unverified")
+    flows = argparse.ArgumentParser(add_help=False)
+    group = flows.add_argument_group("what the checkpoint does not say itself")
+    group.add_argument("--text-flow", choices=TEXT_FLOWS)
+    group.add_argument("--source", choices=SOURCES, help="of the discrete text flow")
+    group.add_argument("--num-heads", type=int)
+
+    group = sampler.add_argument_group("sampling (defaults: the checkpoint's own recipe)")
+    group.add_argument("--steps", type=int)
+    group.add_argument("--seed", type=int, default=0)
+    group = video.add_argument_group("video")
+    group.add_argument("--shift", type=float, help="more steps at high noise; 1 is none")
+    group.add_argument("--guidance", dest="guidance_scale", type=float, help="1 turns guidance off")
+    group.add_argument("--solver", choices=("euler", "heun"), default="euler")
+    group.add_argument("--negative", default="", help="what guidance leads away from (default: the empty prompt)")
+    group.add_argument("--fps", type=float, help="of the written file")
+    group.add_argument("--scale", type=int, help="repeat every pixel N times in the file (default: only small clips)")
+    size = argparse.ArgumentParser(add_help=False)
+    group = size.add_argument_group("size (defaults: what the checkpoint was trained at)")
+    for name in ("--height", "--width", "--frames"):
+        group.add_argument(name, type=int)
+    group = text.add_argument_group("text")
+    group.add_argument("--temperature", type=float, default=1.0, help="0 always takes the most likely token")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--length", dest="text_length", type=int, help="tokens of the text stream")
+
+    parser = _Parser(prog="python -m uvg_core", description="Uni-ViGU: videos from text, text from videos, both at once.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], Any], summary: str,
+                parents: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=summary, description=summary, parents=list(parents))
+        made.set_defaults(run=run)
+        return made
+
+    sub = command("generate", run_generate, "a prompt gives an mp4", (model, flows, sampler, video, size))
+    sub.add_argument("prompt")
+    sub.add_argument("-o", "--out", type=Path, default=Path("clip.mp4"))
+    sub.add_argument("--text", help="another text for the text stream (default: the prompt)")
+    sub.add_argument("--no-text-stream", action="store_true", help="leave the text stream empty: plain Wan")
+
+    sub = command("caption", run_caption, "clips give captions; a folder gets a .txt beside each clip",
+                  (model, flows, sampler, size, text))
+    sub.add_argument("clips", type=Path, nargs="+", metavar="CLIP|FOLDER")
+    sub.add_argument("--hint", default="", help="a prompt to look at beside the clip")
+    sub.add_argument("--template", default="", help="text with blanks to fill in, e.g. 'a red ___ moves ___'")
+    sub.add_argument("--text-update", choices=("bridge", "euler"), default="bridge",
+                     help="exact jump process, or the release's rule")
+    sub.add_argument("--prefix", default="", help="put in front of every caption (a trigger word)")
+    sub.add_argument("--overwrite", action="store_true", help="write captions that exist already anew")
+    sub.add_argument("--no-recursive", action="store_true", help="leave subfolders out")
+
+    sub = command("joint", run_joint, "a prompt gives an mp4 and its caption at once",
+                  (model, flows, sampler, video, size, text))
+    sub.add_argument("prompt")
+    sub.add_argument("-o", "--out", type=Path, default=Path("joint.mp4"), help="the caption goes beside it as .txt")
+    sub.add_argument("--sheet", type=Path, help="also draw a contact sheet (.png) of both streams taking shape")
+    sub.add_argument("--text-update", choices=("bridge", "euler", "release"), default="bridge",
+                     help="exact jump process, its Euler form, or the release's redraw rule")
+
+    sub = command("rank", run_rank, "which text fits a clip best", (model, flows, size))
+    sub.add_argument("clip", type=Path)
+    sub.add_argument("texts", nargs="*")
+    sub.add_argument("--texts-file", type=Path, help="one candidate a line")
+    sub.add_argument("--samples", type=int, default=16, help="Monte-Carlo draws")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("inspect", run_inspect, "say what a checkpoint is", ())
+    sub.add_argument("files", type=Path, nargs="+")
+
+    sub = command("convert", run_convert, "any readable Uni-ViGU checkpoint to native safetensors", (flows,))
+    sub.add_argument("input", type=Path)
+    sub.add_argument("out", type=Path)
+    sub.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8"), help="default: as stored")
+    sub.add_argument("--latent-space", choices=LATENT_SPACES, help="write this into the file")
+
+    command("check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows))
+
+    sub = command("demo", run_demo, "all three jobs on the embedded model, in under a minute", (model, flows))
+    sub.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
+    return parser
+
+
+@contextmanager
+def _quiet_libraries() -> Any:
+    """Libraries print notes about their own options; users of a command want to see ours."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    yield
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = _arguments().parse_args(argv)
+    quiet: AbstractContextManager[Any] = _quiet_libraries()
+    with quiet:
+        try:
+            return int(args.run(args) or 0)
+        except UniViGUError as error:
+            say(f"error: {error}")
+            return 1
+        except KeyboardInterrupt:
+            say("stopped; nothing half-written was left")
+            return 130

@@ -1,0 +1,59 @@
+"""The demo: one prompt gives a clip, the clip gives a caption, and a brief prompt gives both at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .cli import enlarged, joint_sheet
+from .codec.video_file import write_video
+from .errors import UniViGUError
+from .files import written_whole
+from .pipeline import Pipeline, Sampling
+from .progress import bar
+
+PROMPT = "a large red circle moves right on a navy background"
+BRIEF = "a green square"
+TEMPLATE = "a ___ ___ circle moves ___"
+
+
+def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None]) -> None:
+    """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UniViGUError(f"{out}: the folder cannot be made ({error.strerror}); choose another with --out") from None
+    started, fps = time.monotonic(), pipe.config.run.fps
+    captions: list[str] = []
+
+    say(f"1/3  text to video: “{PROMPT}”")
+    clip = out / "generated.mp4"
+    with bar("generating") as shown:
+        pixels = pipe.generate(PROMPT, callback=lambda step, state: shown.to(step, state.steps))
+    write_video(clip, enlarged(pixels, None), fps)
+    say(f"     -> {clip}")
+
+    say("2/3  video to text: that clip, read from its file")
+    latent, note = pipe.latent_of(clip)
+    say(f"     {note}")
+    with bar("reading the clip") as shown:
+        words = pipe.caption(latent, callback=lambda step, state: shown.to(step, state.steps))
+        filled = pipe.caption(latent, template=TEMPLATE)
+    say(f"     -> {words}")
+    say(f"     -> “{TEMPLATE}” filled in: {filled}")
+    captions += [f"{clip.name}, from the prompt “{PROMPT}”", f"  caption: {words}", f"  template “{TEMPLATE}”: {filled}"]
+
+    say(f"3/3  both at once: “{BRIEF}”")
+    with bar("generating both") as shown:
+        pixels, text, trace = pipe.joint(BRIEF, sampling=Sampling(seed=1), record=7,
+                                         callback=lambda step, state: shown.to(step, state.steps))
+    both, sheet = out / "joint.mp4", out / "joint.png"
+    write_video(both, enlarged(pixels, None), fps)
+    joint_sheet(sheet, BRIEF, text, pixels, trace)
+    say(f"     -> {both}\n     -> {text}\n     -> {sheet}")
+    captions += [f"{both.name}, from the prompt “{BRIEF}”", f"  caption, generated with the clip: {text}"]
+
+    with written_whole(out / "captions.txt") as temporary:
+        temporary.write_text("\n".join(captions) + "\n", encoding="utf-8")
+    say(f"All in {out} after {time.monotonic() - started:.0f} s.")

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent
 # torch's plain wheel is CPU-only on Windows and macOS, and as large as CUDA on Linux; the tests run on the CPU.
 TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OLDEST_PYTHON = (3, 10)
 EXTRAS = {"demo": "standalone", "test": "standalone,dev"}
 
 
@@ -40,17 +41,23 @@ def install(python: Path, extras: str) -> None:
         return
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     print("installing (a few minutes the first time)", flush=True)
-    if subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False).returncode:
+    if not succeeds([str(python), "-c", "import torch"]):
         # The CPU index where it is reached; else the usual index, which is larger on Linux and works the same.
-        if subprocess.run([*pip, TORCH, "--index-url", CPU_INDEX], capture_output=True, check=False).returncode:
+        cpu_only = ["--retries", "0", "--timeout", "15", "--index-url", CPU_INDEX]
+        if not succeeds([*pip, TORCH, *cpu_only]):
             subprocess.run([*pip, TORCH], check=True)
     subprocess.run([*pip, "--editable", f"{ROOT}[{extras}]"], check=True)
     stamp.write_text(wanted)
 
 
+def succeeds(command: list[str]) -> bool:
+    """Whether a command ends well; its output is not shown."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def main() -> int:
-    if sys.version_info < (3, 10):
-        print(f"Python {sys.version.split()[0]} is too old; 3.10 or later is needed")
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        print(f"Python {sys.version.split()[0]} is too old; {'.'.join(map(str, OLDEST_PYTHON))} or later is needed")
         return 1
     job, *rest = sys.argv[1:] or ["help"]
     if job not in EXTRAS:

@@ -107,8 +107,12 @@ def main() -> None:
     try:
         if not path.exists():
             subprocess.run(  # in a process of its own: a child's peak starts from its parent's
-                [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-                 f"import load_memory as b; b.make_file(b.Path({str(path)!r}), {arguments.layout!r})"],
+                [
+                    sys.executable,
+                    "-c",
+                    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+                    f"import load_memory as b; b.make_file(b.Path({str(path)!r}), {arguments.layout!r})",
+                ],
                 check=True,
             )
         ratio = report("load", path)

@@ -18,9 +18,9 @@ KNOWN_PROMPT = "A golden retriever runs across a sunlit grassy field filled with
 FEW_STEPS = 4
 
 
-def check_checkpoint(pipe: Pipeline) -> Iterator[str]:
+def check_checkpoint(pipe: Pipeline, size: Size) -> Iterator[str]:
     """One line for each check that passed. Raises UniViGUError at the first that fails."""
-    with pipe._using("network") as network:
+    with pipe.network() as network:
         config = network.config  # loading is strict: every key and shape is right from here on
         count = sum(p.numel() for p in network.parameters())
         yield f"ok  keys and shapes: {count / 1e9:.3f}B parameters, {config.num_layers} blocks of width {config.dim}"
@@ -33,6 +33,7 @@ def check_checkpoint(pipe: Pipeline) -> Iterator[str]:
         with torch.inference_mode():
             velocity, logits = network(latent, text, time, time, context)
         for name, part in (("velocity", velocity), ("logits", logits)):
+            assert part is not None
             if not bool(part.isfinite().all()):
                 raise UniViGUError(f"{pipe.path}: the {name} of a forward pass is not finite; try --dtype bf16 or fp32")
             yield f"ok  {name} finite: {list(part.shape)}, standard deviation {part.float().std().item():.3f}"
@@ -44,10 +45,11 @@ def check_checkpoint(pipe: Pipeline) -> Iterator[str]:
     except UniViGUError as error:
         yield f"--  no known-prompt run: {error}"
         return
-    size = Size(frames=min(pipe.config.run.frames, 17))
     pixels = pipe.generate(KNOWN_PROMPT, size=size, sampling=Sampling(steps=FEW_STEPS))
     spread = pixels.float().std().item()
     if spread < 1:
-        raise UniViGUError(f"{pipe.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of 255); "
-                           "try --latent-space raw or normalised, and --dtype bf16 or fp32")
+        raise UniViGUError(
+            f"{pipe.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of 255); "
+            "try --latent-space raw or normalised, and --dtype bf16 or fp32"
+        )
     yield f"ok  “{prompt}” gave {list(pixels.shape)} with a standard deviation of {spread:.1f} of 255"

@@ -30,7 +30,7 @@ from .codec.text import TEXT_STATES
 from .codec.video_file import write_video
 from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
 from .errors import UniViGUError
-from .files import written_whole
+from .files import require_folder, written_whole
 from .pipeline import EMBEDDED_MODEL, JointStep, Pipeline, Sampling, Size
 from .progress import Bar, bar
 
@@ -53,7 +53,11 @@ def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
 
 def _pipeline(args: argparse.Namespace) -> Pipeline:
     return Pipeline(
-        args.model, wan=args.wan, device=args.device, dtype=DTYPES.get(args.dtype), latent_space=args.latent_space,
+        args.model,
+        wan=args.wan,
+        device=args.device,
+        dtype=DTYPES.get(args.dtype),
+        latent_space=args.latent_space,
         text_states=args.text_states,
         overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
     )
@@ -73,10 +77,17 @@ def _steps_on(shown: Bar, words: Callable[[Tensor], str] | None = None) -> pipes
 
 
 def run_generate(args: argparse.Namespace) -> None:
+    require_folder(args.out)
     pipe = _pipeline(args)
     with bar("generating") as shown:
-        pixels = pipe.generate(args.prompt, text="" if args.no_text_stream else args.text, negative=args.negative,
-                               size=_size(args), sampling=_sampling(args), callback=_steps_on(shown))
+        pixels = pipe.generate(
+            args.prompt,
+            text="" if args.no_text_stream else args.text,
+            negative=args.negative,
+            size=_size(args),
+            sampling=_sampling(args),
+            callback=_steps_on(shown),
+        )
     _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
 
 
@@ -95,16 +106,28 @@ def run_caption(args: argparse.Namespace) -> int:
         latent, note = pipe.latent_of(path, size)
         say(note)
         with bar("reading the clip") as shown:
-            return pipe.caption(latent, hint=args.hint, template=args.template, sampling=sampling,
-                                callback=_steps_on(shown, pipe.tokenizer.text))
+            return pipe.caption(
+                latent,
+                hint=args.hint,
+                template=args.template,
+                sampling=sampling,
+                callback=_steps_on(shown, pipe.tokenizer.text),
+            )
 
     for path in args.clips:
         if path.is_dir():
+
             def announce(index: int, total: int, clip: Path) -> None:
                 say(f"[{index}/{total}] {clip}")
 
-            report = caption_folder(path, describe, overwrite=args.overwrite, prefix=args.prefix,
-                                    recursive=not args.no_recursive, on_clip=announce)
+            report = caption_folder(
+                path,
+                describe,
+                overwrite=args.overwrite,
+                prefix=args.prefix,
+                recursive=not args.no_recursive,
+                on_clip=announce,
+            )
             print(report)
             failed += len(report.failed)
         elif len(args.clips) == 1:
@@ -119,11 +142,19 @@ def run_caption(args: argparse.Namespace) -> int:
 
 
 def run_joint(args: argparse.Namespace) -> None:
-    pipe = _pipeline(args)
     sheet = args.sheet
+    for path in (args.out, sheet or args.out):
+        require_folder(path)
+    pipe = _pipeline(args)
     with bar("generating clip and caption") as shown:
-        pixels, text, trace = pipe.joint(args.prompt, negative=args.negative, size=_size(args), sampling=_sampling(args),
-                                         callback=_steps_on(shown, pipe.tokenizer.text), record=8 if sheet else 0)
+        pixels, text, trace = pipe.joint(
+            args.prompt,
+            negative=args.negative,
+            size=_size(args),
+            sampling=_sampling(args),
+            callback=_steps_on(shown, pipe.tokenizer.text),
+            record=8 if sheet else 0,
+        )
     _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
     _write_text(args.out.with_suffix(".txt"), text)
     if sheet:
@@ -150,8 +181,9 @@ def run_rank(args: argparse.Namespace) -> None:
         try:
             texts += [line.strip() for line in args.texts_file.read_text("utf-8").splitlines() if line.strip()]
         except OSError as error:
-            raise UniViGUError(f"{args.texts_file}: cannot be read ({error.strerror}); pass a text file with one "
-                               "candidate a line") from None
+            raise UniViGUError(
+                f"{args.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate a line"
+            ) from None
     if not texts:
         raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
     pipe = _pipeline(args)
@@ -171,15 +203,23 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     with bar("converting") as shown:
-        convert(args.input, args.out, dtype=args.dtype, on_progress=shown.to, text_flow=args.text_flow,
-                source=args.source, num_heads=args.num_heads, latent_space=args.latent_space)
+        convert(
+            args.input,
+            args.out,
+            dtype=args.dtype,
+            on_progress=shown.to,
+            text_flow=args.text_flow,
+            source=args.source,
+            num_heads=args.num_heads,
+            latent_space=args.latent_space,
+        )
     say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
 
 def run_check(args: argparse.Namespace) -> None:
     from .check import check_checkpoint
 
-    for line in check_checkpoint(_pipeline(args)):
+    for line in check_checkpoint(_pipeline(args), _size(args)):
         print(line)
 
 
@@ -198,18 +238,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments() -> argparse.ArgumentParser:
-    model, sampler, video, text = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    model, flows, sampler, video, size, text = (_Parser(add_help=False) for _ in range(6))
     group = model.add_argument_group("model")
     group.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
-    group.add_argument("--wan", type=Path, metavar="DIR",
-                       help="Wan2.1 folder in diffusers layout: VAE, text encoder and tokenizer for --model")
+    group.add_argument(
+        "--wan",
+        type=Path,
+        metavar="DIR",
+        help="Wan2.1 folder in diffusers layout: VAE, text encoder and tokenizer for --model",
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    group.add_argument("--dtype", choices=DTYPES, help="of the network (default: float32 for small ones on the CPU, "
-                       "else as stored)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="of the network (default: float32 for small ones on the CPU, else as stored)"
+    )
     group.add_argument("--latent-space", choices=LATENT_SPACES, help="default: what the checkpoint says")
-    group.add_argument("--text-states", choices=TEXT_STATES, default="umT5", help="how the text encoder is run; the "
-                       "release's way differs, and which one its weights want is unverified")
-    flows = argparse.ArgumentParser(add_help=False)
+    group.add_argument(
+        "--text-states",
+        choices=TEXT_STATES,
+        default="umT5",
+        help="how the text encoder is run; the release's way differs, and which one its weights want is unverified",
+    )
     group = flows.add_argument_group("what the checkpoint does not say itself")
     group.add_argument("--text-flow", choices=TEXT_FLOWS)
     group.add_argument("--source", choices=SOURCES, help="of the discrete text flow")
@@ -225,7 +273,6 @@ def _arguments() -> argparse.ArgumentParser:
     group.add_argument("--negative", default="", help="what guidance leads away from (default: the empty prompt)")
     group.add_argument("--fps", type=float, help="of the written file")
     group.add_argument("--scale", type=int, help="repeat every pixel N times in the file (default: only small clips)")
-    size = argparse.ArgumentParser(add_help=False)
     group = size.add_argument_group("size (defaults: what the checkpoint was trained at)")
     for name in ("--height", "--width", "--frames"):
         group.add_argument(name, type=int)
@@ -234,11 +281,14 @@ def _arguments() -> argparse.ArgumentParser:
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--length", dest="text_length", type=int, help="tokens of the text stream")
 
-    parser = _Parser(prog="python -m uvg_core", description="Uni-ViGU: videos from text, text from videos, both at once.")
+    parser = _Parser(
+        prog="python -m uvg_core", description="Uni-ViGU: videos from text, text from videos, both at once."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], Any], summary: str,
-                parents: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], Any], summary: str, parents: Sequence[_Parser]
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=summary, description=summary, parents=list(parents))
         made.set_defaults(run=run)
         return made
@@ -249,24 +299,34 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("--text", help="another text for the text stream (default: the prompt)")
     sub.add_argument("--no-text-stream", action="store_true", help="leave the text stream empty: plain Wan")
 
-    sub = command("caption", run_caption, "clips give captions; a folder gets a .txt beside each clip",
-                  (model, flows, sampler, size, text))
+    sub = command(
+        "caption",
+        run_caption,
+        "clips give captions; a folder gets a .txt beside each clip",
+        (model, flows, sampler, size, text),
+    )
     sub.add_argument("clips", type=Path, nargs="+", metavar="CLIP|FOLDER")
     sub.add_argument("--hint", default="", help="a prompt to look at beside the clip")
     sub.add_argument("--template", default="", help="text with blanks to fill in, e.g. 'a red ___ moves ___'")
-    sub.add_argument("--text-update", choices=("bridge", "euler"), default="bridge",
-                     help="exact jump process, or the release's rule")
+    sub.add_argument(
+        "--text-update", choices=("bridge", "euler"), default="bridge", help="exact jump process, or the release's rule"
+    )
     sub.add_argument("--prefix", default="", help="put in front of every caption (a trigger word)")
     sub.add_argument("--overwrite", action="store_true", help="write captions that exist already anew")
     sub.add_argument("--no-recursive", action="store_true", help="leave subfolders out")
 
-    sub = command("joint", run_joint, "a prompt gives an mp4 and its caption at once",
-                  (model, flows, sampler, video, size, text))
+    sub = command(
+        "joint", run_joint, "a prompt gives an mp4 and its caption at once", (model, flows, sampler, video, size, text)
+    )
     sub.add_argument("prompt")
     sub.add_argument("-o", "--out", type=Path, default=Path("joint.mp4"), help="the caption goes beside it as .txt")
     sub.add_argument("--sheet", type=Path, help="also draw a contact sheet (.png) of both streams taking shape")
-    sub.add_argument("--text-update", choices=("bridge", "euler", "release"), default="bridge",
-                     help="exact jump process, its Euler form, or the release's redraw rule")
+    sub.add_argument(
+        "--text-update",
+        choices=("bridge", "euler", "release"),
+        default="bridge",
+        help="exact jump process, its Euler form, or the release's redraw rule",
+    )
 
     sub = command("rank", run_rank, "which text fits a clip best", (model, flows, size))
     sub.add_argument("clip", type=Path)
@@ -284,7 +344,9 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8"), help="default: as stored")
     sub.add_argument("--latent-space", choices=LATENT_SPACES, help="write this into the file")
 
-    command("check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows))
+    command(
+        "check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows, size)
+    )
 
     sub = command("demo", run_demo, "all three jobs on the embedded model, in under a minute", (model, flows))
     sub.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")

@@ -42,12 +42,17 @@ def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None]) -> None:
         filled = pipe.caption(latent, template=TEMPLATE)
     say(f"     -> {words}")
     say(f"     -> “{TEMPLATE}” filled in: {filled}")
-    captions += [f"{clip.name}, from the prompt “{PROMPT}”", f"  caption: {words}", f"  template “{TEMPLATE}”: {filled}"]
+    captions += [
+        f"{clip.name}, from the prompt “{PROMPT}”",
+        f"  caption: {words}",
+        f"  template “{TEMPLATE}”: {filled}",
+    ]
 
     say(f"3/3  both at once: “{BRIEF}”")
     with bar("generating both") as shown:
-        pixels, text, trace = pipe.joint(BRIEF, sampling=Sampling(seed=1), record=7,
-                                         callback=lambda step, state: shown.to(step, state.steps))
+        pixels, text, trace = pipe.joint(
+            BRIEF, sampling=Sampling(seed=1), record=7, callback=lambda step, state: shown.to(step, state.steps)
+        )
     both, sheet = out / "joint.mp4", out / "joint.png"
     write_video(both, enlarged(pixels, None), fps)
     joint_sheet(sheet, BRIEF, text, pixels, trace)

@@ -10,6 +10,13 @@ from pathlib import Path
 from .errors import UniViGUError
 
 
+def require_folder(path: str | Path) -> None:
+    """Raise UniViGUError when ``path`` cannot be written for want of its folder. Ask before hours of work, not after."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UniViGUError(f"{path}: there is no folder {folder}; make it or choose another")
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place on success, remove it on any failure.
@@ -18,8 +25,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     reason and the remedy when the system refuses (full disk, missing folder, no permission).
     """
     final = Path(path)
-    if not final.parent.is_dir():
-        raise UniViGUError(f"{final}: there is no folder {final.parent}; make it or choose another")
+    require_folder(final)
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
     try:
         yield temporary

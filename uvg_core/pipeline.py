@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,7 @@ VAE_PREFIX = "vae."
 KEEP_BELOW_BYTES = 2**30
 
 Callback = Callable[[int, State], object]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ def _safetensors_in(folder: Path, stem: str) -> dict[str, Tensor]:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise UniViGUError(f"{path}: no such file; expected a Wan2.1 folder in diffusers layout with vae/, "
-                               "text_encoder/ and tokenizer/ (--wan DIR)")
+            raise UniViGUError(
+                f"{path}: no such file; expected a Wan2.1 folder in diffusers layout with vae/, "
+                "text_encoder/ and tokenizer/ (--wan DIR)"
+            )
         with safe_open(path, "pt") as file:
             weights.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     return weights
@@ -105,9 +108,17 @@ class Pipeline:
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads).
     """
 
-    def __init__(self, model: Path = EMBEDDED_MODEL, *, wan: Path | None = None, device: str | torch.device | None = None,
-                 dtype: torch.dtype | None = None, latent_space: str | None = None, text_states: str = "umT5",
-                 overrides: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path = EMBEDDED_MODEL,
+        *,
+        wan: Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        latent_space: str | None = None,
+        text_states: str = "umT5",
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
         self.path, self.wan, self.text_states = Path(model), wan, text_states
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -134,19 +145,27 @@ class Pipeline:
         """A part out of the checkpoint itself."""
         found = read_part(self.path, prefix) if self.path.suffix == ".safetensors" else {}
         if not found:
-            raise UniViGUError(f"{self.path}: this checkpoint does not carry a {part}; pass --wan DIR, a Wan2.1 folder "
-                               "in diffusers layout (vae/, text_encoder/, tokenizer/)")
+            raise UniViGUError(
+                f"{self.path}: this checkpoint does not carry a {part}; pass --wan DIR, a Wan2.1 folder "
+                "in diffusers layout (vae/, text_encoder/, tokenizer/)"
+            )
         return found
 
     def _load(self, part: str) -> nn.Module:
         if part == "network":
             return load_model(self.path, dtype=self._network_dtype(), **self.overrides)
         if part == "vae":
-            weights = (_safetensors_in(self.wan / "vae", "diffusion_pytorch_model") if self.wan is not None
-                       else self._own(VAE_PREFIX, "VAE"))
+            weights = (
+                _safetensors_in(self.wan / "vae", "diffusion_pytorch_model")
+                if self.wan is not None
+                else self._own(VAE_PREFIX, "VAE")
+            )
             return self._comfortable(load_vae(weights))
-        weights = (_safetensors_in(self.wan / "text_encoder", "model") if self.wan is not None
-                   else self._own(ENCODER_PREFIX, "text encoder"))
+        weights = (
+            _safetensors_in(self.wan / "text_encoder", "model")
+            if self.wan is not None
+            else self._own(ENCODER_PREFIX, "text encoder")
+        )
         return self._comfortable(load_encoder(weights, self.text_states))
 
     def _network_dtype(self) -> torch.dtype | None:
@@ -170,6 +189,13 @@ class Pipeline:
             del module
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    @contextmanager
+    def network(self) -> Iterator[UniViGU]:
+        """The network, on the device for the length of a block."""
+        with self._using("network") as module:
+            assert isinstance(module, UniViGU)
+            yield module
 
     # The steps that the jobs share
 
@@ -198,8 +224,12 @@ class Pipeline:
 
     def _noise(self, size: Size, seed: int) -> Tensor:
         run = self.config.run
-        shape = latent_shape(size.frames or run.frames, size.height or run.height, size.width or run.width,
-                             self.config.model.in_dim)
+        shape = latent_shape(
+            _or(size.frames, run.frames),
+            _or(size.height, run.height),
+            _or(size.width, run.width),
+            self.config.model.in_dim,
+        )
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def _require_words(self, text: str, what: str) -> str:
@@ -209,59 +239,93 @@ class Pipeline:
 
     # The jobs
 
-    def generate(self, prompt: str, *, text: str | None = None, negative: str = "", size: Size = Size(),  # noqa: B008
-                 sampling: Sampling = Sampling(), callback: Callback | None = None) -> Tensor:  # noqa: B008
+    def generate(
+        self,
+        prompt: str,
+        *,
+        text: str | None = None,
+        negative: str = "",
+        size: Size = Size(),
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+    ) -> Tensor:
         """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
         self._require_words(prompt, "prompt")
         noise = self._noise(size, sampling.seed)
         stream = prompt if text is None else text
+        context, null = self.conditions([prompt, negative]).split(1)
         tokens, mask = (None, None)
         if stream.strip():
             # As long as the text: masked padding changes nothing.
             length = min(len(self.tokenizer.ids(stream)), max(run.text_length, run.context_length))
             tokens, mask = self.tokenizer.stream([stream], length)
-        context, null = self.conditions([prompt, negative]).split(1)
-        with self._using("network") as model:
+        with self.network() as model:
             latent = text_to_video(
-                _network(model), noise=noise, text=tokens, text_mask=mask, context=context, null_context=null,
-                steps=sampling.steps or run.steps, shift=_or(sampling.shift, run.shift),
-                guidance_scale=_or(sampling.guidance_scale, run.guidance_scale), solver=sampling.solver,
+                model,
+                noise=noise,
+                text=tokens,
+                text_mask=mask,
+                context=context,
+                null_context=null,
+                steps=_or(sampling.steps, run.steps),
+                shift=_or(sampling.shift, run.shift),
+                guidance_scale=_or(sampling.guidance_scale, run.guidance_scale),
+                solver=sampling.solver,
                 callback=callback,
             )
         return self.decode_clips([latent])[0]
 
-    def latent_of(self, path: Path, size: Size = Size()) -> tuple[Tensor, str]:  # noqa: B008
+    def latent_of(self, path: Path, size: Size = Size()) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         run = self.config.run
-        frames, height, width = size.frames or run.frames, size.height or run.height, size.width or run.width
+        frames, height, width = _or(size.frames, run.frames), _or(size.height, run.height), _or(size.width, run.width)
         latent_shape(frames, height, width)
         clip = read_clip(path, frames=frames, height=height, width=width)
         return self.encode_clip(clip.pixels), clip.note
 
-    def caption(self, latent: Tensor, *, hint: str = "", template: str = "", sampling: Sampling = Sampling(),  # noqa: B008
-                callback: Callback | None = None) -> str:
-        """Clean latent -> words. ``hint`` is a prompt to look at beside the clip; ``template`` has blanks to fill in."""
+    def caption(
+        self,
+        latent: Tensor,
+        *,
+        hint: str = "",
+        template: str = "",
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+    ) -> str:
+        """Clean latent -> words; ``hint`` is a prompt to look at beside the clip, ``template`` has blanks to fill."""
         run = self.config.run
         context = self.conditions([hint]) if hint.strip() else None
-        length = sampling.text_length or run.text_length
+        length = _or(sampling.text_length, run.text_length)
         options: dict[str, Any] = {
-            "video": latent, "context": context, "length": length, "steps": sampling.steps or run.text_steps,
-            "seed": sampling.seed, "temperature": sampling.temperature, "top_p": sampling.top_p,
-            "text_update": sampling.text_update, "callback": callback,
+            "video": latent,
+            "context": context,
+            "length": length,
+            "steps": _or(sampling.steps, run.text_steps),
+            "seed": sampling.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "text_update": sampling.text_update,
+            "callback": callback,
         }
-        with self._using("network") as module:
-            model = _network(module)
+        with self.network() as model:
             if template:
                 ids = fill_template(model, self.tokenizer, template, **options)
             else:
                 ids = video_to_text(model, **options)
         return self.tokenizer.text(ids[0])
 
-    def joint(self, prompt: str, *, negative: str = "", size: Size = Size(),  # noqa: B008
-              sampling: Sampling = Sampling(), callback: Callback | None = None,  # noqa: B008
-              record: int = 0) -> tuple[Tensor, str, list[JointStep]]:
+    def joint(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        size: Size = Size(),
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+        record: int = 0,
+    ) -> tuple[Tensor, str, list[JointStep]]:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
         run = self.config.run
         self._require_words(prompt, "prompt")
@@ -274,39 +338,60 @@ class Pipeline:
                 states.append(state)
             return callback(step, state) if callback is not None else None
 
-        with self._using("network") as model:
+        with self.network() as model:
             result = joint(
-                _network(model), noise=noise, context=context, null_context=null,
-                length=sampling.text_length or run.text_length, steps=sampling.steps or run.steps,
-                shift=_or(sampling.shift, run.shift), guidance_scale=_or(sampling.guidance_scale, run.guidance_scale),
-                solver=sampling.solver, seed=sampling.seed, temperature=sampling.temperature, top_p=sampling.top_p,
-                text_update=sampling.text_update, callback=watch,
+                model,
+                noise=noise,
+                context=context,
+                null_context=null,
+                length=_or(sampling.text_length, run.text_length),
+                steps=_or(sampling.steps, run.steps),
+                shift=_or(sampling.shift, run.shift),
+                guidance_scale=_or(sampling.guidance_scale, run.guidance_scale),
+                solver=sampling.solver,
+                seed=sampling.seed,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                text_update=sampling.text_update,
+                callback=watch,
             )
         chosen = [states[i] for i in _spread(len(states), record)]
         pixels, *steps = self.decode_clips([result.video, *[state.estimate for state in chosen]])
-        trace = [JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
-                 for state, clip in zip(chosen, steps, strict=True)]
+        trace = [
+            JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
+            for state, clip in zip(chosen, steps, strict=True)
+        ]
         return pixels, self.tokenizer.text(result.text[0]), trace
 
-    def rank(self, latent: Tensor, texts: Sequence[str], *, samples: int = 16, seed: int = 0,
-             callback: Callable[[int, int], object] | None = None) -> Tensor:
+    def rank(
+        self,
+        latent: Tensor,
+        texts: Sequence[str],
+        *,
+        samples: int = 16,
+        seed: int = 0,
+        callback: Callable[[int, int], object] | None = None,
+    ) -> Tensor:
         """Scores ``[K]`` of candidate texts for a clip, higher is better (see ``caption_likelihood``)."""
         run = self.config.run
         for text in texts:
             self._require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
         length = max(run.text_length if run.text_length <= 32 else 0, *(len(row) for row in ids))
-        with self._using("network") as model:
-            return caption_likelihood(_network(model), video=latent, texts=ids, samples=samples, seed=seed,
-                                      pad_token=run.pad_token, length=length, callback=callback)
+        with self.network() as model:
+            return caption_likelihood(
+                model,
+                video=latent,
+                texts=ids,
+                samples=samples,
+                seed=seed,
+                pad_token=run.pad_token,
+                length=length,
+                callback=callback,
+            )
 
 
-def _network(module: nn.Module) -> UniViGU:
-    assert isinstance(module, UniViGU)
-    return module
-
-
-def _or(value: float | None, default: float) -> float:
+def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 

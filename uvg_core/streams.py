@@ -130,6 +130,8 @@ def steps_of(video: VideoStream, text: TextStream) -> int:
     """Number of steps of a run; both noisy streams must agree on it."""
     lengths = {len(times) - 1 for times in (video.sigmas, text.taus) if times is not None}
     if len(lengths) != 1:
-        raise UniViGUError("a run needs at least one noisy stream, and the same number of steps for both; "
-                           f"found {sorted(lengths) or 'none'}")
+        raise UniViGUError(
+            "a run needs at least one noisy stream, and the same number of steps for both; "
+            f"found {sorted(lengths) or 'none'}"
+        )
     return lengths.pop()

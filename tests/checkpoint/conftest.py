@@ -17,7 +17,13 @@ from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
 
 SIZES: dict[str, Any] = {
-    "dim": 24, "ffn_dim": 40, "num_heads": 2, "num_layers": 2, "text_dim": 20, "freq_dim": 16, "vocab_size": 31
+    "dim": 24,
+    "ffn_dim": 40,
+    "num_heads": 2,
+    "num_layers": 2,
+    "text_dim": 20,
+    "freq_dim": 16,
+    "vocab_size": 31,
 }
 LAYOUTS = ("native", "bare native", "all-in-one", "release", "release safetensors", "wrapped release", "bare release")
 WAN_LAYOUTS = ("wan", "comfyui", "diffusers", "diffusers folder", "diffusers shards", "diffusers root")

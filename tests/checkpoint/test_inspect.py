@@ -106,7 +106,11 @@ def test_the_full_model_is_counted_and_described(monkeypatch):
     report = inspect_checkpoint("full.safetensors")
     billions = {part: round(count / 1e9, 2) for part, count in report.parts.items()}
     assert billions == {
-        "video half": 1.42, "text experts": 0.83, "token embedding": 0.39, "text head": 0.39, "text clock": 0.02
+        "video half": 1.42,
+        "text experts": 0.83,
+        "token embedding": 0.39,
+        "text head": 0.39,
+        "text clock": 0.02,
     }
     assert report.config == ModelConfig()
     assert "12 (assumed) of 128" in str(report)

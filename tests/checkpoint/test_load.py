@@ -61,7 +61,10 @@ def test_layers_come_from_the_injected_operations(model, tools, tmp_path):
             pass
 
         Conv3d, Embedding, LayerNorm, RMSNorm = (
-            torch.nn.Conv3d, torch.nn.Embedding, torch.nn.LayerNorm, torch.nn.RMSNorm
+            torch.nn.Conv3d,
+            torch.nn.Embedding,
+            torch.nn.LayerNorm,
+            torch.nn.RMSNorm,
         )
 
     loaded = load_model(tools.write_uni_vigu(model, "native", tmp_path), operations=Operations)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,7 +34,7 @@ def test_the_true_velocity_leads_to_the_words() -> None:
     data = embed_tokens(matrix, tokens)
     noise = torch.randn(data.shape, generator=g)
     x, sigmas = noise, video_sigmas(6, 1.0).tolist()
-    for here, there in zip(sigmas, sigmas[1:], strict=False):
+    for here, there in pairwise(sigmas):
         x = euler_step(x, velocity_target(data, noise), here, there)
     assert torch.equal(nearest_tokens(matrix, x), tokens)
 
@@ -65,5 +67,5 @@ def test_the_anchor_keeps_rows_apart() -> None:
     """Without the anchor the rows fall together (that makes the velocity easy); with it no two rows come near."""
     collapsed, _ = _train(anchor_weight=0.0)
     anchored, _ = _train(anchor_weight=1.0)
-    assert collapsed.mean() > 0.6
+    assert collapsed.max() > 0.9
     assert anchored.max() < 0.5

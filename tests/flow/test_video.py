@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -12,7 +13,7 @@ from uvg_core.flow.video import clean_estimate, euler_step, heun_correction, int
 
 def integrate(field, x: torch.Tensor, steps: int, heun: bool) -> torch.Tensor:
     sigmas = video_sigmas(steps, 3.0).double().tolist()
-    for here, there in zip(sigmas, sigmas[1:], strict=False):
+    for here, there in pairwise(sigmas):
         v = field(x, here)
         ahead = euler_step(x, v, here, there)
         x = heun_correction(x, v, field(ahead, there), here, there) if heun else ahead

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN
 from safetensors import safe_open
+from tiny_networks import GOLDEN
 
 from uvg_core import load_model, text_to_video
 from uvg_core.flow.schedule import video_sigmas
@@ -39,9 +39,14 @@ def test_sampling_run() -> None:
     assert torch.equal(sigmas[:-1], tensors["schedule.sigmas"])
     torch.testing.assert_close(model_time_from_sigma(sigmas[:-1]), tensors["schedule.timesteps"])
     latent = text_to_video(
-        load_model(GOLDEN / "sample_t2v_cfg.safetensors"), noise=tensors["input.noise"], text=tensors["input.text"],
-        text_mask=tensors["input.text_mask"], context=tensors["input.context"],
-        null_context=tensors["input.null_context"], steps=settings["steps"], shift=settings["shift"],
+        load_model(GOLDEN / "sample_t2v_cfg.safetensors"),
+        noise=tensors["input.noise"],
+        text=tensors["input.text"],
+        text_mask=tensors["input.text_mask"],
+        context=tensors["input.context"],
+        null_context=tensors["input.null_context"],
+        steps=settings["steps"],
+        shift=settings["shift"],
         guidance_scale=settings["cfg_scale"],
     )
     torch.testing.assert_close(latent, tensors["output.latent"], atol=TOLERANCE, rtol=0)

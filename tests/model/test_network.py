@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, random_network
+from tiny_networks import TINY, random_network
 from torch import nn
 
 from uvg_core import ModelConfig, UniViGU, UniViGUError
@@ -23,8 +23,17 @@ def test_empty_text_is_plain_wan() -> None:
     config = ModelConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=20, freq_dim=32, vocab_size=31)
     model = random_network(config)
     wan = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=16, out_channels=16,
-        text_dim=20, freq_dim=32, ffn_dim=64, num_layers=2, cross_attn_norm=True, eps=1e-6,
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=24,
+        in_channels=16,
+        out_channels=16,
+        text_dim=20,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        cross_attn_norm=True,
+        eps=1e-6,
     ).eval()
     renamed = {from_native(name, "diffusers"): weight for name, weight in model.state_dict().items()}
     wan.load_state_dict({name: renamed[name] for name in wan.state_dict()}, strict=True)
@@ -109,7 +118,9 @@ def test_layers_and_attention_are_injected(inputs: dict[str, torch.Tensor]) -> N
 
 
 def test_embedding_flow_takes_and_gives_vectors() -> None:
-    config = ModelConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=1, text_dim=20, vocab_size=31, text_flow="embedding")
+    config = ModelConfig(
+        dim=48, ffn_dim=64, num_heads=2, num_layers=1, text_dim=20, vocab_size=31, text_flow="embedding"
+    )
     model = random_network(config)
     g = torch.Generator().manual_seed(0)
     given = torch.randn(1, 16, 1, 2, 2, generator=g), torch.randn(1, 5, 48, generator=g)
@@ -158,7 +169,9 @@ def test_broken_xformers_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
 
 
 def test_core_imports_neither_comfy_nor_optional_packages() -> None:
-    code = ("import sys, uvg_core, uvg_core.pipeline, uvg_core.cli; bad = [m for m in ('comfy', 'nodes', 'diffusers', "
-            "'transformers', 'sentencepiece', 'PIL', 'xformers') if m in sys.modules]; sys.exit(', '.join(bad))")
+    code = (
+        "import sys, uvg_core, uvg_core.pipeline, uvg_core.cli; bad = [m for m in ('comfy', 'nodes', 'diffusers', "
+        "'transformers', 'sentencepiece', 'PIL', 'xformers') if m in sys.modules]; sys.exit(', '.join(bad) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, random_network
+from tiny_networks import TINY, random_network
 
 from uvg_core import ModelConfig, Prediction, State, UniViGU, UniViGUError, joint, text_to_video, video_to_text
 from uvg_core.flow.text import MixturePath
@@ -21,8 +21,11 @@ MASK = ModelConfig(**{**TINY.__dict__, "source": "mask"})
 @pytest.fixture
 def given() -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(5)
-    return {"noise": torch.randn(2, 16, 2, 4, 4, generator=g), "context": torch.randn(2, 6, 20, generator=g),
-            "null_context": torch.randn(1, 6, 20, generator=g)}
+    return {
+        "noise": torch.randn(2, 16, 2, 4, 4, generator=g),
+        "context": torch.randn(2, 6, 20, generator=g),
+        "null_context": torch.randn(1, 6, 20, generator=g),
+    }
 
 
 @pytest.fixture(params=[TINY, MASK, EMBEDDING], ids=["uniform", "mask", "embedding"])
@@ -66,8 +69,16 @@ def test_seeds_give_the_same_result(any_network: UniViGU, given: dict[str, torch
 def test_batch_of_two_is_two_batches_of_one(any_network: UniViGU, given: dict[str, torch.Tensor], update: str) -> None:
     both = joint(any_network, **given, length=5, steps=3, seed=7, text_update=update)
     for row in range(2):
-        one = joint(any_network, noise=given["noise"][row : row + 1], context=given["context"][row : row + 1],
-                    null_context=given["null_context"], length=5, steps=3, seed=7 + row, text_update=update)
+        one = joint(
+            any_network,
+            noise=given["noise"][row : row + 1],
+            context=given["context"][row : row + 1],
+            null_context=given["null_context"],
+            length=5,
+            steps=3,
+            seed=7 + row,
+            text_update=update,
+        )
         torch.testing.assert_close(one.video[0], both.video[row], atol=1e-4, rtol=1e-4)
         assert torch.equal(one.text[0], both.text[row])
 
@@ -82,8 +93,14 @@ def test_text_to_video_does_not_care_about_padding(network: UniViGU, given: dict
 
 def test_guidance_of_one_is_the_conditional_pass(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
     plain = text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=1)
-    guided = text_to_video(network, noise=given["noise"], context=given["context"], null_context=given["context"],
-                           steps=2, guidance_scale=7)
+    guided = text_to_video(
+        network,
+        noise=given["noise"],
+        context=given["context"],
+        null_context=given["context"],
+        steps=2,
+        guidance_scale=7,
+    )
     torch.testing.assert_close(guided, plain, atol=1e-4, rtol=1e-4)
     with pytest.raises(UniViGUError, match="needs null_context"):
         text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=5)
@@ -133,8 +150,14 @@ def test_callback_sees_every_step_and_can_stop(network: UniViGU, given: dict[str
 def test_the_clocks_that_the_network_is_told(network: UniViGU) -> None:
     told: list[tuple[float, float]] = []
 
-    def recording(video: torch.Tensor, text: torch.Tensor, time_video: torch.Tensor, time_text: torch.Tensor,
-                  *rest: object, **kwargs: object) -> Prediction:
+    def recording(
+        video: torch.Tensor,
+        text: torch.Tensor,
+        time_video: torch.Tensor,
+        time_text: torch.Tensor,
+        *rest: object,
+        **kwargs: object,
+    ) -> Prediction:
         told.append((float(time_video[0]), float(time_text[0])))
         return network(video, text, time_video, time_text, *rest, **kwargs)
 
@@ -146,8 +169,16 @@ def test_the_clocks_that_the_network_is_told(network: UniViGU) -> None:
     text_to_video(recording, noise=video, context=context, steps=2, shift=3, guidance_scale=1)  # type: ignore[arg-type]
     assert told == [(1000, 0), (750, 0)]
     told.clear()
-    joint(recording, noise=video, context=context, length=3, steps=3, shift=3, guidance_scale=1,  # type: ignore[arg-type]
-          text_update="release")
+    joint(
+        recording,
+        noise=video,
+        context=context,
+        length=3,
+        steps=3,
+        shift=3,
+        guidance_scale=1,  # type: ignore[arg-type]
+        text_update="release",
+    )
     assert told[-1] == (0, 0)  # the closing pass
     for video_time, text_time in told:
         assert video_time == pytest.approx(text_time, abs=1e-3)
@@ -171,8 +202,14 @@ def test_a_network_that_breaks_down_is_named(given: dict[str, torch.Tensor]) -> 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"length": 0}, "text length is 0"), ({"text_update": "magic"}, "text update"), ({"solver": "magic"}, "solver"),
-     ({"steps": 0}, "steps is 0"), ({"seed": [1]}, "1 seeds for a batch of 2"), ({"temperature": -1}, "temperature")],
+    [
+        ({"length": 0}, "text length is 0"),
+        ({"text_update": "magic"}, "text update"),
+        ({"solver": "magic"}, "solver"),
+        ({"steps": 0}, "steps is 0"),
+        ({"seed": [1]}, "1 seeds for a batch of 2"),
+        ({"temperature": -1}, "temperature"),
+    ],
 )
 def test_arguments(network: UniViGU, given: dict[str, torch.Tensor], change: dict, message: str) -> None:
     with pytest.raises(UniViGUError, match=message):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, random_network
+from tiny_networks import TINY, random_network
 
-from uvg_core import ModelConfig, UniViGUError, caption_likelihood
-from uvg_core.config import RunConfig
+from uvg_core import ModelConfig, Prediction, UniViGUError, caption_likelihood
 from uvg_core.codec.text import Tokenizer, blanks
+from uvg_core.config import RunConfig
 from uvg_core.sampling.template import blank_widths, fill_template
 from uvg_core.training.tokenizer import train_tokenizer
 
@@ -21,12 +21,10 @@ class Oracle(torch.nn.Module):
         self.config = ModelConfig(dim=8, num_heads=1, ffn_dim=8, num_layers=1, text_dim=4, vocab_size=vocab_size)
         self.words = torch.tensor(words)
 
-    def forward(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object):
-        from uvg_core import Prediction
-
-        logits = torch.full((*text.shape, self.config.vocab_size), -4.0)
+    def forward(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object) -> Prediction:
+        logits = torch.full((*text.shape, self.config.vocab_size), -9.0)
         words = self.words[: text.shape[1]]
-        logits[:, torch.arange(len(words)), words] = 4.0
+        logits[:, torch.arange(len(words)), words] = 9.0
         return Prediction(None, logits)
 
 
@@ -61,12 +59,18 @@ def test_equal_texts_score_equally_and_seeds_repeat(flow: str) -> None:
 def test_more_samples_settle() -> None:
     model = random_network()
     texts = [[5, 6, 1], [8, 2, 1]]
-    few, more, most = (torch.stack([caption_likelihood(model, video=VIDEO, texts=texts, samples=n, seed=s)
-                                    for s in range(6)]).std(0).mean() for n in (1, 4, 16))
+    few, more, most = (
+        torch.stack([caption_likelihood(model, video=VIDEO, texts=texts, samples=n, seed=s) for s in range(6)])
+        .std(0)
+        .mean()
+        for n in (1, 4, 16)
+    )
     assert few > more > most
 
 
-@pytest.mark.parametrize(("texts", "message"), [([], "no text to rank"), ([[]], "no text to rank"), ([[99]], "another model")])
+@pytest.mark.parametrize(
+    ("texts", "message"), [([], "no text to rank"), ([[]], "no text to rank"), ([[99]], "another model")]
+)
 def test_nothing_to_rank(texts: list[list[int]], message: str) -> None:
     with pytest.raises(UniViGUError, match=message):
         caption_likelihood(random_network(), video=VIDEO, texts=texts)
@@ -92,7 +96,12 @@ def test_a_blank_of_several_tokens_is_found(tokenizer: Tokenizer) -> None:
     truth = "a red circle moves left on a navy background"
     ids = tokenizer.ids(truth)
     model = Oracle([*ids, *[0] * (16 - len(ids))], tokenizer.size)
-    for template in ("a red ___ moves ___", "a ___ moves left on a navy background", "___", "a red circle ___ navy background"):
+    for template in (
+        "a red ___ moves ___",
+        "a ___ moves left on a navy background",
+        "___",
+        "a red circle ___ navy background",
+    ):
         filled = fill_template(model, tokenizer, template, video=VIDEO, length=16, longest_blank=4, steps=4)
         assert tokenizer.text(filled[0]) == truth
     with pytest.raises(UniViGUError, match="no blank"):

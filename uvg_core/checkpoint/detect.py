@@ -78,8 +78,10 @@ def require_layout(weights: WeightFile, network: Network, layouts: tuple[str, ..
         )
     else:
         kind = "Uni-ViGU checkpoint" if uni_vigu_wanted else "Wan2.1 base"
-        expected = "a network with both streams (native or release names)" if uni_vigu_wanted else (
-            "Wan2.1 text-to-video (original, ComfyUI's or diffusers' names)"
+        expected = (
+            "a network with both streams (native or release names)"
+            if uni_vigu_wanted
+            else ("Wan2.1 text-to-video (original, ComfyUI's or diffusers' names)")
         )
         raise UniViGUError(
             f"{weights.path}: not a {kind}: found {describe_foreign(weights.tensors)}, expected {expected}. Choose the "

@@ -132,9 +132,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
     )
 
 
-def _network_facts(
-    weights: WeightFile, network: Network
-) -> tuple[ModelConfig | None, tuple[str, ...], Misfit, str]:
+def _network_facts(weights: WeightFile, network: Network) -> tuple[ModelConfig | None, tuple[str, ...], Misfit, str]:
     """Configuration, assumed entries, misfit, and what stands in the way of them in words."""
     nothing = Misfit((), (), ())
     if network.layout == "unknown":

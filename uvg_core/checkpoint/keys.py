@@ -24,7 +24,12 @@ _BLOCK: tuple[tuple[str, str], ...] = (
         (f"{theirs}.{a}", f"{ours}.{b}")
         for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
         for a, b in (
-            ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm_q", "norm_q"), ("norm_k", "norm_k"),
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "o"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
         )
     ),
     ("norm2", "norm3"),  # the affine norm before cross-attention

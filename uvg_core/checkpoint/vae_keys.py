@@ -12,13 +12,20 @@ _FIXED: tuple[tuple[str, str], ...] = (
         (f"{tower}.{original}", f"{tower}.{diffusers}")
         for tower in ("encoder", "decoder")
         for original, diffusers in (
-            ("conv1", "conv_in"), ("head.0", "norm_out"), ("head.2", "conv_out"), ("middle.0", "mid_block.resnets.0"),
-            ("middle.1", "mid_block.attentions.0"), ("middle.2", "mid_block.resnets.1"),
+            ("conv1", "conv_in"),
+            ("head.0", "norm_out"),
+            ("head.2", "conv_out"),
+            ("middle.0", "mid_block.resnets.0"),
+            ("middle.1", "mid_block.attentions.0"),
+            ("middle.2", "mid_block.resnets.1"),
         )
     ),
 )
 _RESIDUAL: tuple[tuple[str, str], ...] = (
-    ("residual.0", "norm1"), ("residual.2", "conv1"), ("residual.3", "norm2"), ("residual.6", "conv2"),
+    ("residual.0", "norm1"),
+    ("residual.2", "conv1"),
+    ("residual.3", "norm2"),
+    ("residual.6", "conv2"),
     ("shortcut", "conv_shortcut"),
 )
 # The decoder lists its layers flat; diffusers groups three residual blocks and one upsampler into a block.
@@ -30,7 +37,7 @@ def _swap(name: str, pairs: tuple[tuple[str, str], ...], to_original: bool) -> s
         old, new = (diffusers, original) if to_original else (original, diffusers)
         pattern = rf"(^|(?<=\.)){re.escape(old)}(?=\.|$)"
         if re.search(pattern, name):
-            return re.sub(pattern, lambda _: new, name, count=1)
+            return re.sub(pattern, new, name, count=1)
     return name
 
 

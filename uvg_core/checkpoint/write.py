@@ -110,7 +110,9 @@ def _header(tensors: Mapping[str, Pending], offsets: Mapping[str, int], metadata
     for name, begin in offsets.items():
         stored = tensors[name].stored
         entries[name] = {
-            "dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [begin, begin + stored.nbytes]
+            "dtype": stored.dtype,
+            "shape": list(stored.shape),
+            "data_offsets": [begin, begin + stored.nbytes],
         }
     header = json.dumps(entries, separators=(",", ":")).encode("utf-8")
     return header + b" " * (-len(header) % 8)

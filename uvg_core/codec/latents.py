@@ -7,18 +7,51 @@ Outside ComfyUI the VAE is diffusers' ``AutoencoderKLWan``; it is imported when 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.vae_keys import vae_to_diffusers
 from ..errors import UniViGUError
 
 # Wan2.1's statistics per latent channel, as in its configuration.
-WAN_LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-                   0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-WAN_LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-                  3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+WAN_LATENT_MEAN = (
+    -0.7571,
+    -0.7089,
+    -0.9113,
+    0.1075,
+    -0.1745,
+    0.9653,
+    -0.1517,
+    1.5508,
+    0.4134,
+    -0.0715,
+    0.5517,
+    -0.3632,
+    -0.1922,
+    -0.9497,
+    0.2503,
+    -0.2921,
+)
+WAN_LATENT_STD = (
+    2.8184,
+    1.4541,
+    2.3275,
+    2.6558,
+    1.2196,
+    1.7708,
+    2.6052,
+    2.0743,
+    3.2687,
+    2.1526,
+    2.8652,
+    1.5579,
+    1.6382,
+    1.1253,
+    2.8251,
+    1.9160,
+)
 SPATIAL = 8
 TEMPORAL = 4
 
@@ -56,7 +89,7 @@ def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tu
     return 1, channels, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
 
 
-def load_vae(weights: Mapping[str, Tensor]) -> nn.Module:
+def load_vae(weights: Mapping[str, Tensor]) -> Any:
     """diffusers' Wan VAE from weights in Wan's original naming (or diffusers'); the width is read from them."""
     try:
         from diffusers import AutoencoderKLWan
@@ -64,10 +97,17 @@ def load_vae(weights: Mapping[str, Tensor]) -> nn.Module:
         raise UniViGUError("the VAE needs the diffusers package: pip install 'uni-vigu[standalone]'") from None
     named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
     if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:
-        raise UniViGUError("the VAE is not a Wan 2.1 VAE: expected tensors such as decoder.head.0.gamma and conv1.weight")
+        raise UniViGUError(
+            "the VAE is not a Wan 2.1 VAE: expected tensors such as decoder.head.0.gamma and conv1.weight"
+        )
     with torch.device("meta"):
-        vae = AutoencoderKLWan(base_dim=named["decoder.norm_out.gamma"].shape[0], z_dim=16, dim_mult=[1, 2, 4, 4],
-                               num_res_blocks=2, attn_scales=[])
+        vae: Any = AutoencoderKLWan(
+            base_dim=named["decoder.norm_out.gamma"].shape[0],
+            z_dim=16,
+            dim_mult=[1, 2, 4, 4],
+            num_res_blocks=2,
+            attn_scales=[],
+        )
     try:
         vae.load_state_dict(named, strict=True, assign=True)
     except RuntimeError as error:
@@ -78,7 +118,7 @@ def load_vae(weights: Mapping[str, Tensor]) -> nn.Module:
 class LatentCodec:
     """Clips <-> latents of one checkpoint's latent space."""
 
-    def __init__(self, vae: nn.Module, latent_space: str = "normalised") -> None:
+    def __init__(self, vae: Any, latent_space: str = "normalised") -> None:
         self.vae, self.latent_space = vae, latent_space
 
     @torch.inference_mode()

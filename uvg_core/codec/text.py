@@ -70,8 +70,10 @@ class Tokenizer:
         for row, text in enumerate(texts):
             tokens = self.ids(text)
             if len(tokens) > length:
-                raise UniViGUError(f"the text has {len(tokens)} tokens and the text stream {length}: shorten "
-                                   f"{_shown(text)} or ask for a longer text stream")
+                raise UniViGUError(
+                    f"the text has {len(tokens)} tokens and the text stream {length}: shorten "
+                    f"{_shown(text)} or ask for a longer text stream"
+                )
             ids[row, : len(tokens)] = torch.tensor(tokens)
         # The mask follows the lengths, not the ids: a text may hold the pad token's id as a piece.
         lengths = torch.tensor([len(self.ids(text)) for text in texts])
@@ -92,8 +94,10 @@ class Tokenizer:
         if not open_end:
             pinned.append(self.run.eos_token)
         if len(pinned) > length:
-            raise UniViGUError(f"the template needs {len(pinned)} tokens and the text stream has {length}: shorten "
-                               f"{_shown(text)} or ask for a longer text stream")
+            raise UniViGUError(
+                f"the template needs {len(pinned)} tokens and the text stream has {length}: shorten "
+                f"{_shown(text)} or ask for a longer text stream"
+            )
         rest = -1 if open_end else self.run.pad_token
         return torch.tensor(pinned + [rest] * (length - len(pinned)))
 
@@ -118,8 +122,15 @@ def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
     except KeyError as error:
         raise UniViGUError(f"the text encoder is not a umT5 encoder: tensor {error} is missing") from None
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.block."))
-    return {"vocab_size": vocabulary, "d_model": width, "num_heads": bias.shape[1], "d_kv": inner // bias.shape[1],
-            "d_ff": wide, "num_layers": layers, "relative_attention_num_buckets": bias.shape[0]}
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "num_heads": bias.shape[1],
+        "d_kv": inner // bias.shape[1],
+        "d_ff": wide,
+        "num_layers": layers,
+        "relative_attention_num_buckets": bias.shape[0],
+    }
 
 
 def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Module:
@@ -127,8 +138,15 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
     try:
         import transformers
     except ImportError:
-        raise UniViGUError("the text encoder needs the transformers package: pip install 'uni-vigu[standalone]'") from None
-    common: dict[str, Any] = {**sizes, "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "is_encoder_decoder": False}
+        raise UniViGUError(
+            "the text encoder needs the transformers package: pip install 'uni-vigu[standalone]'"
+        ) from None
+    common: dict[str, Any] = {
+        **sizes,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "is_encoder_decoder": False,
+    }
     if text_states == "umT5":
         return transformers.UMT5EncoderModel(transformers.UMT5Config(**common))
     if text_states == "release":

@@ -44,8 +44,9 @@ def rounding_logits(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
     return vectors_BLD.float() @ rows.T / matrix_VD.shape[-1] ** 0.5
 
 
-def embedding_losses(velocity_BLD: Tensor, z_BLD: Tensor, tokens_BL: Tensor, matrix_VD: Tensor, noise_BLD: Tensor,
-                     sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+def embedding_losses(
+    velocity_BLD: Tensor, z_BLD: Tensor, tokens_BL: Tensor, matrix_VD: Tensor, noise_BLD: Tensor, sigma_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """Velocity loss and anchor: (mean squared error against noise - row, rounding cross-entropy of the clean
     estimate that the velocity implies)."""
     data = embed_tokens(matrix_VD, tokens_BL)
@@ -53,5 +54,3 @@ def embedding_losses(velocity_BLD: Tensor, z_BLD: Tensor, tokens_BL: Tensor, mat
     estimate = z_BLD - sigma_B[:, None, None] * velocity_BLD.float()
     anchor = F.cross_entropy(rounding_logits(matrix_VD, estimate).flatten(0, 1), tokens_BL.flatten())
     return velocity_loss, anchor
-
-

@@ -39,6 +39,8 @@ def checked_sigmas(sigmas: Tensor | Sequence[float]) -> Tensor:
     falling = bool((values.diff() <= 0).all())
     if len(values) < 2 or not bool(((values >= 0) & (values <= 1)).all()) or not falling:
         shown = ", ".join(f"{v:g}" for v in values[:6].tolist())
-        raise UniViGUError(f"sigmas are [{shown}{', ...' if len(values) > 6 else ''}]; expected at least two values "
-                           "falling from 1 (noise) to 0 (clean), e.g. [1, 0.75, 0.5, 0.25, 0]")
+        raise UniViGUError(
+            f"sigmas are [{shown}{', ...' if len(values) > 6 else ''}]; expected at least two values "
+            "falling from 1 (noise) to 0 (clean), e.g. [1, 0.75, 0.5, 0.25, 0]"
+        )
     return values

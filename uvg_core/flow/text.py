@@ -63,8 +63,14 @@ class MixturePath:
         raise UniViGUError(f"text rule is {rule!r}; expected bridge (exact) or euler (the release's)")
 
 
-def source_tokens(shape: tuple[int, ...], *, vocab_size: int, mask_token: int | None, generator: torch.Generator,
-                  device: torch.device | str = "cpu") -> Tensor:
+def source_tokens(
+    shape: tuple[int, ...],
+    *,
+    vocab_size: int,
+    mask_token: int | None,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Token ids of pure noise: uniform over ``vocab_size``, or all ``mask_token`` where one is given.
 
     Drawn on the generator's device and moved, so that a seed gives the same tokens everywhere."""
@@ -89,8 +95,14 @@ def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.scatter(-1, order, ranked.masked_fill(before >= top_p, -math.inf))
 
 
-def draw_clean_tokens(logits: Tensor, *, generator: torch.Generator, temperature: float = 1.0, top_p: float = 1.0,
-                      forbidden: int | None = None) -> Tensor:
+def draw_clean_tokens(
+    logits: Tensor,
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    forbidden: int | None = None,
+) -> Tensor:
     """Draw x1 ~ softmax(logits / temperature) for every position.
 
     Args:

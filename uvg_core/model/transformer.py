@@ -174,9 +174,14 @@ class UniViGU(nn.Module):
         elif text.ndim != 2 or (config.text_flow == "embedding" and text.shape[1]):
             raise UniViGUError(
                 f"text stream has shape {list(text.shape)} ({text.dtype}); expected "
-                + (f"vectors [batch, tokens, {config.dim}]" if config.text_flow == "embedding" else
-                   "token ids [batch, tokens]")
+                + (
+                    f"vectors [batch, tokens, {config.dim}]"
+                    if config.text_flow == "embedding"
+                    else "token ids [batch, tokens]"
+                )
             )
         if text_mask is not None and text_mask.shape != text.shape[:2]:
-            raise UniViGUError(f"text mask has shape {list(text_mask.shape)}; the text stream has {list(text.shape[:2])}")
+            raise UniViGUError(
+                f"text mask has shape {list(text_mask.shape)}; the text stream has {list(text.shape[:2])}"
+            )
         return text

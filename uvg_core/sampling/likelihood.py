@@ -32,10 +32,19 @@ def padded(texts: Sequence[Sequence[int]] | Tensor, pad_token: int = 0, length: 
 
 
 @torch.inference_mode()
-def caption_likelihood(model: UniViGU, *, video: Tensor, texts: Sequence[Sequence[int]] | Tensor,
-                       context: Tensor | None = None, samples: int = 16, seed: int = 0, batch: int = 8,
-                       pad_token: int = 0, length: int | None = None,
-                       callback: Callable[[int, int], object] | None = None) -> Tensor:
+def caption_likelihood(
+    model: UniViGU,
+    *,
+    video: Tensor,
+    texts: Sequence[Sequence[int]] | Tensor,
+    context: Tensor | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    batch: int = 8,
+    pad_token: int = 0,
+    length: int | None = None,
+    callback: Callable[[int, int], object] | None = None,
+) -> Tensor:
     """Score candidate texts for one clip; the highest score fits best.
 
     Args:
@@ -71,11 +80,16 @@ def caption_likelihood(model: UniViGU, *, video: Tensor, texts: Sequence[Sequenc
             text = interpolate(data, spread, torch.tensor(1 - tau))
         else:
             # One row of random numbers for everybody: the same positions are noise in every candidate.
-            kept = torch.Generator().manual_seed(keep_seed)
-            rows_of = [corrupt(row[None], torch.tensor([tau]), path, noise, kept.manual_seed(keep_seed)) for row in chosen]
-            text = torch.cat(rows_of)
-        logits = model(video.expand(rows, -1, -1, -1, -1), text, time_video, time_text, context.expand(rows, -1, -1),
-                       want_velocity=False).logits
+            when, keeping = torch.tensor([tau]), torch.Generator()
+            text = torch.cat([corrupt(row[None], when, path, noise, keeping.manual_seed(keep_seed)) for row in chosen])
+        logits = model(
+            video.expand(rows, -1, -1, -1, -1),
+            text,
+            time_video,
+            time_text,
+            context.expand(rows, -1, -1),
+            want_velocity=False,
+        ).logits
         if config.text_flow == "embedding":
             return (logits.float() - velocity_target(data, spread)).square().sum((1, 2))
         return -token_log_likelihood(logits, chosen).sum(1)
@@ -86,8 +100,13 @@ def caption_likelihood(model: UniViGU, *, video: Tensor, texts: Sequence[Sequenc
         if config.text_flow == "embedding":
             noise = torch.randn(1, width, config.dim, generator=generator)
         else:
-            noise = source_tokens((1, width), vocab_size=config.vocab_size, mask_token=mask_token, generator=generator,
-                                  device=video.device)
+            noise = source_tokens(
+                (1, width),
+                vocab_size=config.vocab_size,
+                mask_token=mask_token,
+                generator=generator,
+                device=video.device,
+            )
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             total[part] += losses(tokens[part], tau, keep_seed, noise)

@@ -37,13 +37,16 @@ Callback = Callable[[int, State], object]
 
 def _require_finite(latent: Tensor, where: str) -> None:
     if not bool(latent.isfinite().all()):
-        raise UniViGUError(f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
-                           "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint")
+        raise UniViGUError(
+            f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
+            "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint"
+        )
 
 
 @torch.inference_mode()
-def run(video: VideoStream, text: TextStream, predict: Predictor, *, solver: str = "euler",
-        callback: Callback | None = None) -> tuple[VideoStream, TextStream]:
+def run(
+    video: VideoStream, text: TextStream, predict: Predictor, *, solver: str = "euler", callback: Callback | None = None
+) -> tuple[VideoStream, TextStream]:
     """Carry both streams from noise to data.
 
     ``callback(step, state)`` is called after every step, ``step`` counting from 1; when it returns False the run stops
@@ -61,13 +64,18 @@ def run(video: VideoStream, text: TextStream, predict: Predictor, *, solver: str
         text = text.advanced(here.logits, step)
         if solver == "heun" and video.sigmas is not None and video.sigmas[step + 1] > 0:
             there = predict(moved, text, step + 1)
-            assert here.velocity is not None and there.velocity is not None
+            assert here.velocity is not None
+            assert there.velocity is not None
             moved = video.corrected(here.velocity, there.velocity, step)
         _require_finite(moved.latent, f"after step {step + 1} of {steps}")
         if callback is not None:
             state = State(
-                step=step + 1, steps=steps, latent=moved.latent, estimate=video.estimate(here.velocity, step),
-                tokens=text.words(), sigma=0.0 if moved.sigmas is None else moved.sigmas[step + 1],
+                step=step + 1,
+                steps=steps,
+                latent=moved.latent,
+                estimate=video.estimate(here.velocity, step),
+                tokens=text.words(),
+                sigma=0.0 if moved.sigmas is None else moved.sigmas[step + 1],
                 tau=1.0 if text.taus is None else text.taus[step + 1],
             )
             if callback(step + 1, state) is False:

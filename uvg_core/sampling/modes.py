@@ -55,8 +55,10 @@ def as_text_content(model: UniViGU, tokens: Tensor) -> Tensor:
     Raises UniViGUError for ids that are not in the vocabulary."""
     config = model.config
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.token_rows:
-        raise UniViGUError(f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
-                           f"{config.token_rows} rows: the tokenizer belongs to another model")
+        raise UniViGUError(
+            f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
+            f"{config.token_rows} rows: the tokenizer belongs to another model"
+        )
     return embed_tokens(model.token_embedding.weight, tokens) if config.text_flow == "embedding" else tokens
 
 
@@ -73,13 +75,27 @@ def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> 
     else:
         pinned = torch.as_tensor(fixed, dtype=torch.long)
         if pinned.shape[-1] != length or pinned.ndim > 2:
-            raise UniViGUError(f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
-                               "-1 where the model may choose")
+            raise UniViGUError(
+                f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
+                "-1 where the model may choose"
+            )
     return pinned.expand(rows, length).to(device)
 
 
-def _noisy_text(model: UniViGU, *, rows: int, length: int, taus: Tensor, seed: int | Sequence[int], update: str,
-                temperature: float, top_p: float, fixed: Fixed | None, rounded: bool, like: Tensor) -> TextStream:
+def _noisy_text(
+    model: UniViGU,
+    *,
+    rows: int,
+    length: int,
+    taus: Tensor,
+    seed: int | Sequence[int],
+    update: str,
+    temperature: float,
+    top_p: float,
+    fixed: Fixed | None,
+    rounded: bool,
+    like: Tensor,
+) -> TextStream:
     """The text stream at pure noise, with the flow's own kind of step."""
     config: ModelConfig = model.config
     if length < 1:
@@ -96,14 +112,22 @@ def _noisy_text(model: UniViGU, *, rows: int, length: int, taus: Tensor, seed: i
         step = EmbeddingEuler(model.token_embedding.weight)
     else:
         mask_token = config.mask_token if config.source == "mask" else None
-        noise = [source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask_token, generator=g) for g in draws]
+        noise = [
+            source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask_token, generator=g) for g in draws
+        ]
         content = torch.stack(noise).to(like.device)
         if update == "release":
             step = ReleaseRedraw(draws, temperature, top_p, mask_token)
         else:
             step = JumpProcess(MixturePath(config.kappa_exponent), draws, update, temperature, top_p, mask_token)
-    return TextStream(content, tuple(taus.tolist()), update=step, pinned=None if pinned is None else pinned >= 0,
-                      anchor=anchor, rounded=rounded)
+    return TextStream(
+        content,
+        tuple(taus.tolist()),
+        update=step,
+        pinned=None if pinned is None else pinned >= 0,
+        anchor=anchor,
+        rounded=rounded,
+    )
 
 
 def _clean_text(model: UniViGU, tokens: Tensor | None, mask: Tensor | None, like: Tensor) -> TextStream:
@@ -123,10 +147,21 @@ def _noisy_video(noise: Tensor, steps: int, shift: float, sigmas: Tensor | Seque
     return VideoStream(noise, tuple(schedule.tolist()))
 
 
-def text_to_video(model: UniViGU, *, noise: Tensor, text: Tensor | None = None, context: Tensor,
-                  null_context: Tensor | None = None, text_mask: Tensor | None = None, steps: int = 50,
-                  shift: float = 3.0, guidance_scale: float = 5.0, sigmas: Tensor | Sequence[float] | None = None,
-                  solver: str = "euler", callback: Callback | None = None) -> Tensor:
+def text_to_video(
+    model: UniViGU,
+    *,
+    noise: Tensor,
+    text: Tensor | None = None,
+    context: Tensor,
+    null_context: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    steps: int = 50,
+    shift: float = 3.0,
+    guidance_scale: float = 5.0,
+    sigmas: Tensor | Sequence[float] | None = None,
+    solver: str = "euler",
+    callback: Callback | None = None,
+) -> Tensor:
     """Generate a latent from a prompt: video noisy, text held clean.
 
     Args:
@@ -145,10 +180,21 @@ def text_to_video(model: UniViGU, *, noise: Tensor, text: Tensor | None = None, 
     return run(video, held, predict, solver=solver, callback=callback)[0].latent
 
 
-def video_to_text(model: UniViGU, *, video: Tensor, context: Tensor | None = None, length: int, steps: int = 50,
-                  seed: int | Sequence[int] = 0, temperature: float = 1.0, top_p: float = 1.0,
-                  fixed: Fixed | None = None, text_update: str = "bridge",
-                  taus: Tensor | Sequence[float] | None = None, callback: Callback | None = None) -> Tensor:
+def video_to_text(
+    model: UniViGU,
+    *,
+    video: Tensor,
+    context: Tensor | None = None,
+    length: int,
+    steps: int = 50,
+    seed: int | Sequence[int] = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    fixed: Fixed | None = None,
+    text_update: str = "bridge",
+    taus: Tensor | Sequence[float] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
     """Describe a clip: video held clean, text noisy.
 
     Args:
@@ -162,20 +208,47 @@ def video_to_text(model: UniViGU, *, video: Tensor, context: Tensor | None = Non
     Returns token ids ``[B,L]``.
     """
     if text_update == "release":
-        raise UniViGUError("text update is 'release', which is a rule for joint runs; use 'euler' for what the "
-                           "release does in video-to-text")
+        raise UniViGUError(
+            "text update is 'release', which is a rule for joint runs; use 'euler' for what the "
+            "release does in video-to-text"
+        )
     times = text_times(steps) if taus is None else 1 - checked_sigmas(1 - torch.as_tensor(taus)).double()
-    text = _noisy_text(model, rows=video.shape[0], length=length, taus=times, seed=seed, update=text_update,
-                       temperature=temperature, top_p=top_p, fixed=fixed, rounded=True, like=video)
+    text = _noisy_text(
+        model,
+        rows=video.shape[0],
+        length=length,
+        taus=times,
+        seed=seed,
+        update=text_update,
+        temperature=temperature,
+        top_p=top_p,
+        fixed=fixed,
+        rounded=True,
+        like=video,
+    )
     predict = Predictor(model, zero_context(model, video) if context is None else context)
     return run(VideoStream(video), text, predict, callback=callback)[1].words()
 
 
-def joint(model: UniViGU, *, noise: Tensor, context: Tensor, null_context: Tensor | None = None, length: int,
-          steps: int = 50, shift: float = 3.0, guidance_scale: float = 5.0, seed: int | Sequence[int] = 0,
-          temperature: float = 1.0, top_p: float = 1.0, fixed: Fixed | None = None, text_update: str = "bridge",
-          sigmas: Tensor | Sequence[float] | None = None, solver: str = "euler",
-          callback: Callback | None = None) -> JointResult:
+def joint(
+    model: UniViGU,
+    *,
+    noise: Tensor,
+    context: Tensor,
+    null_context: Tensor | None = None,
+    length: int,
+    steps: int = 50,
+    shift: float = 3.0,
+    guidance_scale: float = 5.0,
+    seed: int | Sequence[int] = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    fixed: Fixed | None = None,
+    text_update: str = "bridge",
+    sigmas: Tensor | Sequence[float] | None = None,
+    solver: str = "euler",
+    callback: Callback | None = None,
+) -> JointResult:
     """Generate a clip and its caption at once, on one shared clock (text path time = 1 - sigma).
 
     Arguments as in ``text_to_video`` and ``video_to_text``; ``text_update`` is ``bridge`` (the exact jump process),
@@ -184,8 +257,19 @@ def joint(model: UniViGU, *, noise: Tensor, context: Tensor, null_context: Tenso
     video = _noisy_video(noise, steps, shift, sigmas)
     assert video.sigmas is not None
     taus = tau_from_sigma(torch.tensor(video.sigmas, dtype=torch.float64))
-    text = _noisy_text(model, rows=noise.shape[0], length=length, taus=taus, seed=seed, update=text_update,
-                       temperature=temperature, top_p=top_p, fixed=fixed, rounded=False, like=noise)
+    text = _noisy_text(
+        model,
+        rows=noise.shape[0],
+        length=length,
+        taus=taus,
+        seed=seed,
+        update=text_update,
+        temperature=temperature,
+        top_p=top_p,
+        fixed=fixed,
+        rounded=False,
+        like=noise,
+    )
     predict = Predictor(model, context, null_context, guidance_scale)
     moved, written = run(video, text, predict, solver=solver, callback=callback)
     return JointResult(moved.latent, written.words())

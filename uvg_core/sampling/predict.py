@@ -30,8 +30,10 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if self.guidance_scale != 1 and self.null_context is None:
-            raise UniViGUError(f"guidance_scale is {self.guidance_scale}: guidance needs null_context, the condition "
-                               "of the empty prompt; pass it or set guidance_scale=1")
+            raise UniViGUError(
+                f"guidance_scale is {self.guidance_scale}: guidance needs null_context, the condition "
+                "of the empty prompt; pass it or set guidance_scale=1"
+            )
 
     def __call__(self, video: VideoStream, text: TextStream, step: int) -> Prediction:
         """Predict at the start of ``step``; heads that no stream needs are left out."""

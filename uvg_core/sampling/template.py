@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -25,9 +25,19 @@ def blank_widths(count: int, open_end: bool, longest: int) -> list[tuple[int, ..
     return [(*widths, 0) if open_end else widths for widths in options]
 
 
-def fill_template(model: UniViGU, tokenizer: Tokenizer, template: str, *, video: Tensor, length: int,
-                  longest_blank: int = 2, samples: int = 8, seed: int = 0,
-                  callback: Callable[..., object] | None = None, **options: Any) -> Tensor:
+def fill_template(
+    model: UniViGU,
+    tokenizer: Tokenizer,
+    template: str,
+    *,
+    video: Tensor,
+    length: int,
+    longest_blank: int = 2,
+    samples: int = 8,
+    seed: int = 0,
+    callback: Callable[..., object] | None = None,
+    **options: Any,
+) -> Tensor:
     """Fill the blanks (``___``) of a template for one clip; returns ids ``[1,L]``.
 
     A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Every width is
@@ -36,7 +46,9 @@ def fill_template(model: UniViGU, tokenizer: Tokenizer, template: str, *, video:
     """
     count, open_end = blanks(template)
     if not count:
-        raise UniViGUError(f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'")
+        raise UniViGUError(
+            f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
+        )
     candidates: list[Tensor] = []
     problem: UniViGUError | None = None
     for widths in blank_widths(count, open_end, longest_blank):
@@ -45,16 +57,21 @@ def fill_template(model: UniViGU, tokenizer: Tokenizer, template: str, *, video:
         except UniViGUError as error:  # this width does not fit; a shorter one may
             problem = error
             continue
-        candidates.append(video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=callback,
-                                        **options)[0])
+        candidates.append(
+            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=callback, **options)[0]
+        )
     if not candidates:
         assert problem is not None
         raise problem
     if len(candidates) == 1:
         return candidates[0][None]
-    scores = caption_likelihood(model, video=video, texts=torch.stack(candidates), samples=samples, seed=seed,
-                                context=options.get("context"), pad_token=tokenizer.run.pad_token)
+    scores = caption_likelihood(
+        model,
+        video=video,
+        texts=torch.stack(candidates),
+        samples=samples,
+        seed=seed,
+        context=options.get("context"),
+        pad_token=tokenizer.run.pad_token,
+    )
     return candidates[int(scores.argmax())][None]
-
-
-__all__: Sequence[str] = ("blank_widths", "fill_template")

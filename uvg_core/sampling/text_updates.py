@@ -32,8 +32,9 @@ class JumpProcess:
         probability = self.path.jump(self.rule, times[step], times[step + 1])
         rows = []
         for tokens, row, generator in zip(content, logits, self.generators, strict=True):
-            clean = draw_clean_tokens(row, generator=generator, temperature=self.temperature, top_p=self.top_p,
-                                      forbidden=self.forbidden)
+            clean = draw_clean_tokens(
+                row, generator=generator, temperature=self.temperature, top_p=self.top_p, forbidden=self.forbidden
+            )
             rows.append(jump_step(tokens, clean, probability, generator))
         return torch.stack(rows)
 
@@ -60,8 +61,9 @@ class ReleaseRedraw:
         taken = step / (steps - 1) if steps > 1 else 1.0
         rows = []
         for tokens, row, generator in zip(content, logits, self.generators, strict=True):
-            clean = draw_clean_tokens(row, generator=generator, temperature=self.temperature, top_p=self.top_p,
-                                      forbidden=self.forbidden)
+            clean = draw_clean_tokens(
+                row, generator=generator, temperature=self.temperature, top_p=self.top_p, forbidden=self.forbidden
+            )
             rows.append(jump_step(tokens, clean, taken, generator))
         return torch.stack(rows)
 

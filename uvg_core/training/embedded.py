@@ -43,10 +43,26 @@ from .worlds import World, all_worlds, render
 
 VAE_WIDTH = 16
 PLACEMENTS = 8
-ENCODER = {"d_model": 128, "num_heads": 4, "d_kv": 32, "d_ff": 256, "num_layers": 2,
-           "relative_attention_num_buckets": 32}
-RUN = RunConfig(height=48, width=48, frames=9, fps=8.0, text_length=16, context_length=32, steps=24, text_steps=16,
-                shift=3.0, guidance_scale=3.0)
+ENCODER = {
+    "d_model": 128,
+    "num_heads": 4,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "relative_attention_num_buckets": 32,
+}
+RUN = RunConfig(
+    height=48,
+    width=48,
+    frames=9,
+    fps=8.0,
+    text_length=16,
+    context_length=32,
+    steps=24,
+    text_steps=16,
+    shift=3.0,
+    guidance_scale=3.0,
+)
 JOBS = {"t2v": 0.5, "joint": 0.3, "v2t": 0.2}
 TEXT_WEIGHT = 0.25
 
@@ -59,7 +75,7 @@ class Data:
     worlds: list[World]
 
 
-def cached_data(folder: Path, vae: nn.Module) -> Data:
+def cached_data(folder: Path, vae: Any) -> Data:
     """Render and encode every world at ``PLACEMENTS`` random places, once."""
     generator = torch.Generator().manual_seed(1)
     worlds = [world for world in all_worlds() for _ in range(PLACEMENTS)]
@@ -67,8 +83,9 @@ def cached_data(folder: Path, vae: nn.Module) -> Data:
     if not path.exists():
         parts = []
         for start in range(0, len(worlds), 64):
-            clips = [render(w, side=RUN.height, frames=RUN.frames, generator=generator)
-                     for w in worlds[start : start + 64]]
+            clips = [
+                render(w, side=RUN.height, frames=RUN.frames, generator=generator) for w in worlds[start : start + 64]
+            ]
             video = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 mean = encode_moments(vae, video)[:, :16]
@@ -123,11 +140,20 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
 class Trainer:
     """Network and text encoder, their average, and the loop over mixed batches."""
 
-    def __init__(self, folder: Path, data: Data, tokenizer: Tokenizer, *, seed: int = 0, batch: int = 64,
-                 peak_rate: float = 1.5e-3) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: Data,
+        tokenizer: Tokenizer,
+        *,
+        seed: int = 0,
+        batch: int = 64,
+        peak_rate: float = 1.5e-3,
+    ) -> None:
         torch.manual_seed(seed)
-        config = ModelConfig(dim=192, ffn_dim=768, num_heads=6, num_layers=6, text_dim=ENCODER["d_model"],
-                             vocab_size=tokenizer.size)
+        config = ModelConfig(
+            dim=192, ffn_dim=768, num_heads=6, num_layers=6, text_dim=ENCODER["d_model"], vocab_size=tokenizer.size
+        )
         self.folder, self.data, self.tokenizer, self.batch, self.peak_rate = folder, data, tokenizer, batch, peak_rate
         self.model = UniViGU(config, attention=plain_attention)
         initialise(self.model)
@@ -138,7 +164,9 @@ class Trainer:
         vectors = [p for p in self.parts.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=peak_rate, betas=(0.9, 0.98), fused=True,
+            lr=peak_rate,
+            betas=(0.9, 0.98),
+            fused=True,
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.step, self.spent = 0, 0.0
@@ -173,7 +201,7 @@ class Trainer:
         # Text stream: the prompt where the text is clean, the caption on its way from noise elsewhere.
         prompt_ids, prompt_mask = self.tokenizer.stream(prompts, RUN.text_length)
         captions = self.captions[picks]
-        source = source_tokens(tuple(captions.shape), vocab_size=self.model.config.vocab_size, mask_token=None, generator=g)
+        source = source_tokens(tuple(captions.shape), vocab_size=self.tokenizer.size, mask_token=None, generator=g)
         text = torch.where(is_t2v[:, None], prompt_ids, corrupt(captions, tau, self.path, source, g))
         mask = torch.where(is_t2v[:, None], prompt_mask, torch.ones_like(prompt_mask))
         mask = mask & ~(is_t2v & (u[7] < 0.2))[:, None]  # an empty text stream: plain Wan behaviour
@@ -182,15 +210,19 @@ class Trainer:
         noise = torch.randn(latents.shape, generator=g)
         video = interpolate(latents, noise, sigma_video[:, None, None, None, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            velocity, logits = self.forward(video, text, model_time_from_sigma(sigma_video),
-                                            model_time_from_sigma(1 - tau), context, mask)
+            velocity, logits = self.forward(
+                video, text, model_time_from_sigma(sigma_video), model_time_from_sigma(1 - tau), context, mask
+            )
         makes_video, makes_text = (~is_v2t).float(), (~is_t2v).float()
         video_error = F.mse_loss(velocity.float(), velocity_target(latents, noise), reduction="none").mean((1, 2, 3, 4))
         text_error = -token_log_likelihood(logits, captions).mean(1)
         video_loss = (video_error * makes_video).sum() / makes_video.sum()
         text_loss = (text_error * makes_text).sum() / makes_text.sum()
-        parts = {"video": video_loss.item(), "text": text_loss.item(),
-                 "v2t": (text_error * is_v2t).sum().item() / max(1, int(is_v2t.sum()))}
+        parts = {
+            "video": video_loss.item(),
+            "text": text_loss.item(),
+            "v2t": (text_error * is_v2t).sum().item() / max(1, int(is_v2t.sum())),
+        }
         return video_loss + TEXT_WEIGHT * text_loss, parts
 
     def run(self, minutes: float, compile_forward: bool = True) -> None:
@@ -227,8 +259,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write the whole state, so that a cut-off run goes on."""
-        state = {"parts": self.parts.state_dict(), "average": self.average.state_dict(), "step": self.step,
-                 "optimizer": self.optimizer.state_dict(), "spent": self.spent, "generator": self.generator.get_state()}
+        state = {
+            "parts": self.parts.state_dict(),
+            "average": self.average.state_dict(),
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "spent": self.spent,
+            "generator": self.generator.get_state(),
+        }
         torch.save(state, self.folder / "last.part.pt")
         (self.folder / "last.part.pt").replace(self.folder / "last.pt")
 
@@ -245,7 +283,7 @@ class Trainer:
         self.step, self.spent = state["step"], state["spent"]
 
 
-def export(trainer: Trainer, vae: nn.Module, out: Path) -> None:
+def export(trainer: Trainer, vae: Any, out: Path) -> None:
     """Write the averaged weights, VAE, text encoder and tokenizer as one ComfyUI all-in-one file, in float16."""
     half = torch.float16
     extra = {f"vae.{vae_to_original(name)}": w.to(half) for name, w in vae.state_dict().items()}
@@ -253,10 +291,16 @@ def export(trainer: Trainer, vae: nn.Module, out: Path) -> None:
         if name != "encoder.embed_tokens.weight":  # tied to shared.weight
             extra[f"text_encoders.umt5xxl.transformer.{name}"] = weight.to(half)
     extra["text_encoders.spiece_model"] = torch.frombuffer(bytearray(trainer.tokenizer.proto), dtype=torch.uint8)
-    card = {"data": "little worlds, version 1: one object, 3 kinds, 8 colours, 2 sizes, 4 motions, 4 backgrounds",
-            "recipe": "python -m uvg_core.training.embedded", "seed": 0, "steps": trainer.step,
-            "training_minutes": round(trainer.spent / 60, 1)}
-    save_model(trainer.average["model"], out, run=RUN, card=card, dtype=half, extra=extra)
+    card = {
+        "data": "little worlds, version 1: one object, 3 kinds, 8 colours, 2 sizes, 4 motions, 4 backgrounds",
+        "recipe": "python -m uvg_core.training.embedded",
+        "seed": 0,
+        "steps": trainer.step,
+        "training_minutes": round(trainer.spent / 60, 1),
+    }
+    model = trainer.average["model"]
+    assert isinstance(model, UniViGU)
+    save_model(model, out, run=RUN, card=card, dtype=half, extra=extra)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ from ..codec.latents import WAN_LATENT_MEAN, WAN_LATENT_STD
 from .worlds import World, all_worlds, render
 
 
-def small_wan_vae(width: int) -> nn.Module:
+def small_wan_vae(width: int) -> Any:
     """A Wan 2.1 VAE of another base width: 16 latent channels, 4x in time, 8x in space."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(base_dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[])
 
 
-def encode_moments(vae: nn.Module, video: Tensor) -> Tensor:
+def encode_moments(vae: Any, video: Tensor) -> Tensor:
     """Mean and log-variance ``[B,32,F,H/8,W/8]``; all frames after the first in one causal chunk, differentiable."""
     vae.clear_cache()
     first = vae.encoder(video[:, :, :1], feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
@@ -37,7 +38,7 @@ def encode_moments(vae: nn.Module, video: Tensor) -> Tensor:
     return vae.quant_conv(first)
 
 
-def decode_latent(vae: nn.Module, latent: Tensor) -> Tensor:
+def decode_latent(vae: Any, latent: Tensor) -> Tensor:
     """Pixels ``[B,3,T,H,W]``, about -1..1 and not clamped: a clamp would stop the gradient. Chunks as above."""
     vae.clear_cache()
     x = vae.post_quant_conv(latent)
@@ -56,7 +57,7 @@ def random_batch(worlds: list[World], count: int, side: int, frames: int, genera
     return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def calibrate(vae: nn.Module, video: Tensor, scale: float = 1.0) -> None:
+def calibrate(vae: Any, video: Tensor, scale: float = 1.0) -> None:
     """Fold the change of latent coordinates described in the module's docstring into the 1x1x1 convolutions."""
     with torch.no_grad():
         mean_latent = encode_moments(vae, video)[:, :16]
@@ -73,7 +74,7 @@ def calibrate(vae: nn.Module, video: Tensor, scale: float = 1.0) -> None:
         vae.post_quant_conv.bias += (weight.flatten(1) * (centre - target_mean / gain)).sum(1)
 
 
-def initialise(vae: nn.Module) -> None:
+def initialise(vae: Any) -> None:
     """Start as a network that carries the picture through: narrow and deep, it hardly learns from torch's default.
 
     Convolutions keep the variance of their input, residual branches start at zero, biases too - except at the two
@@ -84,24 +85,38 @@ def initialise(vae: nn.Module) -> None:
         for name, layer in vae.named_modules():
             if not isinstance(layer, (nn.Conv2d, nn.Conv3d)):
                 continue
-            weight = layer.weight
-            nn.init.normal_(layer.bias, std=0.5) if name.endswith("conv_in") else nn.init.zeros_(layer.bias)
+            weight, bias = layer.weight, layer.bias
+            assert bias is not None
+            if name.endswith("conv_in"):
+                nn.init.normal_(bias, std=0.5)
+            else:
+                nn.init.zeros_(bias)
             if name.endswith("time_conv"):
                 weight.zero_()
+                halves = weight.shape[0] == weight.shape[1]
                 for out in range(weight.shape[0]):
-                    weight[out, out % weight.shape[1], -2:] = 0.5 if weight.shape[0] == weight.shape[1] else 0.0
-                    weight[out, out % weight.shape[1], -1] = 0.5 if weight.shape[0] == weight.shape[1] else 1.0
+                    weight[out, out % weight.shape[1], -1] = 0.5 if halves else 1.0
+                    weight[out, out % weight.shape[1], -2] = 0.5 if halves else 0.0
                 continue
-            nn.init.normal_(weight, std=weight[0].select(1, -1).numel() ** -0.5 if weight.ndim == 5 and
-                            weight.shape[2] == 3 else weight[0].numel() ** -0.5)
-            if weight.ndim == 5 and weight.shape[2] == 3:
+            in_time = weight.ndim == 5 and weight.shape[2] == 3
+            fan_in = weight[0, :, -1].numel() if in_time else weight[0].numel()
+            nn.init.normal_(weight, std=fan_in**-0.5)
+            if in_time:
                 weight[:, :, :-1] = 0
             if name.endswith("conv2"):
                 weight.zero_()
 
 
-def train_vae(out: Path, *, width: int = 16, side: int = 48, frames: int = 9, minutes: float = 16.0,
-              seed: int = 0, go_on: bool = False) -> nn.Module:
+def train_vae(
+    out: Path,
+    *,
+    width: int = 16,
+    side: int = 48,
+    frames: int = 9,
+    minutes: float = 16.0,
+    seed: int = 0,
+    go_on: bool = False,
+) -> Any:
     """Train for ``minutes`` and save the diffusers state dict to ``out``; prints PSNR in dB as it goes.
 
     The first 40 % of the time sees single pictures only (they are cheap), the rest clips. ``go_on`` starts from what
@@ -140,8 +155,11 @@ def train_vae(out: Path, *, width: int = 16, side: int = 48, frames: int = 9, mi
         optimizer.step()
         if step % 50 == 0:
             psnr = -10 * (error.square().mean() / 4).log10().item()
-            print(f"vae {step:5d}  {60 * minutes * spent:5.0f}s  loss {loss.item():.4f}  psnr {psnr:5.2f} dB  "
-                  f"kl {divergence.item():.3f}", flush=True)
+            print(
+                f"vae {step:5d}  {60 * minutes * spent:5.0f}s  loss {loss.item():.4f}  psnr {psnr:5.2f} dB  "
+                f"kl {divergence.item():.3f}",
+                flush=True,
+            )
             torch.save(vae.state_dict(), out)
         step += 1
     calibrate(vae, random_batch(worlds, 64, side, frames, generator))

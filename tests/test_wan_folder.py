@@ -167,6 +167,6 @@ def test_bad_input_is_one_message(
 
 def test_a_folder_that_is_not_wan(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "red", *files[:2], "--wan", str(tmp_path), *SIZE]) == 1
-    assert "spiece.model: no such file" in capsys.readouterr().err
+    assert "vae, text_encoder, tokenizer not found" in capsys.readouterr().err
     assert main(["generate", "red", *files[:2], *SIZE]) == 1
     assert "pass --wan DIR" in capsys.readouterr().err

@@ -34,6 +34,7 @@ EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "uvg_tiny.s
 ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
 TOKENIZER_KEY = "text_encoders.spiece_model"
 VAE_PREFIX = "vae."
+WAN_FOLDERS = ("vae", "text_encoder", "tokenizer")
 # Above this a part is dropped after use and mapped from its file again, rather than kept in memory.
 KEEP_BELOW_BYTES = 2**30
 
@@ -124,6 +125,11 @@ class Pipeline:
         self.overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
         if latent_space is not None:
             self.overrides["latent_space"] = latent_space
+        if wan is not None and (absent := [name for name in WAN_FOLDERS if not (wan / name).is_dir()]):
+            raise UniViGUError(
+                f"{wan}: not a Wan2.1 folder in diffusers layout: {', '.join(absent)} not found in it; expected the "
+                "folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers"
+            )
         self.config: CheckpointConfig = read_config(self.path, **self.overrides)
         self.dtype = dtype
         self._kept: dict[str, nn.Module] = {}

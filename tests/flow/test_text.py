@@ -133,14 +133,26 @@ def test_draw_arguments(temperature: float, top_p: float) -> None:
         draw_clean_tokens(torch.zeros(1, 1, 3), generator=generator(), temperature=temperature, top_p=top_p)
 
 
-def test_chunks_change_no_likelihood_and_no_greedy_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(3, 11, V, generator=generator(5))
     tokens = torch.randint(V, (3, 11), generator=generator(6))
-    whole = token_log_likelihood(logits, tokens), draw_clean_tokens(logits, generator=generator(), temperature=0)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        return token_log_likelihood(logits, tokens), draw_clean_tokens(logits, generator=generator(), top_p=0.9)
+
+    whole = both()
     torch.testing.assert_close(whole[0], logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0])
     monkeypatch.setattr(flow, "CHUNK_NUMBERS", 2 * V)
-    assert torch.equal(token_log_likelihood(logits, tokens), whole[0])
-    assert torch.equal(draw_clean_tokens(logits, generator=generator(), temperature=0), whole[1])
+    chunked = both()
+    assert torch.equal(chunked[0], whole[0])
+    assert torch.equal(chunked[1], whole[1])
+
+
+def test_no_token_without_probability_is_drawn() -> None:
+    """Also where a draw falls on the very end of the row."""
+    logits = torch.full((N, V), -torch.inf)
+    logits[:, :2] = 0.0
+    assert int(draw_clean_tokens(logits, generator=generator()).max()) == 1
 
 
 def test_a_step_holds_no_second_logits_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..errors import UniViGUError
 
-# Rows of logits that one chunk may hold in float32: 2**24 numbers are 64 MiB.
-CHUNK_NUMBERS = 2**24
+# Numbers that one chunk of logits may hold in float32: 2**22 are 16 MiB.
+CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def draw_clean_tokens(
         temperature: 0 takes the most likely token. top_p: nucleus in (0, 1].
         forbidden: an id that is never drawn (the mask token: it is noise, not a word).
 
-    Returns ``[B,L]`` ids. Rows are reduced in chunks in float32, by exponential races (Gumbel-max in its cheaper
-    form: argmax p / Exp(1)), so that no second [L, V] tensor exists. Random numbers come from the generator's device.
+    Returns ``[B,L]`` ids. Rows are reduced in chunks in float32 by inverting their cumulative sums, so that no second
+    [L, V] tensor exists and a row costs one random number. Those come from the generator's device: a seed gives the
+    same draws wherever the logits lie.
     """
     if temperature < 0:
         raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
@@ -119,18 +120,24 @@ def draw_clean_tokens(
         raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
     rows = logits.flatten(0, -2)
     drawn = torch.empty(rows.shape[0], dtype=torch.long, device=logits.device)
+    chance = torch.rand(rows.shape[0], 1, generator=generator, device=generator.device).to(logits.device)
     step = max(1, CHUNK_NUMBERS // rows.shape[-1])
     for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step].float()
+        chunk = slice(start, start + step)
+        part = rows[chunk].float()
         if forbidden is not None:
             part = part.index_fill(-1, torch.tensor([forbidden], device=part.device), -math.inf)
-        if temperature > 0:
-            part = part / temperature
-            if top_p < 1:
-                part = _keep_nucleus(part, top_p)
-            race = torch.empty(part.shape, device=generator.device).exponential_(generator=generator).to(part.device)
-            part = part.softmax(-1).div_(race)
-        drawn[start : start + step] = part.argmax(-1)
+        if temperature == 0:
+            drawn[chunk] = part.argmax(-1)
+            continue
+        part = part / temperature
+        if top_p < 1:
+            part = _keep_nucleus(part, top_p)
+        reached = part.softmax(-1).cumsum(-1)
+        total = reached[:, -1:]
+        # Strictly below the total, or rounding could pick a token behind the last one with any probability.
+        goal = torch.minimum(chance[chunk] * total, total.nextafter(torch.zeros_like(total)))
+        drawn[chunk] = torch.searchsorted(reached, goal, right=True)[:, 0]
     return drawn.view(logits.shape[:-1])
 
 

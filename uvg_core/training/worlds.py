@@ -103,3 +103,24 @@ def render(world: World, *, side: int = 48, frames: int = 9, generator: torch.Ge
         cover = (0.5 - _distance(world.kind, x, y, radius)).clamp(0, 1)[..., None]
         pictures.append(ground * (1 - cover) + paint * cover)
     return torch.stack(pictures).round().to(torch.uint8)
+
+
+def _nearest(rgb: Tensor, table: dict[str, tuple[int, int, int]]) -> str:
+    names = list(table)
+    distance = (torch.tensor([table[name] for name in names]).float() - rgb).square().sum(-1)
+    return names[int(distance.argmin())]
+
+
+def read_colours(pixels: Tensor) -> tuple[str, str]:
+    """(colour of the object, background) of a clip, uint8 ``[T,S,S,3]``, from the pixels alone.
+
+    The background is the median of the rim; the object's colour is the median of the pixels that differ most from it
+    (the object covers 5 % of the picture or more; 3 % of them are its core).
+    """
+    picture = pixels.float()
+    rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1).flatten(0, 1)
+    ground = rim.median(0).values
+    flat = picture.flatten(0, 2)
+    distance = (flat - ground).abs().sum(-1)
+    core = flat[distance >= distance.quantile(0.97)].median(0).values
+    return _nearest(core, COLOURS), _nearest(ground, BACKGROUNDS)

@@ -1,4 +1,4 @@
-"""The path of a full-size release checkpoint, at toy size: the release's .pth beside a Wan2.1 folder in diffusers layout."""
+"""A release checkpoint beside a Wan2.1 folder in diffusers layout, at toy size: every command runs on them."""
 
 from __future__ import annotations
 

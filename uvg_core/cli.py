@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from .codec.video_file import write_video
 from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
 from .errors import UniViGUError
 from .files import require_folder, written_whole
-from .pipeline import EMBEDDED_MODEL, JointStep, Pipeline, Sampling, Size
-from .progress import Bar, bar
+from .pipeline import EMBEDDED_MODEL, JointStep, Pipeline, Sampling, Size, given
+from .progress import Bars, bars
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
@@ -51,7 +50,7 @@ def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
     return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
 
 
-def _pipeline(args: argparse.Namespace) -> Pipeline:
+def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
     return Pipeline(
         args.model,
         wan=args.wan,
@@ -60,6 +59,7 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
         latent_space=args.latent_space,
         text_states=args.text_states,
         overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
+        progress=shown,
     )
 
 
@@ -72,23 +72,22 @@ def _size(args: argparse.Namespace) -> Size:
     return Size(args.height, args.width, args.frames)
 
 
-def _steps_on(shown: Bar, words: Callable[[Tensor], str] | None = None) -> pipes.Callback:
-    return lambda step, state: shown.to(step, state.steps, words(state.tokens[0]) if words else "")
+def _steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> pipes.Callback:
+    return lambda step, state: shown(what, step, state.steps, words(state.tokens[0]) if words else "")
 
 
-def run_generate(args: argparse.Namespace) -> None:
+def run_generate(args: argparse.Namespace, shown: Bars) -> None:
     require_folder(args.out)
-    pipe = _pipeline(args)
-    with bar("generating") as shown:
-        pixels = pipe.generate(
-            args.prompt,
-            text="" if args.no_text_stream else args.text,
-            negative=args.negative,
-            size=_size(args),
-            sampling=_sampling(args),
-            callback=_steps_on(shown),
-        )
-    _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
+    pipe = _pipeline(args, shown)
+    pixels = pipe.generate(
+        args.prompt,
+        text="" if args.no_text_stream else args.text,
+        negative=args.negative,
+        size=_size(args),
+        sampling=_sampling(args),
+        callback=_steps_on(shown, "generating"),
+    )
+    _write_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
 
 
 def _write_clip(path: Path, pixels: Tensor, fps: float, scale: int | None) -> None:
@@ -98,28 +97,22 @@ def _write_clip(path: Path, pixels: Tensor, fps: float, scale: int | None) -> No
     say(f"{path}: {len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
 
 
-def run_caption(args: argparse.Namespace) -> int:
-    pipe, sampling, size = _pipeline(args), _sampling(args), _size(args)
+def run_caption(args: argparse.Namespace, shown: Bars) -> int:
+    pipe, sampling, size = _pipeline(args, shown), _sampling(args), _size(args)
     failed = 0
 
     def describe(path: Path) -> str:
         latent, note = pipe.latent_of(path, size)
+        shown.close()
         say(note)
-        with bar("reading the clip") as shown:
-            return pipe.caption(
-                latent,
-                hint=args.hint,
-                template=args.template,
-                sampling=sampling,
-                callback=_steps_on(shown, pipe.tokenizer.text),
-            )
+        watch = _steps_on(shown, "writing the caption", pipe.tokenizer.text)
+        return pipe.caption(latent, hint=args.hint, template=args.template, sampling=sampling, callback=watch)
+
+    def announce(index: int, total: int, clip: Path) -> None:
+        say(f"[{index}/{total}] {clip}")
 
     for path in args.clips:
         if path.is_dir():
-
-            def announce(index: int, total: int, clip: Path) -> None:
-                say(f"[{index}/{total}] {clip}")
-
             report = caption_folder(
                 path,
                 describe,
@@ -141,21 +134,20 @@ def run_caption(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run_joint(args: argparse.Namespace) -> None:
+def run_joint(args: argparse.Namespace, shown: Bars) -> None:
     sheet = args.sheet
     for path in (args.out, sheet or args.out):
         require_folder(path)
-    pipe = _pipeline(args)
-    with bar("generating clip and caption") as shown:
-        pixels, text, trace = pipe.joint(
-            args.prompt,
-            negative=args.negative,
-            size=_size(args),
-            sampling=_sampling(args),
-            callback=_steps_on(shown, pipe.tokenizer.text),
-            record=8 if sheet else 0,
-        )
-    _write_clip(args.out, pixels, args.fps or pipe.config.run.fps, args.scale)
+    pipe = _pipeline(args, shown)
+    pixels, text, trace = pipe.joint(
+        args.prompt,
+        negative=args.negative,
+        size=_size(args),
+        sampling=_sampling(args),
+        callback=_steps_on(shown, "generating both", pipe.tokenizer.text),
+        record=8 if sheet else 0,
+    )
+    _write_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
     _write_text(args.out.with_suffix(".txt"), text)
     if sheet:
         joint_sheet(sheet, args.prompt, text, pixels, trace)
@@ -175,7 +167,7 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def run_rank(args: argparse.Namespace) -> None:
+def run_rank(args: argparse.Namespace, shown: Bars) -> None:
     texts = list(args.texts)
     if args.texts_file:
         try:
@@ -186,47 +178,47 @@ def run_rank(args: argparse.Namespace) -> None:
             ) from None
     if not texts:
         raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
-    pipe = _pipeline(args)
+    pipe = _pipeline(args, shown)
     latent, note = pipe.latent_of(args.clip, _size(args))
+    shown.close()
     say(note)
-    with bar("ranking") as shown:
-        scores = pipe.rank(latent, texts, samples=args.samples, seed=args.seed or 0, callback=shown.to)
+    watch: Callable[[int, int], object] = lambda done, total: shown("ranking", done, total)  # noqa: E731
+    scores = pipe.rank(latent, texts, samples=args.samples, seed=args.seed, callback=watch)
     share = scores.double().softmax(0)
     for i in scores.argsort(descending=True).tolist():
         print(f"{share[i]:7.1%}  {scores[i]:9.2f} nats  {texts[i]}")
 
 
-def run_inspect(args: argparse.Namespace) -> None:
+def run_inspect(args: argparse.Namespace, _: Bars) -> None:
     for path in args.files:
         print(inspect_checkpoint(path))
 
 
-def run_convert(args: argparse.Namespace) -> None:
-    with bar("converting") as shown:
-        convert(
-            args.input,
-            args.out,
-            dtype=args.dtype,
-            on_progress=shown.to,
-            text_flow=args.text_flow,
-            source=args.source,
-            num_heads=args.num_heads,
-            latent_space=args.latent_space,
-        )
+def run_convert(args: argparse.Namespace, shown: Bars) -> None:
+    convert(
+        args.input,
+        args.out,
+        dtype=args.dtype,
+        on_progress=lambda done, total: shown("converting", done, total),
+        text_flow=args.text_flow,
+        source=args.source,
+        num_heads=args.num_heads,
+        latent_space=args.latent_space,
+    )
     say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
 
-def run_check(args: argparse.Namespace) -> None:
+def run_check(args: argparse.Namespace, shown: Bars) -> None:
     from .check import check_checkpoint
 
-    for line in check_checkpoint(_pipeline(args), _size(args)):
+    for line in check_checkpoint(_pipeline(args, shown), _size(args)):
         print(line)
 
 
-def run_demo(args: argparse.Namespace) -> None:
+def run_demo(args: argparse.Namespace, shown: Bars) -> None:
     from .demo import run_demo as run
 
-    run(_pipeline(args), args.out, say)
+    run(_pipeline(args, shown), args.out, say, shown)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -287,7 +279,7 @@ def _arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], Any], summary: str, parents: Sequence[_Parser]
+        name: str, run: Callable[[argparse.Namespace, Bars], Any], summary: str, parents: Sequence[_Parser]
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=summary, description=summary, parents=list(parents))
         made.set_defaults(run=run)
@@ -353,25 +345,32 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def _quiet_libraries() -> Any:
+def _quiet_libraries() -> None:
     """Libraries print notes about their own options; users of a command want to see ours."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = _arguments().parse_args(argv)
-    quiet: AbstractContextManager[Any] = _quiet_libraries()
-    with quiet:
+    _quiet_libraries()
+    with bars() as shown:
         try:
-            return int(args.run(args) or 0)
+            return int(args.run(args, shown) or 0)
         except UniViGUError as error:
+            shown.close()
             say(f"error: {error}")
             return 1
+        except torch.OutOfMemoryError as error:
+            shown.close()
+            say(
+                f"error: out of memory ({str(error).splitlines()[0][:120]}); use a smaller --height, --width, --frames, "
+                "convert the checkpoint to bf16 or fp8, or close other programs on the device"
+            )
+            return 1
         except KeyboardInterrupt:
+            shown.close()
             say("stopped; nothing half-written was left")
             return 130

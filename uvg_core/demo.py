@@ -11,14 +11,14 @@ from .codec.video_file import write_video
 from .errors import UniViGUError
 from .files import written_whole
 from .pipeline import Pipeline, Sampling
-from .progress import bar
+from .progress import Bars
 
 PROMPT = "a large red circle moves right on a navy background"
 BRIEF = "a green square"
 TEMPLATE = "a ___ ___ circle moves ___"
 
 
-def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None]) -> None:
+def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None], shown: Bars) -> None:
     """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -29,17 +29,15 @@ def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None]) -> None:
 
     say(f"1/3  text to video: “{PROMPT}”")
     clip = out / "generated.mp4"
-    with bar("generating") as shown:
-        pixels = pipe.generate(PROMPT, callback=lambda step, state: shown.to(step, state.steps))
+    pixels = pipe.generate(PROMPT, callback=lambda step, state: shown("generating", step, state.steps))
     write_video(clip, enlarged(pixels, None), fps)
     say(f"     -> {clip}")
 
     say("2/3  video to text: that clip, read from its file")
     latent, note = pipe.latent_of(clip)
     say(f"     {note}")
-    with bar("reading the clip") as shown:
-        words = pipe.caption(latent, callback=lambda step, state: shown.to(step, state.steps))
-        filled = pipe.caption(latent, template=TEMPLATE)
+    words = pipe.caption(latent, callback=lambda step, state: shown("writing the caption", step, state.steps))
+    filled = pipe.caption(latent, template=TEMPLATE)
     say(f"     -> {words}")
     say(f"     -> “{TEMPLATE}” filled in: {filled}")
     captions += [
@@ -49,10 +47,12 @@ def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None]) -> None:
     ]
 
     say(f"3/3  both at once: “{BRIEF}”")
-    with bar("generating both") as shown:
-        pixels, text, trace = pipe.joint(
-            BRIEF, sampling=Sampling(seed=1), record=7, callback=lambda step, state: shown.to(step, state.steps)
-        )
+    pixels, text, trace = pipe.joint(
+        BRIEF,
+        sampling=Sampling(seed=1),
+        record=7,
+        callback=lambda step, state: shown("generating both", step, state.steps),
+    )
     both, sheet = out / "joint.mp4", out / "joint.png"
     write_video(both, enlarged(pixels, None), fps)
     joint_sheet(sheet, BRIEF, text, pixels, trace)

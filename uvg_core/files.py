@@ -11,7 +11,7 @@ from .errors import UniViGUError
 
 
 def require_folder(path: str | Path) -> None:
-    """Raise UniViGUError when ``path`` cannot be written for want of its folder. Ask before hours of work, not after."""
+    """Raise UniViGUError when the folder of ``path`` is missing. Ask before hours of work, not after."""
     folder = Path(path).parent
     if not folder.is_dir():
         raise UniViGUError(f"{path}: there is no folder {folder}; make it or choose another")

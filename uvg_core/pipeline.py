@@ -20,12 +20,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .checkpoint import load_model, read_config, read_part
-from .codec.latents import LatentCodec, latent_shape, load_vae
+from .codec.latents import TEMPORAL, LatentCodec, latent_shape, load_vae
 from .codec.text import TextEncoder, Tokenizer, load_encoder
 from .codec.video_file import read_clip
 from .config import CheckpointConfig
 from .errors import UniViGUError
 from .model import UniViGU
+from .progress import Report, counted_calls
 from .sampling import State, caption_likelihood, fill_template, joint, text_to_video, video_to_text
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Pipeline:
             what the file holds.
         latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``.
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads).
+        progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class Pipeline:
         latent_space: str | None = None,
         text_states: str = "umT5",
         overrides: dict[str, Any] | None = None,
+        progress: Report | None = None,
     ) -> None:
+        self.progress = progress
         self.path, self.wan, self.text_states = Path(model), wan, text_states
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -159,7 +163,9 @@ class Pipeline:
 
     def _load(self, part: str) -> nn.Module:
         if part == "network":
-            return load_model(self.path, dtype=self._network_dtype(), **self.overrides)
+            report = self.progress
+            on_bytes = None if report is None else lambda done, total: report("loading the network", done, total)
+            return load_model(self.path, dtype=self._network_dtype(), on_progress=on_bytes, **self.overrides)
         if part == "vae":
             weights = (
                 _safetensors_in(self.wan / "vae", "diffusion_pytorch_model")
@@ -209,31 +215,41 @@ class Pipeline:
     def conditions(self, prompts: Sequence[str]) -> Tensor:
         """Prompt conditions ``[B,S,E]`` on the device."""
         with self._using("encoder") as encoder:
-            states = TextEncoder(encoder, self.tokenizer, self.config.run, self.text_states)(prompts)
-            return states.to(self._activation_dtype())
+            blocks = list(encoder.get_submodule("encoder.block").children())
+            with counted_calls(blocks, "reading the prompt", len(blocks), self.progress):
+                states = TextEncoder(encoder, self.tokenizer, self.config.run, self.text_states)(prompts)
+            return states.float()
 
     def encode_clip(self, pixels: Tensor) -> Tensor:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device."""
-        with self._using("vae") as vae:
-            latent = LatentCodec(vae, self.config.model.latent_space).encode(pixels)
-        return latent.to(self.device, self._activation_dtype())
+        parts = 1 + (len(pixels) - 1) // TEMPORAL
+        with (
+            self._using("vae") as vae,
+            counted_calls([vae.get_submodule("encoder")], "encoding the clip", parts, self.progress),
+        ):
+            return LatentCodec(vae, self.config.model.latent_space).encode(pixels)
 
     def decode_clips(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Latents -> uint8 ``[T,H,W,3]`` each."""
-        with self._using("vae") as vae:
+        parts = sum(latent.shape[2] for latent in latents)
+        with (
+            self._using("vae") as vae,
+            counted_calls([vae.get_submodule("decoder")], "decoding the clip", parts, self.progress),
+        ):
             codec = LatentCodec(vae, self.config.model.latent_space)
-            return [codec.decode(latent) for latent in latents]
-
-    def _activation_dtype(self) -> torch.dtype:
-        # Latents stay in float32: the network casts its own input, and Euler's sums do not suffer.
-        return torch.float32
+            try:
+                return [codec.decode(latent) for latent in latents]
+            except torch.OutOfMemoryError:  # the sampling run before this may have taken an hour
+                log.warning("not enough memory to decode in one piece: decoding in tiles")
+                codec.vae.enable_tiling()
+                return [codec.decode(latent) for latent in latents]
 
     def _noise(self, size: Size, seed: int) -> Tensor:
         run = self.config.run
         shape = latent_shape(
-            _or(size.frames, run.frames),
-            _or(size.height, run.height),
-            _or(size.width, run.width),
+            given(size.frames, run.frames),
+            given(size.height, run.height),
+            given(size.width, run.width),
             self.config.model.in_dim,
         )
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -275,9 +291,9 @@ class Pipeline:
                 text_mask=mask,
                 context=context,
                 null_context=null,
-                steps=_or(sampling.steps, run.steps),
-                shift=_or(sampling.shift, run.shift),
-                guidance_scale=_or(sampling.guidance_scale, run.guidance_scale),
+                steps=given(sampling.steps, run.steps),
+                shift=given(sampling.shift, run.shift),
+                guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
                 solver=sampling.solver,
                 callback=callback,
             )
@@ -286,7 +302,11 @@ class Pipeline:
     def latent_of(self, path: Path, size: Size = Size()) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         run = self.config.run
-        frames, height, width = _or(size.frames, run.frames), _or(size.height, run.height), _or(size.width, run.width)
+        frames, height, width = (
+            given(size.frames, run.frames),
+            given(size.height, run.height),
+            given(size.width, run.width),
+        )
         latent_shape(frames, height, width)
         clip = read_clip(path, frames=frames, height=height, width=width)
         return self.encode_clip(clip.pixels), clip.note
@@ -303,12 +323,12 @@ class Pipeline:
         """Clean latent -> words; ``hint`` is a prompt to look at beside the clip, ``template`` has blanks to fill."""
         run = self.config.run
         context = self.conditions([hint]) if hint.strip() else None
-        length = _or(sampling.text_length, run.text_length)
+        length = given(sampling.text_length, run.text_length)
         options: dict[str, Any] = {
             "video": latent,
             "context": context,
             "length": length,
-            "steps": _or(sampling.steps, run.text_steps),
+            "steps": given(sampling.steps, run.text_steps),
             "seed": sampling.seed,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -350,10 +370,10 @@ class Pipeline:
                 noise=noise,
                 context=context,
                 null_context=null,
-                length=_or(sampling.text_length, run.text_length),
-                steps=_or(sampling.steps, run.steps),
-                shift=_or(sampling.shift, run.shift),
-                guidance_scale=_or(sampling.guidance_scale, run.guidance_scale),
+                length=given(sampling.text_length, run.text_length),
+                steps=given(sampling.steps, run.steps),
+                shift=given(sampling.shift, run.shift),
+                guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
                 solver=sampling.solver,
                 seed=sampling.seed,
                 temperature=sampling.temperature,
@@ -397,7 +417,8 @@ class Pipeline:
             )
 
 
-def _or(value: Number | None, default: Number) -> Number:
+def given(value: Number | None, default: Number) -> Number:
+    """``value`` unless it is None; zero is a value."""
     return default if value is None else value
 
 

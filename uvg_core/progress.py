@@ -1,52 +1,79 @@
-"""Progress bars on the terminal: tqdm where it is installed, nothing where it is not."""
+"""Progress on the terminal: one tqdm bar at a time where tqdm is installed, nothing where it is not."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
+
+from torch import nn
+
+# What is under way, how much of it is done, how much there is.
+Report = Callable[[str, int, int], object]
 
 
-class Bar(Protocol):
-    """What the commands need of a bar."""
+class Bars:
+    """Call it with (what, done, total, note); a new ``what`` begins a new bar."""
 
-    def to(self, done: int, total: int, note: str = "") -> None:
-        """Show how far things are."""
-        ...
+    def __init__(self) -> None:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            tqdm = None
+        self._tqdm = tqdm
+        self._what = ""
+        self._bar: Any = None
 
-
-class _Silent:
-    def to(self, done: int, total: int, note: str = "") -> None:
-        return None
-
-
-class _Tqdm:
-    def __init__(self, label: str) -> None:
-        from tqdm import tqdm
-
-        # The delay keeps short jobs quiet: a bar is for what takes more than two seconds.
-        self._bar = tqdm(desc=label, total=1, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
-
-    def to(self, done: int, total: int, note: str = "") -> None:
-        self._bar.total = total
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        if self._tqdm is None:
+            return
+        if what != self._what or self._bar is None:
+            self.close()
+            # The delay keeps short jobs quiet: a bar is for what takes more than two seconds.
+            self._bar = self._tqdm(desc=what, total=total, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+            self._what = what
         if note:
             self._bar.set_postfix_str(note[:60], refresh=False)
+        self._bar.total = total
         self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
 
     def close(self) -> None:
-        self._bar.close()
+        """End the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._what = None, ""
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Bar]:
-    """A bar for the length of a block."""
-    try:
-        shown = _Tqdm(label)
-    except ImportError:
-        yield _Silent()
-        return
+def bars() -> Iterator[Bars]:
+    """Bars for the length of a block."""
+    shown = Bars()
     try:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def counted_calls(modules: list[nn.Module], what: str, total: int, report: Report | None) -> Iterator[None]:
+    """Report every forward pass of ``modules``: how code of other libraries tells how far it is."""
+    if report is None:
+        yield
+        return
+    done = 0
+
+    def count(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        report(what, min(done, total), total)
+
+    report(what, 0, total)
+    hooks = [module.register_forward_hook(count) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -18,6 +18,7 @@ from .fit import compare, require_fit, video_counterpart, without_text_half
 from .quant import FP8_DTYPES, dequantise
 from .read import WeightFile, open_weights
 from .sizes import model_config
+from .write import Progress
 
 EMBEDDING_STD = 0.02
 WAN_CHANNELS = 16
@@ -34,6 +35,7 @@ def load_model(
     num_heads: int | None = None,
     operations: Any = nn,
     attention: Attention | None = None,
+    on_progress: Progress | None = None,
 ) -> UniViGU:
     """Load a Uni-ViGU checkpoint for use: eval mode, no gradients.
 
@@ -45,6 +47,7 @@ def load_model(
         text_flow, source, latent_space, num_heads: for files that do not state them. Contradicting the file is an
             error, except for ``latent_space``, where the argument wins.
         operations, attention: see ``UniViGU``.
+        on_progress: called with (bytes read, bytes in all) after each tensor.
 
     Peak memory on a CPU is the model itself plus about one tensor.
 
@@ -60,11 +63,19 @@ def load_model(
     require_fit(weights, network, compare(weights, network, config))
     dtype = dtype or usual_dtype(weights, network)
 
+    sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}
+    done, total = 0, sum(sizes.values())
+
     def weight(name: str, _: Tensor) -> Tensor:
-        return read_native(weights, network, name).to(device=device, dtype=dtype)
+        nonlocal done
+        tensor = read_native(weights, network, name).to(device=device, dtype=dtype)
+        done += sizes[name]
+        if on_progress is not None:
+            on_progress(done, total)
+        return tensor
 
     # Largest first: what a tensor costs in passing is then never on top of the finished model.
-    order = sorted(network.names, key=lambda name: weights.tensors[network.names[name]].nbytes, reverse=True)
+    order = sorted(network.names, key=lambda name: sizes[name], reverse=True)
     return _assemble(config, weight, order, dtype, operations, attention).eval().requires_grad_(False)
 
 

@@ -25,7 +25,7 @@ from .read import Stored, bytes_of
 
 ALL_IN_ONE_PREFIX = NETWORK_PREFIXES[0]
 SUFFIXES = (".safetensors", ".sft")  # ComfyUI chooses its reader by these
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""The path of a full-size release checkpoint, on files of the real sizes and key names with random weights.
+
+    python benchmarks/full_size.py --dir D       D needs about 20 GB; Linux
+
+Makes the release's ``.pth`` (3.05B parameters, bf16, FSDP prefixes) and a Wan2.1 folder in diffusers layout (the VAE at
+full width; the text encoder at full width with --encoder-layers of its 24 layers), then runs the commands of this
+project on them, each in a process of its own, and prints time and peak memory. The words and pictures are noise: the
+released weights themselves have never been seen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from load_memory import GIB, make_file
+from safetensors.torch import save_file
+
+from uvg_core.codec.text import build_encoder
+from uvg_core.training.tokenizer import train_tokenizer
+from uvg_core.training.vae import initialise, small_wan_vae
+
+UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240,
+            "relative_attention_num_buckets": 32}  # fmt: skip
+VAE_WIDTH = 96
+
+
+def make_wan_folder(folder: Path, layers: int) -> None:
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "spiece.model").write_bytes(train_tokenizer())
+    vae = small_wan_vae(VAE_WIDTH)
+    initialise(vae)
+    vae.save_pretrained(folder / "vae")
+    del vae
+    (folder / "text_encoder").mkdir()
+    with torch.device("meta"):
+        shapes = build_encoder({**UMT5_XXL, "num_layers": layers}).state_dict()
+    weights = {
+        name: (torch.randn(shape.shape) * 0.02).bfloat16()
+        for name, shape in shapes.items()
+        if name != "encoder.embed_tokens.weight"
+    }
+    save_file(weights, folder / "text_encoder" / "model.safetensors")
+
+
+def run(label: str, *arguments: str) -> None:
+    """Run a command of the project; print its time and peak memory, and its last line."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvg_core", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{label} failed:\n{output}")
+    seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024
+    print(
+        f"{label:28s} {seconds:7.1f} s   peak {peak / GIB:5.2f} GiB   {output.strip().splitlines()[-1][:90]}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--encoder-layers", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="leave the files there for another run")
+    args = parser.parse_args()
+    folder = args.dir / "uvg-full-size"
+    released, wan = folder / "uni-vigu.pth", folder / "wan"
+    native, clip = folder / "uni-vigu-bf16.safetensors", folder / "clip.mp4"
+    try:
+        if not wan.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            make_file(released, "release-pth")
+            make_wan_folder(wan, args.encoder_layers)
+        size = ["--height", "64", "--width", "64", "--frames", "5"]
+        shared = ["--wan", str(wan), "--device", "cpu", *size]
+        run("inspect the .pth", "inspect", str(released))
+        run("convert to bf16", "convert", str(released), str(native), "--dtype", "bf16")
+        run("inspect the result", "inspect", str(native))
+        run("generate, 2 steps, guidance", "generate", "a red circle", "--model", str(native), *shared, "--steps", "2",
+            "-o", str(clip))  # fmt: skip
+        run("caption, 2 steps, 16 tokens", "caption", str(clip), "--model", str(released), *shared, "--steps", "2",
+            "--length", "16")  # fmt: skip
+        run("joint, 2 steps, 16 tokens", "joint", "a red circle", "--model", str(native), *shared, "--steps", "2",
+            "--length", "16", "-o", str(folder / "joint.mp4"))  # fmt: skip
+        run("convert to fp8", "convert", str(released), str(folder / "fp8.safetensors"), "--dtype", "fp8")
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,17 +53,16 @@ def make_wan_folder(folder: Path, layers: int) -> None:
 def run(label: str, *arguments: str) -> None:
     """Run a command of the project; print its time and peak memory, and its last line."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvg_core", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([sys.executable, "-m", "uvg_core", *arguments], stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.strip() and "%|" not in line]
     if status:
-        sys.exit(f"{label} failed:\n{output}")
+        sys.exit(f"{label} failed:\n" + "\n".join(lines))
     seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024
     print(
-        f"{label:28s} {seconds:7.1f} s   peak {peak / GIB:5.2f} GiB   {output.strip().splitlines()[-1][:90]}",
+        f"{label:28s} {seconds:7.1f} s   peak {peak / GIB:5.2f} GiB   {lines[-1][:90]}",
         flush=True,
     )
 
@@ -72,15 +72,20 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--encoder-layers", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="leave the files there for another run")
+    parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     folder = args.dir / "uvg-full-size"
     released, wan = folder / "uni-vigu.pth", folder / "wan"
+    if args.make:
+        make_file(released, "release-pth")
+        make_wan_folder(wan, args.encoder_layers)
+        return
     native, clip = folder / "uni-vigu-bf16.safetensors", folder / "clip.mp4"
     try:
         if not wan.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            make_file(released, "release-pth")
-            make_wan_folder(wan, args.encoder_layers)
+            # In a process of its own: a child's peak starts from its parent's.
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make"], check=True)
         size = ["--height", "64", "--width", "64", "--frames", "5"]
         shared = ["--wan", str(wan), "--device", "cpu", *size]
         run("inspect the .pth", "inspect", str(released))

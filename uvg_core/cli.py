@@ -109,7 +109,7 @@ def run_caption(args: argparse.Namespace, shown: Bars) -> int:
         return pipe.caption(latent, hint=args.hint, template=args.template, sampling=sampling, callback=watch)
 
     def announce(index: int, total: int, clip: Path) -> None:
-        say(f"[{index}/{total}] {clip}")
+        say(f"[{index + 1}/{total}] {clip}")
 
     for path in args.clips:
         if path.is_dir():
@@ -366,8 +366,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except torch.OutOfMemoryError as error:
             shown.close()
             say(
-                f"error: out of memory ({str(error).splitlines()[0][:120]}); use a smaller --height, --width, --frames, "
-                "convert the checkpoint to bf16 or fp8, or close other programs on the device"
+                f"error: out of memory ({str(error).splitlines()[0][:120]}); use a smaller --height or --width, "
+                "fewer --frames, a checkpoint converted to bf16, or close other programs on the device"
             )
             return 1
         except KeyboardInterrupt:

@@ -186,7 +186,10 @@ class TextEncoder:
         for text in texts:
             count = len(self.tokenizer.ids(text))
             if count > rows:
-                raise UniViGUError(f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)}")
+                raise UniViGUError(
+                    f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)} (words that its "
+                    "tokenizer does not know are spelled out, a token a letter)"
+                )
         return self.tokenizer.stream(texts, rows)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -112,9 +112,24 @@ def test_layers_and_attention_are_injected(inputs: dict[str, torch.Tensor]) -> N
     model = UniViGU(TINY, operations=operations, attention=attention, device="cpu", dtype=torch.float64)
     with_weights = [m for m in model.modules() if isinstance(m, tuple(getattr(nn, name) for name in names))]
     assert {id(m) for m in with_weights} == {id(m) for m in made}
-    model(**inputs)
+    model(**{name: value.double() if value.is_floating_point() else value for name, value in inputs.items()})
     # Per block: once over both streams, then each stream reads the prompt.
     assert [shape[1] for shape in calls] == [12 + 5, 7, 7] * 2
+
+
+def test_patches_are_made_in_float32_whatever_the_rest_is(inputs: dict[str, torch.Tensor]) -> None:
+    """As in ComfyUI's Wan. Plain layers compute in their weights' dtype, and take inputs of any."""
+    model = UniViGU(TINY, dtype=torch.bfloat16)
+    assert {name for name, p in model.named_parameters() if p.dtype != torch.bfloat16} == {
+        "patch_embedding.weight",
+        "patch_embedding.bias",
+    }
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    mask = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    out = model(**inputs, text_mask=mask)
+    assert out.velocity.dtype == out.logits.dtype == torch.bfloat16
+    assert bool(out.velocity.isfinite().all())
 
 
 def test_embedding_flow_takes_and_gives_vectors() -> None:

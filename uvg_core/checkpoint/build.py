@@ -66,9 +66,9 @@ def load_model(
     sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}
     done, total = 0, sum(sizes.values())
 
-    def weight(name: str, _: Tensor) -> Tensor:
+    def weight(name: str, empty: Tensor) -> Tensor:
         nonlocal done
-        tensor = read_native(weights, network, name).to(device=device, dtype=dtype)
+        tensor = read_native(weights, network, name).to(device=device, dtype=empty.dtype)
         done += sizes[name]
         if on_progress is not None:
             on_progress(done, total)
@@ -133,7 +133,7 @@ def init_from_wan(
             value = torch.empty(like.shape).normal_(std=EMBEDDING_STD, generator=generator)
         else:
             value = torch.ones(like.shape) if name == "text_head.norm.weight" else torch.zeros(like.shape)
-        return value.to(device=device, dtype=dtype)
+        return value.to(device=device, dtype=like.dtype)
 
     return _assemble(config, weight, None, dtype, operations, attention)
 

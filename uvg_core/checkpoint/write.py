@@ -45,7 +45,7 @@ def save_model(
     dtype: torch.dtype | None = None,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model as native safetensors, which ``load_model`` and ComfyUI read.
+    """Write a model as native safetensors, which ``load_model`` and (with this pack) ComfyUI read.
 
     Args:
         run, card: go into the metadata beside the model's own configuration.

@@ -187,8 +187,8 @@ class TextEncoder:
             count = len(self.tokenizer.ids(text))
             if count > rows:
                 raise UniViGUError(
-                    f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)} (words that its "
-                    "tokenizer does not know are spelled out, a token a letter)"
+                    f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)} "
+                    "(words that its tokenizer does not know are spelled out, a token a letter)"
                 )
         return self.tokenizer.stream(texts, rows)
 

@@ -1,7 +1,8 @@
 """Attention functions that can be injected into the network.
 
 Signature, shared with ComfyUI's ``optimized_attention``: ``attention(q, k, v, heads, mask=None)`` with q ``[B,Nq,D]``,
-k and v ``[B,Nk,D]``, heads folded into D, and mask ``[B,1,Nk]``, boolean, true where a key may be seen.
+k and v ``[B,Nk,D]``, heads folded into D, and mask ``[B,1,Nk]``, added to the scores: 0 where a key may be seen, the
+lowest number where not. (Added, not boolean: several of ComfyUI's attention functions add whatever they are given.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Attention = Callable[..., Tensor]
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """torch's scaled_dot_product_attention; returns ``[B,Nq,D]``."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None].to(q.dtype))
     return rearrange(out, "b h n d -> b n (h d)")
 
 

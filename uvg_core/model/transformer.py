@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ class Prediction(NamedTuple):
     logits: Tensor | None
 
 
+def _weight_dtype(layer: nn.Module) -> torch.dtype:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
+
+
 class UniViGU(nn.Module):
     """The joint video and text transformer.
 
@@ -54,10 +61,18 @@ class UniViGU(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         dim = config.dim
         self.config = config
+        # Plain layers compute in the dtype of their weights; injected ones cast, and follow the input as in ComfyUI.
+        self.follows_weights = operations is nn
 
-        # inputs
+        # inputs; the patches are made in float32 or better, as in ComfyUI's Wan
+        patch_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.patch_embedding = operations.Conv3d(
-            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size, **factory
+            config.in_dim,
+            dim,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            device=device,
+            dtype=patch_dtype,
         )
         self.token_embedding = operations.Embedding(config.token_rows, dim, **factory)
         self.text_embedding = nn.Sequential(
@@ -109,11 +124,10 @@ class UniViGU(nn.Module):
             UniViGUError: a shape does not fit the network.
         """
         text = self._check(video, text, context, text_mask)
-        dtype = self.patch_embedding.weight.dtype if self.patch_embedding.weight.is_floating_point() else video.dtype
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            dtype = video.dtype  # quantised storage: compute in the dtype of the input
-
-        patches = self.patch_embedding(video.to(dtype))
+        dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
+        if self.follows_weights:
+            dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
+        patches = self.patch_embedding(video.to(precise)).to(dtype)
         grid: tuple[int, int, int] = tuple(patches.shape[2:])  # type: ignore[assignment]
         tokens = text.to(dtype) if text.is_floating_point() else self.token_embedding(text).to(dtype)
         x = Streams(rearrange(patches, "b d f h w -> b (f h w) d"), tokens)
@@ -130,8 +144,9 @@ class UniViGU(nn.Module):
         rotations = Streams(video_rotations(grid, head_dim, device), text_rotations(text.shape[1], head_dim, device))
         key_mask = None
         if text_mask is not None:
-            seen = text_mask.new_ones(text_mask.shape[0], x.video.shape[1])
-            key_mask = torch.cat([seen, text_mask], 1)[:, None]
+            hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
+            hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
+            key_mask = F.pad(hidden, (x.video.shape[1], 0))[:, None]  # the video's keys come first and are all seen
 
         for block in self.blocks:
             x = block(x, e, rotations, context, key_mask)

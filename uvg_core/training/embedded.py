@@ -133,7 +133,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        scores = scores + mask[:, None]
     return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
 
 

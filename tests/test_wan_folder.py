@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from tiny_networks import random_network
 
-from uvg_core import ModelConfig
+from uvg_core import ModelConfig, parts
 from uvg_core.checkpoint.keys import from_native
 from uvg_core.cli import main
+from uvg_core.codec.latents import LatentCodec
 from uvg_core.codec.text import build_encoder
 from uvg_core.codec.video_file import probe, write_video
+from uvg_core.parts import Parts
 from uvg_core.pipeline import Pipeline
 from uvg_core.training.tokenizer import train_tokenizer
 from uvg_core.training.worlds import World, render
@@ -105,36 +108,78 @@ def test_rank(files: list[str], clip: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_check(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", *files, *SIZE])
+    assert main(["check", *files, *SIZE]) == 0
     assert capsys.readouterr().out.count("ok  ") >= 4
 
 
 def test_parts_are_never_on_the_device_together(
     files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    there: list[str] = []
+    """While a part works, every other part that was ever loaded is elsewhere - whoever still holds it."""
+    loaded: list[torch.nn.Module] = []
     order: list[str] = []
-    using = Pipeline._using
+    moves: dict[int, str] = {}
+    load, using, move = Parts._load, Parts.using, torch.nn.Module.to
+
+    def watched_load(self: Parts, part: str) -> torch.nn.Module:
+        loaded.append(load(self, part))
+        return loaded[-1]
+
+    def watched_to(self: torch.nn.Module, *args: object, **kwargs: object) -> torch.nn.Module:
+        if args and isinstance(args[0], (torch.device, str)):
+            moves[id(self)] = "device" if isinstance(args[0], torch.device) else str(args[0])
+        return move(self, *args, **kwargs)
 
     @contextmanager
-    def watched(self: Pipeline, part: str) -> Iterator[torch.nn.Module]:
-        assert there == []
-        there.append(part)
-        order.append(part)
+    def watched_using(self: Parts, part: str) -> Iterator[torch.nn.Module]:
         with using(self, part) as module:
+            order.append(part)
+            assert [other for other in loaded if moves.get(id(other)) == "device"] == [module]
             yield module
-        there.remove(part)
 
-    monkeypatch.setattr(Pipeline, "_using", watched)
+    monkeypatch.setattr(Parts, "_load", watched_load)
+    monkeypatch.setattr(Parts, "using", watched_using)
+    monkeypatch.setattr(torch.nn.Module, "to", watched_to)
+    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
     out = str(tmp_path / "clip.mp4")
     assert main(["joint", "a red circle", *files, *SIZE, "--steps", "1", "--length", "4", "-o", out]) == 0
     assert order == ["encoder", "network", "vae"]
+    encoder = loaded[0]
+    assert all(p.is_meta for p in encoder.parameters())  # the largest part is let go
+
+
+def test_a_folder_loads_every_part_once(files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loads: list[str] = []
+    load = Parts._load
+    monkeypatch.setattr(Parts, "_load", lambda self, part: loads.append(part) or load(self, part))
+    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, render(World("circle", "red", "large", "left", "navy")), 8)
+    command = ["caption", str(tmp_path), *files, *SIZE, "--steps", "1", "--length", "4", "--hint", "a clip"]
+    assert main(command) == 0
+    assert sorted(loads) == ["encoder", "network", "vae"]
+
+
+def test_decoding_falls_back_to_tiles(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline(files[1], wan=files[3], device="cpu")
+    pixels = render(World("circle", "red", "large", "left", "navy"))[:5]
+    latent = pipe.encode_clip(pixels)
+    whole = pipe.decode_clips([latent])[0]
+    decode = LatentCodec.decode
+
+    def short_of_memory(self: LatentCodec, latent: torch.Tensor) -> torch.Tensor:
+        if not self.vae.use_tiling:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(self, latent)
+
+    monkeypatch.setattr(LatentCodec, "decode", short_of_memory)
+    assert torch.equal(pipe.decode_clips([latent])[0], whole)  # one tile holds this clip
 
 
 def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None:
-    pipe = Pipeline(Path(files[1]), wan=Path(files[3]), device="cpu")
+    pipe = Pipeline(files[1], wan=files[3], device="cpu")
     assert pipe.config.model.latent_space == "raw"  # what the release's script does
-    other = Pipeline(Path(files[1]), wan=Path(files[3]), device="cpu", latent_space="normalised", text_states="release")
+    other = Pipeline(files[1], wan=files[3], device="cpu", latent_space="normalised", text_states="release")
     pixels = render(World("circle", "red", "large", "left", "navy"))
     assert not torch.equal(pipe.encode_clip(pixels), other.encode_clip(pixels))
     assert not torch.equal(pipe.conditions(["a red circle"]), other.conditions(["a red circle"]))
@@ -146,7 +191,6 @@ def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None
         (["generate", "  "], "the prompt is empty"),
         (["generate", "red " * 600], "601 tokens and this model reads 512"),
         (["generate", "red", *SIZE, "--height", "50"], "off the model's grid"),
-        (["generate", "red", *SIZE, "--steps", "0"], "steps is 0"),
         (["generate", "red", *SIZE, "-o", "nowhere/clip.mp4"], "nowhere"),
         (["caption", "missing.mp4"], "missing.mp4"),
         (["rank", "missing.mp4"], "no text to rank"),
@@ -163,6 +207,71 @@ def test_bad_input_is_one_message(
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "red", "--steps", "0"], "0 is out of range; expected between 1"),
+        (["generate", "red", "--guidance", "nan"], "'nan' is not a number"),
+        (["generate", "red", "--shift", "inf"], "'inf' is not a number"),
+        (["generate", "red", "--fps", "0"], "out of range"),
+        (["generate", "red", "--scale", "-3"], "out of range"),
+        (["generate", "red", "-o", "clip.avi"], "does not end in .mp4"),
+        (["generate", "red", "--seed", "99999999999999999999999"], "out of range"),
+        (["joint", "red", "--sheet", "a.psd"], "does not end in .png"),
+        (["caption", ""], "the path is empty"),
+        (["caption", "a.mp4", "--top-p", "0"], "out of range"),
+        (["caption", "a.mp4", "--steps", "two"], "'two' is not a whole number"),
+        (["rank", "a.mp4", "x", "--samples", "0"], "out of range"),
+        (["convert", "a.pth", "b.ckpt"], "does not end in .safetensors"),
+        (["frobnicate"], "invalid choice"),
+    ],
+)
+def test_usage_is_checked_before_any_work(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert message in f"{stopped.value}"
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "nonsense"])
+def test_devices_that_are_not_here(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a red circle", "--device", device]) == 1
+    assert "found here: cpu" in capsys.readouterr().err
+
+
+def test_one_bad_clip_does_not_end_the_others(
+    files: list[str], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = ["caption", str(tmp_path / "none.mp4"), str(empty), str(clip), *files, *SIZE, "--steps", "1"]
+    assert main([*command, "--length", "4"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{clip}\t")
+    assert shown.err.count("error: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", b"garbage"),
+        ("text_encoder/model.safetensors.index.json", b"{oops"),
+        ("text_encoder/model.safetensors.index.json", b"{}"),
+        ("tokenizer/spiece.model", b"garbage"),
+    ],
+)
+def test_damaged_wan_folders(
+    files: list[str], tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "wan"
+    shutil.copytree(files[3], broken)
+    (broken / name).write_bytes(content)
+    assert main(["generate", "red", *files[:2], "--wan", str(broken), *SIZE, "--steps", "1"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert str(broken) in shown
 
 
 def test_a_folder_that_is_not_wan(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,6 +74,52 @@ def _size(args: argparse.Namespace) -> Size:
     return Size(args.height, args.width, args.frames)
 
 
+def _number(kind: type, lowest: float | None, highest: float | None = None) -> Callable[[str], Any]:
+    """An argparse type: a finite number of ``kind`` within bounds."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
+        if (lowest is not None and value < lowest) or (highest is not None and value > highest):
+            bounds = f"at least {lowest:g}" if highest is None else f"between {lowest:g} and {highest:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {bounds}")
+        return value
+
+    return parse
+
+
+COUNT = _number(int, 1, 100_000)
+PIXELS = _number(int, 16, 8192)
+SEED = _number(int, 0, 2**63 - 1)
+ABOVE_ZERO = _number(float, 1e-6)
+
+
+def _path(text: str) -> Path:
+    """An argparse type: a path that is not empty (an unset shell variable would mean the working directory)."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def _target(*suffixes: str) -> Callable[[str], Path]:
+    """An argparse type: a file to write, of a kind that can be written. Known now, not after the run."""
+
+    def parse(text: str) -> Path:
+        path = _path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
+        return path
+
+    return parse
+
+
+VIDEO_FILE, PICTURE = _target(".mp4"), _target(".png", ".jpg", ".webp")
+
+
 def _steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> pipes.Callback:
     return lambda step, state: shown(what, step, state.steps, words(state.tokens[0]) if words else "")
 
@@ -112,25 +160,25 @@ def run_caption(args: argparse.Namespace, shown: Bars) -> int:
         say(f"[{index + 1}/{total}] {clip}")
 
     for path in args.clips:
-        if path.is_dir():
-            report = caption_folder(
-                path,
-                describe,
-                overwrite=args.overwrite,
-                prefix=args.prefix,
-                recursive=not args.no_recursive,
-                on_clip=announce,
-            )
-            print(report)
-            failed += len(report.failed)
-        elif len(args.clips) == 1:
-            print(args.prefix + describe(path))
-        else:
-            try:
-                print(f"{path}\t{args.prefix}{describe(path)}")
-            except UniViGUError as error:
-                say(f"error: {error}")
-                failed += 1
+        try:
+            if path.is_dir():
+                report = caption_folder(
+                    path,
+                    describe,
+                    overwrite=args.overwrite,
+                    prefix=args.prefix,
+                    recursive=not args.no_recursive,
+                    on_clip=announce,
+                )
+                print(report)
+                failed += len(report.failed)
+            else:
+                name = "" if len(args.clips) == 1 else f"{path}\t"
+                print(f"{name}{args.prefix}{describe(path)}")
+        except UniViGUError as error:
+            shown.close()
+            say(f"error: {error}")
+            failed += 1
     return 1 if failed else 0
 
 
@@ -172,9 +220,9 @@ def run_rank(args: argparse.Namespace, shown: Bars) -> None:
     if args.texts_file:
         try:
             texts += [line.strip() for line in args.texts_file.read_text("utf-8").splitlines() if line.strip()]
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
-                f"{args.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate a line"
+                f"{args.texts_file}: cannot be read ({error}); pass a text file in UTF-8 with one candidate a line"
             ) from None
     if not texts:
         raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
@@ -185,8 +233,9 @@ def run_rank(args: argparse.Namespace, shown: Bars) -> None:
     watch: Callable[[int, int], object] = lambda done, total: shown("ranking", done, total)  # noqa: E731
     scores = pipe.rank(latent, texts, samples=args.samples, seed=args.seed, callback=watch)
     share = scores.double().softmax(0)
+    unit = "nats" if pipe.config.model.text_flow == "discrete" else "squared error"
     for i in scores.argsort(descending=True).tolist():
-        print(f"{share[i]:7.1%}  {scores[i]:9.2f} nats  {texts[i]}")
+        print(f"{share[i]:7.1%}  {scores[i]:9.2f} {unit}  {texts[i]}")
 
 
 def run_inspect(args: argparse.Namespace, _: Bars) -> None:
@@ -232,10 +281,10 @@ class _Parser(argparse.ArgumentParser):
 def _arguments() -> argparse.ArgumentParser:
     model, flows, sampler, video, size, text = (_Parser(add_help=False) for _ in range(6))
     group = model.add_argument_group("model")
-    group.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
+    group.add_argument("--model", type=_path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
     group.add_argument(
         "--wan",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="Wan2.1 folder in diffusers layout: VAE, text encoder and tokenizer for --model",
     )
@@ -253,25 +302,31 @@ def _arguments() -> argparse.ArgumentParser:
     group = flows.add_argument_group("what the checkpoint does not say itself")
     group.add_argument("--text-flow", choices=TEXT_FLOWS)
     group.add_argument("--source", choices=SOURCES, help="of the discrete text flow")
-    group.add_argument("--num-heads", type=int)
+    group.add_argument("--num-heads", type=COUNT)
 
     group = sampler.add_argument_group("sampling (defaults: the checkpoint's own recipe)")
-    group.add_argument("--steps", type=int)
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--steps", type=COUNT)
+    group.add_argument("--seed", type=SEED, default=0)
     group = video.add_argument_group("video")
-    group.add_argument("--shift", type=float, help="more steps at high noise; 1 is none")
-    group.add_argument("--guidance", dest="guidance_scale", type=float, help="1 turns guidance off")
+    group.add_argument("--shift", type=ABOVE_ZERO, help="more steps at high noise; 1 is none")
+    group.add_argument(
+        "--guidance", dest="guidance_scale", type=_number(float, -1000, 1000), help="1 turns guidance off"
+    )
     group.add_argument("--solver", choices=("euler", "heun"), default="euler")
     group.add_argument("--negative", default="", help="what guidance leads away from (default: the empty prompt)")
-    group.add_argument("--fps", type=float, help="of the written file")
-    group.add_argument("--scale", type=int, help="repeat every pixel N times in the file (default: only small clips)")
+    group.add_argument("--fps", type=_number(float, 0.1, 240), help="of the written file")
+    group.add_argument(
+        "--scale", type=_number(int, 1, 64), help="repeat every pixel N times in the file (default: only small clips)"
+    )
     group = size.add_argument_group("size (defaults: what the checkpoint was trained at)")
     for name in ("--height", "--width", "--frames"):
-        group.add_argument(name, type=int)
+        group.add_argument(name, type=COUNT if name == "--frames" else PIXELS)
     group = text.add_argument_group("text")
-    group.add_argument("--temperature", type=float, default=1.0, help="0 always takes the most likely token")
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--length", dest="text_length", type=int, help="tokens of the text stream")
+    group.add_argument(
+        "--temperature", type=_number(float, 0), default=1.0, help="0 always takes the most likely token"
+    )
+    group.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0)
+    group.add_argument("--length", dest="text_length", type=_number(int, 1, 4096), help="tokens of the text stream")
 
     parser = _Parser(
         prog="python -m uvg_core", description="Uni-ViGU: videos from text, text from videos, both at once."
@@ -287,7 +342,7 @@ def _arguments() -> argparse.ArgumentParser:
 
     sub = command("generate", run_generate, "a prompt gives an mp4", (model, flows, sampler, video, size))
     sub.add_argument("prompt")
-    sub.add_argument("-o", "--out", type=Path, default=Path("clip.mp4"))
+    sub.add_argument("-o", "--out", type=VIDEO_FILE, default=Path("clip.mp4"))
     sub.add_argument("--text", help="another text for the text stream (default: the prompt)")
     sub.add_argument("--no-text-stream", action="store_true", help="leave the text stream empty: plain Wan")
 
@@ -297,7 +352,7 @@ def _arguments() -> argparse.ArgumentParser:
         "clips give captions; a folder gets a .txt beside each clip",
         (model, flows, sampler, size, text),
     )
-    sub.add_argument("clips", type=Path, nargs="+", metavar="CLIP|FOLDER")
+    sub.add_argument("clips", type=_path, nargs="+", metavar="CLIP|FOLDER")
     sub.add_argument("--hint", default="", help="a prompt to look at beside the clip")
     sub.add_argument("--template", default="", help="text with blanks to fill in, e.g. 'a red ___ moves ___'")
     sub.add_argument(
@@ -311,8 +366,10 @@ def _arguments() -> argparse.ArgumentParser:
         "joint", run_joint, "a prompt gives an mp4 and its caption at once", (model, flows, sampler, video, size, text)
     )
     sub.add_argument("prompt")
-    sub.add_argument("-o", "--out", type=Path, default=Path("joint.mp4"), help="the caption goes beside it as .txt")
-    sub.add_argument("--sheet", type=Path, help="also draw a contact sheet (.png) of both streams taking shape")
+    sub.add_argument(
+        "-o", "--out", type=VIDEO_FILE, default=Path("joint.mp4"), help="the caption goes beside it as .txt"
+    )
+    sub.add_argument("--sheet", type=PICTURE, help="also draw a contact sheet (.png) of both streams taking shape")
     sub.add_argument(
         "--text-update",
         choices=("bridge", "euler", "release"),
@@ -321,18 +378,18 @@ def _arguments() -> argparse.ArgumentParser:
     )
 
     sub = command("rank", run_rank, "which text fits a clip best", (model, flows, size))
-    sub.add_argument("clip", type=Path)
+    sub.add_argument("clip", type=_path)
     sub.add_argument("texts", nargs="*")
-    sub.add_argument("--texts-file", type=Path, help="one candidate a line")
-    sub.add_argument("--samples", type=int, default=16, help="Monte-Carlo draws")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--texts-file", type=_path, help="one candidate a line")
+    sub.add_argument("--samples", type=COUNT, default=16, help="Monte-Carlo draws")
+    sub.add_argument("--seed", type=SEED, default=0)
 
     sub = command("inspect", run_inspect, "say what a checkpoint is", ())
-    sub.add_argument("files", type=Path, nargs="+")
+    sub.add_argument("files", type=_path, nargs="+")
 
     sub = command("convert", run_convert, "any readable Uni-ViGU checkpoint to native safetensors", (flows,))
-    sub.add_argument("input", type=Path)
-    sub.add_argument("out", type=Path)
+    sub.add_argument("input", type=_path)
+    sub.add_argument("out", type=_target(".safetensors"))
     sub.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8"), help="default: as stored")
     sub.add_argument("--latent-space", choices=LATENT_SPACES, help="write this into the file")
 
@@ -341,7 +398,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
 
     sub = command("demo", run_demo, "all three jobs on the embedded model, in under a minute", (model, flows))
-    sub.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
+    sub.add_argument("--out", type=_path, default=Path("out"), help="folder for the results")
     return parser
 
 
@@ -369,6 +426,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"error: out of memory ({str(error).splitlines()[0][:120]}); use a smaller --height or --width, "
                 "fewer --frames, a checkpoint converted to bf16, or close other programs on the device"
             )
+            return 1
+        except (OSError, MemoryError, RuntimeError) as error:
+            # Whatever a system or a library refuses that no check of ours foresaw.
+            shown.close()
+            if os.environ.get("UVG_DEBUG"):
+                raise
+            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            say(f"error: {args.command} failed: {reason} (UVG_DEBUG=1 shows where)")
             return 1
         except KeyboardInterrupt:
             shown.close()

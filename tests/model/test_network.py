@@ -74,6 +74,15 @@ def test_padding_changes_nothing(network: UniViGU, inputs: dict[str, torch.Tenso
     torch.testing.assert_close(padded.logits[:, :5], plain.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_masks_of_tokenizers_work_as_they_are(
+    network: UniViGU, inputs: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    mask = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    want, got = network(**inputs, text_mask=mask), network(**inputs, text_mask=mask.to(dtype))
+    assert torch.equal(want.velocity, got.velocity)
+
+
 def test_streams_see_each_other(network: UniViGU, inputs: dict[str, torch.Tensor]) -> None:
     before = network(**inputs)
     inputs["text"] = (inputs["text"] + 1) % 31
@@ -154,6 +163,8 @@ def test_embedding_flow_takes_and_gives_vectors() -> None:
         ({"context": torch.zeros(2, 7, 64)}, "text encoder of another width"),
         ({"text": torch.zeros(2, 5, 48)}, "expected token ids"),
         ({"text_mask": torch.ones(2, 3, dtype=torch.bool)}, "text mask"),
+        ({"context": torch.zeros(3, 7, 20)}, "prompt condition has a batch of 3"),
+        ({"time_text": torch.zeros(1)}, "text time has a batch of 1"),
     ],
 )
 def test_inputs_that_do_not_fit(network: UniViGU, inputs: dict[str, torch.Tensor], change: dict, message: str) -> None:

@@ -90,6 +90,22 @@ def test_widths_of_blanks() -> None:
     assert blank_widths(2, True, 2) == [(1, 0), (2, 0)]
     assert blank_widths(2, False, 2) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert blank_widths(1, True, 3) == [(0,)]
+    many = blank_widths(40, False, 2)  # without listing all 2**40
+    assert len(many) == len(set(many)) == 16
+    assert many[0] == (1,) * 40
+
+
+def test_stopping_stops_every_width(tokenizer: Tokenizer) -> None:
+    calls: list[int] = []
+
+    def stop(step: int, state: object) -> bool:
+        calls.append(step)
+        return False
+
+    fill_template(
+        Oracle([3] * 16, tokenizer.size), tokenizer, "a ___ circle ___ on", video=VIDEO, length=16, callback=stop
+    )
+    assert calls == [1]
 
 
 def test_a_blank_of_several_tokens_is_found(tokenizer: Tokenizer) -> None:

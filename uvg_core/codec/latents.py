@@ -93,8 +93,10 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
     """diffusers' Wan VAE from weights in Wan's original naming (or diffusers'); the width is read from them."""
     try:
         from diffusers import AutoencoderKLWan
-    except ImportError:
-        raise UniViGUError("the VAE needs the diffusers package: pip install 'uni-vigu[standalone]'") from None
+    except ImportError as error:
+        raise UniViGUError(
+            f"the VAE needs diffusers, which does not import ({error}): pip install 'uni-vigu[standalone]'"
+        ) from None
     named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
     if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:
         raise UniViGUError(
@@ -121,7 +123,7 @@ class LatentCodec:
     def __init__(self, vae: Any, latent_space: str = "normalised") -> None:
         self.vae, self.latent_space = vae, latent_space
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` float32, the mean of the VAE's posterior."""
         latent_shape(*pixels.shape[:3])
@@ -130,7 +132,7 @@ class LatentCodec:
         raw = self.vae.encode(video).latent_dist.mode().float()
         return to_latent_space(raw, self.latent_space)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Latent ``[1,16,F,h,w]`` -> uint8 ``[T,H,W,3]`` on the CPU."""
         weight = next(self.vae.parameters())

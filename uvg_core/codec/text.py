@@ -27,8 +27,12 @@ class Tokenizer:
     """SentencePiece with an end-of-text token at the end, as umT5 uses it."""
 
     def __init__(self, model: bytes, run: RunConfig) -> None:
-        import sentencepiece
-
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise UniViGUError(
+                f"the tokenizer needs sentencepiece, which does not import ({error}): pip install sentencepiece"
+            ) from None
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -41,7 +45,10 @@ class Tokenizer:
         """From ``spiece.model`` of a Wan or umT5 folder."""
         if not path.is_file():
             raise UniViGUError(f"{path}: no such file; expected the SentencePiece model of the umT5 tokenizer")
-        return cls(path.read_bytes(), run)
+        try:
+            return cls(path.read_bytes(), run)
+        except UniViGUError as error:
+            raise UniViGUError(f"{path}: {error}") from None
 
     @property
     def size(self) -> int:
@@ -112,6 +119,11 @@ def _shown(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
+def _second_line(error: Exception) -> str:
+    """torch lists the tensors that do not fit under a headline."""
+    return str(error).splitlines()[-1].strip()[:200]
+
+
 def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Sizes of a umT5 encoder from its weights (Hugging Face naming)."""
     try:
@@ -121,7 +133,9 @@ def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
         wide = weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
     except KeyError as error:
         raise UniViGUError(f"the text encoder is not a umT5 encoder: tensor {error} is missing") from None
-    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.block."))
+    except (ValueError, IndexError, ZeroDivisionError):
+        raise UniViGUError("the text encoder is not a umT5 encoder: its tensors have other shapes") from None
+    layers = 1 + max(int(match[1]) for name in weights if (match := re.match(r"encoder\.block\.([0-9]{1,4})\.", name)))
     return {
         "vocab_size": vocabulary,
         "d_model": width,
@@ -137,9 +151,9 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
     """An encoder without weights worth having; ``text_states`` as in ``TextEncoder``."""
     try:
         import transformers
-    except ImportError:
+    except ImportError as error:
         raise UniViGUError(
-            "the text encoder needs the transformers package: pip install 'uni-vigu[standalone]'"
+            f"the text encoder needs transformers, which does not import ({error}): pip install 'uni-vigu[standalone]'"
         ) from None
     common: dict[str, Any] = {
         **sizes,
@@ -164,7 +178,10 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
-    encoder.load_state_dict(found, strict=True, assign=True)
+    try:
+        encoder.load_state_dict(found, strict=True, assign=True)
+    except RuntimeError as error:
+        raise UniViGUError(f"the text encoder's tensors do not fit each other: {_second_line(error)}") from None
     return encoder.eval().requires_grad_(False)
 
 

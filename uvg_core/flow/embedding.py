@@ -30,12 +30,18 @@ def embed_tokens(matrix_VD: Tensor, tokens_BL: Tensor) -> Tensor:
 
 
 def nearest_tokens(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
-    """Ids ``[B,L]`` of the rows nearest to the vectors. Rows have one length, so the largest dot product wins."""
-    rows = normalised_rows(matrix_VD)
+    """Ids ``[B,L]`` of the rows nearest to the vectors. Rows have one length, so the largest dot product wins.
+
+    E is normalised a piece at a time: a float32 copy of it never exists."""
     flat = vectors_BLD.float().flatten(0, -2)
-    step = max(1, CHUNK_NUMBERS // rows.shape[0])
-    parts = [(flat[i : i + step] @ rows.T).argmax(-1) for i in range(0, flat.shape[0], step)]
-    return torch.cat(parts).view(vectors_BLD.shape[:-1]) if parts else flat.new_zeros(vectors_BLD.shape[:-1]).long()
+    best = torch.full(flat.shape[:1], -torch.inf, device=flat.device)
+    ids = torch.zeros(flat.shape[:1], dtype=torch.long, device=flat.device)
+    step = max(1, CHUNK_NUMBERS // max(matrix_VD.shape[1], len(flat)))
+    for start in range(0, matrix_VD.shape[0], step):
+        value, index = (flat @ normalised_rows(matrix_VD[start : start + step]).T).max(-1)
+        ids = torch.where(value > best, index + start, ids)
+        best = torch.maximum(value, best)
+    return ids.view(vectors_BLD.shape[:-1])
 
 
 def rounding_logits(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:

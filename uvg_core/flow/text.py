@@ -114,7 +114,7 @@ def draw_clean_tokens(
     [L, V] tensor exists and a row costs one random number. Those come from the generator's device: a seed gives the
     same draws wherever the logits lie.
     """
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
     if not 0 < top_p <= 1:
         raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
@@ -127,17 +127,23 @@ def draw_clean_tokens(
         part = rows[chunk].float()
         if forbidden is not None:
             part = part.index_fill(-1, torch.tensor([forbidden], device=part.device), -math.inf)
+        highest = part.amax(-1, keepdim=True)
+        if not bool(highest.isfinite().all()):
+            raise UniViGUError(
+                "the network's text logits hold values that are not numbers; expected finite numbers. Run in float32 "
+                "or bfloat16 instead of float16, or check the checkpoint"
+            )
         if temperature == 0:
             drawn[chunk] = part.argmax(-1)
             continue
-        part = part / temperature
+        part = (part - highest) / temperature  # the highest at 0: small temperatures do not overflow
         if top_p < 1:
             part = _keep_nucleus(part, top_p)
         reached = part.softmax(-1).cumsum(-1)
         total = reached[:, -1:]
         # Strictly below the total, or rounding could pick a token behind the last one with any probability.
         goal = torch.minimum(chance[chunk] * total, total.nextafter(torch.zeros_like(total)))
-        drawn[chunk] = torch.searchsorted(reached, goal, right=True)[:, 0]
+        drawn[chunk] = torch.searchsorted(reached, goal, right=True)[:, 0].clamp(max=part.shape[-1] - 1)
     return drawn.view(logits.shape[:-1])
 
 

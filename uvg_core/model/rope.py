@@ -16,6 +16,11 @@ from torch import Tensor
 THETA = 10000.0
 
 
+def _precise(device: torch.device | None) -> torch.device | None:
+    """Where angles are computed: on the device if it knows float64 (Apple's GPUs do not), else on the CPU."""
+    return device if device is None or device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def _rotations(position_N: Tensor, dim: int) -> Tensor:
     """Rotation matrices ``[N, dim/2, 2, 2]`` for positions ``[N]`` at ``dim/2`` frequencies."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=position_N.device) / dim
@@ -30,17 +35,17 @@ def video_rotations(grid: tuple[int, int, int], head_dim: int, device: torch.dev
     The head is split (d - 4*(d//6), 2*(d//6), 2*(d//6)) over time, height and width, as in Wan2.1.
     """
     spatial = 2 * (head_dim // 6)
-    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
+    axes = torch.meshgrid(*(torch.arange(n, device=_precise(device)) for n in grid), indexing="ij")
     parts = [
         _rotations(axis.flatten(), dim)
         for axis, dim in zip(axes, (head_dim - 2 * spatial, spatial, spatial), strict=True)
     ]
-    return torch.cat(parts, 1).float()
+    return torch.cat(parts, 1).float().to(device)
 
 
 def text_rotations(length: int, head_dim: int, device: torch.device | None = None) -> Tensor:
     """Rotations ``[L, head_dim/2, 2, 2]`` for L token positions."""
-    return _rotations(torch.arange(length, device=device), head_dim).float()
+    return _rotations(torch.arange(length, device=_precise(device)), head_dim).float().to(device)
 
 
 def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:

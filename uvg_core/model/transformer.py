@@ -123,7 +123,7 @@ class UniViGU(nn.Module):
         Raises:
             UniViGUError: a shape does not fit the network.
         """
-        text = self._check(video, text, context, text_mask)
+        text = self._check(video, text, time_video, time_text, context, text_mask)
         dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
         if self.follows_weights:
             dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
@@ -160,7 +160,15 @@ class UniViGU(nn.Module):
         p, q, r = self.config.patch_size
         return rearrange(x, "b (f h w) (p q r c) -> b c (f p) (h q) (w r)", f=f, h=h, w=w, p=p, q=q, r=r)
 
-    def _check(self, video: Tensor, text: Tensor | None, context: Tensor, text_mask: Tensor | None) -> Tensor:
+    def _check(
+        self,
+        video: Tensor,
+        text: Tensor | None,
+        time_video: Tensor,
+        time_text: Tensor,
+        context: Tensor,
+        text_mask: Tensor | None,
+    ) -> Tensor:
         config = self.config
         if text is None:
             text = torch.zeros(video.shape[0], 0, dtype=torch.long, device=video.device)
@@ -195,6 +203,12 @@ class UniViGU(nn.Module):
                     else "token ids [batch, tokens]"
                 )
             )
+        rows = {"text stream": text, "prompt condition": context, "video time": time_video, "text time": time_text}
+        for name, given in rows.items():
+            if given.shape[0] != video.shape[0]:
+                raise UniViGUError(
+                    f"the {name} has a batch of {given.shape[0]}, the video one of {video.shape[0]}; expected the same"
+                )
         if text_mask is not None and text_mask.shape != text.shape[:2]:
             raise UniViGUError(
                 f"text mask has shape {list(text_mask.shape)}; the text stream has {list(text.shape[:2])}"

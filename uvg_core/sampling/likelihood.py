@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..flow.embedding import embed_tokens
 from ..flow.text import MixturePath, corrupt, source_tokens, token_log_likelihood
-from ..flow.time import model_time_from_sigma, text_model_time_from_tau
+from ..flow.time import model_time_from_sigma, sigma_from_tau, text_model_time_from_tau
 from ..flow.video import interpolate, velocity_target
 from ..model import UniViGU
 from .modes import as_text_content, zero_context
@@ -31,7 +30,7 @@ def padded(texts: Sequence[Sequence[int]] | Tensor, pad_token: int = 0, length: 
     return torch.tensor(rows, dtype=torch.long).view(len(rows), length)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def caption_likelihood(
     model: UniViGU,
     *,
@@ -62,6 +61,8 @@ def caption_likelihood(
         raise UniViGUError("there is no text to rank; pass at least one candidate with at least one token")
     if video.shape[0] != 1:
         raise UniViGUError(f"found {video.shape[0]} clips; ranking scores the texts of one clip at a time")
+    if samples < 1 or batch < 1:
+        raise UniViGUError(f"samples is {samples} and batch {batch}; expected at least 1")
     config, generator = model.config, torch.Generator().manual_seed(seed)
     as_text_content(model, tokens)  # checks the ids
     context = zero_context(model, video) if context is None else context
@@ -75,9 +76,9 @@ def caption_likelihood(
         time_text = torch.full((rows,), text_model_time_from_tau(tau), device=video.device)
         time_video = torch.full((rows,), model_time_from_sigma(0.0), device=video.device)
         if config.text_flow == "embedding":
-            data = embed_tokens(model.token_embedding.weight, chosen)
+            data = as_text_content(model, chosen)
             spread = noise.to(data).expand_as(data)
-            text = interpolate(data, spread, torch.tensor(1 - tau))
+            text = interpolate(data, spread, torch.tensor(sigma_from_tau(tau)))
         else:
             # One row of random numbers for everybody: the same positions are noise in every candidate.
             when, keeping = torch.tensor([tau]), torch.Generator()
@@ -112,4 +113,9 @@ def caption_likelihood(
             total[part] += losses(tokens[part], tau, keep_seed, noise)
         if callback is not None and callback(sample + 1, samples) is False:
             return -total / (sample + 1)
+    if not bool(total.isfinite().all()):
+        raise UniViGUError(
+            "the network's text losses are not finite; run in float32 or bfloat16 instead of float16, or check the "
+            "checkpoint and the clip's latent"
+        )
     return -total / samples

@@ -19,17 +19,22 @@ SOLVERS = ("euler", "heun")
 class State:
     """Where a run stands after a step.
 
-    ``latent`` ``[B,C,F,H,W]`` as it is, ``estimate`` the clean latent it points at (for previews), ``tokens``
-    ``[B,L]`` the text as it reads now; ``sigma`` and ``tau`` are where the streams have arrived.
+    ``latent`` ``[B,C,F,H,W]`` as it is, ``estimate`` the clean latent it points at (for previews), ``text`` the text
+    stream; ``sigma`` and ``tau`` are where the streams have arrived.
     """
 
     step: int
     steps: int
     latent: Tensor
     estimate: Tensor
-    tokens: Tensor
+    text: TextStream
     sigma: float
     tau: float
+
+    @property
+    def tokens(self) -> Tensor:
+        """The text as it reads now, ids ``[B,L]``; worked out when it is asked for."""
+        return self.text.words()
 
 
 Callback = Callable[[int, State], object]
@@ -43,7 +48,7 @@ def _require_finite(latent: Tensor, where: str) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run(
     video: VideoStream, text: TextStream, predict: Predictor, *, solver: str = "euler", callback: Callback | None = None
 ) -> tuple[VideoStream, TextStream]:
@@ -63,7 +68,7 @@ def run(
         moved = video.advanced(here.velocity, step)
         text = text.advanced(here.logits, step)
         if solver == "heun" and video.sigmas is not None and video.sigmas[step + 1] > 0:
-            there = predict(moved, text, step + 1)
+            there = predict(moved, text, step + 1, want_logits=False)
             assert here.velocity is not None
             assert there.velocity is not None
             moved = video.corrected(here.velocity, there.velocity, step)
@@ -74,7 +79,7 @@ def run(
                 steps=steps,
                 latent=moved.latent,
                 estimate=video.estimate(here.velocity, step),
-                tokens=text.words(),
+                text=text,
                 sigma=0.0 if moved.sigmas is None else moved.sigmas[step + 1],
                 tau=1.0 if text.taus is None else text.taus[step + 1],
             )
@@ -82,7 +87,7 @@ def run(
                 return moved, text
         video = moved
     if text.update is not None and text.update.final_pass:
-        last = predict.at(video, text, 0.0, 0.0)
+        last = predict.at(video, text, 0.0, 0.0, want_velocity=False)
         assert last.logits is not None
         text = text.finished(last.logits)
     return video, text

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UniViGUError
-from ..flow.embedding import embed_tokens
-from ..flow.schedule import checked_sigmas, text_times, video_sigmas
+from ..flow.embedding import normalised_rows
+from ..flow.schedule import checked_sigmas, checked_taus, text_times, video_sigmas
 from ..flow.text import MixturePath, source_tokens
 from ..flow.time import tau_from_sigma
 from ..model import UniViGU
@@ -24,6 +24,9 @@ from .predict import Predictor
 from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw
 
 TEXT_UPDATES = ("bridge", "euler", "release")
+GUIDANCE_SCALE = 5.0  # the release's
+# Added to seeds: a caller who draws the video's noise from the same seed must not get the same numbers for the text.
+TEXT_STREAM = 0x7E87_57EA_0000
 Fixed = Tensor | Mapping[int, int]
 
 
@@ -35,12 +38,12 @@ class JointResult(NamedTuple):
 
 
 def generators(seed: int | Sequence[int], rows: int) -> list[torch.Generator]:
-    """One CPU generator per row: ``seed``, ``seed + 1``, ... or the given seeds. The CPU's numbers are the same
-    whatever device the network runs on."""
+    """One CPU generator per row for the text: ``seed``, ``seed + 1``, ... or the given seeds. The CPU's numbers are the
+    same whatever device the network runs on."""
     seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise UniViGUError(f"found {len(seeds)} seeds for a batch of {rows}; expected one number, or one per row")
-    return [torch.Generator().manual_seed(s) for s in seeds]
+    return [torch.Generator().manual_seed((s + TEXT_STREAM) % 2**63) for s in seeds]
 
 
 def zero_context(model: UniViGU, like: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def as_text_content(model: UniViGU, tokens: Tensor) -> Tensor:
             f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
             f"{config.token_rows} rows: the tokenizer belongs to another model"
         )
-    return embed_tokens(model.token_embedding.weight, tokens) if config.text_flow == "embedding" else tokens
+    return normalised_rows(model.token_embedding(tokens)) if config.text_flow == "embedding" else tokens
 
 
 def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> Tensor | None:
@@ -74,7 +77,7 @@ def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> 
             pinned[position] = token
     else:
         pinned = torch.as_tensor(fixed, dtype=torch.long)
-        if pinned.shape[-1] != length or pinned.ndim > 2:
+        if pinned.shape not in ((length,), (1, length), (rows, length)):
             raise UniViGUError(
                 f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
                 "-1 where the model may choose"
@@ -107,6 +110,11 @@ def _noisy_text(
     anchor = None if pinned is None else as_text_content(model, pinned.clamp(min=0))
     step: TextUpdate
     if config.text_flow == "embedding":
+        if temperature != 1 or top_p != 1 or update != "bridge":
+            raise UniViGUError(
+                "temperature, top-p and the text update belong to the discrete text flow; this checkpoint has the "
+                "embedding flow: leave them at their defaults"
+            )
         noise = [torch.randn(length, config.dim, generator=g) for g in draws]
         content = torch.stack(noise).to(like.device)
         step = EmbeddingEuler(model.token_embedding.weight)
@@ -138,13 +146,20 @@ def _clean_text(model: UniViGU, tokens: Tensor | None, mask: Tensor | None, like
             return TextStream(torch.zeros(rows, 0, model.config.dim, device=like.device))
         return TextStream(torch.zeros(rows, 0, dtype=torch.long, device=like.device))
     tokens = tokens.to(like.device).expand(rows, -1)
-    mask = None if mask is None else mask.to(like.device).expand(rows, -1)
+    # A mask that hides nothing only keeps attention from its fastest kernels.
+    mask = None if mask is None or bool(mask.all()) else mask.to(like.device).expand(rows, -1)
     return TextStream(as_text_content(model, tokens), mask=mask)
 
 
 def _noisy_video(noise: Tensor, steps: int, shift: float, sigmas: Tensor | Sequence[float] | None) -> VideoStream:
     schedule = video_sigmas(steps, shift) if sigmas is None else checked_sigmas(sigmas)
     return VideoStream(noise, tuple(schedule.tolist()))
+
+
+def _predictor(model: UniViGU, context: Tensor, null_context: Tensor | None, scale: float | None) -> Predictor:
+    if scale is None:
+        scale = 1.0 if null_context is None else GUIDANCE_SCALE
+    return Predictor(model, context, null_context, scale)
 
 
 def text_to_video(
@@ -157,7 +172,7 @@ def text_to_video(
     text_mask: Tensor | None = None,
     steps: int = 50,
     shift: float = 3.0,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | None = None,
     sigmas: Tensor | Sequence[float] | None = None,
     solver: str = "euler",
     callback: Callback | None = None,
@@ -169,14 +184,15 @@ def text_to_video(
         text: the prompt's token ids ``[B,L]``, or None for an empty text stream (plain Wan). text_mask: ``[B,L]``.
         context, null_context: conditions ``[B,S,E]`` of the prompt and of the empty prompt.
         steps, shift: the release's schedule; or ``sigmas``, any falling list from 1 to 0.
-        guidance_scale: 1 turns guidance off and halves the cost. solver: ``euler`` or ``heun``.
+        guidance_scale: 1 turns guidance off and halves the cost; by default 5 where there is a null_context.
+        solver: ``euler`` or ``heun``.
         callback: see ``sampling/loop.py``.
 
     Returns the latent ``[B,C,F,H,W]``. Raises UniViGUError for inputs that do not fit the model or are not finite.
     """
     video = _noisy_video(noise, steps, shift, sigmas)
     held = _clean_text(model, text, text_mask, noise)
-    predict = Predictor(model, context, null_context, guidance_scale)
+    predict = _predictor(model, context, null_context, guidance_scale)
     return run(video, held, predict, solver=solver, callback=callback)[0].latent
 
 
@@ -212,7 +228,7 @@ def video_to_text(
             "text update is 'release', which is a rule for joint runs; use 'euler' for what the "
             "release does in video-to-text"
         )
-    times = text_times(steps) if taus is None else 1 - checked_sigmas(1 - torch.as_tensor(taus)).double()
+    times = text_times(steps) if taus is None else checked_taus(taus)
     text = _noisy_text(
         model,
         rows=video.shape[0],
@@ -239,7 +255,7 @@ def joint(
     length: int,
     steps: int = 50,
     shift: float = 3.0,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | None = None,
     seed: int | Sequence[int] = 0,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -256,7 +272,7 @@ def joint(
     """
     video = _noisy_video(noise, steps, shift, sigmas)
     assert video.sigmas is not None
-    taus = tau_from_sigma(torch.tensor(video.sigmas, dtype=torch.float64))
+    taus = checked_taus(tau_from_sigma(torch.tensor(video.sigmas, dtype=torch.float64)))
     text = _noisy_text(
         model,
         rows=noise.shape[0],
@@ -270,6 +286,6 @@ def joint(
         rounded=False,
         like=noise,
     )
-    predict = Predictor(model, context, null_context, guidance_scale)
+    predict = _predictor(model, context, null_context, guidance_scale)
     moved, written = run(video, text, predict, solver=solver, callback=callback)
     return JointResult(moved.latent, written.words())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,18 +30,29 @@ class Predictor:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance_scale):
+            raise UniViGUError(f"guidance_scale is {self.guidance_scale}; expected a finite number, 1 for no guidance")
         if self.guidance_scale != 1 and self.null_context is None:
             raise UniViGUError(
                 f"guidance_scale is {self.guidance_scale}: guidance needs null_context, the condition "
                 "of the empty prompt; pass it or set guidance_scale=1"
             )
 
-    def __call__(self, video: VideoStream, text: TextStream, step: int) -> Prediction:
+    def __call__(self, video: VideoStream, text: TextStream, step: int, want_logits: bool = True) -> Prediction:
         """Predict at the start of ``step``; heads that no stream needs are left out."""
         times = video.model_time(step), text.model_time(step)
-        return self.at(video, text, *times)
+        return self.at(video, text, *times, want_velocity=not video.held, want_logits=want_logits and not text.held)
 
-    def at(self, video: VideoStream, text: TextStream, time_video: float, time_text: float) -> Prediction:
+    def at(
+        self,
+        video: VideoStream,
+        text: TextStream,
+        time_video: float,
+        time_text: float,
+        *,
+        want_velocity: bool = True,
+        want_logits: bool = True,
+    ) -> Prediction:
         """Predict at given times on the network's clock."""
         latent = video.latent
         rows, device = latent.shape[0], latent.device
@@ -53,16 +65,17 @@ class Predictor:
                 torch.full((rows,), time_text, device=device),
                 context.expand(rows, -1, -1),
                 text.mask,
-                want_velocity=not video.held,
+                want_velocity=want_velocity,
                 want_logits=want_logits,
             )
 
-        velocity, logits = run(self.context, not text.held)
-        if self.guidance_scale != 1 and velocity is not None:
+        velocity, logits = run(self.context, want_logits)
+        if velocity is None:
+            return Prediction(None, logits)
+        velocity = velocity.to(latent.dtype)
+        if self.guidance_scale != 1:
             assert self.null_context is not None
             null = run(self.null_context, False).velocity
             assert null is not None
-            velocity = guide(null.to(latent.dtype), velocity.to(latent.dtype), self.guidance_scale)
-        if velocity is not None:
-            velocity = velocity.to(latent.dtype)
+            velocity = guide(null.to(latent.dtype), velocity, self.guidance_scale)
         return Prediction(velocity, logits)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,16 +12,35 @@ from ..codec.text import Tokenizer, blanks
 from ..errors import UniViGUError
 from ..model import UniViGU
 from .likelihood import caption_likelihood
+from .loop import State
 from .modes import video_to_text
 
 MAX_COMBINATIONS = 16
 
 
 def blank_widths(count: int, open_end: bool, longest: int) -> list[tuple[int, ...]]:
-    """Token counts to try for each blank, short ones first; the blank at the end is open and has none."""
+    """Token counts to try for each blank, short ones first, at most ``MAX_COMBINATIONS``; the blank at the end is open
+    and has none."""
     inner = count - open_end
-    options = sorted(product(range(1, longest + 1), repeat=inner), key=sum)[:MAX_COMBINATIONS]
-    return [(*widths, 0) if open_end else widths for widths in options]
+    found: list[tuple[int, ...]] = []
+    for extra in range(inner * (longest - 1) + 1):
+        for widths in _shared_out(extra, inner, longest - 1):
+            found.append((*widths, 0) if open_end else widths)
+            if len(found) == MAX_COMBINATIONS:
+                return found
+    return found
+
+
+def _shared_out(extra: int, blanks: int, most: int) -> Iterator[tuple[int, ...]]:
+    """Ways to give ``extra`` tokens to blanks of one token each, none of them more than ``most``."""
+    if blanks == 0:
+        if extra == 0:
+            yield ()
+        return
+    for here in range(min(extra, most) + 1):
+        if extra - here <= most * (blanks - 1):
+            for rest in _shared_out(extra - here, blanks - 1, most):
+                yield (1 + here, *rest)
 
 
 def fill_template(
@@ -40,8 +58,10 @@ def fill_template(
 ) -> Tensor:
     """Fill the blanks (``___``) of a template for one clip; returns ids ``[1,L]``.
 
-    A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Every width is
-    filled in by ``video_to_text`` (``options`` go there) and the widths are ranked by ``caption_likelihood``.
+    A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Up to
+    ``MAX_COMBINATIONS`` widths, short ones first, are filled in by ``video_to_text`` (``options`` go there) and ranked
+    by ``caption_likelihood``. When the callback returns False, what there is by then is ranked no further: the first
+    filled text is returned.
     Raises UniViGUError when there is no blank or the template does not fit the length.
     """
     count, open_end = blanks(template)
@@ -49,6 +69,14 @@ def fill_template(
         raise UniViGUError(
             f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
         )
+    stopped = False
+
+    def watch(step: int, state: State) -> object:
+        nonlocal stopped
+        answer = callback(step, state) if callback is not None else None
+        stopped = stopped or answer is False
+        return answer
+
     candidates: list[Tensor] = []
     problem: UniViGUError | None = None
     for widths in blank_widths(count, open_end, longest_blank):
@@ -58,8 +86,10 @@ def fill_template(
             problem = error
             continue
         candidates.append(
-            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=callback, **options)[0]
+            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=watch, **options)[0]
         )
+        if stopped:
+            return candidates[0][None]
     if not candidates:
         assert problem is not None
         raise problem

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..flow.embedding import nearest_tokens
 from ..flow.text import MixturePath, draw_clean_tokens, jump_step
+from ..flow.time import sigma_from_tau
 from ..flow.video import euler_step
 
 
@@ -84,8 +85,8 @@ class EmbeddingEuler:
     final_pass = False
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
-        # The text's tau runs up while sigma runs down: d x / d sigma = velocity.
-        return euler_step(content, logits.to(content.dtype), 1 - times[step], 1 - times[step + 1])
+        here, there = sigma_from_tau(times[step]), sigma_from_tau(times[step + 1])
+        return euler_step(content, logits.to(content.dtype), here, there)
 
     def words(self, content: Tensor) -> Tensor:
         return nearest_tokens(self.matrix, content)

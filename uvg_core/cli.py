@@ -12,6 +12,7 @@ message and exit code 1.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import os
@@ -411,6 +412,9 @@ def _quiet_libraries() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a caption's letters must not end a run
+            stream.reconfigure(errors="backslashreplace")
     args = _arguments().parse_args(argv)
     _quiet_libraries()
     with bars() as shown:

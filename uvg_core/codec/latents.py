@@ -128,7 +128,7 @@ class LatentCodec:
         """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` float32, the mean of the VAE's posterior."""
         latent_shape(*pixels.shape[:3])
         weight = next(self.vae.parameters())
-        video = pixels.permute(3, 0, 1, 2)[None].to(weight.device, weight.dtype) / 127.5 - 1
+        video = (pixels.permute(3, 0, 1, 2)[None].to(weight.device).float() / 127.5 - 1).to(weight.dtype)
         raw = self.vae.encode(video).latent_dist.mode().float()
         return to_latent_space(raw, self.latent_space)
 

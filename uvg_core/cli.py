@@ -206,7 +206,11 @@ def run_joint(args: argparse.Namespace, shown: Bars) -> None:
 
 def joint_sheet(path: Path, prompt: str, text: str, pixels: Tensor, trace: Sequence[JointStep]) -> None:
     """The contact sheet of a joint run: the clip each recorded step points at, and its text."""
-    rows = [SheetRow(f"step {s.step}/{s.steps} · noise {s.sigma:.2f}", s.pixels, s.text) for s in trace]
+    rows = [
+        SheetRow(f"step {s.step}/{s.steps} · noise {s.sigma:.2f}", s.pixels, s.text)
+        for s in trace
+        if s.step < s.steps  # the last step is the result
+    ]
     rows.append(SheetRow("result", pixels, text))
     contact_sheet(rows, path, title=f"“{prompt}”", subtitle="video and text, generated together by one network")
 

@@ -7,6 +7,8 @@ that the ``transformer`` section of a file's metadata can be merged into what Co
 from __future__ import annotations
 
 import json
+import reprlib
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -17,9 +19,46 @@ SOURCES = ("uniform", "mask")
 LATENT_SPACES = ("normalised", "raw")
 
 
+# Far beyond every network of this kind. They keep sizes that a damaged file claims from being tried out.
+_WIDEST = 1_000_000
+_MOST_TOKENS = 10_000_000
+_MOST_LAYERS = 1000
+_LARGEST_PATCH = 64
+# Clips lie on the VAE's grid: 8 pixels times patches of 2, one first frame and then four at a time.
+_SIDE_STEP, _LONGEST_SIDE = 16, 8192
+_FRAME_STEP, _MOST_FRAMES = 4, 1025
+
+
+def shown(value: Any) -> str:
+    """A value from a file as an error message shows it: never long, never an error of its own."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to write numbers of thousands of digits
+        return "a value of thousands of digits"
+
+
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
     return {key: value for key, value in values.items() if key in names}
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _require_whole(config: Any, low: int, high: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not _is_whole(value, low, high):
+            raise UniViGUError(f"{name} is {shown(value)}; expected a whole number from {low} to {high}")
+
+
+def _require_number(config: Any, name: str, low: float | None, high: float, expected: str) -> None:
+    """``low`` itself is excluded, ``high`` included; None for no lower bound. NaN and infinities never pass."""
+    value = getattr(config, name)
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not (-sys.float_info.max <= value <= high) or (low is not None and not value > low):
+        raise UniViGUError(f"{name} is {shown(value)}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +70,9 @@ class ModelConfig:
     text: a Gaussian flow between noise and rows of the embedding matrix E).
     ``latent_space``: ``normalised`` (Wan's per-channel mean and std, as everywhere else in the field) or ``raw``
     (straight from the VAE, as the release script does).
+
+    A ``vocab_size`` of 0 is one that is not known (a Wan base has none). Raises UniViGUError, naming the entry, for
+    values of another type or out of every reasonable range.
     """
 
     dim: int = 1536
@@ -50,14 +92,29 @@ class ModelConfig:
     latent_space: str = "normalised"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        patch = self.patch_size
+        if (
+            not isinstance(patch, (tuple, list))
+            or len(patch) != 3
+            or not all(_is_whole(n, 1, _LARGEST_PATCH) for n in patch)
+        ):
+            raise UniViGUError(
+                f"patch_size is {shown(patch)}; expected three whole numbers from 1 to {_LARGEST_PATCH}: frames, rows "
+                "and columns"
+            )
+        object.__setattr__(self, "patch_size", tuple(patch))
+        _require_whole(self, 1, _WIDEST, "dim", "ffn_dim", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim")
+        _require_whole(self, 1, _MOST_LAYERS, "num_layers")
+        _require_whole(self, 0, _MOST_TOKENS, "vocab_size")
+        if self.freq_dim % 2:
+            raise UniViGUError(f"freq_dim is {self.freq_dim}; expected an even number: cosines and sines")
+        _require_number(self, "eps", 0, 0.1, "a number above 0, at most 0.1")
+        _require_number(self, "kappa_exponent", 0, sys.float_info.max, "a finite number above 0")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise UniViGUError(f"width {self.dim} does not split into {self.num_heads} heads of an even size")
         for name, allowed in (("text_flow", TEXT_FLOWS), ("source", SOURCES), ("latent_space", LATENT_SPACES)):
             if getattr(self, name) not in allowed:
-                raise UniViGUError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        if not self.kappa_exponent > 0:
-            raise UniViGUError(f"kappa_exponent is {self.kappa_exponent}; expected a number above 0")
+                raise UniViGUError(f"{name} is {shown(getattr(self, name))}; expected one of {', '.join(allowed)}")
 
     @property
     def head_dim(self) -> int:
@@ -86,7 +143,8 @@ class RunConfig:
     """What running a checkpoint needs beyond its network: sizes it was trained at, and its tokenizer's facts.
 
     The defaults are the released model's recipe. ``context_length`` rows of the prompt condition, ``text_length``
-    tokens in the text stream, ``fps`` frames a second.
+    tokens in the text stream, ``fps`` frames a second. Raises UniViGUError, naming the entry, for values of another
+    type or out of range.
     """
 
     height: int = 480
@@ -102,14 +160,42 @@ class RunConfig:
     shift: float = 3.0
     guidance_scale: float = 5.0
 
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if not _is_whole(value, _SIDE_STEP, _LONGEST_SIDE) or value % _SIDE_STEP:
+                raise UniViGUError(
+                    f"{name} is {shown(value)}; expected a multiple of {_SIDE_STEP} from {_SIDE_STEP} to "
+                    f"{_LONGEST_SIDE} pixels"
+                )
+        if not _is_whole(self.frames, 1, _MOST_FRAMES) or self.frames % _FRAME_STEP != 1:
+            raise UniViGUError(
+                f"frames is {shown(self.frames)}; expected 1 to {_MOST_FRAMES} frames, one more than a multiple of "
+                f"{_FRAME_STEP} (5, 9, 13 ... 81)"
+            )
+        _require_number(self, "fps", 0, 240, "a number of frames per second above 0, at most 240")
+        _require_whole(self, 1, 4096, "text_length")
+        _require_whole(self, 1, 8192, "context_length")
+        _require_whole(self, 1, 10_000, "steps", "text_steps")
+        _require_whole(self, 0, _MOST_TOKENS - 1, "pad_token", "eos_token")
+        _require_number(self, "shift", 0, sys.float_info.max, "a finite number above 0")
+        _require_number(self, "guidance_scale", None, sys.float_info.max, "a finite number")
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The full configuration of a native file, as its metadata carries it; ``card`` is free text facts (recipe...)."""
+    """The full configuration of a native file, as its metadata carries it; ``card`` is free text facts (recipe...).
+
+    Raises UniViGUError when the tokens that ``run`` names are not in the vocabulary of ``model``.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size:
+            _require_whole(self.run, 0, self.model.vocab_size - 1, "pad_token", "eos_token")
 
     def to_json(self) -> str:
         """``{"transformer": ..., "run": ..., "card": ...}``: the ``config`` entry of a file's metadata."""
@@ -119,7 +205,7 @@ class CheckpointConfig:
     def from_json(cls, text: str) -> CheckpointConfig:
         """Read what ``to_json`` wrote; unknown entries are left alone, so that newer files load.
 
-        Raises UniViGUError when the text is not such a configuration."""
+        Raises UniViGUError when the text is not such a configuration. It does not know the file: callers name it."""
         try:
             data = json.loads(text)
             return cls(
@@ -127,5 +213,7 @@ class CheckpointConfig:
                 run=RunConfig(**_known_fields(RunConfig, data.get("run", {}))),
                 card=dict(data.get("card", {})),
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except UniViGUError as error:
+            raise UniViGUError(f"metadata entry 'config': {error}") from None
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UniViGUError(f"metadata entry 'config' is not a Uni-ViGU configuration ({error})") from None

@@ -102,6 +102,11 @@ def write_wan(model: UniViGU, layout: str, folder: Path) -> Path:
     return home / f"{stem}.safetensors" if layout == "diffusers" else folder
 
 
+def dtypes(model: UniViGU) -> set[torch.dtype]:
+    """Of all weights but the patch embedding, which is float32 whatever the rest is."""
+    return {p.dtype for name, p in model.named_parameters() if not name.startswith("patch_embedding.")}
+
+
 def is_video(name: str) -> bool:
     return not (name.startswith(("token_embedding", "text_head")) or "_t." in name)
 
@@ -129,6 +134,7 @@ class Toolbox:
     write_uni_vigu = staticmethod(write_uni_vigu)
     write_wan = staticmethod(write_wan)
     is_video = staticmethod(is_video)
+    dtypes = staticmethod(dtypes)
     some_inputs = staticmethod(some_inputs)
 
 

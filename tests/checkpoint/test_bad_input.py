@@ -191,3 +191,147 @@ def test_other_kinds_of_models_are_named(tmp_path):
         load_model(path)
     with pytest.raises(UniViGUError, match=r"not a Wan2\.1 base: found a VAE"):
         init_from_wan(path, vocab_size=9)
+
+
+NESTED = "[" * 200_000
+HOSTILE_ENTRIES = {
+    "nested without end": '{"a": ' + NESTED + "}",
+    "nested metadata": '{"__metadata__": {"x": ' + "[" * 900 + "]" * 900 + '}, "a": ' + NESTED + "}",
+    "infinite shape": '{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+    "NaN shape": '{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}',
+    "float shape": '{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+    "true shape": '{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+    "text shape": '{"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}',
+    "negative shape": '{"a": {"dtype": "F32", "shape": [-4, -16], "data_offsets": [0, 256]}}',
+    "huge shape": '{"a": {"dtype": "F32", "shape": [0, 99999999999, 99999999999], "data_offsets": [0, 0]}}',
+    "endless shape": '{"a": {"dtype": "F32", "shape": [' + "1," * 1000 + '1], "data_offsets": [0, 4]}}',
+    "digits without end": '{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 4]}}',
+    "null shape": '{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
+    "float offsets": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}',
+    "bool offsets": '{"a": {"dtype": "U8", "shape": [1], "data_offsets": [false, true]}}',
+    "negative offsets": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+    "offsets backwards": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}',
+    "three offsets": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
+    "infinite offsets": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, Infinity]}}',
+    "an object as offsets": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": {"0": 0, "4": 4}}}',
+    "far away": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [9000000000, 9000000004]}}',
+    "wide unknown type": '{"a": {"dtype": "F4", "shape": [1000000000000], "data_offsets": [0, 4]}}',
+    "dtype is a list": '{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+    "twice the same bytes": '{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, '
+    '"b": {"dtype": "U8", "shape": [4], "data_offsets": [3, 7]}}',
+    "an entry is a number": '{"a": 1}',
+    "metadata is a list": '{"__metadata__": [1], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_ENTRIES)
+def test_hostile_headers_are_refused_on_opening(what, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(header_only(HOSTILE_ENTRIES[what].encode()) + bytes(300))
+    for attempt in (inspect_checkpoint, load_model, read_config, lambda p: read_part(p, "")):
+        with pytest.raises(UniViGUError, match=r"hostile\.safetensors.*(Download or copy it again)") as caught:
+            attempt(path)
+        assert len(str(caught.value)) < 1000
+
+
+def test_types_of_tomorrow_are_still_carried(tmp_path):
+    entries = '{"a": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}, "b": {"dtype": "U8", "shape": [0, 3], '
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(header_only((entries + '"data_offsets": [4, 4]}}').encode()) + b"abcd")
+    part = read_part(path, "")
+    assert bytes(part["a"].tolist()) == b"abcd"
+    assert part["b"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.ones(1).expand(1240, 1240, 1_000_000), r"found 4 bytes for shape \[1240, 1240, 1000000\]"),
+        (torch.ones(3, 1).expand(3, 2), "found 12 bytes"),
+        (torch.ones(5).as_strided((3, 3), (1, 1)), "found 20 bytes"),
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.ones(3, device="meta"), "meta"),
+    ],
+)
+def test_tensors_that_are_not_stored_in_full(tensor, says, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(2), "b": tensor}}, path)
+    assert path.stat().st_size < 4000
+    for attempt in (inspect_checkpoint, load_model, lambda p: read_part(p, "")):
+        with pytest.raises(UniViGUError, match=rf"x\.pth: b is not stored in full.*{says}"):
+            attempt(path)
+
+
+def test_views_transposed_and_shared_tensors_are_stored_in_full(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {
+        "t": whole.T,
+        "part": whole[1:, ::2],
+        "tied": whole,
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(2.0),
+    }
+    torch.save(tensors, tmp_path / "x.pth")
+    for name, tensor in read_part(tmp_path / "x.pth", "").items():
+        assert torch.equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize(
+    "step", [10**30, -1, float("inf"), float("nan"), "12", [12]], ids=lambda step: type(step).__name__
+)
+def test_steps_that_are_none(step, tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}, "step": step}, tmp_path / "x.pth")
+    report = inspect_checkpoint(tmp_path / "x.pth")
+    assert report.step is None
+    assert "\nstep" not in str(report)
+
+
+@pytest.mark.parametrize("attempt", [load_model, inspect_checkpoint, read_config, lambda path: read_part(path, "")])
+def test_paths_that_cannot_be(attempt, tmp_path, monkeypatch):
+    save_file({"a": torch.ones(1)}, tmp_path / "here.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UniViGUError, match="empty path"):
+        attempt("")
+    for path in ("x" * 5000, "x" * 300, tmp_path / ("y" * 5000), "/".join(["d"] * 5000)):
+        with pytest.raises(UniViGUError, match="name too long") as caught:
+            attempt(path)
+        assert len(str(caught.value)) < 600
+    for path, says in (("a\0b", "cannot be looked up"), ("~nobody_of_this_name/x", "cannot be looked up")):
+        with pytest.raises(UniViGUError, match=says):
+            attempt(path)
+    with pytest.raises(UniViGUError, match="no such file"):
+        attempt(tmp_path / "here.safetensors" / "inside")
+    if hasattr(os, "mkfifo"):  # not on Windows
+        os.mkfifo("pipe")
+        with pytest.raises(UniViGUError, match="a device or a pipe"):
+            attempt("pipe")
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 5000, "-1", "", "99999999999"])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_odd_block_numbers_are_unexpected_weights(model, tools, tmp_path, number, prefix):
+    weights = {prefix + name: tensor for name, tensor in tools.weights_of(model).items()}
+    weights[f"{prefix}blocks.{number}.x"] = torch.ones(1)
+    path = tmp_path / "x.safetensors"
+    save_file(weights, path, {"config": '{"transformer": {"num_heads": 2}}'})
+    report = inspect_checkpoint(path)
+    assert not report.complete
+    if number != "99999999999":  # this one reads as a file that lacks blocks
+        assert report.unexpected == (f"blocks.{number}.x",)
+    with pytest.raises(UniViGUError, match=r"x\.safetensors: .*do not make up a whole network"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("name", [[1], 7, "x" * 5000])
+def test_shard_indices_with_odd_names(name, tmp_path):
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name, "b": "one.safetensors"}}))
+    with pytest.raises(UniViGUError, match=r"index\.json: (not a shard index|lists 2 shards)"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors.index.json", "config.json"])
+def test_json_nested_without_end(name, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "one.safetensors")
+    (tmp_path / name).write_text('{"a": ' + NESTED)
+    with pytest.raises(UniViGUError, match=rf"{name}: cannot be read as JSON"):
+        load_model(tmp_path)

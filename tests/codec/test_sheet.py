@@ -91,7 +91,7 @@ def test_text_and_title_take_room_only_when_given(tmp_path: Path) -> None:
         ([SheetRow("s", CLIP[:0], "")], "a.png", {}, "expected uint8"),
         ([SheetRow("s", CLIP, "")], "a.xyz", {}, "no picture format"),
         ([SheetRow("s", CLIP, "")], "a.png", {"columns": 0}, "columns is 0"),
-        ([SheetRow("s", CLIP, "")], "no/such/a.png", {}, "could not be written"),
+        ([SheetRow("s", CLIP, "")], "no/such/a.png", {}, "there is no folder"),
     ],
 )
 def test_what_cannot_be_drawn(tmp_path: Path, rows: list[SheetRow], name: str, keywords: dict, says: str) -> None:

@@ -390,7 +390,7 @@ def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 0, "a.mp4", "frame rate is 0"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "end in .mp4"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "could not be written"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "there is no folder"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, pixels: torch.Tensor, fps: float, name: str, says: str) -> None:
@@ -485,6 +485,90 @@ def test_a_file_that_breaks_off_is_refused(tmp_path: Path, whole: Path) -> None:
     path.write_bytes(data[: int(len(data) * 0.55)])
     with pytest.raises(UniViGUError, match=r"breaks off.* [01]\.\d\d s"):
         read_clip(path, frames=5, height=32, width=32)
+
+
+def noise(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+BREAKABLE = {
+    "front.mp4": {"muxer": {"movflags": "+faststart"}},
+    "fragments.mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "3"}},
+    "first_fragment_counted.mov": {"muxer": {"movflags": "frag_keyframe"}, "options": {"g": "3"}},
+    "tagged.mkv": {},
+    "flash.flv": {},
+    "plain.avi": {"codec": "mpeg4", "options": {"qscale": "4"}},
+}
+
+
+@pytest.mark.parametrize("share", [0.4, 0.55, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("name", BREAKABLE)
+def test_a_short_clip_that_breaks_off_is_refused(tmp_path: Path, name: str, share: float) -> None:
+    path = make(tmp_path / name, noise(9), **BREAKABLE[name])
+    assert read_clip(path, frames=9, height=16, width=16).info.frames == 9
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UniViGUError, match=r"breaks off.* 0\.[0-3]\d s"):
+        read_clip(path, frames=3, height=16, width=16)
+
+
+def test_the_error_counts_the_frames_that_are_left(tmp_path: Path) -> None:
+    write_video(tmp_path / "nine.mp4", noise(9), 8)
+    data = (tmp_path / "nine.mp4").read_bytes()
+    (tmp_path / "nine.mp4").write_bytes(data[:-1])
+    with pytest.raises(
+        UniViGUError, match=r"breaks off at 1\.00 s; its header promises 9 frames, of which 8 are whole"
+    ):
+        read_clip(tmp_path / "nine.mp4", frames=9, height=64, width=64)
+
+
+def trimmed(source: Path, target: Path, frames: int) -> Path:
+    """Copy a clip so that an edit list hides its first frames, as players' trimming does."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                shift = round(frames / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                new.mux(packet)
+    return target
+
+
+# 5: decoding starts at a hidden keyframe. 30: beyond the first groups of pictures, which then are never passed on.
+@pytest.mark.parametrize("hidden", [5, 12, 30])
+def test_edit_lists_are_no_break(tmp_path: Path, hidden: int) -> None:
+    path = trimmed(make(tmp_path / "whole.mp4", numbered(48)), tmp_path / "trimmed.mp4", hidden)
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].frames == 48
+    clip = read_clip(path, frames=48 - hidden, height=32, width=32)
+    assert numbers(clip.pixels) == list(range(hidden, 48))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(UniViGUError, match="breaks off"):
+        read_clip(path, frames=3, height=32, width=32)
+
+
+def test_empty_samples_and_appended_bytes_are_no_break(tmp_path: Path, dozen: Path) -> None:
+    data = bytearray(dozen.read_bytes())
+    last = data.index(b"stsz") + 16 + 4 * 11
+    data[last : last + 4] = bytes(4)  # QuickTime writes samples without bytes for frames that change nothing
+    (tmp_path / "empty.mp4").write_bytes(data)
+    assert read_clip(tmp_path / "empty.mp4", frames=3, height=32, width=32).info.frames == 11
+    (tmp_path / "longer.mp4").write_bytes(dozen.read_bytes() + b"appended by a camera")
+    assert read_clip(tmp_path / "longer.mp4", frames=3, height=32, width=32).info.frames == 12
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("times", [[0, 10, 20, 1000], [0, 900, 910, 920], [0, 40, 80, 81]])
+def test_a_varying_rate_is_no_break(tmp_path: Path, suffix: str, times: list[int]) -> None:
+    path = make(tmp_path / f"varying.{suffix}", numbered(4), times=times)
+    assert read_clip(path, frames=4, height=32, width=32).info.frames == 4
+
+
+def test_paths_that_cannot_be() -> None:
+    for path in ("", "x" * 5000):
+        with pytest.raises(UniViGUError, match=r"empty path|name too long.*Check the path"):
+            read_clip(path, frames=1, height=8, width=8)
 
 
 def test_an_mp4_without_index_is_refused(tmp_path: Path, dozen: Path) -> None:

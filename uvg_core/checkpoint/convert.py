@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from torch import Tensor
 from ..errors import UniViGUError
 from .build import read_native
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
-from .facts import run_and_card
 from .fit import compare, require_fit
 from .quant import FP8, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored, WeightFile, open_weights
-from .sizes import model_config
+from .sizes import read_config
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
@@ -53,10 +51,8 @@ def convert(
         raise UniViGUError(f"{target}: would be written onto the file that is being read; choose another name")
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    config, _ = model_config(
-        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
-    )
-    require_fit(weights, network, compare(weights, network, config))
+    stated = read_config(path, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads)
+    require_fit(weights, network, compare(weights, network, stated.model))
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""
@@ -71,7 +67,7 @@ def convert(
         for name in network.others:
             pending[name] = Pending(weights.tensors[name], partial(weights.read, name))
 
-    metadata = {**weights.metadata, "config": replace(run_and_card(weights), model=config).to_json(), "format": "pt"}
+    metadata = {**weights.metadata, "config": stated.to_json(), "format": "pt"}
     metadata.pop(METADATA_KEY, None)
     others = {n: entry for n, entry in quantised_layers(weights.metadata).items() if f"{n}.weight" in network.others}
     if layers or (all_in_one and others):

@@ -12,6 +12,7 @@ from .read import WeightFile
 
 # diffusers' names, which the release's own JSON follows, for what the tensors do not show.
 _TRANSLATED = {"num_attention_heads": "num_heads", "eps": "eps"}
+EXPORT_AGAIN = "What the file says of itself was damaged or edited: export or download it again"
 _OURS = {field.name for field in fields(ModelConfig)}
 
 
@@ -23,7 +24,9 @@ def stated_facts(weights: WeightFile) -> dict[str, Any]:
     data = _metadata_config(weights) or weights.facts
     stated = data.get("transformer", data)
     if not isinstance(stated, dict):
-        raise UniViGUError(f"{weights.path}: metadata entry 'config': 'transformer' is not a JSON object")
+        raise UniViGUError(
+            f"{weights.path}: metadata entry 'config': 'transformer' is not a JSON object. {EXPORT_AGAIN}"
+        )
     facts = {ours: stated[theirs] for theirs, ours in _TRANSLATED.items() if theirs in stated}
     if "masked_source" in stated:
         facts["source"] = "mask" if stated["masked_source"] else "uniform"
@@ -36,9 +39,10 @@ def run_and_card(weights: WeightFile) -> CheckpointConfig:
     if "transformer" not in data:
         return CheckpointConfig()
     try:
-        return CheckpointConfig.from_json(json.dumps({**data, "transformer": {}}))
-    except UniViGUError as error:
-        raise UniViGUError(f"{weights.path}: {error}") from None
+        # How many tokens there are, the tensors say: a vocabulary of 0 is one that is not known.
+        return CheckpointConfig.from_json(json.dumps({**data, "transformer": {"vocab_size": 0}}))
+    except (UniViGUError, RecursionError) as error:
+        raise UniViGUError(f"{weights.path}: {error}. {EXPORT_AGAIN}") from None
 
 
 def _metadata_config(weights: WeightFile) -> dict[str, Any]:
@@ -47,11 +51,14 @@ def _metadata_config(weights: WeightFile) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UniViGUError(
-            f"{weights.path}: metadata entry 'config' is not JSON ({error}); expected what save_model or convert wrote"
+            f"{weights.path}: metadata entry 'config' is not JSON ({error}); expected what save_model or convert "
+            f"wrote. {EXPORT_AGAIN}"
         ) from None
     if not isinstance(data, dict):
         kind = type(data).__name__
-        raise UniViGUError(f"{weights.path}: metadata entry 'config' is a {kind}, expected a JSON object")
+        raise UniViGUError(
+            f"{weights.path}: metadata entry 'config' is a {kind}, expected a JSON object. {EXPORT_AGAIN}"
+        )
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,24 @@ def locate(path: str | Path) -> Location:
 
     Raises UniViGUError when nothing is there, a shard is missing, or the folder holds several candidates.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    if not str(path):  # Path("") would be the working directory
+        raise UniViGUError("'': found an empty path, expected a checkpoint file or folder. Name one")
+    try:
+        path = Path(path).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UniViGUError(
+            f"{path}: no such file or folder. Check the path, or download the checkpoint first"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a zero byte; a home that does not exist
+        raise UniViGUError(
+            f"{str(path)[:200]}: cannot be looked up ({getattr(error, 'strerror', None) or error}); expected a "
+            "checkpoint file or folder. Check the path"
+        ) from None
+    if stat.S_ISDIR(mode):
         return _in_folder(path)
-    if not path.exists():
-        raise UniViGUError(f"{path}: no such file or folder. Check the path, or download the checkpoint first")
+    if not stat.S_ISREG(mode):
+        raise UniViGUError(f"{path}: found a device or a pipe, expected a checkpoint file or folder. Name another")
     if path.name.endswith(INDEX):
         return Location(path, _shards(path), _facts(path.parent))
     # Only a file that diffusers named belongs to the config.json beside it.
@@ -77,7 +91,13 @@ def kind_of(path: Path) -> str:
 def _in_folder(folder: Path) -> Location:
     if (folder / "transformer").is_dir():  # the root of a diffusers model
         folder = folder / "transformer"
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+    except OSError as error:
+        raise UniViGUError(
+            f"{folder}: this folder cannot be read ({error.strerror or error}); expected one with weights. Check its "
+            "permissions"
+        ) from error
     indices = [file for file in files if file.name.endswith(INDEX)]
     safetensors = [file for file in files if file.suffix in (".safetensors", ".sft")]
     pickles = [file for file in files if file.suffix in (".pth", ".pt")]
@@ -98,16 +118,23 @@ def _in_folder(folder: Path) -> Location:
 def _shards(index: Path) -> tuple[Path, ...]:
     data = _json(index)
     names = data.get("weight_map")
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UniViGUError(f"{index}: not a shard index (no 'weight_map' in it). {_AGAIN}")
-    files = tuple(index.parent / str(name) for name in sorted(set(names.values())))
-    missing = [file.name for file in files if not file.is_file()]
+    files = tuple(index.parent / name for name in sorted(set(names.values())))
+    missing = [file.name[:200] for file in files if not _is_file(file)]
     if missing:
         raise UniViGUError(
             f"{index}: lists {len(files)} shards, of which {len(missing)} are missing (first: {missing[0]}). "
             "Download the missing ones into the same folder"
         )
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -118,7 +145,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UniViGUError(f"{path}: cannot be read as JSON ({error}). {_AGAIN}") from error
     if not isinstance(data, dict):
         raise UniViGUError(f"{path}: expected a JSON object, found a {type(data).__name__}. {_AGAIN}")

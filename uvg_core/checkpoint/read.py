@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import shown
 from ..errors import UniViGUError
 from .locate import kind_of, locate
 
@@ -47,6 +48,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 _NAME_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # as in the safetensors format
+_DIMENSIONS_LIMIT = 64  # torch's own
+_COUNT_LIMIT = 1 << 63  # sizes and offsets are signed 64-bit numbers in torch and in every system
 # Pages of a mapped file count as used memory until it is unmapped: map it anew after so many bytes.
 _REMAP_BYTES = 1 << 28
 
@@ -137,16 +140,33 @@ class SafetensorsFile(WeightFile):
             self.metadata = {str(key): str(value) for key, value in metadata.items()}
             for name, entry in header.items():
                 self._add(name, entry, 8 + length)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, UniViGUError):
-                raise
+        except UniViGUError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
             raise self._damaged(f"its header is not readable: {error}") from None
+        except MemoryError:
+            raise self._damaged(f"its header of {length} bytes does not fit into memory") from None
+        end, before = 0, ""
+        for begin, name in sorted((begin, name) for name, begin in self._offsets.items() if self.tensors[name].nbytes):
+            if begin < end:
+                raise self._damaged(f"{before} and {name} claim the same bytes")
+            end, before = begin + self.tensors[name].nbytes, name
 
     def _add(self, name: str, entry: dict[str, Any], start: int) -> None:
-        begin, end = entry["data_offsets"]
-        stored = Stored(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), end - begin)
+        offsets, shape, kind = entry["data_offsets"], entry["shape"], entry["dtype"]
+        if not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+            raise self._damaged(f"{name} lies at {shown(offsets)}, expected where it begins and where it ends")
+        # Zeros left out: torch computes strides as if they were ones.
+        if not _are_counts(shape) or math.prod(size or 1 for size in shape) >= _COUNT_LIMIT:
+            raise self._damaged(f"{name} has shape {shown(shape)}, expected a list of sizes")
+        if not isinstance(kind, str):
+            raise self._damaged(f"{name} has dtype {shown(kind)}, expected a name such as BF16")
+        begin, end = offsets
+        stored = Stored(kind, tuple(shape), end - begin)
         dtype = stored.torch_dtype
-        if begin < 0 or end < begin or (dtype is not None and stored.nbytes != stored.numel * dtype.itemsize):
+        # A type unknown here may be narrower than a byte, but hardly than a bit.
+        fits = 8 * stored.nbytes >= stored.numel if dtype is None else stored.nbytes == stored.numel * dtype.itemsize
+        if not fits:
             raise self._damaged(f"{name} is {stored.dtype} {list(stored.shape)} but takes {stored.nbytes} bytes")
         if start + end > self.nbytes:
             raise self._truncated(start + end)
@@ -181,6 +201,15 @@ class SafetensorsFile(WeightFile):
         return UniViGUError(f"{self.path}: not a readable safetensors file ({reason}). Download or copy it again")
 
 
+def _are_counts(values: Any) -> bool:
+    """Whether values are a list of non-negative whole numbers, not too many and none too large."""
+    return (
+        isinstance(values, list)
+        and len(values) <= _DIMENSIONS_LIMIT
+        and all(type(value) is int and 0 <= value < _COUNT_LIMIT for value in values)
+    )
+
+
 class TorchFile(WeightFile):
     """A ``.pth``: a dict of tensors, bare or as its entry ``model`` (or ``state_dict``), never unpickled freely."""
 
@@ -209,14 +238,32 @@ class TorchFile(WeightFile):
         state = whole
         if isinstance(whole, dict):
             step = whole.get("step", whole.get("global_step"))
-            self.step = int(step) if isinstance(step, (int, float)) and math.isfinite(step) else None
+            self.step = int(step) if isinstance(step, (int, float)) and 0 <= step < _COUNT_LIMIT else None
             state = next((whole[key] for key in ("model", "state_dict") if isinstance(whole.get(key), dict)), whole)
         if not isinstance(state, dict):
             raise UniViGUError(f"{self.path}: found a {type(state).__name__}, expected a dict of tensors by name")
-        self._mapped = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+        self._mapped = {
+            name: value.detach() for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)
+        }
+        for name, tensor in self._mapped.items():
+            self._require_stored(name, tensor)
         if not self._mapped:
-            keys = ", ".join(map(str, list(state)[:5])) or "none"
+            keys = ", ".join(shown(key) for key in list(state)[:5]) or "none"
             raise UniViGUError(f"{self.path}: no tensors in it (entries: {keys}); expected a dict of tensors by name")
+
+    def _require_stored(self, name: str, tensor: Tensor) -> None:
+        """Raise UniViGUError for a tensor that is not there in full: one number shown as a million costs a few bytes
+        in the file and a million in memory."""
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            found = f"{tensor.layout} on {tensor.device}".replace("torch.", "")
+        elif (needed := tensor.numel() * tensor.element_size()) > (present := tensor.untyped_storage().nbytes()):
+            found = f"{present} bytes for shape {list(tensor.shape)}, which takes {needed}"
+        else:
+            return
+        raise UniViGUError(
+            f"{self.path}: {name} is not stored in full (found {found}); expected plain weights. Save it anew after "
+            ".contiguous(), or ask for a safetensors version"
+        )
 
 
 class _Shards(WeightFile):

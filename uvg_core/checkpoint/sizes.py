@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CheckpointConfig, ModelConfig
+from ..config import CheckpointConfig, ModelConfig, shown
 from ..errors import UniViGUError
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
-from .facts import run_and_card, stated_facts
+from .facts import EXPORT_AGAIN, run_and_card, stated_facts
 from .read import WeightFile, open_weights
 
 WAN_HEAD_DIM = 128  # of every public Wan model; the rule where nothing says otherwise
@@ -35,7 +35,11 @@ def read_config(
     model, _ = model_config(
         weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
     )
-    return replace(run_and_card(weights), model=model)
+    stated = run_and_card(weights)
+    try:
+        return replace(stated, model=model)
+    except UniViGUError as error:
+        raise UniViGUError(f"{weights.path}: {error}. {EXPORT_AGAIN}") from None
 
 
 def model_config(
@@ -61,7 +65,8 @@ def model_config(
         known = stated.get(name)
         if argument is not None and known is not None and argument != known:
             raise UniViGUError(
-                f"{weights.path}: {name}={argument!r} was asked for, but the file states {known!r}; leave {name} out"
+                f"{weights.path}: {name}={argument!r} was asked for, but the file states {shown(known)}; leave "
+                f"{name} out"
             )
         if argument is None and known is None:
             assumed.append(name)
@@ -96,7 +101,10 @@ def model_config(
             **sizes, **hidden, num_heads=heads, text_flow=flow, source=source, vocab_size=vocab_size or 0
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UniViGUError(f"{weights.path}: {error}") from None
+        raise UniViGUError(
+            f"{weights.path}: {error}. Pass another argument where it came from one; else the file is damaged or of "
+            "another model: download or export it again"
+        ) from None
     return config, tuple(assumed)
 
 
@@ -137,8 +145,11 @@ def _visible_sizes(weights: WeightFile, network: Network) -> dict[str, Any]:
 
 
 def _is_block(parts: list[str]) -> bool:
-    """Whether a name, split at its dots, lies in a numbered block."""
-    return len(parts) > 2 and parts[0] == "blocks" and parts[1].isdigit()
+    """Whether a name, split at its dots, lies in a numbered block. Digits of other scripts and numbers too long to be
+    converted are none: such names stay over and the strict check reports them."""
+    if len(parts) < 3 or parts[0] != "blocks":
+        return False
+    return parts[1].isascii() and parts[1].isdecimal() and len(parts[1]) < 19
 
 
 def _heads(weights: WeightFile, network: Network, dim: int, argument: int | None, stated: Any) -> int | None:
@@ -148,13 +159,14 @@ def _heads(weights: WeightFile, network: Network, dim: int, argument: int | None
         known["its rotary_emb_text.inv_freq"] = dim // (2 * max(weights.tensors[network.inv_freq].numel, 1))
     if argument is not None:
         known["num_heads="] = argument
-    if len(set(known.values())) > 1:
-        claims = ", ".join(f"{who} says {heads}" for who, heads in known.items())
+    if any(heads != next(iter(known.values())) for heads in known.values()):
+        claims = ", ".join(f"{who} says {shown(heads)}" for who, heads in known.items())
         raise UniViGUError(f"{weights.path}: the number of heads is contradictory: {claims}. Leave num_heads out")
     for who, heads in known.items():
-        if not isinstance(heads, int) or heads < 1 or dim % heads:
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
             raise UniViGUError(
-                f"{weights.path}: {who} gives {heads!r} heads, which do not divide width {dim}; pass a right num_heads="
+                f"{weights.path}: {who} gives {shown(heads)} heads, which do not divide width {dim}; pass a right "
+                "num_heads="
             )
         return heads
     if dim % WAN_HEAD_DIM:

@@ -34,6 +34,8 @@ H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
 _SEEKABLE = ("mov,mp4", "matroska", "flv", "mpegts")
 # Skipping fewer frames than this by a seek costs more than decoding them.
 _SEEK_FROM = 16
+# Only these mark a packet corrupt when, and only when, the file ends inside it; MPEG marks every disturbance.
+_TORN_MARKED = ("mov,mp4", "avi", "flv")
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
 # colours would drift by up to 3/255. Numbers, since older PyAVs have no names for them.
 _EXACT = 0x4 | 0x40000 | 0x2000 | 0x4000
@@ -128,6 +130,9 @@ def read_clip(path: str | Path, *, frames: int, height: int, width: int) -> Clip
     return Clip(pixels=pixels, info=info, note=_note(info, frames, fitted, height, width))
 
 
+_TRANSPORT_PACKETS = (188, 192, 204)  # bytes: plain, with timestamps (m2ts), with error correction
+
+
 class _Recount(Exception):
     """The timestamps do not fit the decoded frames, or there are fewer frames than packets: frames must be counted."""
 
@@ -179,8 +184,16 @@ class _Source:
     """An open video file. Use as a context manager."""
 
     def __init__(self, path: str | Path) -> None:
+        if not str(path):  # Path("") would be the working directory
+            raise UniViGUError("'': found an empty path, expected a video file. Name one")
         self.path = Path(path)
-        if not self.path.exists():
+        try:
+            there = self.path.exists()
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise UniViGUError(
+                f"{str(path)[:200]}: cannot be looked up ({error.strerror or error}); expected a video. Check the path"
+            ) from None
+        if not there:
             raise UniViGUError(f"{path}: there is no such file; expected a video. Check the name and the folder")
         if self.path.is_dir():
             raise UniViGUError(f"{path}: this is a folder; expected a video file. Name one of the files in it")
@@ -273,40 +286,64 @@ class _Source:
 
     def scan(self) -> _Timeline:
         """Read all timestamps, decoding nothing, and go back to the start. Raises UniViGUError for a file that ends
-        before the length in its header."""
-        known: list[tuple[int, int, bool]] = []
-        clocked, count = True, 0
-        for packet in self.packets():
-            if packet.size == 0 or packet.is_discard:  # the closing packet; what an edit list hides
-                continue
-            count += 1
-            if packet.pts is None:
-                clocked = False
-            else:
-                known.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+        before the length in its header, or inside a frame."""
         kind = self.container.format.name
-        unit, declared = self.stream.time_base, self.header_seconds(binding=True)
+        known: list[tuple[int, int, bool, bool]] = []
+        clocked, torn, whole, count = True, False, 0, 0
+        for packet in self.packets():
+            if packet.size == 0:  # the closing packet
+                continue
+            if packet.is_corrupt and any(name in kind for name in _TORN_MARKED):
+                torn = True
+                continue
+            whole += 1
+            count += not packet.is_discard  # what an edit list hides
+            if packet.pts is not None:
+                known.append((packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            elif not packet.is_discard:
+                clocked = False
+        declared = self.header_seconds(binding=True)
         self.rewind()
         if not count:
             raise self.broken(0.0)
-        if not clocked or not unit or "avi" in kind.split(","):  # AVI stores no timestamps; those given are guesses
-            return _Timeline.counted(count, self.rate)
+        unit = self.stream.time_base
+        if not clocked or not unit or kind == "avi":  # AVI has no timestamps; those given are guesses
+            timeline = _Timeline.counted(count, self.rate)
+        else:
+            timeline = self._timed(known, unit)
+        # Fewer frames than the header declares are no proof by themselves (edit lists leave some out, empty ones are
+        # not passed on), nor is a small difference in length. In a file shorter than it says itself they are.
+        size = self.path.stat().st_size
+        cut = _promised_bytes(self.path, kind) > size
+        # A transport stream declares no length, but it is made of packets of one size.
+        torn = torn or (kind == "mpegts" and all(size % packet for packet in _TRANSPORT_PACKETS))
+        missing = declared - timeline.seconds
+        few = whole < self.stream.frames and (cut or torn)
+        if torn or few or (cut and missing > 0.5 / timeline.rate) or missing > max(3 / timeline.rate, 0.05 * declared):
+            why = f"its header promises {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
+            if few:
+                why = f"its header promises {self.stream.frames} frames, of which {whole} are whole"
+            raise UniViGUError(
+                f"{self.path}: the video breaks off at {timeline.seconds:.2f} s; {why}. Copy or download it again, or "
+                f"cut it to the first {timeline.seconds:.2f} s"
+            )
+        return timeline
 
+    def _timed(self, known: list[tuple[int, int, bool, bool]], unit: Fraction) -> _Timeline:
+        """The timeline of packets given by timestamp, duration, whether they are keyframes and whether hidden."""
+        kind = self.container.format.name
         known.sort()
-        keyframes = [time for time, _, key in known if key]
-        if keyframes:  # a recording may start between keyframes; nothing before the first one can be decoded
-            known = [entry for entry in known if entry[0] >= keyframes[0]]
-        times = sorted({time for time, _, _ in known})
+        # Hidden keyframes count: what is shown may start between two of them. A recording may too, but nothing before
+        # its first one can be decoded.
+        keyframes = [time for time, _, key, _ in known if key]
+        visible = [entry for entry in known if not entry[3]]
+        known = [entry for entry in visible if not keyframes or entry[0] >= keyframes[0]] or visible
+        times = sorted({time for time, *_ in known})
         span = float((times[-1] - times[0]) * unit)
         rate = self.rate
         if span and abs((len(times) - 1) / span / rate - 1) > 0.01:  # a varying rate, or a header that is wrong
             rate = (len(times) - 1) / span
         seconds = span + (float(known[-1][1] * unit) or 1 / rate)
-        if declared - seconds > max(3 / rate, 0.05 * declared):
-            raise UniViGUError(
-                f"{self.path}: the video breaks off at {seconds:.2f} s; its header promises {declared:.2f} s. Copy or "
-                f"download it again, or cut it to the first {seconds:.2f} s"
-            )
         if not any(name in kind for name in _SEEKABLE):
             keyframes = keyframes[:1]
         return _Timeline(times, float(unit), keyframes or times[:1], rate, seconds, timed=True)
@@ -336,6 +373,42 @@ class _Source:
         shown_height, shown_width = _shown_size(frame, self.stream)
         turn = round(degrees(atan2(_matrix(frame)[1], _matrix(frame)[0])) / 90) * 90 % 360
         return ClipInfo(self.path, shown_width, shown_height, rate, count, seconds, turn)
+
+
+def _promised_bytes(path: Path, kind: str) -> int:
+    """The size that a file should have by its own account, from its outermost elements: MP4 boxes, RIFF chunks,
+    Matroska's segment. 0 where it does not say."""
+    size, end = path.stat().st_size, 0
+    with path.open("rb") as file:
+        if "matroska" in kind:
+            for _ in range(2):  # the EBML header, then the segment that holds everything
+                file.seek(end)
+                start = file.read(12)
+                if len(start) < 12 or start[:4] not in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67") or not start[4]:
+                    return 0
+                width = 9 - start[4].bit_length()
+                length = int.from_bytes(start[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+                if length == (1 << 7 * width) - 1:  # written live: not known
+                    return 0
+                end += 4 + width + length
+            return end
+        for _ in range(1_000_000 if "mov,mp4" in kind or kind == "avi" else 0):
+            if end + 8 > size:
+                break
+            file.seek(end)
+            start = file.read(16)
+            if kind == "avi":
+                if start[:4] != b"RIFF":  # something appended
+                    break
+                length = 8 + int.from_bytes(start[4:8], "little")
+            else:
+                length = int.from_bytes(start[:4], "big")
+                if length == 1:
+                    length = int.from_bytes(start[8:16], "big")
+                if length < 8:  # 0 is "to the end of the file"; anything else is no box
+                    return 0
+            end += length
+    return end
 
 
 def _collect(

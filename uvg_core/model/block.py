@@ -91,7 +91,7 @@ class JointBlock(nn.Module):
         self.norm2 = operations.LayerNorm(dim, eps, elementwise_affine=False, **factory)
         self.ffn = feed_forward(config, operations, **factory)
         self.ffn_t = feed_forward(config, operations, **factory)
-        self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim, **factory))
 
     def forward(
         self, x: Streams, e: Streams, rotations: Streams, context_BSD: Tensor, key_mask: Tensor | None

@@ -21,7 +21,7 @@ class VideoHead(nn.Module):
         super().__init__()
         self.norm = operations.LayerNorm(config.dim, config.eps, elementwise_affine=False, **factory)
         self.head = operations.Linear(config.dim, config.out_dim * math.prod(config.patch_size), **factory)
-        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim, **factory))
 
     def forward(self, x_BVD: Tensor, e_BD: Tensor) -> Tensor:
         return self.head(head_modulation(self.modulation, e_BD, self.norm(x_BVD)))
@@ -34,7 +34,7 @@ class TextHead(nn.Module):
         super().__init__()
         self.norm = operations.LayerNorm(config.dim, TEXT_NORM_EPS, elementwise_affine=True, bias=False, **factory)
         self.head = operations.Linear(config.dim, config.text_out_dim, **factory)
-        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim, **factory))
 
     def forward(self, x_BTD: Tensor, e_BD: Tensor) -> Tensor:
         return self.head(head_modulation(self.modulation, e_BD, self.norm(x_BTD)))

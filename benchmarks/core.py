@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -80,7 +79,7 @@ def measure_text_step(kind: str) -> None:
     logits = torch.randn(LENGTH, VOCABULARY, generator=generator)
     tokens = torch.randint(VOCABULARY, (LENGTH,), generator=generator)
     draw_clean_tokens(logits[:1, :64], generator=generator)  # code pages are not what is measured
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     started = time.perf_counter()
     if kind == "ours":
         clean = draw_clean_tokens(logits, generator=generator)
@@ -88,9 +87,21 @@ def measure_text_step(kind: str) -> None:
     else:
         dense_step(logits, tokens, 0.5, 0.02)
     seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    print((after - before) * unit, seconds)
+    print(resident("VmHWM") - before, seconds)
+
+
+def resident(entry: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at its peak (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(entry):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("memory is measured on Linux only")
+
+
+def reset_peak() -> int:
+    """Set the peak back to what is held now, and return that. (A child's peak would start from its parent's.)"""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def text_step_memory() -> None:

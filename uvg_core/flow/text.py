@@ -136,10 +136,10 @@ def draw_clean_tokens(
         if temperature == 0:
             drawn[chunk] = part.argmax(-1)
             continue
-        part = (part - highest) / temperature  # the highest at 0: small temperatures do not overflow
+        part = (part - highest).div_(temperature)  # the highest at 0: nothing overflows
         if top_p < 1:
             part = _keep_nucleus(part, top_p)
-        reached = part.softmax(-1).cumsum(-1)
+        reached = part.exp_().cumsum_(-1)  # not normalised: a draw is a share of the total
         total = reached[:, -1:]
         # Strictly below the total, or rounding could pick a token behind the last one with any probability.
         goal = torch.minimum(chance[chunk] * total, total.nextafter(torch.zeros_like(total)))

@@ -172,6 +172,15 @@ def test_inputs_that_do_not_fit(network: UniViGU, inputs: dict[str, torch.Tensor
         network(**{**inputs, **change})
 
 
+def test_added_and_boolean_masks_say_the_same() -> None:
+    q, k, v = torch.randn(3, 2, 6, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    seen = torch.arange(6) < torch.tensor([6, 2])[:, None, None]
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    torch.testing.assert_close(sdpa_attention(q, k, v, 2, added), sdpa_attention(q, k, v, 2, seen))
+    alone = sdpa_attention(q[1:], k[1:, :2], v[1:, :2], 2)
+    torch.testing.assert_close(sdpa_attention(q, k, v, 2, added)[1:], alone)
+
+
 def test_broken_xformers_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
     attention = object.__new__(XformersAttention)
     attention._works = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -20,9 +21,11 @@ Attention = Callable[..., Tensor]
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """torch's scaled_dot_product_attention; returns ``[B,Nq,D]``."""
+    """torch's scaled_dot_product_attention; returns ``[B,Nq,D]``. Takes a boolean mask (true: seen) as well."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None].to(q.dtype))
+    if mask is not None:
+        mask = mask[:, None] if mask.dtype == torch.bool else mask[:, None].to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b h n d -> b n (h d)")
 
 

@@ -11,7 +11,7 @@ import time
 import torch
 
 from uvg_core import joint, text_to_video, video_to_text
-from uvg_core.pipeline import Pipeline, Size
+from uvg_core.pipeline import Pipeline
 from uvg_core.training.worlds import (
     BACKGROUNDS,
     COLOURS,
@@ -56,7 +56,7 @@ def main() -> None:
         print(f"  {name:12s} {share([said(t)[name] == getattr(w, name) for t, w in zip(texts, worlds, strict=True)])}")
     print(f"  exact        {share([t == w.caption for t, w in zip(texts, worlds, strict=True)])}")
 
-    noise = torch.cat([pipe._noise(Size(), seed) for seed in range(count)])
+    noise = torch.cat([pipe.noise(seed=seed) for seed in range(count)])
     context, null = pipe.conditions([world.caption for world in worlds]), pipe.conditions([""])
     tokens, mask = pipe.tokenizer.stream([world.caption for world in worlds], run.text_length)
     settings = {"null_context": null, "steps": run.steps, "shift": run.shift, "guidance_scale": run.guidance_scale}

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from uvg_core import inspect_checkpoint, joint, text_to_video, video_to_text
 from uvg_core.cli import main
 from uvg_core.codec.video_file import probe, read_clip, write_video
-from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline, Size
+from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline
 from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World, all_worlds, read_colours, render
 
 pytest.importorskip("diffusers")
@@ -67,7 +67,7 @@ def test_clips_show_the_prompts_colour_and_background(pipe: Pipeline, worlds: li
     prompts = [world.caption for world in worlds]
     run = pipe.config.run
     tokens, mask = pipe.tokenizer.stream(prompts, run.text_length)
-    noise = torch.cat([pipe._noise(Size(), seed) for seed in range(CLIPS)])
+    noise = torch.cat([pipe.noise(seed=seed) for seed in range(CLIPS)])
     context, null = pipe.conditions(prompts), pipe.conditions([""])
     with pipe.network() as network:
         latents = text_to_video(
@@ -83,7 +83,7 @@ def test_clips_show_the_prompts_colour_and_background(pipe: Pipeline, worlds: li
 def test_joint_clips_and_captions_agree(pipe: Pipeline, worlds: list[World]) -> None:
     """From the empty prompt both streams are free: what is written is what is shown, more often than chance."""
     run = pipe.config.run
-    noise = torch.cat([pipe._noise(Size(), 100 + seed) for seed in range(CLIPS)])
+    noise = torch.cat([pipe.noise(seed=100 + seed) for seed in range(CLIPS)])
     context = pipe.conditions([world.brief for world in worlds])
     with pipe.network() as network:
         result = joint(

@@ -22,6 +22,8 @@ from .sampling import State, caption_likelihood, fill_template, joint, text_to_v
 log = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "uvg_tiny.safetensors"
+# Logits of one forward pass of a ranking: half a gigabyte in bfloat16.
+RANKED_LOGITS = 2**28
 Callback = Callable[[int, State], object]
 Number = TypeVar("Number", int, float)
 
@@ -151,15 +153,15 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.parts.device
 
-    def _noise(self, size: Size, seed: int) -> Tensor:
-        run = self.config.run
-        shape = latent_shape(
-            given(size.frames, run.frames),
-            given(size.height, run.height),
-            given(size.width, run.width),
-            self.config.model.in_dim,
-        )
+    def noise(self, size: Size = Size(), seed: int = 0) -> Tensor:
+        """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""
+        shape = latent_shape(*self._measures(size), self.config.model.in_dim)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    def _measures(self, size: Size) -> tuple[int, int, int]:
+        """Frames, height and width, with the checkpoint's own where the caller has none."""
+        run = self.config.run
+        return given(size.frames, run.frames), given(size.height, run.height), given(size.width, run.width)
 
     def _require_words(self, text: str, what: str) -> str:
         if not text.strip():
@@ -182,7 +184,7 @@ class Pipeline:
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
         self._require_words(prompt, "prompt")
-        noise = self._noise(size, sampling.seed)
+        noise = self.noise(size, sampling.seed)
         stream = prompt if text is None else text
         context, null = self.conditions([prompt, negative]).split(1)
         tokens = None
@@ -207,12 +209,7 @@ class Pipeline:
 
     def latent_of(self, path: str | Path, size: Size = Size()) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
-        run = self.config.run
-        frames, height, width = (
-            given(size.frames, run.frames),
-            given(size.height, run.height),
-            given(size.width, run.width),
-        )
+        frames, height, width = self._measures(size)
         latent_shape(frames, height, width)
         clip = read_clip(Path(path), frames=frames, height=height, width=width)
         return self.encode_clip(clip.pixels), clip.note
@@ -261,7 +258,7 @@ class Pipeline:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
         run = self.config.run
         self._require_words(prompt, "prompt")
-        noise = self._noise(size, sampling.seed)
+        noise = self.noise(size, sampling.seed)
         context, null = self.conditions([prompt, negative]).split(1)
         steps = given(sampling.steps, run.steps)
         wanted = {index + 1 for index in _spread(steps, record)}
@@ -310,7 +307,9 @@ class Pipeline:
         for text in texts:
             self._require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
-        length = max(run.text_length if run.text_length <= 32 else 0, *(len(row) for row in ids))
+        # As long as the text stream was in training: how a text ends is part of what is judged.
+        length = max([run.text_length, *(len(row) for row in ids)])
+        rows = max(1, RANKED_LOGITS // (length * self.config.model.token_rows))
         with self.network() as model:
             return caption_likelihood(
                 model,
@@ -318,6 +317,7 @@ class Pipeline:
                 texts=ids,
                 samples=samples,
                 seed=seed,
+                batch=rows,
                 pad_token=run.pad_token,
                 length=length,
                 callback=callback,

@@ -46,7 +46,7 @@ def any_network(request: pytest.FixtureRequest) -> UniViGU:
 
 def test_streams_held_clean_come_out_untouched(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
     predict = Predictor(network, given["context"])
-    update = JumpProcess(MixturePath(), generators(0, 2))
+    update = JumpProcess(path=MixturePath(), generators=generators(0, 2))
     tokens = torch.randint(31, (2, 4))
     clip, words = given["noise"].clone(), tokens.clone()
     moved, held = run(VideoStream(clip, (1.0, 0.5, 0.0)), TextStream(words), predict)

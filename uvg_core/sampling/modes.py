@@ -6,7 +6,7 @@ Legend: B batch, C channels, F H W latent frames, height, width, L text tokens, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def _noisy_text(
         raise UniViGUError(f"the text length is {length}; expected at least 1 token")
     if update not in TEXT_UPDATES:
         raise UniViGUError(f"text update is {update!r}; expected one of {', '.join(TEXT_UPDATES)}")
-    draws = generators(seed, rows)
+    rows_of_numbers = generators(seed, rows)
     pinned = _pins(fixed, rows, length, like.device)
     anchor = None if pinned is None else as_text_content(model, pinned.clamp(min=0))
     step: TextUpdate
@@ -115,19 +115,26 @@ def _noisy_text(
                 "temperature, top-p and the text update belong to the discrete text flow; this checkpoint has the "
                 "embedding flow: leave them at their defaults"
             )
-        noise = [torch.randn(length, config.dim, generator=g) for g in draws]
+        noise = [torch.randn(length, config.dim, generator=g) for g in rows_of_numbers]
         content = torch.stack(noise).to(like.device)
         step = EmbeddingEuler(model.token_embedding.weight)
     else:
         mask_token = config.mask_token if config.source == "mask" else None
         noise = [
-            source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask_token, generator=g) for g in draws
+            source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask_token, generator=g)
+            for g in rows_of_numbers
         ]
         content = torch.stack(noise).to(like.device)
+        draws: dict[str, Any] = {
+            "generators": rows_of_numbers,
+            "temperature": temperature,
+            "top_p": top_p,
+            "forbidden": mask_token,
+        }
         if update == "release":
-            step = ReleaseRedraw(draws, temperature, top_p, mask_token)
+            step = ReleaseRedraw(**draws)
         else:
-            step = JumpProcess(MixturePath(config.kappa_exponent), draws, update, temperature, top_p, mask_token)
+            step = JumpProcess(path=MixturePath(config.kappa_exponent), rule=update, **draws)
     return TextStream(
         content,
         tuple(taus.tolist()),

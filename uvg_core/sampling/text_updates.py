@@ -17,20 +17,18 @@ from ..flow.time import sigma_from_tau
 from ..flow.video import euler_step
 
 
-@dataclass(frozen=True)
-class JumpProcess:
-    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text)."""
+@dataclass(frozen=True, kw_only=True)
+class TokenDraws:
+    """Tokens that jump to words drawn from the network's posterior; see ``draw_clean_tokens`` for the settings."""
 
-    path: MixturePath
     generators: Sequence[torch.Generator]
-    rule: str = "bridge"
     temperature: float = 1.0
     top_p: float = 1.0
     forbidden: int | None = None
     final_pass = False
 
-    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
-        probability = self.path.jump(self.rule, times[step], times[step + 1])
+    def jumped(self, content: Tensor, logits: Tensor, probability: float) -> Tensor:
+        """Each position takes its drawn word with ``probability``, row by row with the row's own numbers."""
         rows = []
         for tokens, row, generator in zip(content, logits, self.generators, strict=True):
             clean = draw_clean_tokens(
@@ -46,30 +44,27 @@ class JumpProcess:
         return content
 
 
-@dataclass(frozen=True)
-class ReleaseRedraw:
+@dataclass(frozen=True, kw_only=True)
+class JumpProcess(TokenDraws):
+    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text)."""
+
+    path: MixturePath
+    rule: str = "bridge"
+
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        return self.jumped(content, logits, self.path.jump(self.rule, times[step], times[step + 1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRedraw(TokenDraws):
     """The release's joint rule: every token is redrawn from the softmax and the draw is taken with probability
     i / (N - 1); after the last step one pass at time 0 for both streams, and its most likely tokens."""
 
-    generators: Sequence[torch.Generator]
-    temperature: float = 1.0
-    top_p: float = 1.0
-    forbidden: int | None = None
     final_pass = True
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         steps = len(times) - 1
-        taken = step / (steps - 1) if steps > 1 else 1.0
-        rows = []
-        for tokens, row, generator in zip(content, logits, self.generators, strict=True):
-            clean = draw_clean_tokens(
-                row, generator=generator, temperature=self.temperature, top_p=self.top_p, forbidden=self.forbidden
-            )
-            rows.append(jump_step(tokens, clean, taken, generator))
-        return torch.stack(rows)
-
-    def words(self, content: Tensor) -> Tensor:
-        return content
+        return self.jumped(content, logits, step / (steps - 1) if steps > 1 else 1.0)
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
         if self.forbidden is not None:

@@ -27,30 +27,15 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import convert, inspect_checkpoint
-from .codec.sheet import SheetRow, contact_sheet
 from .codec.text import TEXT_STATES
-from .codec.video_file import write_video
 from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
 from .errors import UniViGUError
 from .files import require_folder, written_whole
-from .pipeline import EMBEDDED_MODEL, JointStep, Pipeline, Sampling, Size, given
+from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
+from .showing import joint_sheet, say, show_clip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
-ENLARGE_BELOW, ENLARGE_TO = 128, 288
-
-
-def say(text: str) -> None:
-    """A note for the user, on the standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
-    """uint8 ``[T,H,W,3]`` with every pixel repeated; None picks the scale for small clips, 1 leaves them alone."""
-    side = min(pixels.shape[1:3])
-    factor = scale or (max(1, ENLARGE_TO // side) if side < ENLARGE_BELOW else 1)
-    return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
 
 
 def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
@@ -136,14 +121,7 @@ def run_generate(args: argparse.Namespace, shown: Bars) -> None:
         sampling=_sampling(args),
         callback=_steps_on(shown, "generating"),
     )
-    _write_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
-
-
-def _write_clip(path: Path, pixels: Tensor, fps: float, scale: int | None) -> None:
-    big = enlarged(pixels, scale)
-    write_video(path, big, fps)
-    grown = "" if big.shape == pixels.shape else f", enlarged to {big.shape[2]}x{big.shape[1]}"
-    say(f"{path}: {len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
+    show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
 
 
 def run_caption(args: argparse.Namespace, shown: Bars) -> int:
@@ -196,23 +174,12 @@ def run_joint(args: argparse.Namespace, shown: Bars) -> None:
         callback=_steps_on(shown, "generating both", pipe.tokenizer.text),
         record=8 if sheet else 0,
     )
-    _write_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
+    show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
     _write_text(args.out.with_suffix(".txt"), text)
     if sheet:
         joint_sheet(sheet, args.prompt, text, pixels, trace)
         say(f"{sheet}: how clip and caption took shape")
     print(text)
-
-
-def joint_sheet(path: Path, prompt: str, text: str, pixels: Tensor, trace: Sequence[JointStep]) -> None:
-    """The contact sheet of a joint run: the clip each recorded step points at, and its text."""
-    rows = [
-        SheetRow(f"step {s.step}/{s.steps} · noise {s.sigma:.2f}", s.pixels, s.text)
-        for s in trace
-        if s.step < s.steps  # the last step is the result
-    ]
-    rows.append(SheetRow("result", pixels, text))
-    contact_sheet(rows, path, title=f"“{prompt}”", subtitle="video and text, generated together by one network")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -272,7 +239,7 @@ def run_check(args: argparse.Namespace, shown: Bars) -> None:
 def run_demo(args: argparse.Namespace, shown: Bars) -> None:
     from .demo import run_demo as run
 
-    run(_pipeline(args, shown), args.out, say, shown)
+    run(_pipeline(args, shown), args.out, shown)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from .cli import enlarged, joint_sheet
-from .codec.video_file import write_video
 from .errors import UniViGUError
 from .files import written_whole
 from .pipeline import Pipeline, Sampling
 from .progress import Bars
+from .showing import joint_sheet, say, show_clip
 
 PROMPT = "a large red circle moves right on a navy background"
 BRIEF = "a green square"
 TEMPLATE = "a ___ ___ circle moves ___"
 
 
-def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None], shown: Bars) -> None:
+def run_demo(pipe: Pipeline, out: Path, shown: Bars) -> None:
     """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -30,8 +28,7 @@ def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None], shown: Bars)
     say(f"1/3  text to video: “{PROMPT}”")
     clip = out / "generated.mp4"
     pixels = pipe.generate(PROMPT, callback=lambda step, state: shown("generating", step, state.steps))
-    write_video(clip, enlarged(pixels, None), fps)
-    say(f"     -> {clip}")
+    show_clip(clip, pixels, fps)
 
     say("2/3  video to text: that clip, read from its file")
     latent, note = pipe.latent_of(clip)
@@ -54,9 +51,9 @@ def run_demo(pipe: Pipeline, out: Path, say: Callable[[str], None], shown: Bars)
         callback=lambda step, state: shown("generating both", step, state.steps),
     )
     both, sheet = out / "joint.mp4", out / "joint.png"
-    write_video(both, enlarged(pixels, None), fps)
+    show_clip(both, pixels, fps)
     joint_sheet(sheet, BRIEF, text, pixels, trace)
-    say(f"     -> {both}\n     -> {text}\n     -> {sheet}")
+    say(f"     -> {text}\n     -> {sheet}")
     captions += [f"{both.name}, from the prompt “{BRIEF}”", f"  caption, generated with the clip: {text}"]
 
     with written_whole(out / "captions.txt") as temporary:

@@ -1,17 +1,14 @@
 """Every layout loads to the same network; what the file does not say is asked for, never guessed wrongly."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_networks import GOLDEN
 
 from uvg_core.checkpoint import load_model, read_config, read_part, save_model
 from uvg_core.errors import UniViGUError
-
-GOLDEN = Path(os.environ.get("UVG_GOLDEN", "tests/golden"))
 
 
 def test_every_layout_gives_the_same_network(model, tools, tmp_path, layout):
@@ -33,7 +30,6 @@ def test_a_loaded_model_does_not_depend_on_its_file(model, tools, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the released network's golden numbers are not here")
 @pytest.mark.parametrize("name", ["forward_uniform", "forward_masked_source", "forward_padded_text"])
 def test_golden_files_load_directly_and_agree(name):
     path = GOLDEN / f"{name}.safetensors"

@@ -78,7 +78,10 @@ class Parts:
     def _require_all(self) -> None:
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
-            raise UniViGUError(f"packages {', '.join(missing)} are not installed: pip install 'uni-vigu[standalone]'")
+            raise UniViGUError(
+                f"packages {', '.join(missing)} are not installed: "
+                "pip install -e '.[standalone]' in the project's folder"
+            )
         if self.wan is not None:
             absent = [name for name in WAN_FOLDERS if not (self.wan / name).is_dir()]
             if absent:

@@ -95,7 +95,8 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
         raise UniViGUError(
-            f"the VAE needs diffusers, which does not import ({error}): pip install 'uni-vigu[standalone]'"
+            f"the VAE needs diffusers, which does not import ({error}): "
+            "pip install -e '.[standalone]' in the project's folder"
         ) from None
     named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
     if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:

@@ -153,7 +153,8 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
         import transformers
     except ImportError as error:
         raise UniViGUError(
-            f"the text encoder needs transformers, which does not import ({error}): pip install 'uni-vigu[standalone]'"
+            f"the text encoder needs transformers, which does not import ({error}): "
+            "pip install -e '.[standalone]' in the project's folder"
         ) from None
     common: dict[str, Any] = {
         **sizes,

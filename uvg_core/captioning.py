@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .codec.video_file import find_clips
 from .errors import UniViGUError
-from .files import written_whole
+from .files import write_text
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def caption_folder(
             continue
         try:
             text = prefix + caption(clip)
-            with written_whole(target) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(target, text)
         except UniViGUError as error:
             failed.append((clip, str(error)))
         except Exception as error:  # one bad clip must not cost the other captions; the report names it

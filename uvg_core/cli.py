@@ -30,7 +30,7 @@ from .checkpoint import convert, inspect_checkpoint
 from .codec.text import TEXT_STATES
 from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
 from .errors import UniViGUError
-from .files import require_folder, written_whole
+from .files import require_folder, write_text
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
 from .showing import joint_sheet, say, show_clip
@@ -175,16 +175,11 @@ def run_joint(args: argparse.Namespace, shown: Bars) -> None:
         record=8 if sheet else 0,
     )
     show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
-    _write_text(args.out.with_suffix(".txt"), text)
+    write_text(args.out.with_suffix(".txt"), text + "\n")
     if sheet:
         joint_sheet(sheet, args.prompt, text, pixels, trace)
         say(f"{sheet}: how clip and caption took shape")
     print(text)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def run_rank(args: argparse.Namespace, shown: Bars) -> None:

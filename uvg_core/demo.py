@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from .errors import UniViGUError
-from .files import written_whole
+from .files import write_text
 from .pipeline import Pipeline, Sampling
 from .progress import Bars
 from .showing import joint_sheet, say, show_clip
@@ -56,6 +56,5 @@ def run_demo(pipe: Pipeline, out: Path, shown: Bars) -> None:
     say(f"     -> {text}\n     -> {sheet}")
     captions += [f"{both.name}, from the prompt “{BRIEF}”", f"  caption, generated with the clip: {text}"]
 
-    with written_whole(out / "captions.txt") as temporary:
-        temporary.write_text("\n".join(captions) + "\n", encoding="utf-8")
+    write_text(out / "captions.txt", "\n".join(captions) + "\n")
     say(f"All in {out} after {time.monotonic() - started:.0f} s.")

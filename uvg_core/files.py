@@ -17,6 +17,12 @@ def require_folder(path: str | Path) -> None:
         raise UniViGUError(f"{path}: there is no folder {folder}; make it or choose another")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place on success, remove it on any failure.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .codec.latents import TEMPORAL, LatentCodec, latent_shape
 from .codec.text import TextEncoder
@@ -22,8 +22,6 @@ from .sampling import State, caption_likelihood, fill_template, joint, text_to_v
 log = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "uvg_tiny.safetensors"
-# Logits of one forward pass of a ranking: half a gigabyte in bfloat16.
-RANKED_LOGITS = 2**28
 Callback = Callable[[int, State], object]
 Number = TypeVar("Number", int, float)
 
@@ -111,12 +109,11 @@ class Pipeline:
         wanted = tuple(prompts)
         if self._last_conditions is None or self._last_conditions[0] != wanted:
             # Before the encoder is loaded: it may take a minute, and a prompt that does not fit is known now.
-            fits = TextEncoder(nn.Identity(), self.tokenizer, self.config.run)
-            fits.tokens(prompts)
+            self.tokenizer.context(prompts)
             with self.parts.using("encoder") as encoder:
                 blocks = list(encoder.get_submodule("encoder.block").children())
                 with counted_calls(blocks, "reading the prompt", len(blocks), self.parts.progress):
-                    states = TextEncoder(encoder, self.tokenizer, self.config.run, self.parts.text_states)(prompts)
+                    states = TextEncoder(encoder, self.tokenizer, self.parts.text_states)(prompts)
             self._last_conditions = wanted, states.float()
         return self._last_conditions[1]
 
@@ -276,7 +273,7 @@ class Pipeline:
                 context=context,
                 null_context=null,
                 length=given(sampling.text_length, run.text_length),
-                steps=given(sampling.steps, run.steps),
+                steps=steps,
                 shift=given(sampling.shift, run.shift),
                 guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
                 solver=sampling.solver,
@@ -309,7 +306,6 @@ class Pipeline:
         ids = [self.tokenizer.ids(text) for text in texts]
         # As long as the text stream was in training: how a text ends is part of what is judged.
         length = max([run.text_length, *(len(row) for row in ids)])
-        rows = max(1, RANKED_LOGITS // (length * self.config.model.token_rows))
         with self.network() as model:
             return caption_likelihood(
                 model,
@@ -317,7 +313,6 @@ class Pipeline:
                 texts=ids,
                 samples=samples,
                 seed=seed,
-                batch=rows,
                 pad_token=run.pad_token,
                 length=length,
                 callback=callback,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import UniViGUError
-from .flow.time import model_time_from_sigma, sigma_from_tau, text_model_time_from_tau
+from .flow.time import model_time_from_sigma, text_model_time_from_tau
 from .flow.video import clean_estimate, euler_step, heun_correction
 
 
@@ -120,10 +120,6 @@ class TextStream:
     def words(self) -> Tensor:
         """Token ids ``[B,L]`` as they stand."""
         return self.content if self.update is None else self.update.words(self.content)
-
-    def sigma(self, step: int) -> float:
-        """Noise share at the start of ``step``."""
-        return 0.0 if self.taus is None else sigma_from_tau(self.taus[step])
 
 
 def steps_of(video: VideoStream, text: TextStream) -> int:

@@ -62,7 +62,7 @@ def test_states_are_umt5s_with_padding_zeroed(tokenizer: Tokenizer, weights: dic
     prompts = ["a red circle", ""]
     ids, mask = tokenizer.stream(prompts, 12)
     with torch.no_grad():
-        states = TextEncoder(load_encoder(weights), tokenizer, RUN)(prompts)
+        states = TextEncoder(load_encoder(weights), tokenizer)(prompts)
         want = reference(ids, attention_mask=mask.long()).last_hidden_state
     assert states.shape == (2, 12, 16)
     torch.testing.assert_close(states[mask], want[mask])
@@ -77,8 +77,8 @@ def test_release_states_use_one_bias_and_keep_padding(tokenizer: Tokenizer, weig
     ids, mask = tokenizer.stream(["a red circle"], 12)
     with torch.no_grad():
         want = reference(ids, attention_mask=mask.long()).last_hidden_state
-        states = TextEncoder(load_encoder(weights, "release"), tokenizer, RUN, "release")(["a red circle"])
-        ours = TextEncoder(load_encoder(weights), tokenizer, RUN)(["a red circle"])
+        states = TextEncoder(load_encoder(weights, "release"), tokenizer, "release")(["a red circle"])
+        ours = TextEncoder(load_encoder(weights), tokenizer)(["a red circle"])
     torch.testing.assert_close(states, want)
     assert states[~mask].abs().max() > 0
     assert (states - ours)[mask].abs().max() > 0.1
@@ -87,7 +87,7 @@ def test_release_states_use_one_bias_and_keep_padding(tokenizer: Tokenizer, weig
 def test_prompts_that_do_not_fit_and_files_that_are_none(
     tokenizer: Tokenizer, weights: dict[str, torch.Tensor]
 ) -> None:
-    encoder = TextEncoder(load_encoder(weights), tokenizer, RUN)
+    encoder = TextEncoder(load_encoder(weights), tokenizer)
     with pytest.raises(UniViGUError, match="13 tokens and this model reads 12: shorten 'red red"):
         encoder(["red " * 12])
     with pytest.raises(UniViGUError, match="not a umT5 encoder"):

@@ -14,7 +14,7 @@ from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit
 from .quant import FP8, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored, WeightFile, open_weights
-from .sizes import read_config
+from .sizes import whole_config
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
@@ -51,7 +51,9 @@ def convert(
         raise UniViGUError(f"{target}: would be written onto the file that is being read; choose another name")
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    stated = read_config(path, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads)
+    stated = whole_config(
+        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+    )
     require_fit(weights, network, compare(weights, network, stated.model))
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX

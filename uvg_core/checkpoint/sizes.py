@@ -32,9 +32,14 @@ def read_config(
     weights = open_weights(path)
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    model, _ = model_config(
+    return whole_config(
         weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
     )
+
+
+def whole_config(weights: WeightFile, network: Network, **stated_by_caller: Any) -> CheckpointConfig:
+    """``read_config`` of a file that is open; keywords as for ``model_config``."""
+    model, _ = model_config(weights, network, **stated_by_caller)
     stated = run_and_card(weights)
     try:
         return replace(stated, model=model)

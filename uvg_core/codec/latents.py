@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checkpoint.vae_keys import vae_to_diffusers
 from ..errors import UniViGUError
+from .assign import with_weights
 
 # Wan2.1's statistics per latent channel, as in its configuration.
 WAN_LATENT_MEAN = (
@@ -111,11 +112,7 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
             num_res_blocks=2,
             attn_scales=[],
         )
-    try:
-        vae.load_state_dict(named, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UniViGUError(f"the VAE is not a Wan 2.1 VAE: {str(error).splitlines()[1].strip()[:200]}") from None
-    return vae.eval().requires_grad_(False)
+    return with_weights(vae, named, "the VAE is not a Wan 2.1 VAE")
 
 
 class LatentCodec:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import RunConfig
 from ..errors import UniViGUError
+from .assign import with_weights
 
 TEXT_STATES = ("umT5", "release")
 BLANK = re.compile(r"_{2,}")
@@ -73,18 +74,34 @@ class Tokenizer:
         """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.
 
         Raises UniViGUError for a text that does not fit."""
-        ids = torch.full((len(texts), length), self.run.pad_token, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens = self.ids(text)
-            if len(tokens) > length:
+        rows = [self.ids(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > length:
                 raise UniViGUError(
-                    f"the text has {len(tokens)} tokens and the text stream {length}: shorten "
+                    f"the text has {len(row)} tokens and the text stream {length}: shorten "
                     f"{_shown(text)} or ask for a longer text stream"
                 )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return self._padded(rows, length)
+
+    def context(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids ``[B,S]`` for the text encoder, padded, and the mask of real tokens.
+
+        Raises UniViGUError for a prompt that does not fit."""
+        rows, length = [self.ids(prompt) for prompt in prompts], self.run.context_length
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > length:
+                raise UniViGUError(
+                    f"the prompt has {len(row)} tokens and this model reads {length}: shorten {_shown(prompt)} "
+                    "(words that its tokenizer does not know are spelled out, a token a letter)"
+                )
+        return self._padded(rows, length)
+
+    def _padded(self, rows: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
+        ids = torch.full((len(rows), length), self.run.pad_token, dtype=torch.long)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = torch.tensor(row)
         # The mask follows the lengths, not the ids: a text may hold the pad token's id as a piece.
-        lengths = torch.tensor([len(self.ids(text)) for text in texts])
-        return ids, torch.arange(length) < lengths[:, None]
+        return ids, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
 
     def template(self, text: str, widths: Sequence[int], length: int) -> Tensor:
         """Pinned ids ``[L]`` of a template with blanks (two or more underscores), -1 where the model may choose.
@@ -117,11 +134,6 @@ def blanks(text: str) -> tuple[int, bool]:
 
 def _shown(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def _second_line(error: Exception) -> str:
-    """torch lists the tensors that do not fit under a headline."""
-    return str(error).splitlines()[-1].strip()[:200]
 
 
 def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -179,11 +191,7 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
-    try:
-        encoder.load_state_dict(found, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UniViGUError(f"the text encoder's tensors do not fit each other: {_second_line(error)}") from None
-    return encoder.eval().requires_grad_(False)
+    return with_weights(encoder, found, "the text encoder's tensors do not fit each other")
 
 
 class TextEncoder:
@@ -195,23 +203,12 @@ class TextEncoder:
     unknown; neither has been run on them.
     """
 
-    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, run: RunConfig, text_states: str = "umT5") -> None:
-        self.encoder, self.tokenizer, self.run, self.text_states = encoder, tokenizer, run, text_states
-
-    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Padded ids ``[B,S]`` and mask; raises UniViGUError for a prompt that does not fit."""
-        rows = self.run.context_length
-        for text in texts:
-            count = len(self.tokenizer.ids(text))
-            if count > rows:
-                raise UniViGUError(
-                    f"the prompt has {count} tokens and this model reads {rows}: shorten {_shown(text)} "
-                    "(words that its tokenizer does not know are spelled out, a token a letter)"
-                )
-        return self.tokenizer.stream(texts, rows)
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, text_states: str = "umT5") -> None:
+        self.encoder, self.tokenizer, self.text_states = encoder, tokenizer, text_states
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        ids, mask = self.tokens(texts)
+        """Raises UniViGUError for a prompt that does not fit."""
+        ids, mask = self.tokenizer.context(texts)
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state

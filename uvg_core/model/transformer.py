@@ -187,21 +187,17 @@ class UniViGU(nn.Module):
                 f"prompt condition has shape {list(context.shape)}; expected [batch, rows, {config.text_dim}]: "
                 "it comes from a text encoder of another width; load the encoder this checkpoint was trained with"
             )
-        if text.is_floating_point():
-            if config.text_flow != "embedding" or text.ndim != 3 or text.shape[-1] != config.dim:
-                raise UniViGUError(
-                    f"text stream has shape {list(text.shape)} ({text.dtype}); this checkpoint's text flow is "
-                    f"{config.text_flow}: expected "
-                    + (f"vectors [batch, tokens, {config.dim}]" if config.text_flow == "embedding" else "token ids")
-                )
-        elif text.ndim != 2 or (config.text_flow == "embedding" and text.shape[1]):
+        if config.text_flow == "embedding":
+            expected = f"vectors [batch, tokens, {config.dim}]"
+            fits = text.is_floating_point() and text.ndim == 3 and text.shape[-1] == config.dim
+            fits = fits or (text.ndim == 2 and not text.shape[1])  # an empty stream has no kind
+        else:
+            expected = "token ids [batch, tokens]"
+            fits = text.ndim == 2 and not text.is_floating_point()
+        if not fits:
             raise UniViGUError(
-                f"text stream has shape {list(text.shape)} ({text.dtype}); expected "
-                + (
-                    f"vectors [batch, tokens, {config.dim}]"
-                    if config.text_flow == "embedding"
-                    else "token ids [batch, tokens]"
-                )
+                f"text stream has shape {list(text.shape)} ({text.dtype}); this checkpoint's text flow is "
+                f"{config.text_flow}: expected {expected}"
             )
         rows = {"text stream": text, "prompt condition": context, "video time": time_video, "text time": time_text}
         for name, given in rows.items():

@@ -19,6 +19,8 @@ from ..flow.video import interpolate, velocity_target
 from ..model import UniViGU
 from .modes import as_text_content, zero_context
 
+LOGITS_AT_ONCE = 2**28
+
 
 def padded(texts: Sequence[Sequence[int]] | Tensor, pad_token: int = 0, length: int | None = None) -> Tensor:
     """Candidates of different lengths as ids ``[K,L]``."""
@@ -39,7 +41,7 @@ def caption_likelihood(
     context: Tensor | None = None,
     samples: int = 16,
     seed: int = 0,
-    batch: int = 8,
+    batch: int | None = None,
     pad_token: int = 0,
     length: int | None = None,
     callback: Callable[[int, int], object] | None = None,
@@ -50,7 +52,8 @@ def caption_likelihood(
         video: clean latent ``[1,C,F,H,W]``. texts: token ids of K candidates, each with its end-of-text token; padded
             with ``pad_token`` to one length (at least ``length``), and the padding counts: it says where a text ends.
         context: condition ``[1,S,E]``, None for none. samples: Monte-Carlo draws, stratified over path time.
-        batch: candidates in one forward pass. callback: ``(done, total)`` after every draw; False stops there.
+        batch: candidates in one forward pass; by default as many as keep their logits within half a gigabyte in
+            bfloat16, at most 8. callback: ``(done, total)`` after every draw; False stops there.
 
     Returns ``[K]`` float32: minus the text's loss in nats (discrete flow: summed cross-entropy of its tokens;
     embedding flow: summed squared velocity error).
@@ -61,9 +64,11 @@ def caption_likelihood(
         raise UniViGUError("there is no text to rank; pass at least one candidate with at least one token")
     if video.shape[0] != 1:
         raise UniViGUError(f"found {video.shape[0]} clips; ranking scores the texts of one clip at a time")
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    if batch is None:
+        batch = min(8, max(1, LOGITS_AT_ONCE // (tokens.shape[1] * config.text_out_dim)))
     if samples < 1 or batch < 1:
         raise UniViGUError(f"samples is {samples} and batch {batch}; expected at least 1")
-    config, generator = model.config, torch.Generator().manual_seed(seed)
     as_text_content(model, tokens)  # checks the ids
     context = zero_context(model, video) if context is None else context
     count, width = tokens.shape
@@ -112,10 +117,10 @@ def caption_likelihood(
             part = slice(start, start + batch)
             total[part] += losses(tokens[part], tau, keep_seed, noise)
         if callback is not None and callback(sample + 1, samples) is False:
-            return -total / (sample + 1)
+            break
     if not bool(total.isfinite().all()):
         raise UniViGUError(
             "the network's text losses are not finite; run in float32 or bfloat16 instead of float16, or check the "
             "checkpoint and the clip's latent"
         )
-    return -total / samples
+    return -total / (sample + 1)

@@ -157,7 +157,7 @@ class Trainer:
         self.folder, self.data, self.tokenizer, self.batch, self.peak_rate = folder, data, tokenizer, batch, peak_rate
         self.model = UniViGU(config, attention=plain_attention)
         initialise(self.model)
-        self.encoder = TextEncoder(build_encoder({**ENCODER, "vocab_size": tokenizer.size}), tokenizer, RUN)
+        self.encoder = TextEncoder(build_encoder({**ENCODER, "vocab_size": tokenizer.size}), tokenizer)
         self.parts = nn.ModuleDict({"model": self.model, "encoder": self.encoder.encoder}).train()
         self.average = copy.deepcopy(self.parts).eval().requires_grad_(False)
         matrices = [p for p in self.parts.parameters() if p.ndim > 1]

@@ -1,12 +1,40 @@
-"""The one registration point of the nodes. Until they land, the pack loads in ComfyUI and adds nothing."""
+"""The one registration point of the nodes. A file whose packages are missing takes its own nodes away, not the pack."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-NODES: list[type[io.ComfyNode]] = []
+log = logging.getLogger(__name__)
+
+# What each file brings; ids are permanent.
+NODES = {
+    "loading": ("UniViGULoader", "UniViGULoraLoader", "UniViGUSave"),
+    "prompt": ("UniViGUTextEncode",),
+    "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
+    "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
+    "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
+    "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder"),
+}
 
 
 class UniViGUExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
+    async def on_load(self) -> None:
+        from .bridge import register
+
+        register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        found: list[type[io.ComfyNode]] = []
+        for file, names in NODES.items():
+            try:
+                module = import_module(f".{file}", __package__)
+            except ImportError as error:
+                log.warning("Uni-ViGU: without %s (%s); pip install -r requirements.txt", ", ".join(names), error)
+                continue
+            found += [getattr(module, name) for name in names]
+        return found

@@ -25,6 +25,11 @@ class TextUpdate(Protocol):
 
     final_pass: bool
 
+    @property
+    def settled(self) -> bool:
+        """Whether no further step would change the words."""
+        ...
+
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         """The text stream's content after ``step``, from the network's prediction."""
         ...
@@ -116,6 +121,11 @@ class TextStream:
         """After the extra pass at time 0."""
         assert self.update is not None
         return replace(self, content=self.update.finish(self.content, logits)).with_pins()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the words stand before the last step (see ``JumpProcess``)."""
+        return self.update is not None and self.update.settled
 
     def words(self) -> Tensor:
         """Token ids ``[B,L]`` as they stand."""

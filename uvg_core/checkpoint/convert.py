@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -89,19 +90,24 @@ def _entries(weights: WeightFile, network: Network, name: str, dtype: str | None
             name: Pending(stored, partial(weights.read, network.names[name])),
             scale_name: Pending(scale, lambda: weights.read(network.scales[name]).float().reshape(())),
         }
+    kept_dtype = torch.bfloat16 if name in network.scales else stored.torch_dtype
+    assert kept_dtype is not None  # require_floats let floating point through only
+    return packed(name, Stored.like(stored.shape, kept_dtype), partial(read_native, weights, network, name), dtype)
+
+
+def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | None) -> dict[str, Pending]:
+    """What one weight of the network becomes in a file of ``dtype``, see ``convert``; None keeps what ``like`` says."""
     if dtype == "fp8" and is_quantised_in_fp8(name):
         made: list[Tensor] = []
 
         def numbers() -> Tensor:
-            quantised, factor = quantise(read_native(weights, network, name))
+            quantised, factor = quantise(read())
             made.append(factor)
             return quantised
 
-        return {name: Pending(Stored.like(stored.shape, FP8), numbers), scale_name: Pending(scale, made.pop)}
-
-    wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "")
-    if wanted is None:
-        wanted = torch.bfloat16 if name in network.scales else stored.torch_dtype
-    assert wanted is not None  # require_uni_vigu let floating point through only
-    target = wanted
-    return {name: Pending(Stored.like(stored.shape, target), lambda: read_native(weights, network, name).to(target))}
+        scale_name = name.removesuffix(".weight") + ".weight_scale"
+        scale = Pending(Stored.like((), torch.float32), made.pop)
+        return {name: Pending(Stored.like(like.shape, FP8), numbers), scale_name: scale}
+    wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "", like.torch_dtype)
+    assert wanted is not None
+    return {name: Pending(Stored.like(like.shape, wanted), lambda: read().to(wanted))}

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..errors import UniViGUError
 from ..files import written_whole
 
-_GROUND = (17, 19, 23)
-_CARD = (25, 28, 33)  # behind each row
+GROUND = (17, 19, 23)
+CARD = (25, 28, 33)  # behind each row
 _EMPTY = (34, 38, 45)  # where a frame would be
-_BRIGHT = (240, 242, 245)
-_BODY = (200, 205, 213)
-_MUTED = (126, 134, 147)
-_ACCENT = (240, 168, 92)
+BRIGHT = (240, 242, 245)
+BODY = (200, 205, 213)
+MUTED = (126, 134, 147)
+ACCENT = (240, 168, 92)
 
 _TEXT_LINES = 3  # more is cut with an ellipsis: early text is noise, and rows must stay comparable
 
@@ -49,32 +49,49 @@ def contact_sheet(
     cell: int = 96,
     subtitle: str = "",
 ) -> None:
-    """Draw one row per step, label at the left, frames side by side, text below them, and save it as one picture.
+    """Draw a contact sheet (see ``draw_sheet``) and save it as one picture.
+
+    The suffix of ``path`` chooses the format, best ``.png``. Raises UniViGUError as ``draw_sheet`` does, or when the
+    file cannot be written.
+    """
+    path = Path(path)
+    try:
+        from PIL import Image
+
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise UniViGUError(f"Pillow knows no picture format {path.suffix!r}; let the name end in .png")
+        sheet = draw_sheet(rows, title=title, columns=columns, cell=cell, subtitle=subtitle)
+    except ImportError as error:
+        raise UniViGUError(
+            f"{path}: contact sheets are drawn by Pillow, which is not installed: pip install pillow"
+        ) from error
+    except UniViGUError as error:
+        raise UniViGUError(f"{path}: {error}") from None
+    with written_whole(path) as temporary:
+        sheet.save(temporary)
+
+
+def draw_sheet(
+    rows: Sequence[SheetRow], *, title: str = "", columns: int = 9, cell: int = 96, subtitle: str = ""
+) -> Any:
+    """One row per step, label at the left, frames side by side, text below them; a Pillow picture.
 
     ``columns`` is the most frames shown in a row (of more, evenly spread ones, first and last included); ``cell`` the
     box of a frame in pixels, to which everything else is scaled. Frames smaller than the box are enlarged by whole
     factors, so that each pixel stays crisp; larger ones are reduced properly. Text is cut after three lines; what
     cannot be printed, or is missing from Pillow's own font (which knows English letters and signs, no accents), shows
-    as the bare letter or a dot. The suffix of ``path`` chooses the format, best ``.png``.
+    as the bare letter or a dot.
 
-    Raises UniViGUError when Pillow is missing, there are no rows, pixels have another form, or the file cannot be
-    written.
+    Raises UniViGUError when there are no rows or pixels have another form, ImportError without Pillow.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise UniViGUError(
-            f"{path}: contact sheets are drawn by Pillow, which is not installed: pip install pillow"
-        ) from error
+    from PIL import Image, ImageDraw, ImageFont
 
-    rows, path = list(rows), Path(path)
+    rows = list(rows)
     if not rows:
-        raise UniViGUError(f"{path}: there are no rows to draw; expected at least one step")
+        raise UniViGUError("there are no rows to draw; expected at least one step")
     if columns < 1 or cell < 16:
-        raise UniViGUError(f"{path}: columns is {columns} and cell {cell}; expected at least 1 and 16")
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise UniViGUError(f"{path}: Pillow knows no picture format {path.suffix!r}; let the name end in .png")
-    strips = [_frames(row, columns, cell, path) for row in rows]
+        raise UniViGUError(f"columns is {columns} and cell {cell}; expected at least 1 and 16")
+    strips = [_frames(row, columns, cell) for row in rows]
 
     def pixels(share: float) -> int:
         """A length that is right for cells of 96 pixels, for these cells."""
@@ -82,7 +99,7 @@ def contact_sheet(
 
     fonts = {name: ImageFont.load_default(size=pixels(size)) for name, size in _SIZES.items()}
     line = {name: pixels(size * 1.42) for name, size in _SIZES.items()}
-    clean = _cleaner(fonts["body"])
+    clean = cleaner(fonts["body"])
 
     margin, pad, gap = pixels(32), pixels(16), pixels(7)
     shown = max([5, *(len(strip) for strip in strips)])  # narrower than five frames, text would not fit
@@ -98,7 +115,7 @@ def contact_sheet(
     texts = [_wrap(clean(row.text), fonts["body"].getlength, strip_width, _TEXT_LINES) for row in rows]
     heads = [
         (name, colour, part)
-        for name, colour, words, most in (("title", _BRIGHT, title, 2), ("subtitle", _MUTED, subtitle, 3))
+        for name, colour, words, most in (("title", BRIGHT, title, 2), ("subtitle", MUTED, subtitle, 3))
         for part in _wrap(clean(words), fonts[name].getlength, width - 2 * margin, most)
     ]
     tall = [max((frame.height for frame in strip), default=0) for strip in strips]
@@ -113,7 +130,7 @@ def contact_sheet(
     head = sum(line[name] for name, _, _ in heads) + (pixels(20) if heads else 0)
     height = 2 * margin + head + sum(heights) + (len(rows) - 1) * gap
 
-    sheet = Image.new("RGB", (width, height), _GROUND)
+    sheet = Image.new("RGB", (width, height), GROUND)
     draw = ImageDraw.Draw(sheet)
     top = margin
     for name, colour, part in heads:
@@ -121,11 +138,11 @@ def contact_sheet(
         top += line[name]
     top = margin + head
     for n, strip in enumerate(strips):
-        draw.rounded_rectangle((margin, top, width - margin, top + heights[n]), radius=pixels(8), fill=_CARD)
+        draw.rounded_rectangle((margin, top, width - margin, top + heights[n]), radius=pixels(8), fill=CARD)
         inner = top + pad
         for k, part in enumerate(labels[n]):
-            name, colour = ("label", _ACCENT) if k == 0 else ("small", _MUTED)
-            part = _shorten(part, fonts[name].getlength, label_width)
+            name, colour = ("label", ACCENT) if k == 0 else ("small", MUTED)
+            part = shorten(part, fonts[name].getlength, label_width)
             below = line["label"] + (k - 1) * line["small"] if k else 0
             draw.text((margin + pad, inner + below), part, font=fonts[name], fill=colour)
         for k, frame in enumerate(strip):
@@ -135,16 +152,15 @@ def contact_sheet(
             sheet.paste(frame, (across, inner))
         below = inner + tall[n] + (pixels(8) if tall[n] else 0)
         for k, part in enumerate(texts[n]):
-            draw.text((left, below + k * line["body"]), part, font=fonts["body"], fill=_BODY)
+            draw.text((left, below + k * line["body"]), part, font=fonts["body"], fill=BODY)
         top += heights[n] + gap
-    with written_whole(path) as temporary:
-        sheet.save(temporary)
+    return sheet
 
 
 _SIZES = {"title": 26, "subtitle": 15, "label": 16, "small": 14, "body": 15}
 
 
-def _frames(row: SheetRow, columns: int, cell: int, path: Path) -> list[Any]:
+def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:
     """The chosen frames of a row as Pillow images that fit the box."""
     from PIL import Image
 
@@ -152,7 +168,7 @@ def _frames(row: SheetRow, columns: int, cell: int, path: Path) -> list[Any]:
         return []
     if row.pixels.ndim != 4 or row.pixels.shape[-1] != 3 or row.pixels.dtype != torch.uint8 or 0 in row.pixels.shape:
         raise UniViGUError(
-            f"{path}: row {row.label!r} has pixels of shape {list(row.pixels.shape)} and type {row.pixels.dtype}; "
+            f"row {row.label!r} has pixels of shape {list(row.pixels.shape)} and type {row.pixels.dtype}; "
             "expected uint8 of shape [frames, height, width, 3]"
         )
     count, height, width, _ = row.pixels.shape
@@ -173,7 +189,7 @@ def _frames(row: SheetRow, columns: int, cell: int, path: Path) -> list[Any]:
     return images
 
 
-def _cleaner(font: Any) -> Callable[[str], str]:
+def cleaner(font: Any) -> Callable[[str], str]:
     """A function that makes any text one printable line in ``font``."""
     missing = bytes(font.getmask("\U0010ffff"))  # what the font draws for a character it lacks
 
@@ -197,7 +213,7 @@ def _wrap(text: str, length: Callable[[str], float], width: float, most: int) ->
     words = text.split()
     while words:
         if len(lines) == most - 1:
-            return [*lines, _shorten(" ".join(words), length, width)]
+            return [*lines, shorten(" ".join(words), length, width)]
         taken = 0
         while taken < len(words) and length(" ".join(words[: taken + 1])) <= width:
             taken += 1
@@ -211,7 +227,7 @@ def _wrap(text: str, length: Callable[[str], float], width: float, most: int) ->
     return lines
 
 
-def _shorten(text: str, length: Callable[[str], float], width: float) -> str:
+def shorten(text: str, length: Callable[[str], float], width: float) -> str:
     """The text itself, or as much of its start as fits with an ellipsis behind."""
     if length(text) <= width:
         return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import atan2, degrees
@@ -99,8 +99,21 @@ def probe(path: str | Path) -> ClipInfo:
         return source.info(first, count, rate, seconds)
 
 
-def read_clip(path: str | Path, *, frames: int, height: int, width: int) -> Clip:
+def read_clip(
+    path: str | Path,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    at_most: bool = False,
+) -> Clip:
     """Read ``frames`` frames, evenly spread in time from the first to the last, as ``height`` x ``width`` pixels.
+
+    ``fps`` takes that many frames a second instead, from the start on. ``start`` and ``seconds`` choose a part of the
+    clip. With ``at_most``, ``frames`` is a budget: a shorter clip gives as many of 4n+1 frames as it has, none twice.
 
     Any container, codec, size, length and frame rate that PyAV reads, GIFs and still pictures too. At each of the
     evenly spread times the frame on screen is taken (``frames=1``: the first); a clip with fewer frames repeats some.
@@ -117,17 +130,41 @@ def read_clip(path: str | Path, *, frames: int, height: int, width: int) -> Clip
     for name, value in (("frames", frames), ("height", height), ("width", width)):
         if value < 1:
             raise UniViGUError(f"{path}: {name} is {value}; expected at least 1")
+    if fps is not None and not 0 < fps <= 1000:
+        raise UniViGUError(f"{path}: fps is {fps:g}; expected a number above 0, at most 1000")
     with _Source(path) as source:
         timeline = source.scan()
         while True:
             try:
-                pixels, first, fitted = _collect(source, timeline, frames, height, width)
+                part = timeline.part(start, seconds)
+                if not part.times:
+                    raise UniViGUError(
+                        f"{path}: no frames in the part from {start:g} s; the clip is {timeline.seconds:.3g} s long"
+                    )
+                chosen = part.spread(frames, fps, at_most)
+                pixels, first, fitted = _collect(source, timeline, chosen, height, width)
                 break
             except _Recount as found:  # at most twice: once for the order, once for the number
                 source.rewind()
                 timeline = _Timeline.counted(found.count, source.rate)
         info = source.info(first, timeline.count, timeline.rate, timeline.seconds)
-    return Clip(pixels=pixels, info=info, note=_note(info, frames, fitted, height, width))
+        shown = source.info(first, part.count, timeline.rate, part.seconds)
+    cut = "" if part.count == timeline.count else f", the part from {start:.1f} s of {info.duration:.1f} s"
+    return Clip(pixels=pixels, info=info, note=_note(shown, chosen, fps, cut, fitted, height, width))
+
+
+def fit_pixels(pixels: Tensor, *, frames: int, height: int, width: int, at_most: bool = False) -> tuple[Tensor, str]:
+    """Frames in memory, uint8 ``[T,H,W,3]``, as ``read_clip`` would give them, and the note on what was done."""
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise UniViGUError(
+            f"found frames of shape {list(pixels.shape)}; expected [frames, height, width, 3], not empty"
+        )
+    timeline = _Timeline.counted(len(pixels), 1.0)
+    chosen = timeline.spread(frames, None, at_most)
+    rows, columns = pixels.shape[1:3]
+    fitted = [_fit(pixels[n], rows, columns, height, width) for n in chosen]
+    info = ClipInfo(Path("images"), columns, rows, 1.0, len(pixels), float(len(pixels)), 0)
+    return torch.stack([f for f, _ in fitted]), _note(info, chosen, None, "", fitted[0][1], height, width, timed=False)
 
 
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes: plain, with timestamps (m2ts), with error correction
@@ -171,9 +208,24 @@ class _Timeline:
         """Seconds between the first frame and ``time``."""
         return (time - self.times[0]) * self.unit
 
-    def spread(self, frames: int) -> list[int]:
-        """The timestamps of the frames on screen at ``frames`` evenly spread times, first and last included."""
+    def part(self, start: float, seconds: float | None) -> _Timeline:
+        """What is shown from ``start`` on, for ``seconds`` (None or 0: to the end); both count from the first frame."""
+        if start <= 0 and not seconds:
+            return self
+        first = self.times[0] + start / self.unit - 1e-3
+        end = first + seconds / self.unit if seconds else float("inf")
+        times = [time for time in self.times if first <= time < end]
+        return replace(self, times=times, seconds=min(self.seconds - start, seconds or self.seconds))
+
+    def spread(self, frames: int, fps: float | None = None, at_most: bool = False) -> list[int]:
+        """The timestamps of the frames on screen at ``frames`` evenly spread times, first and last included; see
+        ``read_clip`` for ``fps`` and ``at_most``."""
         first, span = self.times[0], self.times[-1] - self.times[0]
+        if at_most:
+            most = self.count if fps is None else min(self.count, 1 + int(span * self.unit * fps + 1e-6))
+            frames = min(frames, 1 + (most - 1) // 4 * 4)
+        if fps is not None and frames > 1:
+            span = round((frames - 1) / fps / self.unit)
         # Containers round timestamps (Matroska to 1 ms): without slack an exact hit could fall to the frame before.
         slack = Fraction(min((b - a for a, b in pairwise(self.times)), default=0), 4)
         moments = [first + Fraction(span * k, max(frames - 1, 1)) for k in range(frames)]
@@ -412,10 +464,9 @@ def _promised_bytes(path: Path, kind: str) -> int:
 
 
 def _collect(
-    source: _Source, timeline: _Timeline, frames: int, height: int, width: int
+    source: _Source, timeline: _Timeline, chosen: list[int], height: int, width: int
 ) -> tuple[Tensor, Any, tuple[int, int]]:
     """The chosen frames as ``[T,H,W,3]``, one decoded frame, and the size (rows, columns) before cropping."""
-    chosen = timeline.spread(frames)
     wanted = sorted(set(chosen))
     picked = _by_time(source, timeline, wanted) if timeline.timed else _by_count(source, timeline, wanted)
     pictures: dict[int, Tensor] = {}
@@ -571,13 +622,26 @@ def _fit(
     return cropped, (rows, columns)
 
 
-def _note(info: ClipInfo, frames: int, fitted: tuple[int, int], height: int, width: int) -> str:
+def _note(
+    info: ClipInfo,
+    chosen: list[int],
+    fps: float | None,
+    cut: str,
+    fitted: tuple[int, int],
+    height: int,
+    width: int,
+    timed: bool = True,
+) -> str:
+    frames = len(chosen)
     if info.frames == 1:
         taken = "a single frame" + (f", repeated {frames} times" if frames > 1 else "")
     else:
-        length = f"{info.duration:.1f} s ({info.fps:.4g} fps)"
+        length = f"{info.duration:.1f} s ({info.fps:.4g} fps){cut}" if timed else "the batch"
         if frames == 1:
             taken = f"the first of {info.frames} frames, {length}"
+        elif fps is not None:
+            few = " (the last one repeated: the clip is shorter)" if frames > 1 and chosen[-1] == chosen[-2] else ""
+            taken = f"{frames} of {info.frames} frames, retimed from {info.fps:.4g} to {fps:.4g} fps{few}, of {length}"
         elif frames > info.frames:
             taken = f"{frames} frames out of only {info.frames}, some repeated, evenly over {length}"
         else:

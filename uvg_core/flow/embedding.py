@@ -11,6 +11,8 @@ Legend: B batch, L tokens, V rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,16 +31,18 @@ def embed_tokens(matrix_VD: Tensor, tokens_BL: Tensor) -> Tensor:
     return normalised_rows(F.embedding(tokens_BL, matrix_VD))
 
 
-def nearest_tokens(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
+def nearest_tokens(embed: Callable[[Tensor], Tensor], count: int, vectors_BLD: Tensor) -> Tensor:
     """Ids ``[B,L]`` of the rows nearest to the vectors. Rows have one length, so the largest dot product wins.
 
-    E is normalised a piece at a time: a float32 copy of it never exists."""
+    ``embed(ids)`` gives rows of E, of which there are ``count``; it is asked for a piece at a time, so that E may lie
+    anywhere and a float32 copy of it never exists."""
     flat = vectors_BLD.float().flatten(0, -2)
     best = torch.full(flat.shape[:1], -torch.inf, device=flat.device)
     ids = torch.zeros(flat.shape[:1], dtype=torch.long, device=flat.device)
-    step = max(1, CHUNK_NUMBERS // max(matrix_VD.shape[1], len(flat)))
-    for start in range(0, matrix_VD.shape[0], step):
-        value, index = (flat @ normalised_rows(matrix_VD[start : start + step]).T).max(-1)
+    step = max(1, CHUNK_NUMBERS // max(flat.shape[-1], len(flat)))
+    for start in range(0, count, step):
+        rows = embed(torch.arange(start, min(start + step, count), device=flat.device))
+        value, index = (flat @ normalised_rows(rows).T).max(-1)
         ids = torch.where(value > best, index + start, ids)
         best = torch.maximum(value, best)
     return ids.view(vectors_BLD.shape[:-1])

@@ -1,6 +1,6 @@
 """The network."""
 
 from .attention import XformersAttention, default_attention, sdpa_attention
-from .transformer import Prediction, UniViGU
+from .transformer import Hooks, Prediction, UniViGU
 
-__all__ = ["Prediction", "UniViGU", "XformersAttention", "default_attention", "sdpa_attention"]
+__all__ = ["Hooks", "Prediction", "UniViGU", "XformersAttention", "default_attention", "sdpa_attention"]

@@ -23,14 +23,28 @@ class Streams(NamedTuple):
     text: Tensor
 
 
+class Call(NamedTuple):
+    """What a block works on.
+
+    ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
+    both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
+    keys from both streams.
+    """
+
+    x: Streams
+    e: Streams
+    rotations: Streams
+    context: Tensor
+    key_mask: Tensor | None
+
+
 class AttentionLayer(nn.Module):
     """q, k, v and o projections; q and k are RMS-normalised over the full width, before the split into heads."""
 
-    def __init__(self, config: ModelConfig, attention: Attention, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: ModelConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         dim = config.dim
         self.heads = config.num_heads
-        self.attention = attention
         self.q = operations.Linear(dim, dim, **factory)
         self.k = operations.Linear(dim, dim, **factory)
         self.v = operations.Linear(dim, dim, **factory)
@@ -42,9 +56,7 @@ class AttentionLayer(nn.Module):
 class JointSelfAttention(AttentionLayer):
     """Everybody sees everybody: attention over [video; text] with one set of weights and two rotary schemes."""
 
-    def forward(self, x: Streams, rotations: Streams, key_mask: Tensor | None) -> Streams:
-        """``key_mask`` ``[B,1,V+T]`` hides padded text keys from both streams."""
-
+    def forward(self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention) -> Streams:
         def turned(project: nn.Module, norm: nn.Module) -> Tensor:
             video = rotate(norm(project(x.video)), rotations.video, self.heads, "interleaved")
             text = rotate(norm(project(x.text)), rotations.text, self.heads, "half")
@@ -52,7 +64,7 @@ class JointSelfAttention(AttentionLayer):
 
         q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
         v = torch.cat([self.v(x.video), self.v(x.text)], 1)
-        out = self.attention(q, k, v, self.heads, mask=key_mask)
+        out = attention(q, k, v, self.heads, mask=key_mask)
         video, text = out.split([x.video.shape[1], x.text.shape[1]], 1)
         return Streams(self.o(video), self.o(text))
 
@@ -60,11 +72,11 @@ class JointSelfAttention(AttentionLayer):
 class CrossAttention(AttentionLayer):
     """A stream reads the prompt condition; no rotary, no mask."""
 
-    def forward(self, x: Streams, context_BSD: Tensor) -> Streams:
+    def forward(self, x: Streams, context_BSD: Tensor, attention: Attention) -> Streams:
         k, v = self.norm_k(self.k(context_BSD)), self.v(context_BSD)
 
         def read(stream: Tensor) -> Tensor:
-            return self.o(self.attention(self.norm_q(self.q(stream)), k, v, self.heads, mask=None))
+            return self.o(attention(self.norm_q(self.q(stream)), k, v, self.heads, mask=None))
 
         return Streams(read(x.video), read(x.text))
 
@@ -81,33 +93,31 @@ def feed_forward(config: ModelConfig, operations: Any, **factory: Any) -> nn.Seq
 class JointBlock(nn.Module):
     """Joint self-attention, cross-attention to the prompt, and the stream's own expert (paper, uni-flow MoE block)."""
 
-    def __init__(self, config: ModelConfig, attention: Attention, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: ModelConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
         self.norm1 = operations.LayerNorm(dim, eps, elementwise_affine=False, **factory)
-        self.self_attn = JointSelfAttention(config, attention, operations, **factory)
+        self.self_attn = JointSelfAttention(config, operations, **factory)
         self.norm3 = operations.LayerNorm(dim, eps, elementwise_affine=True, **factory)
-        self.cross_attn = CrossAttention(config, attention, operations, **factory)
+        self.cross_attn = CrossAttention(config, operations, **factory)
         self.norm2 = operations.LayerNorm(dim, eps, elementwise_affine=False, **factory)
         self.ffn = feed_forward(config, operations, **factory)
         self.ffn_t = feed_forward(config, operations, **factory)
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim, **factory))
 
-    def forward(
-        self, x: Streams, e: Streams, rotations: Streams, context_BSD: Tensor, key_mask: Tensor | None
-    ) -> Streams:
-        video, text = x
-        attend_v, feed_v = block_modulation(self.modulation, e.video)
-        attend_t, feed_t = block_modulation(self.modulation, e.text)
+    def forward(self, call: Call, attention: Attention, cross_attention: Attention) -> Streams:
+        video, text = call.x
+        attend_v, feed_v = block_modulation(self.modulation, call.e.video)
+        attend_t, feed_t = block_modulation(self.modulation, call.e.text)
 
         # Both streams look at each other.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
-        seen = self.self_attn(normed, rotations, key_mask)
+        seen = self.self_attn(normed, call.rotations, call.key_mask, attention)
         video = attend_v.add(video, seen.video)
         text = attend_t.add(text, seen.text)
 
         # Both streams read the prompt.
-        read = self.cross_attn(Streams(self.norm3(video), self.norm3(text)), context_BSD)
+        read = self.cross_attn(Streams(self.norm3(video), self.norm3(text)), call.context, cross_attention)
         video = video + read.video
         text = text + read.text
 

@@ -29,13 +29,24 @@ def _rotations(position_N: Tensor, dim: int) -> Tensor:
     return rearrange(torch.stack([cos, -sin, sin, cos], -1), "n p (i j) -> n p i j", i=2)
 
 
-def video_rotations(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
+def video_rotations(
+    grid: tuple[int, int, int],
+    head_dim: int,
+    device: torch.device | None = None,
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Tensor:
     """Rotations ``[F*H*W, head_dim/2, 2, 2]`` for a patch grid (F, H, W), in the order of the video tokens.
 
-    The head is split (d - 4*(d//6), 2*(d//6), 2*(d//6)) over time, height and width, as in Wan2.1.
+    The head is split (d - 4*(d//6), 2*(d//6), 2*(d//6)) over time, height and width, as in Wan2.1. Position n of an
+    axis is ``scale * n + shift``.
     """
     spatial = 2 * (head_dim // 6)
-    axes = torch.meshgrid(*(torch.arange(n, device=_precise(device)) for n in grid), indexing="ij")
+    positions = [
+        torch.arange(n, device=_precise(device), dtype=torch.float64) * factor + offset
+        for n, factor, offset in zip(grid, scale, shift, strict=True)
+    ]
+    axes = torch.meshgrid(*positions, indexing="ij")
     parts = [
         _rotations(axis.flatten(), dim)
         for axis, dim in zip(axes, (head_dim - 2 * spatial, spatial, spatial), strict=True)

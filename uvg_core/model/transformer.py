@@ -5,6 +5,9 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..errors import UniViGUError
 from .attention import Attention, default_attention
-from .block import JointBlock, Streams
+from .block import Call, JointBlock, Streams
 from .embed import time_features
 from .heads import TextHead, VideoHead
 from .rope import text_rotations, video_rotations
@@ -31,6 +34,23 @@ class Prediction(NamedTuple):
 
     velocity: Tensor | None
     logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a host program may change in one forward pass; None and the defaults change nothing.
+
+    attention, cross_attention   in place of the network's own, see ``model/attention.py``
+    block                        ``block(index, run, call) -> Streams`` stands around each block; ``run(call)`` is the
+                                 block itself
+    scale, shift                 of the video's rotary positions along time, height and width
+    """
+
+    attention: Attention | None = None
+    cross_attention: Attention | None = None
+    block: Callable[[int, Callable[[Call], Streams], Call], Streams] | None = None
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def _weight_dtype(layer: nn.Module) -> torch.dtype:
@@ -57,7 +77,7 @@ class UniViGU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        attention = attention or default_attention()
+        self.attention = attention or default_attention()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         dim = config.dim
         self.config = config
@@ -91,9 +111,7 @@ class UniViGU(nn.Module):
         self.time_embedding, self.time_projection = time_mlp()
         self.time_embedding_t, self.time_projection_t = time_mlp()
 
-        self.blocks = nn.ModuleList(
-            JointBlock(config, attention, operations, **factory) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(JointBlock(config, operations, **factory) for _ in range(config.num_layers))
         self.head = VideoHead(config, operations, **factory)
         self.text_head = TextHead(config, operations, **factory)
 
@@ -107,7 +125,8 @@ class UniViGU(nn.Module):
         text_mask: Tensor | None = None,
         *,
         want_velocity: bool = True,
-        want_logits: bool = True,
+        want_logits: bool | slice = True,
+        hooks: Hooks = Hooks(),
     ) -> Prediction:
         """Predict both streams.
 
@@ -118,7 +137,9 @@ class UniViGU(nn.Module):
             time_video, time_text: ``[B]``, Wan's clock: 0 is clean, 1000 is pure noise. A held-clean stream has 0.
             context: prompt condition ``[B,S,text_dim]``, hidden states of the text encoder.
             text_mask: boolean ``[B,T]``, true for real tokens; padded ones are hidden from everybody.
-            want_velocity, want_logits: leave a head out where the job has no use for it.
+            want_velocity, want_logits: leave a head out where the job has no use for it; a slice gives the logits
+                of these rows of the batch alone.
+            hooks: see ``Hooks``.
 
         Raises:
             UniViGUError: a shape does not fit the network.
@@ -141,19 +162,28 @@ class UniViGU(nn.Module):
         )
 
         head_dim, device = self.config.head_dim, video.device
-        rotations = Streams(video_rotations(grid, head_dim, device), text_rotations(text.shape[1], head_dim, device))
+        rotations = Streams(
+            video_rotations(grid, head_dim, device, hooks.scale, hooks.shift),
+            text_rotations(text.shape[1], head_dim, device),
+        )
         key_mask = None
         if text_mask is not None:
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
             hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
             key_mask = F.pad(hidden, (x.video.shape[1], 0))[:, None]  # the video's keys come first and are all seen
 
-        for block in self.blocks:
-            x = block(x, e, rotations, context, key_mask)
+        attention = hooks.attention or self.attention
+        cross_attention = hooks.cross_attention or attention
+        for index, block in enumerate(self.blocks):
+            run = partial(block, attention=attention, cross_attention=cross_attention)
+            call = Call(x, e, rotations, context, key_mask)
+            x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity else None
-        logits = self.text_head(x.text, time_t) if want_logits else None
-        return Prediction(velocity, logits)
+        if want_logits is False:
+            return Prediction(velocity, None)
+        rows = slice(None) if want_logits is True else want_logits
+        return Prediction(velocity, self.text_head(x.text[rows], time_t[rows]))
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         f, h, w = grid

@@ -86,6 +86,8 @@ def run(
             if callback(step + 1, state) is False:
                 return moved, text
         video = moved
+        if text.settled and video.held:
+            break
     if text.update is not None and text.update.final_pass:
         last = predict.at(video, text, 0.0, 0.0, want_velocity=False)
         assert last.logits is not None

@@ -5,8 +5,8 @@ Every row of a batch has a random generator of its own, so that a batch of two i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,16 +26,19 @@ class TokenDraws:
     top_p: float = 1.0
     forbidden: int | None = None
     final_pass = False
+    settled = False
 
-    def jumped(self, content: Tensor, logits: Tensor, probability: float) -> Tensor:
-        """Each position takes its drawn word with ``probability``, row by row with the row's own numbers."""
-        rows = []
+    def jumped(self, content: Tensor, logits: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+        """Each position takes its drawn word with ``probability``, row by row with the row's own numbers; and the
+        words that were drawn."""
+        rows, words = [], []
         for tokens, row, generator in zip(content, logits, self.generators, strict=True):
             clean = draw_clean_tokens(
                 row, generator=generator, temperature=self.temperature, top_p=self.top_p, forbidden=self.forbidden
             )
             rows.append(jump_step(tokens, clean, probability, generator))
-        return torch.stack(rows)
+            words.append(clean)
+        return torch.stack(rows), torch.stack(words)
 
     def words(self, content: Tensor) -> Tensor:
         return content
@@ -46,13 +49,29 @@ class TokenDraws:
 
 @dataclass(frozen=True, kw_only=True)
 class JumpProcess(TokenDraws):
-    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text)."""
+    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text).
+
+    With ``patience`` n > 0 the text is settled as soon as n steps in a row draw the same words at every position: they
+    are taken as they are, without waiting for the last jumps. (Only a posterior that is sure draws the same words.)
+    """
 
     path: MixturePath
     rule: str = "bridge"
+    patience: int = 0
+    drawn: list[Tensor] = field(default_factory=list)  # by the last steps of this run
+
+    @property
+    def settled(self) -> bool:  # type: ignore[override]
+        same = all(torch.equal(words, self.drawn[0]) for words in self.drawn)
+        return self.patience > 0 and len(self.drawn) == self.patience and same
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
-        return self.jumped(content, logits, self.path.jump(self.rule, times[step], times[step + 1]))
+        probability = self.path.jump(self.rule, times[step], times[step + 1])
+        moved, words = self.jumped(content, logits, probability)
+        if self.patience:
+            self.drawn.append(words)
+            del self.drawn[: -self.patience]
+        return words if self.settled else moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +83,7 @@ class ReleaseRedraw(TokenDraws):
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         steps = len(times) - 1
-        return self.jumped(content, logits, step / (steps - 1) if steps > 1 else 1.0)
+        return self.jumped(content, logits, step / (steps - 1) if steps > 1 else 1.0)[0]
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
         if self.forbidden is not None:
@@ -74,17 +93,19 @@ class ReleaseRedraw(TokenDraws):
 
 @dataclass(frozen=True)
 class EmbeddingEuler:
-    """The embedding flow: an Euler step along the predicted velocity, words by the nearest row of E ``[V,D]``."""
+    """The embedding flow: an Euler step along the predicted velocity, words by the nearest of E's ``count`` rows."""
 
-    matrix: Tensor
+    embed: Callable[[Tensor], Tensor]
+    count: int
     final_pass = False
+    settled = False
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         here, there = sigma_from_tau(times[step]), sigma_from_tau(times[step + 1])
         return euler_step(content, logits.to(content.dtype), here, there)
 
     def words(self, content: Tensor) -> Tensor:
-        return nearest_tokens(self.matrix, content)
+        return nearest_tokens(self.embed, self.count, content)
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
         return content

@@ -1,0 +1,180 @@
+"""Checkpoints in and out: Load Uni-ViGU, Load Uni-ViGU LoRA, Save Uni-ViGU."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy_api.latest import io
+
+from ..uvg_core.codec.text import TEXT_STATES
+from ..uvg_core.config import LATENT_SPACES
+from ..uvg_core.errors import UniViGUError
+from . import bridge
+from .types import CATEGORY
+
+log = logging.getLogger(__name__)
+
+
+class UniViGULoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        own = bridge.FROM_CHECKPOINT
+        return io.Schema(
+            node_id="UniViGULoader",
+            display_name="Load Uni-ViGU",
+            category=CATEGORY,
+            description="Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
+            search_aliases=["uni-vigu loader", "wan text video understanding"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=bridge.checkpoint_names(),
+                    tooltip="From models/uni_vigu, models/diffusion_models or models/checkpoints. uvg_tiny is the "
+                    "small model that comes with the pack.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[own, *bridge.file_names("text_encoders")],
+                    default=own,
+                    tooltip="The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=[own, *bridge.file_names("vae")],
+                    default=own,
+                    tooltip="The Wan 2.1 VAE; only all-in-one checkpoints carry their own.",
+                ),
+                io.Combo.Input(
+                    "latent_space",
+                    options=[own, *LATENT_SPACES],
+                    default=own,
+                    advanced=True,
+                    tooltip="normalised: Wan's mean and std per channel. raw: none, as the release's script does. If "
+                    "pictures look washed out or noisy, try the other one.",
+                ),
+                io.Combo.Input(
+                    "text_states",
+                    options=list(TEXT_STATES),
+                    default=TEXT_STATES[0],
+                    advanced=True,
+                    tooltip="umT5: as everywhere in the field. release: one position bias for all layers and padding "
+                    "kept, as the release's script computes them. Which of the two the released weights were trained "
+                    "on is not known.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(bridge.WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="default keeps what the file holds. fp8 halves the memory of a bf16 file.",
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
+    ) -> io.NodeOutput:
+        path = bridge.checkpoint_path(checkpoint)
+        own = bridge.FROM_CHECKPOINT
+        for part, chosen, example in (
+            ("text encoder", text_encoder, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
+            ("VAE", vae, "wan_2.1_vae.safetensors"),
+        ):
+            if chosen == own and not bridge.carries(path, part):
+                raise UniViGUError(
+                    f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses, e.g. {example}, in "
+                    f"the widget {part.replace(' ', '_').lower()}"
+                )
+        model = bridge.load_network(path, weight_dtype, None if latent_space == own else latent_space)
+        clip = bridge.load_encoder(
+            path if text_encoder == own else bridge.file_path("text_encoders", text_encoder),
+            text_states == "release",
+            bridge.network_of(model).config.text_dim,
+            bridge.run_facts(model),
+        )
+        return io.NodeOutput(model, clip, bridge.load_vae(path if vae == own else bridge.file_path("vae", vae)))
+
+
+class UniViGULoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniViGULoraLoader",
+            display_name="Load Uni-ViGU LoRA",
+            category=CATEGORY,
+            description="Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("lora", options=bridge.file_names("loras")),
+                io.Float.Input(
+                    "strength_video",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="For the weights that plain Wan has: attention and the video expert.",
+                ),
+                io.Float.Input(
+                    "strength_text",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="For the text half: the text expert, its clock, embedding and head.",
+                ),
+            ],
+            outputs=[io.Model.Output(), io.String.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
+        patched, match = bridge.apply_lora(model, bridge.file_path("loras", lora), strength_video, strength_text)
+        line = f"{lora}: {match}"
+        log.info(line)
+        bridge.Progress(cls.hidden.unique_id).text(line, last=True)
+        return io.NodeOutput(patched, line)
+
+
+class UniViGUSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniViGUSave",
+            display_name="Save Uni-ViGU",
+            category=CATEGORY,
+            description="Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.String.Input(
+                    "filename_prefix",
+                    default="uni_vigu",
+                    tooltip="Goes to output/diffusion_models, or to output/checkpoints with CLIP or VAE in it; "
+                    "ComfyUI's loaders look there too.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["as loaded", "bf16", "fp16", "fp32", "fp8"],
+                    default="as loaded",
+                    tooltip="fp8: the blocks' matrices in e4m3 with a scale each, the rest in bf16.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Puts the text encoder into the file (all-in-one)."),
+                io.Vae.Input("vae", optional=True, tooltip="Puts the VAE into the file (all-in-one)."),
+            ],
+            outputs=[io.String.Output(display_name="file")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: object, filename_prefix: str, dtype: str, clip: object | None = None, vae: object | None = None
+    ) -> io.NodeOutput:
+        kind = "diffusion_models" if clip is None and vae is None else "checkpoints"
+        path = bridge.output_file(filename_prefix, kind)
+        progress = bridge.Progress(cls.hidden.unique_id, steps=100)
+        bridge.save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, progress.step)
+        progress.text(f"saved {path}", last=True)
+        return io.NodeOutput(str(path))

@@ -1,0 +1,40 @@
+"""Words in: Uni-ViGU Prompt."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import bridge
+from .types import CATEGORY
+
+
+class UniViGUTextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniViGUTextEncode",
+            display_name="Uni-ViGU Prompt",
+            category=CATEGORY,
+            description="A prompt for both ways into the model: the text encoder's states, and the words themselves in "
+            "the text stream.",
+            search_aliases=["clip text encode", "prompt"],
+            inputs=[
+                io.Clip.Input("clip"),
+                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What the video should show."),
+                io.String.Input(
+                    "stream_text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the text stream reads, where it should differ from the prompt, e.g. a detailed "
+                    "caption. Empty: the prompt. (For an empty text stream, use CLIP Text Encode.)",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip: object, text: str, stream_text: str = "") -> io.NodeOutput:
+        return io.NodeOutput(bridge.encode_prompt(clip, text, stream_text if stream_text.strip() else None))

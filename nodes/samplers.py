@@ -1,0 +1,416 @@
+"""The three jobs: Uni-Flow Sampler, Video-to-Text Denoise, Joint Sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..uvg_core.errors import UniViGUError
+from ..uvg_core.flow.schedule import video_sigmas
+from ..uvg_core.flow.time import sigma_from_tau
+from ..uvg_core.sampling import State, fill_template, joint, video_to_text
+from ..uvg_core.sampling.modes import TEXT_UPDATES
+from . import bridge
+from .types import CATEGORY, GeneratedText, RecordedStep, UvgText, spread
+
+UNIFORM = "uniform"  # the release's schedule, exactly
+RECORDED = 8
+
+
+def seed_input() -> Any:
+    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True)
+
+
+def record_input() -> Any:
+    return io.Int.Input(
+        "record",
+        default=RECORDED,
+        min=0,
+        max=100,
+        optional=True,
+        advanced=True,
+        tooltip="Steps to keep for Uni-Flow Trajectory.",
+    )
+
+
+class UniFlowSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniFlowSampler",
+            display_name="Uni-Flow Sampler",
+            category=CATEGORY,
+            description="Text to video. ComfyUI's own samplers; both passes of guidance see the positive prompt's text "
+            "stream, as in the release.",
+            search_aliases=["ksampler", "text to video"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent"),
+                seed_input(),
+                io.Int.Input("steps", default=50, min=1, max=1000),
+                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Float.Input(
+                    "shift",
+                    default=3.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Above 1: more of the steps at high noise.",
+                ),
+                io.Combo.Input("sampler", options=bridge.core_samplers(), default="euler"),
+                io.Combo.Input(
+                    "scheduler",
+                    options=[UNIFORM, *bridge.core_schedulers()],
+                    default=UNIFORM,
+                    tooltip="uniform is the release's own schedule; the others are ComfyUI's.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 the given latent is changed, not replaced.",
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: list[Any],
+        negative: list[Any],
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        guidance: float,
+        shift: float,
+        sampler: str,
+        scheduler: str,
+        denoise: float,
+    ) -> io.NodeOutput:
+        config = bridge.network_of(model).config
+        if config.text_flow != "embedding":
+            bridge.require_video_latent(latent["samples"], config)
+        if denoise <= 0:
+            return io.NodeOutput(latent)
+        sigmas = None
+        if scheduler == UNIFORM:
+            sigmas = video_sigmas(int(steps / denoise), shift)[-(steps + 1) :]
+        samples = bridge.sample_with_core(
+            bridge.with_shift(model, shift),
+            latent,
+            positive=positive,
+            negative=bridge.with_tokens_of(positive, negative),
+            seed=seed,
+            steps=steps,
+            cfg=guidance,
+            sampler=sampler,
+            scheduler="simple" if scheduler == UNIFORM else scheduler,
+            denoise=denoise,
+            sigmas=sigmas,
+        )
+        result = {**latent, "samples": samples}
+        for stream in bridge.streams_of(result):
+            if not bool(stream.isfinite().all()):
+                raise UniViGUError(
+                    "the sampled latent holds values that are not numbers (black frames): set weight_dtype of Load "
+                    "Uni-ViGU to bf16 or fp32, or lower the guidance"
+                )
+        return io.NodeOutput(result)
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """The widgets of video-to-text, shared by the nodes that describe clips. 0 stands for the checkpoint's own."""
+
+    length: int
+    steps: int
+    seed: int
+    temperature: float
+    top_p: float
+    stop_when_stable: int
+    text_update: str
+
+    @staticmethod
+    def inputs() -> list[Any]:
+        return [
+            io.Int.Input(
+                "length",
+                default=0,
+                min=0,
+                max=4096,
+                tooltip="Tokens of the text. 0: what the checkpoint was trained with.",
+            ),
+            io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0: what the checkpoint recommends."),
+            seed_input(),
+            io.Float.Input(
+                "temperature", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="0 always takes the likeliest word."
+            ),
+            io.Float.Input("top_p", default=1.0, min=0.01, max=1.0, step=0.01),
+            io.Int.Input(
+                "stop_when_stable",
+                default=0,
+                min=0,
+                max=100,
+                advanced=True,
+                tooltip="Stops as soon as this many steps in a row draw the same words; 0 takes every step. 3 saves "
+                "time where the model is sure.",
+            ),
+            io.Combo.Input(
+                "text_update",
+                options=[rule for rule in TEXT_UPDATES if rule != "release"],
+                default="bridge",
+                advanced=True,
+                tooltip="bridge is exact at any number of steps; euler is the release's rule.",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What came of a clip: ``generated`` for the sockets, ``text`` the first clip's words."""
+
+    generated: GeneratedText
+    text: str
+
+
+def describe(
+    model: Any,
+    clip: Any,
+    latent: Tensor,
+    settings: Captioning,
+    *,
+    hint: list[Any] | None = None,
+    template: str = "",
+    record: int = 0,
+    progress: bridge.Progress | None = None,
+    show: Callable[[str], None] | None = None,
+) -> Description:
+    """Video-to-text for clean latents ``[B,16,F,h,w]`` in the VAE's space."""
+    config = bridge.network_of(model).config
+    bridge.require_video_latent(latent, config)
+    run, tokenizer = bridge.run_facts(model), bridge.tokenizer_of(clip)
+    steps, length = settings.steps or run.text_steps, settings.length or run.text_length
+    keep, kept = spread(steps, record), []
+    found: list[Tensor] = []
+    if template.strip() and len(latent) > 1:
+        raise UniViGUError(f"found {len(latent)} clips; a template is filled in for one at a time")
+
+    def watch(step: int, state: State) -> None:
+        if progress is not None:
+            progress.step(step, state.steps)
+        if show is not None:
+            show(tokenizer.text(state.tokens[0]))
+        if step in keep or (record and state.text.settled):
+            tau = state.tau
+            kept.append(RecordedStep(step, state.steps, sigma_from_tau(tau), tau, state.tokens.cpu(), None))
+
+    def job(network: bridge.GuidedNetwork, noise: Tensor, video: Tensor) -> Tensor:
+        options: dict[str, Any] = {
+            "video": video,
+            "length": length,
+            "steps": steps,
+            "seed": settings.seed % 2**63,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "patience": settings.stop_when_stable,
+            "text_update": settings.text_update,
+            "callback": watch,
+        }
+        if template.strip():
+            found.append(fill_template(network, tokenizer, template, **options))
+        else:
+            found.append(video_to_text(network, **options))
+        return video
+
+    bridge.run_job(
+        model,
+        job,
+        positive=hint or bridge.no_prompt(model),
+        noise=torch.zeros_like(latent),
+        latent=latent,
+        sigmas=torch.zeros(steps + 1),
+        seed=settings.seed,
+    )
+    text = tokenizer.text(found[0][0])
+    if show is not None:
+        show(text)
+    return Description(GeneratedText(found[0].cpu(), tuple(kept[-len(keep) :] if keep else ())), text)
+
+
+class VideoToTextDenoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VideoToTextDenoise",
+            display_name="Video-to-Text Denoise",
+            category=CATEGORY,
+            description="Describes a clip: the video is held clean, the text forms from noise. The text shows in the "
+            "node while it forms.",
+            search_aliases=["caption video", "describe video", "vqa"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Latent.Input("latent", tooltip="A clean video latent, from Encode Video for Uni-ViGU."),
+                io.Conditioning.Input("hint", optional=True, tooltip="A prompt to look at beside the clip."),
+                io.String.Input(
+                    "template",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Text with blanks (___) to fill in, e.g. a ___ red ___ moves ___. Empty: a free caption.",
+                ),
+                *Captioning.inputs(),
+                record_input(),
+            ],
+            outputs=[UvgText.Output(display_name="text")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        latent: dict[str, Any],
+        hint: list[Any] | None = None,
+        template: str = "",
+        record: int = RECORDED,
+        **options: Any,
+    ) -> io.NodeOutput:
+        progress = bridge.Progress(cls.hidden.unique_id)
+        done = describe(
+            model,
+            clip,
+            latent["samples"],
+            Captioning(**options),
+            hint=hint,
+            template=template,
+            record=record,
+            progress=progress,
+            show=progress.text,
+        )
+        progress.text(done.text, last=True)
+        return io.NodeOutput(done.generated)
+
+
+class JointSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JointSampler",
+            display_name="Joint Sampler",
+            category=CATEGORY,
+            description="From a brief prompt, a clip and its caption at once, on one clock. The preview shows the "
+            "clip, the node the text.",
+            search_aliases=["text and video", "t2vt"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent"),
+                io.Int.Input(
+                    "text_length",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Tokens of the text. 0: what the checkpoint was trained with.",
+                ),
+                seed_input(),
+                io.Int.Input("steps", default=50, min=1, max=1000),
+                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Float.Input("shift", default=3.0, min=0.01, max=100.0, step=0.1, round=0.01),
+                io.Float.Input("temperature", default=1.0, min=0.0, max=10.0, step=0.05, optional=True, advanced=True),
+                io.Float.Input("top_p", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, advanced=True),
+                io.Combo.Input(
+                    "text_update",
+                    options=list(TEXT_UPDATES),
+                    default="bridge",
+                    optional=True,
+                    advanced=True,
+                    tooltip="bridge: the exact jump process. release: the release's redraw rule.",
+                ),
+                record_input(),
+                io.Clip.Input("clip", optional=True, tooltip="Shows the words in the node while they form."),
+            ],
+            outputs=[io.Latent.Output(), UvgText.Output(display_name="text")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: list[Any],
+        negative: list[Any],
+        latent: dict[str, Any],
+        text_length: int,
+        seed: int,
+        steps: int,
+        guidance: float,
+        shift: float,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        text_update: str = "bridge",
+        record: int = RECORDED,
+        clip: Any | None = None,
+    ) -> io.NodeOutput:
+        config, run = bridge.network_of(model).config, bridge.run_facts(model)
+        video = bridge.streams_of(latent)[0]
+        bridge.require_video_latent(video, config)
+        shifted = bridge.with_shift(model, shift)
+        tokenizer = None if clip is None else bridge.tokenizer_of(clip)
+        progress = bridge.Progress(cls.hidden.unique_id, shifted, steps)
+        keep, kept, texts = spread(steps, record), [], []
+
+        def watch(step: int, state: State) -> None:
+            progress.video(step, state.steps, state.estimate, state.latent)
+            if tokenizer is not None:
+                progress.text(tokenizer.text(state.tokens[0]))
+            if step in keep:
+                seen = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
+                kept.append(RecordedStep(step, state.steps, state.sigma, state.tau, state.tokens.cpu(), seen.half()))
+
+        def job(network: bridge.GuidedNetwork, noise: Tensor, _: Tensor) -> Tensor:
+            result = joint(
+                network,
+                noise=noise,
+                context=noise.new_zeros(1, 1, config.text_dim),  # the guider has the prompts
+                length=text_length or run.text_length,
+                steps=steps,
+                shift=shift,
+                guidance_scale=1.0,  # and the guidance
+                seed=seed % 2**63,
+                temperature=temperature,
+                top_p=top_p,
+                text_update=text_update,
+                callback=watch,
+            )
+            texts.append(result.text.cpu())
+            return result.video
+
+        samples = bridge.run_job(
+            shifted,
+            job,
+            positive=positive,
+            negative=negative,
+            cfg=guidance,
+            noise=bridge.prepare_noise({**latent, "samples": video}, seed),
+            latent=video,
+            sigmas=video_sigmas(steps, shift),
+            seed=seed,
+        )
+        if tokenizer is not None:
+            progress.text(tokenizer.text(texts[0][0]), last=True)
+        return io.NodeOutput({**latent, "samples": samples}, GeneratedText(texts[0], tuple(kept)))

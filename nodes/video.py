@@ -1,0 +1,197 @@
+"""Clips in: Encode Video for Uni-ViGU, Caption Folder."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..uvg_core.captioning import caption_folder
+from ..uvg_core.codec.latents import latent_shape
+from ..uvg_core.codec.video_file import find_clips, fit_pixels, read_clip
+from ..uvg_core.errors import UniViGUError
+from . import bridge
+from .samplers import Captioning, describe
+from .types import CATEGORY
+
+
+def size_inputs() -> list[Any]:
+    """The widgets that fit a clip to the model."""
+    return [
+        io.Int.Input("width", default=832, min=16, max=8192, step=16),
+        io.Int.Input("height", default=480, min=16, max=8192, step=16),
+        io.Int.Input(
+            "frames",
+            default=81,
+            min=1,
+            max=1025,
+            step=4,
+            tooltip="At most this many (4n+1); a shorter clip gives as many as it has.",
+        ),
+        io.Float.Input(
+            "fps",
+            default=0.0,
+            min=0.0,
+            max=240.0,
+            step=0.5,
+            tooltip="0 spreads the frames evenly over the whole clip. Otherwise this many frames a second from the "
+            "start on; 16 is what the released model was trained at.",
+        ),
+    ]
+
+
+class UniViGUEncodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniViGUEncodeVideo",
+            display_name="Encode Video for Uni-ViGU",
+            category=CATEGORY,
+            description="Samples, retimes, resizes and crops a clip to what the model reads, encodes it, and says what "
+            "it did. Only the frames needed are decoded.",
+            search_aliases=["vae encode video"],
+            inputs=[
+                io.MultiType.Input("video", types=[io.Video, io.Image], tooltip="A video, or a batch of images."),
+                io.Vae.Input("vae"),
+                *size_inputs(),
+            ],
+            outputs=[io.Latent.Output(), io.String.Output(display_name="note")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float) -> io.NodeOutput:
+        bridge.require_video_vae(vae)
+        latent_shape(frames, height, width)
+        if isinstance(video, torch.Tensor):
+            if fps:
+                raise UniViGUError(
+                    f"fps is {fps:g}, but a batch of images has no frame rate; set it to 0, or connect a VIDEO"
+                )
+            pixels = (video[..., :3] * 255).round().clamp(0, 255).to(torch.uint8)
+            pixels, note = fit_pixels(pixels, frames=frames, height=height, width=width, at_most=True)
+        else:
+            start, seconds = video.get_active_trim_window()
+            with file_of(video) as path:
+                clip = read_clip(
+                    path,
+                    frames=frames,
+                    height=height,
+                    width=width,
+                    fps=fps or None,
+                    start=start,
+                    seconds=seconds or None,
+                    at_most=True,
+                )
+            pixels, note = clip.pixels, clip.note
+        bridge.Progress(cls.hidden.unique_id).text(note, last=True)
+        return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
+
+
+@contextmanager
+def file_of(video: Any) -> Iterator[Path]:
+    """A file with the content of a VIDEO, for as long as the block runs: it is read from disk frame by frame."""
+    source = video.get_stream_source()
+    if isinstance(source, str):
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        path.write_bytes(source.getbuffer())
+        yield path
+
+
+class UniViGUCaptionFolder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniViGUCaptionFolder",
+            display_name="Caption Folder",
+            category=CATEGORY,
+            description="Writes a .txt beside every clip of a folder, as trainers expect them.",
+            search_aliases=["batch caption", "dataset caption"],
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                io.String.Input(
+                    "folder", default="", tooltip="A folder of clips; a relative path starts at ComfyUI's input folder."
+                ),
+                io.Boolean.Input("subfolders", default=True),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Off: clips that have a .txt already are skipped."
+                ),
+                io.String.Input("prefix", default="", tooltip='In front of every caption, e.g. "mystyle, ".'),
+                io.String.Input(
+                    "template", default="", tooltip="Text with blanks (___) to fill in; empty for free captions."
+                ),
+                *size_inputs(),
+                *Captioning.inputs(),
+            ],
+            outputs=[
+                io.String.Output(display_name="captions", is_output_list=True),
+                io.String.Output(display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
+        """The clips and texts that are there: another state of the folder is other work."""
+        path = bridge.input_directory() / folder
+        state = hashlib.sha256()
+        for file in sorted(path.rglob("*")) if path.is_dir() else []:
+            facts = file.stat()
+            state.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
+        return state.hexdigest()
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        folder: str,
+        subfolders: bool,
+        overwrite: bool,
+        prefix: str,
+        template: str,
+        width: int,
+        height: int,
+        frames: int,
+        fps: float,
+        **options: Any,
+    ) -> io.NodeOutput:
+        bridge.require_video_vae(vae)
+        latent_shape(frames, height, width)
+        if not folder.strip():
+            raise UniViGUError("the folder is empty; write the path of a folder with clips")
+        path = bridge.input_directory() / folder.strip().strip('"')
+        captioning = Captioning(**options)
+        progress = bridge.Progress(cls.hidden.unique_id, steps=len(find_clips(path, recursive=subfolders)) or 1)
+
+        def caption(file: Path) -> str:
+            pixels = read_clip(file, frames=frames, height=height, width=width, fps=fps or None, at_most=True).pixels
+            latent = bridge.encode_pixels(vae, pixels)
+
+            def show(words: str) -> None:
+                progress.text(f"{file.name}\n{words}")
+
+            return describe(model, clip, latent, captioning, template=template, show=show).text
+
+        def on_clip(index: int, total: int, file: Path) -> None:
+            progress.step(index, total)
+
+        report = caption_folder(
+            path, caption, overwrite=overwrite, prefix=prefix, recursive=subfolders, on_clip=on_clip
+        )
+        progress.text(str(report), last=True)
+        return io.NodeOutput([file.read_text(encoding="utf-8") for file in report.written], str(report))

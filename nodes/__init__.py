@@ -24,9 +24,10 @@ class UniViGUExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        from .bridge import register
+        from .bridge import offer_samples, register
 
         register()
+        offer_samples()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []

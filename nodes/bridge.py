@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -1152,3 +1153,16 @@ class Progress:
 
 def input_directory() -> Path:
     return Path(folder_paths.get_input_directory())
+
+
+def offer_samples() -> None:
+    """Put the sample clips that the shipped workflows name into ComfyUI's input folder, where they are not there yet:
+    it is the only place that Load Video reads from."""
+    for sample in (PACK / "samples").rglob("*.mp4"):
+        target = input_directory() / sample.relative_to(PACK / "samples")
+        if not target.exists():
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sample, target)
+            except OSError as error:  # a read-only input folder
+                log.warning("Uni-ViGU: the sample clip %s could not be put into %s (%s)", sample.name, target, error)

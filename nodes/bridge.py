@@ -920,6 +920,7 @@ class GuidedNetwork:
         network = guider.inner_model.diffusion_model
         self.config: ModelConfig = network.config
         self.token_embedding = network.token_embedding
+        self._last_logits: Tensor | None = None
 
     def __call__(
         self,
@@ -942,7 +943,10 @@ class GuidedNetwork:
         sigma = sigma_from_model_time(time_video)
         denoised = self._guider(video, sigma, model_options=options, seed=self._seed)
         velocity = (video - denoised) / sigma.view(-1, 1, 1, 1, 1) if want_velocity else None
-        return Prediction(velocity, run.logits)
+        if want_logits and run.logits is not None:
+            self._last_logits = run.logits
+        # A patch that reuses an earlier step in place of the network (EasyCache) reuses that step's text as well.
+        return Prediction(velocity, self._last_logits if want_logits else None)
 
 
 Job = Callable[[GuidedNetwork, Tensor, Tensor], Tensor]

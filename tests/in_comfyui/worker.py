@@ -84,6 +84,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def _check_module(name: str) -> ModuleType:
     full_name = f"check_{name}"  # no name that ComfyUI or a package may have
+    if name != "made":
+        _check_module("made")  # what the others share
     if full_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(full_name, CHECKS / f"{name}.py")
         assert spec is not None

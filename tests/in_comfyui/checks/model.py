@@ -1,0 +1,254 @@
+"""What ``test_model`` asks: our network as one of ComfyUI's models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import latent_preview
+import torch
+from check_made import (
+    bridge,
+    checkpoint,
+    conditioning,
+    core,
+    distance,
+    empty,
+    inputs,
+    load_embedded,
+    model_folder,
+    plain_wan,
+    random_network,
+    run,
+    sampled,
+    video_half,
+)
+from safetensors import safe_open
+from worker import pack_module
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def loaded_by_core(path: str, **options: Any) -> Any:
+    return comfy.sd.load_diffusion_model(path, model_options=options)
+
+
+def applied(model: Any, **changes: Any) -> torch.Tensor:
+    """One call of the model with a plain Wan's arguments."""
+    given = {**inputs(), **changes}
+    comfy.model_management.load_models_gpu([model])
+    return model.model.apply_model(given["x"], given["t"], c_crossattn=given["context"])
+
+
+def parity_with_wan() -> dict[str, float]:
+    """Our MODEL with an empty text stream against core's Wan on the same weights."""
+    found = {}
+    for name, dtype in DTYPES.items():
+        path = checkpoint(f"parity_{name}", dtype)
+        ours, wan = loaded_by_core(path), plain_wan(path)
+        assert type(wan.model).__name__ == "WAN21", type(wan.model)
+        found[f"apply_{name}"] = distance(applied(ours), applied(wan))
+        odd = torch.randn(2, 16, 2, 5, 7, generator=torch.Generator().manual_seed(5))
+        found[f"odd_size_{name}"] = distance(applied(ours, x=odd), applied(wan, x=odd))
+        positive, negative = conditioning(2), conditioning(3)
+        found[f"sampled_{name}"] = distance(
+            sampled(bridge.with_shift(ours, 3.0), positive, negative, empty()),
+            sampled(wan, positive, negative, empty()),
+        )
+    return found
+
+
+def parity_in_fp8() -> dict[str, float]:
+    path = checkpoint("parity_fp8", torch.float32)
+    dtypes = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+    return {
+        name: distance(applied(loaded_by_core(path, dtype=dtype)), applied(plain_wan(path, dtype=dtype)))
+        for name, dtype in dtypes.items()
+    }
+
+
+def golden(path: str) -> dict[str, float]:
+    """The recorded numbers of the released network, through our loader and ComfyUI's operations."""
+    model = bridge.load_network(path, "default", None)
+    comfy.model_management.load_models_gpu([model])
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("model.")}  # noqa: SIM118
+    given = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith("input.")}
+    stream = {
+        "content": given["text"],
+        "time": given["time_text"],
+        "mask": given.get("text_mask"),
+        "want_velocity": True,
+        "logits_rows": slice(None),
+    }
+    network = model.model.diffusion_model
+    velocity = network(given["video"], given["time_video"], given["context"], {}, text_stream=stream)
+    return {
+        "velocity": distance(velocity, tensors["output.velocity"]),
+        "logits": distance(stream["logits"], tensors["output.logits"]),
+        "layers": type(network.blocks[0].ffn_t[0]).__module__,
+    }
+
+
+def golden_run(path: str) -> dict[str, Any]:
+    """The recorded text-to-video run with guidance, through the stock sampling code and our schedule."""
+    model = bridge.load_network(path, "default", "raw")
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("model.")}  # noqa: SIM118
+        settings = json.loads(file.metadata()["sampling"])
+    tokens = {bridge.TEXT_TOKENS: tensors["input.text"], bridge.TEXT_MASK: tensors["input.text_mask"]}
+    positive = [[tensors["input.context"], tokens]]
+    negative = bridge.with_tokens_of(positive, [[tensors["input.null_context"], {}]])
+    sigmas = pack_module("uvg_core.flow.schedule").video_sigmas(settings["steps"], settings["shift"])
+    shifted = bridge.with_shift(model, settings["shift"])
+    out = comfy.samplers.sample(
+        shifted,
+        tensors["input.noise"],
+        positive,
+        negative,
+        settings["cfg_scale"],
+        shifted.load_device,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        model_options=shifted.model_options,
+        latent_image=torch.zeros_like(tensors["input.noise"]),
+        seed=0,
+    )
+    return {"latent": distance(out, tensors["output.latent"])}
+
+
+def every_file() -> dict[str, Any]:
+    """The same network in every kind of file, through core's loader and ours; distance to the float32 original."""
+    original = checkpoint("kinds", torch.float32)
+    folder = model_folder()
+    reference = random_network()
+    given = inputs()
+    expected = reference(
+        given["x"], None, 1000 * given["t"], 1000 * given["t"], given["context"], want_logits=False
+    ).velocity
+    expected = given["x"] - given["t"].view(-1, 1, 1, 1, 1) * expected
+
+    files = {"native fp32": original}
+    for dtype in ("bf16", "fp16", "fp8"):
+        files[f"native {dtype}"] = str(folder / f"kinds_{dtype}.safetensors")
+        core.convert(original, files[f"native {dtype}"], dtype=dtype)
+    from_native = pack_module("uvg_core.checkpoint.keys").from_native
+    tensors = comfy.utils.load_torch_file(original)
+    released = {f"_fsdp_wrapped_module.{from_native(name, 'release')}": tensor for name, tensor in tensors.items()}
+    released["rotary_emb_text.inv_freq"] = torch.ones(16)  # tells the size of a head
+    files["release .pth"] = str(folder / "kinds_release.pth")
+    torch.save({"model": released, "step": 1}, files["release .pth"])
+    found: dict[str, Any] = {}
+    for kind, path in files.items():
+        model = bridge.load_network(path, "default", None)
+        found[f"ours: {kind}"] = [type(model.model).__name__, distance(applied(model), expected)]
+        found[f"reloaded: {kind}"] = _reloads(model)
+        if kind != "release .pth":  # which core does not know
+            model = loaded_by_core(path)
+            found[f"core: {kind}"] = [type(model.model).__name__, distance(applied(model), expected)]
+    return found
+
+
+def _reloads(model: Any) -> bool:
+    """Whether ComfyUI's factory for other devices gives the same network."""
+    factory, arguments, *_ = model.cached_patcher_init
+    again = factory(*arguments, disable_dynamic=True)
+    return all(torch.equal(a, b) for a, b in zip(again.model.parameters(), model.model.parameters(), strict=True))
+
+
+def all_in_one() -> dict[str, Any]:
+    """The embedded file through ours, core's Load Checkpoint, and core's Load Diffusion Model."""
+    path = bridge.checkpoint_path(bridge.EMBEDDED)
+    model, clip, vae = load_embedded()
+    stock, stock_clip, stock_vae, _ = comfy.sd.load_checkpoint_guess_config(path)
+    only = loaded_by_core(path)
+    prompt = "a large red circle moves right on a navy background"
+    words = clip.encode_from_tokens(clip.tokenize(prompt))
+    stock_words = stock_clip.encode_from_tokens(stock_clip.tokenize(prompt))
+    pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 16, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    given = {"x": x, "t": torch.tensor([0.5]), "context": words}
+    return {
+        "names": [type(m.model).__name__ for m in (model, stock, only)],
+        "rows": [words.shape[1], stock_words.shape[1]],
+        "words": distance(words, stock_words[:, : words.shape[1]]),
+        "vae": distance(vae.encode(pixels), stock_vae.encode(pixels)),
+        "stock": distance(applied(model, **given), applied(stock, **given)),
+        "only": distance(applied(model, **given), applied(only, **given)),
+        "first in the list": bridge.checkpoint_names()[0],
+        "run": bridge.run_facts(model).text_length,
+    }
+
+
+def plain_wan_stays_plain() -> list[str]:
+    """A Wan file without a text half is core's own, and our loader says what it is."""
+    weights, metadata = video_half(checkpoint("wan_only", torch.float32))
+    target = model_folder() / "plain_wan.safetensors"
+    comfy.utils.save_torch_file(weights, str(target), metadata=metadata)
+    wan = loaded_by_core(str(target))
+    try:
+        bridge.load_network(str(target), "default", None)
+        message = "loaded"
+    except Exception as error:
+        message = str(error)
+    return [type(wan.model).__name__, type(wan.model.diffusion_model).__name__, message]
+
+
+def incomplete() -> str:
+    """A file with a hole in it is an error with core's loader too, not noise."""
+    path = checkpoint("whole", torch.float32)
+    tensors = comfy.utils.load_torch_file(path)
+    tensors.pop("blocks.1.ffn_t.0.weight")
+    try:
+        comfy.sd.load_diffusion_model_state_dict(tensors, metadata=safe_open(path, "pt").metadata())
+    except Exception as error:
+        return str(error)
+    return "loaded"
+
+
+def latent_spaces() -> dict[str, Any]:
+    """Raw and normalised checkpoints: what goes in and out, and that previews agree."""
+    normalised = bridge.load_network(checkpoint("space", torch.float32), "default", None)
+    raw = bridge.load_network(checkpoint("space_raw", torch.float32, latent_space="raw"), "default", None)
+    chosen = bridge.load_network(checkpoint("space", torch.float32), "default", "raw")
+    latent = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    inside = normalised.model.process_latent_in(latent)
+    pictures = []
+    for model, x in ((normalised, inside), (raw, latent)):
+        previewer = latent_preview.Latent2RGBPreviewer(
+            model.model.latent_format.latent_rgb_factors, model.model.latent_format.latent_rgb_factors_bias
+        )
+        pictures.append(list(previewer.decode_latent_to_preview(x).tobytes()))
+    return {
+        "raw": distance(raw.model.process_latent_in(latent), latent),
+        "chosen": distance(chosen.model.process_latent_in(latent), latent),
+        "moved": distance(inside, latent),
+        "back": distance(normalised.model.process_latent_out(inside), latent),
+        "previews": max(abs(a - b) for a, b in zip(*pictures, strict=True)),
+    }
+
+
+def empty_text_is_wan() -> float:
+    """CLIP Text Encode (no text stream) through Uni-Flow Sampler is plain Wan."""
+    path = checkpoint("t2v", torch.float32)
+    ours, wan = bridge.load_network(path, "default", None), plain_wan(path)
+    positive, negative = conditioning(2), conditioning(3)
+    (out,) = run(
+        "UniFlowSampler",
+        model=ours,
+        positive=positive,
+        negative=negative,
+        latent=empty(),
+        seed=3,
+        steps=4,
+        guidance=4.0,
+        shift=3.0,
+        sampler="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
+    return distance(out["samples"], sampled(wan, positive, negative, empty()))

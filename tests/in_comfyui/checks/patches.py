@@ -1,0 +1,299 @@
+"""What ``test_patches`` asks: what plain Wan accepts, ours accepts, with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.hooks
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import torch
+from check_made import bridge, checkpoint, conditioning, distance, empty, model_folder, plain_wan, run, sampled
+
+RANK = 4
+
+
+def pair(**changes: Any) -> tuple[Any, Any]:
+    path = checkpoint("patched", torch.float32, **changes)
+    return bridge.with_shift(bridge.load_network(path, "default", None), 3.0), plain_wan(path)
+
+
+def both(patch: Callable[[Any], Any], **changes: Any) -> dict[str, float]:
+    """The distance between ours and Wan with a patch, and what the patch changes at all."""
+    outs = []
+    ours, wan = pair()
+    for model in (ours, wan):
+        outs.append(sampled(patch(model), conditioning(2), conditioning(3), empty(), **changes))
+    bare = sampled(ours, conditioning(2), conditioning(3), empty(), **changes)
+    return {"gap": distance(*outs), "effect": distance(outs[0], bare)}
+
+
+def _named(node_id: str, **widgets: Any) -> Callable[[Any], Any]:
+    return lambda model: run(node_id, model=model, **widgets)[0]
+
+
+def _scaled_block(model: Any) -> Any:
+    """A replacement that calls the block and changes what comes out."""
+
+    def replaced(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        out = extra["original_block"]({**args, "txt": args["txt"] * 0.9})
+        return {"img": out["img"] * 1.1}
+
+    patched = model.clone()
+    patched.set_model_patch_replace(replaced, "dit", "double_block", 1)
+    return patched
+
+
+def _after_block(model: Any) -> Any:
+    def after(args: dict[str, Any]) -> dict[str, Any]:
+        assert args["img"].shape[1] == 12, args["img"].shape
+        return {**args, "img": args["img"] * (1 + 0.1 * args["block_index"])}
+
+    patched = model.clone()
+    patched.set_model_patch(after, "double_block")
+    return patched
+
+
+def _attention_output(model: Any) -> Any:
+    def after(args: dict[str, Any]) -> torch.Tensor:
+        assert args["q"].shape[2:] == (2, 32), args["q"].shape
+        return args["x"] * 0.7
+
+    patched = model.clone()
+    patched.set_model_patch(after, "attn1_patch")
+    return patched
+
+
+def _attention_override(model: Any) -> Any:
+    def override(function: Any, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return function(q * 0.5, *args, **kwargs)
+
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = override
+    return patched
+
+
+def _wrapped(model: Any) -> Any:
+    def wrapper(executor: Any, x: torch.Tensor, timestep: Any, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return executor(x, timestep, context * 0.8, *args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key("diffusion_model", "test", wrapper)
+    return patched
+
+
+PATCHES: dict[str, Callable[[Any], Any]] = {
+    "SkipLayerGuidanceDiT": _named(
+        "SkipLayerGuidanceDiT",
+        double_layers="1",
+        single_layers="",
+        scale=3.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        rescaling_scale=0.0,
+    ),
+    "ScaleROPE": _named("ScaleROPE", scale_x=0.5, shift_x=1.0, scale_y=2.0, shift_y=0.0, scale_t=1.5, shift_t=0.0),
+    "ModelSamplingSD3": _named("ModelSamplingSD3", shift=6.0),
+    "EasyCache": _named("EasyCache", reuse_threshold=3.0, start_percent=0.1, end_percent=0.95, verbose=False),
+    "RescaleCFG": _named("RescaleCFG", multiplier=0.7),
+    "block replaced": _scaled_block,
+    "after each block": _after_block,
+    "attention output": _attention_output,
+    "attention override": _attention_override,
+    "network wrapper": _wrapped,
+}
+
+
+def patched() -> dict[str, dict[str, float]]:
+    return {name: both(patch, steps=6) for name, patch in PATCHES.items()}
+
+
+def patched_joint_runs() -> dict[str, Any]:
+    """Our own sampler under the same patches: it runs, and the patch does something to the video."""
+    model, _ = pair()
+    positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
+
+    def joint(model: Any) -> Any:
+        return run(
+            "JointSampler",
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent=empty(),
+            text_length=4,
+            seed=1,
+            steps=6,
+            guidance=4.0,
+            shift=3.0,
+        )
+
+    plain = joint(model)
+    found: dict[str, Any] = {}
+    for name, patch in PATCHES.items():
+        if name == "ModelSamplingSD3":  # our sampler has a shift of its own
+            continue
+        latent, text = joint(patch(model))
+        found[name] = [distance(latent["samples"], plain[0]["samples"]), list(text.tokens.shape)]
+    return found
+
+
+def lora_file(name: str, style: str, text: bool = False, width: int | None = None, seed: int = 0) -> str:
+    """A LoRA on one layer of every kind, in one of the names that people meet."""
+    g = torch.Generator().manual_seed(seed)
+    network = bridge.network_of(pair()[0])
+    layers = {
+        "self_attn.q": "attn1.to_q",
+        "cross_attn.o": "attn2.to_out.0",
+        "ffn.0": "ffn.net.0.proj",
+        "ffn.2": "ffn.net.2",
+    }
+    if text:
+        layers = {**layers, "ffn_t.0": "ffn_t.net.0.proj"}
+    tensors = {}
+    for block in range(3):
+        for native, diffusers in layers.items():
+            shape = network.get_submodule(f"blocks.{block}.{native}").weight.shape
+            rows, columns = shape if width is None else (width, width)
+            a, b = torch.randn(RANK, columns, generator=g) * 0.3, torch.randn(rows, RANK, generator=g) * 0.3
+            if style == "comfyui":
+                tensors[f"diffusion_model.blocks.{block}.{native}.lora_A.weight"] = a
+                tensors[f"diffusion_model.blocks.{block}.{native}.lora_B.weight"] = b
+            elif style == "musubi":
+                bare = f"lora_unet_blocks_{block}_{native.replace('.', '_')}"
+                tensors |= {f"{bare}.lora_down.weight": a, f"{bare}.lora_up.weight": b}
+                tensors[f"{bare}.alpha"] = torch.tensor(float(RANK))
+            else:
+                tensors[f"transformer.blocks.{block}.{diffusers}.lora_A.weight"] = a
+                tensors[f"transformer.blocks.{block}.{diffusers}.lora_B.weight"] = b
+    path = model_folder("loras") / f"{name}.safetensors"
+    comfy.utils.save_torch_file(tensors, str(path))
+    return str(path)
+
+
+def loras() -> dict[str, Any]:
+    """Wan LoRAs in three kinds of names through our node, and through the stock loader beside core's Wan."""
+    ours, wan = pair()
+    positive, negative = conditioning(2), conditioning(3)
+    found: dict[str, Any] = {}
+    bare = sampled(ours, positive, negative, empty())
+    results = []
+    for style in ("comfyui", "musubi", "diffusers"):
+        path = lora_file(style, style)
+        patched, match = bridge.apply_lora(ours, path, 1.0, 1.0)
+        found[style] = str(match)
+        results.append(sampled(patched, positive, negative, empty()))
+        found[f"{style} effect"] = distance(results[-1], bare)
+    found["styles agree"] = max(distance(results[0], other) for other in results[1:])
+    stored = comfy.utils.load_torch_file(lora_file("comfyui", "comfyui"))
+    patched_by_core = [comfy.sd.load_lora_for_models(model, None, stored, 1.0, 0)[0] for model in (ours, wan)]
+    stock = [sampled(model, positive, negative, empty()) for model in patched_by_core]
+    found["stock loader, ours and Wan"] = distance(*stock)
+    found["stock loader and our node"] = distance(stock[0], results[0])
+    return found
+
+
+def own_lora() -> dict[str, Any]:
+    """A LoRA on both experts: each strength moves its own stream."""
+    ours, _ = pair()
+    path = lora_file("own", "comfyui", text=True)
+    found: dict[str, Any] = {}
+    positive, negative = conditioning(2, tokens=[3, 4, 5, 1]), conditioning(3)
+    for name, strengths in (("none", (0.0, 0.0)), ("video", (1.0, 0.0)), ("text", (0.0, 1.0))):
+        patched, match = bridge.apply_lora(ours, path, *strengths)
+        found[f"{name} report"] = str(match)
+        found[name] = sampled(patched, positive, negative, empty())
+        found[f"{name} without text"] = sampled(patched, conditioning(2), negative, empty())
+    return {
+        "report": found["text report"],
+        "video moves video": distance(found["video"], found["none"]),
+        "text moves video through attention": distance(found["text"], found["none"]),
+        "text leaves plain Wan alone": distance(found["text without text"], found["none without text"]),
+    }
+
+
+def wrong_loras() -> list[str]:
+    ours, _ = pair()
+    messages = []
+    other = model_folder("loras") / "other.safetensors"
+    comfy.utils.save_torch_file(
+        {"diffusion_model.double_blocks.0.img_attn.lora_A.weight": torch.ones(4, 8),
+         "diffusion_model.double_blocks.0.img_attn.lora_B.weight": torch.ones(8, 4)}, str(other))  # fmt: skip
+    for path in (lora_file("wide", "comfyui", width=5120), str(other), bridge.checkpoint_path(bridge.EMBEDDED)):
+        try:
+            bridge.apply_lora(ours, path, 1.0, 1.0)
+            messages.append("applied")
+        except Exception as error:
+            messages.append(str(error))
+    return messages
+
+
+def lora_hooks() -> dict[str, float]:
+    """A LoRA as a hook on the positive prompt, in our joint sampler and in the stock one."""
+    ours, wan = pair()
+    lora = comfy.utils.load_torch_file(lora_file("hooked", "comfyui"))
+    hooks = comfy.hooks.create_hook_lora(lora=lora, strength_model=1.0, strength_clip=0.0)
+    positive = [[conditioning(2)[0][0], {"hooks": hooks}]]
+    outs = [sampled(model, positive, conditioning(3), empty()) for model in (ours, wan)]
+    return {
+        "gap": distance(*outs),
+        "effect": distance(outs[0], sampled(ours, conditioning(2), conditioning(3), empty())),
+    }
+
+
+def low_memory() -> dict[str, float]:
+    """Weights that stay away and are cast, with a LoRA put on them, layer by layer as the network runs."""
+    found = {}
+    ours, _ = pair()
+    path = lora_file("lowvram", "comfyui", text=True)
+    patched, _ = bridge.apply_lora(ours, path, 1.0, 1.0)
+    positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
+    whole = sampled(patched, positive, negative, empty())
+    patched.detach()
+    patched.load(patched.load_device, lowvram_model_memory=64)
+    layer = patched.model.diffusion_model.blocks[0].ffn_t[0]
+    found["cast on the way"] = float(layer.comfy_cast_weights)
+    found["patched on the way"] = float(len(layer.weight_function))
+    found["gap"] = distance(whole, _without_loading(patched, positive, negative))
+    return found
+
+
+def _without_loading(model: Any, positive: list[Any], negative: list[Any]) -> torch.Tensor:
+    """The same sampling, with the weights left as they are."""
+    import comfy.sampler_helpers
+
+    kept = comfy.model_management.load_models_gpu
+    comfy.model_management.load_models_gpu = lambda *args, **kwargs: None
+    try:
+        return sampled(model, positive, negative, empty())
+    finally:
+        comfy.model_management.load_models_gpu = kept
+
+
+def compiled(backend: str) -> dict[str, Any]:
+    """The stock compile node: with a held-clean text, and under our joint sampler."""
+    ours, _ = pair()
+    model = run("TorchCompileModel", model=ours, backend=backend)[0]
+    positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
+    text = [sampled(m, positive, negative, empty(), steps=2) for m in (ours, model)]
+    joint = [
+        run(
+            "JointSampler",
+            model=m,
+            positive=positive,
+            negative=negative,
+            latent=empty(),
+            text_length=4,
+            seed=1,
+            steps=4,
+            guidance=4.0,
+            shift=3.0,
+        )
+        for m in (ours, model)
+    ]
+    return {
+        "text": distance(*text),
+        "joint video": distance(joint[0][0]["samples"], joint[1][0]["samples"]),
+        "joint text": torch.equal(joint[0][1].tokens, joint[1][1].tokens),
+    }

@@ -1,0 +1,271 @@
+"""What ``test_streams`` asks: latents of two streams on core's samplers (embedding flow), and every sampler on t2v."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import comfy.nested_tensor
+import comfy.samplers
+import torch
+from check_made import bridge, checkpoint, conditioning, core, distance, empty, random_network, run, sampled
+from worker import pack_module
+
+LENGTH = 5
+
+
+def embedding_model() -> Any:
+    path = checkpoint("embedding", torch.float32, {"text_length": LENGTH}, text_flow="embedding")
+    return bridge.with_shift(bridge.load_network(path, "default", None), 3.0)
+
+
+def nested_latent(model: Any, batch: int = 1) -> dict[str, Any]:
+    return run("UniViGUEmptyLatent", model=model, width=48, height=32, frames=5, text_length=0, batch_size=batch)[0]
+
+
+def shapes(model: Any, latent: dict[str, Any]) -> list[list[int]]:
+    return [list(part.shape) for part in bridge.streams_of(latent)]
+
+
+def empty_latents() -> dict[str, Any]:
+    discrete = bridge.load_network(checkpoint("discrete", torch.float32), "default", None)
+    model = embedding_model()
+    return {"discrete": shapes(discrete, nested_latent(discrete)), "embedding": shapes(model, nested_latent(model, 2))}
+
+
+def stock_sampler_is_our_loop() -> dict[str, float]:
+    """The stock KSampler on a nested latent against uvg_core's own joint run, from the same noise."""
+    model = embedding_model()
+    latent = nested_latent(model)
+    noise = bridge.prepare_noise(latent, 3)
+    positive, negative = conditioning(2), conditioning(3)
+    sigmas = pack_module("uvg_core.flow.schedule").video_sigmas(4, 3.0)
+    out = bridge.sample_with_core(
+        model,
+        latent,
+        positive=positive,
+        negative=negative,
+        seed=3,
+        steps=4,
+        cfg=1.0,
+        sampler="euler",
+        scheduler="simple",
+        denoise=1.0,
+        sigmas=sigmas,
+    )
+    video, text = out.unbind()
+    network = random_network(text_flow="embedding")
+    x, z = noise.unbind()
+    z = z.transpose(1, 2)
+    for here, there in itertools.pairwise(sigmas.tolist()):
+        time = torch.full((1,), 1000 * here)
+        velocity, text_velocity = network(x, z, time, time, positive[0][0])
+        x, z = x + velocity * (there - here), z + text_velocity * (there - here)
+    x = model.model.process_latent_out(x)
+    return {"video": distance(video, x), "text": distance(text.transpose(1, 2), z)}
+
+
+def every_sampler() -> dict[str, Any]:
+    """All of core's samplers on a nested latent, all schedulers with one of them, and both on text-to-video."""
+    nested_model, plain = embedding_model(), bridge.load_network(checkpoint("discrete", torch.float32), "default", None)
+    latent = nested_latent(nested_model)
+    positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
+    problems: dict[str, str] = {}
+    seen = 0
+    names = [(sampler, "simple") for sampler in comfy.samplers.SAMPLER_NAMES]
+    names += [("euler", scheduler) for scheduler in comfy.samplers.SCHEDULER_NAMES]
+    for (sampler, scheduler), (kind, model, start) in itertools.product(
+        names, (("nested", nested_model, latent), ("video", plain, empty()))
+    ):
+        seen += 1
+        try:
+            out = sampled(model, positive, negative, start, sampler_name=sampler, scheduler=scheduler, steps=5)
+            parts = bridge.streams_of({"samples": out})
+            if [list(p.shape) for p in parts] != shapes(model, start):
+                problems[f"{kind} {sampler} {scheduler}"] = f"shapes {[list(p.shape) for p in parts]}"
+            if not all(bool(p.isfinite().all()) for p in parts):
+                problems[f"{kind} {sampler} {scheduler}"] = "not finite"
+        except Exception as error:
+            problems[f"{kind} {sampler} {scheduler}"] = f"{type(error).__name__}: {error}"
+    return {"runs": seen, "problems": problems}
+
+
+def masks() -> dict[str, Any]:
+    """A stream that a mask holds clean: what is held does not move, and its clock stands at 0."""
+    model = embedding_model()
+    latent = nested_latent(model)
+    video = bridge.streams_of(latent)[0]
+    video = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
+    words = model.model.diffusion_model.clean_text(torch.tensor([[3, 7, 30, 1, 0]])).transpose(1, 2).float()
+    full = {"samples": bridge.nested(video, words)}
+    clocks: list[list[float]] = []
+
+    def watch(executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        clocks.append([float(t.flatten()[0]) for t in timestep])
+        return executor(x, timestep, *args, **kwargs)
+
+    watched = model.clone()
+    watched.add_wrapper_with_key("diffusion_model", "watch", watch)
+    found: dict[str, Any] = {}
+    holds = {"video": (torch.zeros(1, 1, 2, 4, 6), torch.ones(1, 1, LENGTH)),
+             "text": (torch.ones(1, 1, 2, 4, 6), torch.zeros(1, 1, LENGTH))}  # fmt: skip
+    for name, mask in holds.items():
+        clocks.clear()
+        held = {**full, "noise_mask": comfy.nested_tensor.NestedTensor(mask)}
+        (split, spoken) = run(
+            "UniViGUSplitLatent",
+            model=model,
+            latent={"samples": sampled(watched, conditioning(2), conditioning(3), held)},
+        )
+        found[name] = {
+            "video": distance(split["samples"], video),
+            "tokens": spoken.tokens.tolist(),
+            "clocks": [min(c) for c in zip(*clocks, strict=True)] + [max(c) for c in zip(*clocks, strict=True)],
+        }
+    return found
+
+
+def video_to_text_is_our_loop() -> bool:
+    """Video-to-text as a mask on the stock sampler against uvg_core's own, from the same noise."""
+    model = embedding_model()
+    video = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    text = bridge.streams_of(nested_latent(model))[1]
+    latent = {"samples": bridge.nested(video, text)}
+    noise = bridge.prepare_noise(latent, 3)
+    sigmas = torch.linspace(1, 0, 7)
+    mask = comfy.nested_tensor.NestedTensor((torch.zeros(1, 1, 2, 4, 6), torch.ones(1, 1, LENGTH)))
+    out = bridge.sample_with_core(
+        model,
+        {**latent, "noise_mask": mask},
+        positive=conditioning(2),
+        negative=conditioning(2),
+        seed=3,
+        steps=6,
+        cfg=1.0,
+        sampler="euler",
+        scheduler="simple",
+        denoise=1.0,
+        sigmas=sigmas,
+    )
+    network = random_network(text_flow="embedding")
+    z = noise.unbind()[1].transpose(1, 2)
+    clean = model.model.process_latent_in(video)
+    for here, there in itertools.pairwise(sigmas.tolist()):
+        times = torch.zeros(1), torch.full((1,), 1000 * here)
+        velocity = network(clean, z, *times, conditioning(2)[0][0], want_velocity=False).logits
+        z = z + velocity * (there - here)
+    return distance(out.unbind()[1].transpose(1, 2), z) <= 2e-5
+
+
+def our_samplers_take_the_embedding_flow() -> dict[str, Any]:
+    """Video-to-text and joint of uvg_core inside ComfyUI, with the embedding flow."""
+    model = embedding_model()
+    video = bridge.streams_of(nested_latent(model))[0]
+    (latent, text) = run(
+        "JointSampler",
+        model=model,
+        positive=conditioning(2),
+        negative=conditioning(3),
+        latent={"samples": video},
+        text_length=LENGTH,
+        seed=1,
+        steps=4,
+        guidance=4.0,
+        shift=3.0,
+    )
+    return {"video": list(latent["samples"].shape), "text": list(text.tokens.shape), "steps": len(text.record)}
+
+
+def same_words_everywhere() -> dict[str, Any]:
+    """Discrete video-to-text, ranking and joint through ComfyUI against uvg_core alone, same seeds."""
+    path = checkpoint("words", torch.float32)
+    model = bridge.load_network(path, "default", None)
+    network = core.load_model(path, dtype=torch.float32)
+    latent = torch.randn(2, 16, 2, 4, 6, generator=torch.Generator().manual_seed(4))
+    clean = model.model.process_latent_in(latent)
+    found: list[Any] = []
+
+    def job(hosted: Any, noise: Any, video: Any) -> Any:
+        found.append(core.video_to_text(hosted, video=video, length=6, steps=8, seed=5))
+        found.append(core.caption_likelihood(hosted, video=video[:1], texts=[[3, 4, 1], [9, 8, 7, 1]], samples=6))
+        return video
+
+    bridge.run_job(
+        model,
+        job,
+        positive=bridge.no_prompt(model),
+        noise=torch.zeros_like(latent),
+        latent=latent,
+        sigmas=torch.zeros(2),
+        seed=0,
+    )
+    words = core.video_to_text(network, video=clean, length=6, steps=8, seed=5)
+    scores = core.caption_likelihood(network, video=clean[:1], texts=[[3, 4, 1], [9, 8, 7, 1]], samples=6)
+
+    positive, negative = conditioning(2), conditioning(3)
+    start = empty()
+    (joint, text) = run(
+        "JointSampler",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent=start,
+        text_length=6,
+        seed=1,
+        steps=8,
+        guidance=4.0,
+        shift=3.0,
+    )
+    alone = core.joint(
+        network,
+        noise=bridge.prepare_noise(start, 1),
+        context=positive[0][0],
+        null_context=negative[0][0],
+        length=6,
+        steps=8,
+        shift=3.0,
+        guidance_scale=4.0,
+        seed=1,
+    )
+    return {
+        "words": torch.equal(found[0], words),
+        "scores": distance(found[1], scores),
+        "joint words": torch.equal(text.tokens, alone.text),
+        "joint video": distance(joint["samples"], model.model.process_latent_out(alone.video)),
+    }
+
+
+def advanced_sampler() -> float:
+    """SamplerCustomAdvanced with core's guider, schedule and sampler nodes is the stock KSampler."""
+    model = bridge.with_shift(bridge.load_network(checkpoint("discrete", torch.float32), "default", None), 3.0)
+    positive, negative = conditioning(2, tokens=[3, 1]), conditioning(3)
+    (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=4.0)
+    (noise,) = run("RandomNoise", noise_seed=3)
+    (sampler,) = run("KSamplerSelect", sampler_name="euler")
+    (sigmas,) = run("BasicScheduler", model=model, scheduler="simple", steps=4, denoise=1.0)
+    out, denoised = run(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=empty()
+    )
+    nested_model = embedding_model()
+    (guider,) = run("CFGGuider", model=nested_model, positive=positive, negative=negative, cfg=4.0)
+    both, _ = run(
+        "SamplerCustomAdvanced",
+        noise=noise,
+        guider=guider,
+        sampler=sampler,
+        sigmas=sigmas,
+        latent_image=nested_latent(nested_model),
+    )
+    assert [list(p.shape) for p in bridge.streams_of(both)] == shapes(nested_model, nested_latent(nested_model))
+    assert denoised["samples"].shape == out["samples"].shape
+    return distance(out["samples"], sampled(model, positive, negative, empty()))
+
+
+def memory() -> dict[str, float]:
+    """What ComfyUI is told a run needs: a packed latent as much as the video in it."""
+    model = embedding_model()
+    plain = model.model.memory_required([1, 16, 21, 60, 104])
+    model.model.latent_shapes = [[1, 16, 21, 60, 104], [1, 64, LENGTH]]
+    packed = model.model.memory_required([1, 1, 16 * 21 * 60 * 104 + 64 * LENGTH])
+    model.model.latent_shapes = None
+    return {"plain": plain, "packed": packed}

@@ -1,0 +1,78 @@
+"""Patches, wrappers, LoRA, low memory and compilation: what plain Wan accepts, with plain Wan's result."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from in_comfyui_host import Inside
+
+SAME = 1e-5
+
+
+def test_patches_do_to_ours_what_they_do_to_wan(inside: Inside) -> None:
+    found = inside.call("patches", "patched")
+    for name, value in found.items():
+        assert value["gap"] <= SAME, (name, value)
+        assert value["effect"] > 1e-3, (name, value)
+
+
+def test_patches_reach_joint_runs(inside: Inside) -> None:
+    for name, (effect, shape) in inside.call("patches", "patched_joint_runs").items():
+        assert effect > 1e-3, name
+        assert shape == [1, 4], name
+
+
+def test_wan_loras_in_every_kind_of_names(inside: Inside) -> None:
+    found = inside.call("patches", "loras")
+    for style in ("comfyui", "musubi", "diffusers"):
+        assert found[style] == "matched 12 of 12 layers: 12 of the video half, 0 of the text half"
+        assert found[f"{style} effect"] > 1e-2
+    assert found["styles agree"] <= SAME
+    assert found["stock loader, ours and Wan"] <= SAME
+    assert found["stock loader and our node"] <= SAME
+
+
+def test_our_lora_reaches_both_experts(inside: Inside) -> None:
+    found = inside.call("patches", "own_lora")
+    assert found["report"] == "matched 15 of 15 layers: 12 of the video half, 3 of the text half"
+    assert found["video moves video"] > 1e-2
+    assert found["text moves video through attention"] > 1e-4
+    assert found["text leaves plain Wan alone"] == 0.0
+
+
+def test_wrong_loras_are_named(inside: Inside) -> None:
+    wide, other, none = inside.call("patches", "wrong_loras")
+    assert "width 5120" in wide
+    assert "64" in wide
+    assert "matched 0 of 1 layers" in other
+    assert "no LoRA weights" in none
+
+
+def test_a_lora_hook_on_one_prompt(inside: Inside) -> None:
+    found = inside.call("patches", "lora_hooks")
+    assert found["gap"] <= SAME
+    assert found["effect"] > 1e-3
+
+
+def test_weights_cast_and_patched_layer_by_layer(inside: Inside) -> None:
+    found = inside.call("patches", "low_memory")
+    assert found["cast on the way"] == 1.0
+    assert found["patched on the way"] == 1.0
+    assert found["gap"] <= SAME
+
+
+def check_compiled(inside: Inside, backend: str) -> None:
+    found = inside.call("patches", "compiled", timeout=500, backend=backend)
+    assert found.pop("joint text")
+    assert all(value <= 1e-4 for value in found.values()), found
+
+
+def test_the_compile_node_traces_every_kind_of_run(inside: Inside) -> None:
+    check_compiled(inside, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compile_node_with_its_own_backend(inside: Inside) -> None:
+    check_compiled(inside, "inductor")

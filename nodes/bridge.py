@@ -299,6 +299,8 @@ class UniViGUModel(comfy.model_base.WAN21):
         return comfy.utils.pack_latents([change(streams[0]), *streams[1:]])[0]
 
     def process_latent_in(self, latent: Any) -> Any:
+        if not getattr(latent, "is_nested", False) and self._streams(latent) is None:
+            require_video_latent(latent, self.config)
         return self._on_video(latent, self.latent_format.process_in)
 
     def process_latent_out(self, latent: Any) -> Any:
@@ -1151,7 +1153,7 @@ class Progress:
         now = time.monotonic()
         server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
         if server is not None and self._node_id is not None and (last or now - self._last > 0.1):
-            server.send_progress_text(text, self._node_id)
+            server.send_progress_text("".join(c if c.isprintable() or c == "\n" else "·" for c in text), self._node_id)
             self._last = now
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.captioning import caption_folder
 from ..uvg_core.codec.latents import latent_shape
@@ -69,29 +69,24 @@ class UniViGUEncodeVideo(io.ComfyNode):
     def execute(cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float) -> io.NodeOutput:
         bridge.require_video_vae(vae)
         latent_shape(frames, height, width)
+        size: dict[str, Any] = {"frames": frames, "height": height, "width": width, "fps": fps or None, "at_most": True}
         if isinstance(video, torch.Tensor):
-            if fps:
-                raise UniViGUError(
-                    f"fps is {fps:g}, but a batch of images has no frame rate; set it to 0, or connect a VIDEO"
-                )
-            pixels = (video[..., :3] * 255).round().clamp(0, 255).to(torch.uint8)
-            pixels, note = fit_pixels(pixels, frames=frames, height=height, width=width, at_most=True)
+            pixels, note = fit_pixels(as_pixels(video), **size)
+        elif isinstance(video, InputImpl.VideoFromComponents):  # in memory: a file of it would only lose
+            parts = video.get_components()
+            pixels, note = fit_pixels(as_pixels(parts.images), rate=float(parts.frame_rate), **size)
         else:
             start, seconds = video.get_active_trim_window()
             with file_of(video) as path:
-                clip = read_clip(
-                    path,
-                    frames=frames,
-                    height=height,
-                    width=width,
-                    fps=fps or None,
-                    start=start,
-                    seconds=seconds or None,
-                    at_most=True,
-                )
+                clip = read_clip(path, start=start, seconds=seconds or None, **size)
             pixels, note = clip.pixels, clip.note
         bridge.Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
+
+
+def as_pixels(images: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's IMAGE, float ``[T,H,W,C]`` from 0 to 1, as uint8 RGB."""
+    return (images[..., :3] * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 @contextmanager
@@ -194,4 +189,5 @@ class UniViGUCaptionFolder(io.ComfyNode):
             path, caption, overwrite=overwrite, prefix=prefix, recursive=subfolders, on_clip=on_clip
         )
         progress.text(str(report), last=True)
-        return io.NodeOutput([file.read_text(encoding="utf-8") for file in report.written], str(report))
+        captions = sorted([*report.written, *report.skipped])
+        return io.NodeOutput([file.read_text(encoding="utf-8") for file in captions], str(report))

@@ -133,3 +133,13 @@ def test_impossible_targets(model, tools, tmp_path):
             convert(path, target)
     with pytest.raises(UniViGUError, match="expected one of bf16"):
         convert(path, tmp_path / "c.safetensors", dtype="int4")
+
+
+def test_a_header_that_begins_like_a_pickle_is_still_safetensors(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    for padding in range(0, 256, 8):
+        save_model(model, path, card={"filler": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert load_model(path).config == model.config

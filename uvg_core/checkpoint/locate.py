@@ -78,10 +78,10 @@ def kind_of(path: Path) -> str:
         )
     if start.startswith(b"GGUF"):
         raise UniViGUError(f"{path}: found a GGUF file, which is not read here; use the model's safetensors version")
+    if len(start) > 8 and start[8:9] == b"{":  # first: a header's length may begin like a pickle
+        return "safetensors"
     if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80":
         return "torch"
-    if len(start) > 8 and start[8:9] == b"{":
-        return "safetensors"
     raise UniViGUError(
         f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
         "file that holds the weights"

@@ -153,18 +153,33 @@ def read_clip(
     return Clip(pixels=pixels, info=info, note=_note(shown, chosen, fps, cut, fitted, height, width))
 
 
-def fit_pixels(pixels: Tensor, *, frames: int, height: int, width: int, at_most: bool = False) -> tuple[Tensor, str]:
-    """Frames in memory, uint8 ``[T,H,W,3]``, as ``read_clip`` would give them, and the note on what was done."""
+def fit_pixels(
+    pixels: Tensor,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    rate: float | None = None,
+    fps: float | None = None,
+    at_most: bool = False,
+) -> tuple[Tensor, str]:
+    """Frames in memory, uint8 ``[T,H,W,3]``, as ``read_clip`` would give them, and the note on what was done.
+
+    ``rate`` is how many of them make a second; without it ``fps`` has no meaning.
+    """
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise UniViGUError(
             f"found frames of shape {list(pixels.shape)}; expected [frames, height, width, 3], not empty"
         )
-    timeline = _Timeline.counted(len(pixels), 1.0)
-    chosen = timeline.spread(frames, None, at_most)
+    if fps is not None and rate is None:
+        raise UniViGUError(f"fps is {fps:g}, but a batch of images has no frame rate; set it to 0, or connect a VIDEO")
+    timeline = _Timeline.counted(len(pixels), rate or 1.0)
+    chosen = timeline.spread(frames, fps, at_most)
     rows, columns = pixels.shape[1:3]
     fitted = [_fit(pixels[n], rows, columns, height, width) for n in chosen]
-    info = ClipInfo(Path("images"), columns, rows, 1.0, len(pixels), float(len(pixels)), 0)
-    return torch.stack([f for f, _ in fitted]), _note(info, chosen, None, "", fitted[0][1], height, width, timed=False)
+    info = ClipInfo(Path("images"), columns, rows, timeline.rate, len(pixels), timeline.seconds, 0)
+    note = _note(info, chosen, fps, "", fitted[0][1], height, width, timed=rate is not None)
+    return torch.stack([f for f, _ in fitted]), note
 
 
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes: plain, with timestamps (m2ts), with error correction

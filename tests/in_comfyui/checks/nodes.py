@@ -1,0 +1,387 @@
+"""What ``test_nodes`` asks: the nodes one by one, right use and wrong use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from check_made import (
+    bridge,
+    checkpoint,
+    conditioning,
+    core,
+    distance,
+    empty,
+    load_embedded,
+    model_folder,
+    run,
+)
+from comfy_api.latest import InputImpl
+from worker import node_class, pack_module
+
+import nodes
+
+CAPTIONING = {
+    "length": 0,
+    "steps": 0,
+    "seed": 0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "stop_when_stable": 0,
+    "text_update": "bridge",
+}
+SIZE = {"width": 48, "height": 48, "frames": 9, "fps": 0.0}
+
+
+def message(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def sample_clip() -> Any:
+    return InputImpl.VideoFromFile(str(Path(folder_paths.get_input_directory()) / "uvg_sample.mp4"))
+
+
+def sample_latent(vae: Any, **changes: Any) -> tuple[Any, str]:
+    return run("UniViGUEncodeVideo", video=sample_clip(), vae=vae, **{**SIZE, **changes})
+
+
+def clips() -> dict[str, Any]:
+    """Encode Video: a file, a part of it, images, a budget, a rate; and the notes."""
+    _, _, vae = load_embedded()
+    whole, note = sample_latent(vae)
+    more, more_note = sample_latent(vae, frames=81)
+    slow, slow_note = sample_latent(vae, fps=4.0)
+    part, part_note = run("UniViGUEncodeVideo", video=sample_clip().as_trimmed(0.5, 0.5), vae=vae, **SIZE)
+    images = sample_clip().get_components().images
+    from_images, images_note = run("UniViGUEncodeVideo", video=images, vae=vae, **SIZE)
+    made = InputImpl.VideoFromComponents(sample_clip().get_components())
+    from_memory, _ = run("UniViGUEncodeVideo", video=made, vae=vae, **SIZE)
+    latents = {"whole": whole, "more": more, "slow": slow, "part": part, "images": from_images}
+    return {
+        "shapes": {name: list(latent["samples"].shape) for name, latent in latents.items()},
+        "notes": [note, more_note, slow_note, part_note, images_note],
+        "images differ": distance(whole["samples"], from_images["samples"]),
+        "memory differs": distance(whole["samples"], from_memory["samples"]),
+    }
+
+
+def captions() -> dict[str, Any]:
+    """Video-to-text on the sample clip: free, batch, template, hint, stopping early."""
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+
+    def words(latent: Any = latent, **changes: Any) -> Any:
+        (text,) = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, **changes})
+        return run("UniViGUTextDecoder", text=text, clip=clip)[0], [step.step for step in text.record]
+
+    two = {"samples": torch.cat([latent["samples"]] * 2)}
+    (hint,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
+    return {
+        "free": words(),
+        "again": words(),
+        "batch": words(two),
+        "template": words(template="a ___ red ___ moves ___"),
+        "hint": words(hint=hint),
+        "stable": words(stop_when_stable=3),
+        "no record": words(record=0),
+    }
+
+
+def live_text() -> list[str]:
+    """What shows in the node while a caption forms."""
+    from server import PromptServer
+
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    said: list[tuple[str, str]] = []
+    kept = PromptServer.instance.send_progress_text
+    PromptServer.instance.send_progress_text = lambda text, node_id, sid=None: said.append((node_id, text))
+    try:
+        run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **CAPTIONING)
+    finally:
+        PromptServer.instance.send_progress_text = kept
+    assert {node for node, _ in said} == {"1"}
+    return [text for _, text in said]
+
+
+def interrupted() -> dict[str, Any]:
+    """Cancel during each of our long jobs; how many more steps each still takes, and that the next run is fine."""
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    (positive,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+    calls = 0
+
+    def watch(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            comfy.model_management.interrupt_current_processing(True)
+        return executor(*args, **kwargs)
+
+    watched = model.clone()
+    watched.add_wrapper_with_key("diffusion_model", "watch", watch)
+    start = {"samples": torch.zeros(1, 16, 3, 6, 6)}
+    common = {"seed": 0, "steps": 24, "guidance": 1.0, "shift": 3.0}
+    folder = Path(folder_paths.get_input_directory()) / "uvg_sample_clips"
+    jobs = {
+        "caption": lambda m: run("VideoToTextDenoise", model=m, clip=clip, latent=latent, **CAPTIONING),
+        "template": lambda m: run(
+            "VideoToTextDenoise", model=m, clip=clip, latent=latent, template="a ___ red ___", **CAPTIONING
+        ),
+        "joint": lambda m: run(
+            "JointSampler", model=m, positive=positive, negative=negative, latent=start, text_length=0, **common
+        ),
+        "video": lambda m: run(
+            "UniFlowSampler", model=m, positive=positive, negative=negative, latent=start, sampler="euler",
+            scheduler="uniform", denoise=1.0, **common,
+        ),
+        "rank": lambda m: run(
+            "UniViGURankCaptions", model=m, clip=clip, latent=latent, texts="a red\na blue", samples=16, seed=0
+        ),
+        "folder": lambda m: run(
+            "UniViGUCaptionFolder", model=m, clip=clip, vae=vae, folder=str(folder), subfolders=True, overwrite=True,
+            prefix="", template="", **SIZE, **CAPTIONING,
+        ),
+    }  # fmt: skip
+    # As main.py does it: the progress bar's hook is where core's samplers notice.
+    comfy.utils.set_progress_bar_global_hook(
+        lambda *args, **kwargs: comfy.model_management.throw_exception_if_processing_interrupted()
+    )
+    found: dict[str, Any] = {}
+    for name, job in jobs.items():
+        calls = 0
+        try:
+            job(watched)
+            found[name] = ["finished", calls]
+        except comfy.model_management.InterruptProcessingException:
+            found[name] = ["interrupted", calls]
+        comfy.model_management.interrupt_current_processing(False)
+    comfy.utils.set_progress_bar_global_hook(None)
+    found["after"] = run("UniViGUTextDecoder", text=jobs["caption"](model)[0], clip=clip)[0]
+    found["written"] = sorted(p.name for p in folder.glob("*.txt"))
+    return found
+
+
+def rank() -> list[Any]:
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    texts = "a small blue square moves up on a gray background\n\n  a large red circle moves right on a navy background"
+    best, scores, plot = run(
+        "UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=texts, samples=4, seed=0
+    )
+    return [best, scores, list(plot.shape)]
+
+
+def folder(path: str) -> dict[str, Any]:
+    """Captions beside clips, twice, then with a prefix and overwriting."""
+    model, clip, vae = load_embedded()
+
+    def caption(**changes: Any) -> Any:
+        options = {"folder": path, "subfolders": True, "overwrite": False, "prefix": "", "template": ""}
+        return run(
+            "UniViGUCaptionFolder", model=model, clip=clip, vae=vae, **{**options, **SIZE, **CAPTIONING, **changes}
+        )
+
+    cls = node_class("UniViGUCaptionFolder")
+    before = cls.fingerprint_inputs(folder=path)
+    first = caption()
+    return {
+        "first": first,
+        "second": caption(),
+        "prefixed": caption(overwrite=True, prefix="mystyle, ", subfolders=False),
+        "noticed": cls.fingerprint_inputs(folder=path) != before,
+        "files": {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(path).rglob("*.txt"))},
+    }
+
+
+def saving() -> dict[str, Any]:
+    """Save: every dtype, with a LoRA on it, with all parts; and what comes back."""
+    path = checkpoint("to_save", torch.float32, {"text_length": 7})
+    model = bridge.load_network(path, "default", None)
+    reference = dict(model.model.diffusion_model.state_dict())
+    found: dict[str, Any] = {}
+    for kind in ("diffusion_models", "checkpoints"):  # as main.py does
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.get_output_directory()) / kind))
+    for dtype in ("as loaded", "bf16", "fp16", "fp32", "fp8"):
+        (file,) = run("UniViGUSave", model=model, filename_prefix=f"saved_{dtype.replace(' ', '_')}", dtype=dtype)
+        again = core.load_model(file, dtype=torch.float32)
+        gaps = [distance(tensor.float(), reference[name]) for name, tensor in again.state_dict().items()]
+        found[dtype] = [max(gaps), core.read_config(file).run.text_length, Path(file).parent.name]
+        found[f"{dtype} in the list"] = Path(file).name in [Path(n).name for n in bridge.checkpoint_names()]
+    lora = model_folder("loras") / "saved.safetensors"
+    comfy.utils.save_torch_file(
+        {"diffusion_model.blocks.0.ffn_t.0.lora_A.weight": torch.ones(1, 64),
+         "diffusion_model.blocks.0.ffn_t.0.lora_B.weight": torch.ones(96, 1)}, str(lora))  # fmt: skip
+    (patched, report) = run("UniViGULoraLoader", model=model, lora=lora.name, strength_video=1.0, strength_text=0.5)
+    (file,) = run("UniViGUSave", model=patched, filename_prefix="saved_lora", dtype="as loaded")
+    changed = core.load_model(file).state_dict()
+    found["lora"] = [report, distance(changed["blocks.0.ffn_t.0.weight"], reference["blocks.0.ffn_t.0.weight"] + 0.5)]
+    tiny, clip, vae = load_embedded()
+    (file,) = run("UniViGUSave", model=tiny, filename_prefix="saved_whole", dtype="fp16", clip=clip, vae=vae)
+    again, clip_again, vae_again = load_embedded(checkpoint=Path(file).name)
+    prompt = "a small blue square moves up on a gray background"
+    pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))
+    found["whole"] = [
+        distance(*(c.encode_from_tokens(c.tokenize(prompt)) for c in (clip, clip_again))),
+        distance(vae.encode(pixels), vae_again.encode(pixels)),
+        max(
+            distance(a, b)
+            for a, b in zip(tiny.model.parameters(), again.model.parameters(), strict=True)
+        ),
+        Path(file).parent.name,
+    ]  # fmt: skip
+    return found
+
+
+def text_states() -> dict[str, float]:
+    """umT5 and release states against uvg_core's own text encoder."""
+    text = pack_module("uvg_core.codec.text")
+    path = bridge.checkpoint_path(bridge.EMBEDDED)
+    weights = {k: v.float() for k, v in core.checkpoint.read_part(path, bridge.ENCODER_PREFIX).items()}
+    found = {}
+    for states in ("umT5", "release"):
+        _, clip, _ = load_embedded(text_states=states)
+        ours = clip.encode_from_tokens(clip.tokenize("a red circle moves left"))
+        try:
+            alone = text.TextEncoder(text.load_encoder(weights, states), bridge.tokenizer_of(clip), states)
+        except core.UniViGUError:  # transformers is no part of ComfyUI's own requirements everywhere
+            found[states] = -1.0
+            continue
+        found[states] = distance(ours, alone(["a red circle moves left"]))
+        found[f"{states} padding"] = float(ours[0, 20:].abs().max())
+    return found
+
+
+def wrong_use() -> dict[str, str]:
+    """Every mistake that a node can be asked to make, and what it says."""
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    other = bridge.load_network(checkpoint("another", torch.float32), "default", None)
+    folder_of_models = model_folder()
+    tensors = comfy.utils.load_torch_file(bridge.checkpoint_path(bridge.EMBEDDED))
+    prefix = bridge.ENCODER_PREFIX
+    encoder = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    comfy.utils.save_torch_file(
+        {**encoder, "spiece_model": tensors[bridge.TOKENIZER_KEY]},
+        str(model_folder("text_encoders") / "narrow.safetensors"),
+    )
+    comfy.utils.save_torch_file(encoder, str(model_folder("text_encoders") / "no_tokenizer.safetensors"))
+    vae_path = model_folder("vae") / "not_a_vae.safetensors"
+    comfy.utils.save_torch_file({"x": torch.ones(2)}, str(vae_path))
+    (folder_of_models / "broken.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00 not json at all")
+    folder_paths.filename_list_cache.clear()
+    prompt = {"clip": clip}
+    long = " ".join(["circle"] * 60)
+    positive, negative = run("UniViGUTextEncode", text="a red circle", **prompt)[0], conditioning(3, width=128)
+    caption = {"model": model, "clip": clip, "latent": latent, **CAPTIONING}
+    sampler = {"seed": 0, "steps": 2, "guidance": 1.0, "shift": 3.0, "denoise": 1.0}
+    sampler |= {"sampler": "euler", "scheduler": "uniform"}
+    stock = {"seed": 0, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    into_folder = {"model": model, "clip": clip, "vae": vae, "subfolders": True, "overwrite": False, "prefix": ""}
+    into_folder |= {"template": "", **SIZE, **CAPTIONING}
+    batch = {"samples": torch.cat([latent["samples"]] * 2)}
+    black = torch.zeros(9, 48, 48, 3)
+    no_record = pack_module("nodes.types").GeneratedText(torch.zeros(1, 4, dtype=torch.long))
+    video = {"samples": torch.zeros(1, 16, 3, 6, 6)}
+    cases: dict[str, Callable[[], Any]] = {
+        "checkpoint is a LoRA or VAE": lambda: bridge.load_network(str(vae_path), "default", None),
+        "checkpoint is broken": lambda: load_embedded(checkpoint="broken.safetensors"),
+        "checkpoint carries no text encoder": lambda: load_embedded(checkpoint=Path(checkpoint("another")).name),
+        "checkpoint is gone": lambda: load_embedded(checkpoint="gone.safetensors"),
+        "text encoder of another width": lambda: load_embedded(
+            checkpoint=Path(checkpoint("another")).name, text_encoder="narrow.safetensors", vae="not_a_vae.safetensors"
+        ),
+        "text encoder without tokenizer": lambda: load_embedded(text_encoder="no_tokenizer.safetensors"),
+        "not a VAE": lambda: load_embedded(vae="not_a_vae.safetensors"),
+        "overlong prompt": lambda: run("UniViGUTextEncode", text=long, **prompt),
+        "overlong stream": lambda: run("UniViGUTextEncode", text="a circle", stream_text=long, **prompt),
+        "prompt of another width": lambda: run(
+            "UniFlowSampler", model=other, positive=positive, negative=negative, latent=empty(), **sampler
+        ),
+        "latent of another model": lambda: run(
+            "UniFlowSampler", model=model, positive=positive, negative=negative,
+            latent={"samples": torch.zeros(1, 4, 8, 8)}, **sampler,
+        ),
+        "latent of another model, caption": lambda: run(
+            "VideoToTextDenoise", **{**caption, "latent": {"samples": torch.zeros(1, 4, 8, 8)}}
+        ),
+        "latent of another model, stock sampler": lambda: run(
+            "KSampler", model=model, positive=positive, negative=negative,
+            latent_image={"samples": torch.ones(1, 48, 3, 6, 6)}, **stock,
+        ),
+        "two streams, discrete flow": lambda: run(
+            "KSampler", model=model, positive=positive, negative=negative,
+            latent_image={"samples": bridge.nested(video["samples"], torch.zeros(1, 192, 4))}, **stock,
+        ),
+        "template without blanks": lambda: run("VideoToTextDenoise", template="a red circle", **caption),
+        "template does not fit": lambda: run("VideoToTextDenoise", template=f"{long} ___", **caption),
+        "template for two clips": lambda: run(
+            "VideoToTextDenoise", template="a ___", **{**caption, "latent": batch}
+        ),
+        "no text to rank": lambda: run(
+            "UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=" \n ", samples=1, seed=0
+        ),
+        "zero frames": lambda: run("UniViGUEncodeVideo", video=torch.zeros(0, 48, 48, 3), vae=vae, **SIZE),
+        "off the grid": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "frames": 8}),
+        "images have no rate": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "fps": 8.0}),
+        "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
+        "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
+        "nothing to split": lambda: run("UniViGUSplitLatent", model=model, latent=video),
+        "nothing was recorded": lambda: run("UniViGUTrajectory", text=no_record, clip=clip),
+    }  # fmt: skip
+    return {name: message(act) for name, act in cases.items()}
+
+
+def growth() -> dict[str, Any]:
+    """Objects and memory over many runs of every job."""
+    import gc
+
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    (positive,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+    start = {"samples": torch.zeros(1, 16, 3, 6, 6)}
+
+    def once(seed: int) -> None:
+        run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, "seed": seed, "steps": 4})
+        run(
+            "JointSampler", model=model, positive=positive, negative=negative, latent=start, text_length=0, seed=seed,
+            steps=3, guidance=3.0, shift=3.0,
+        )  # fmt: skip
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(torch.is_tensor(o) for o in gc.get_objects())
+
+    once(0)
+    once(1)
+    before = tensors(), len(comfy.model_management.current_loaded_models)
+    for seed in range(12):
+        once(seed)
+    return {"before": before, "after": (tensors(), len(comfy.model_management.current_loaded_models))}
+
+
+def schemas() -> dict[str, Any]:
+    """What ComfyUI tells the front end about our nodes: ids, names, widget order."""
+    found = {}
+    for name, cls in sorted(nodes.NODE_CLASS_MAPPINGS.items()):
+        if "Uni-ViGU" not in str(getattr(cls, "RELATIVE_PYTHON_MODULE", "")):
+            continue
+        schema = cls.GET_SCHEMA()
+        found[name] = {
+            "display_name": schema.display_name,
+            "inputs": [i.id for i in schema.inputs],
+            "outputs": [o.io_type for o in schema.outputs],
+        }
+    return json.loads(json.dumps(found))

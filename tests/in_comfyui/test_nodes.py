@@ -1,0 +1,166 @@
+"""The nodes one by one: what they give, what they say when they are used wrongly, and how they stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from in_comfyui_host import Inside
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = "a large red circle moves right on a navy background"
+
+
+def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
+    found = inside.call("nodes", "clips")
+    shapes = {name: shape[2:] for name, shape in found["shapes"].items()}
+    whole = [3, 6, 6]
+    assert shapes == {"whole": whole, "more": whole, "slow": [2, 6, 6], "part": [1, 6, 6], "images": whole}
+    note, more, slow, part, images = found["notes"]
+    assert note == more == "uvg_sample.mp4: 9 of 9 frames, evenly over 1.1 s (8 fps); 288x288 resized to 48x48"
+    assert "5 of 9 frames, retimed from 8 to 4 fps" in slow
+    assert "the part from 0.5 s of 1.1 s" in part
+    assert images.startswith("images: 9 of 9 frames")
+    assert found["memory differs"] == found["images differ"] < 0.2  # ComfyUI's colour conversion is not quite ours
+
+
+def test_captions(inside: Inside) -> None:
+    found = inside.call("nodes", "captions")
+    assert found["free"] == found["again"]
+    assert found["free"][0] == [SAMPLE]
+    assert found["free"][1] == [1, 3, 5, 7, 10, 12, 14, 16]
+    assert found["batch"][0][0] == SAMPLE
+    assert len(found["batch"][0]) == 2
+    assert "red" in found["batch"][0][1]
+    assert found["template"][0] == found["hint"][0] == found["stable"][0] == [SAMPLE]
+    assert found["stable"][1][-1] < 16
+    assert found["no record"][1] == []
+
+
+def test_the_text_shows_while_it_forms(inside: Inside) -> None:
+    shown = inside.call("nodes", "live_text")
+    assert len(shown) > 2
+    assert shown[0] != SAMPLE
+    assert shown[-1] == SAMPLE
+    assert all(text.isprintable() for text in shown)
+
+
+def test_cancel_acts_within_one_step_everywhere(inside: Inside) -> None:
+    found = inside.call("nodes", "interrupted")
+    assert found.pop("after") == [SAMPLE]
+    assert found.pop("written") == []
+    assert len(found) == 6
+    for name, (outcome, calls) in found.items():
+        assert outcome == "interrupted", name
+        assert calls <= 4, (name, calls)
+
+
+def test_ranking(inside: Inside) -> None:
+    best, scores, shape = inside.call("nodes", "rank")
+    assert best == SAMPLE
+    assert [line.split("  ")[-1] for line in scores.splitlines()] == [
+        SAMPLE,
+        "a small blue square moves up on a gray background",
+    ]
+    assert shape[-1] == 3
+
+
+def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
+    for clip in (ROOT / "samples" / "uvg_sample_clips").glob("*.mp4"):
+        shutil.copy(clip, tmp_path)
+    (tmp_path / "sub").mkdir()
+    shutil.copy(ROOT / "samples" / "uvg_sample.mp4", tmp_path / "sub")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    found = inside.call("nodes", "folder", path=str(tmp_path))
+    captions, report = found["first"]
+    assert len(captions) == 4
+    assert report.startswith("5 clips: 4 captioned, 0 skipped (captioned before), 1 failed")
+    assert "broken.mp4" in report
+    assert found["second"][0] == captions
+    assert "0 captioned, 4 skipped" in found["second"][1]
+    assert found["noticed"]
+    files = found["files"]
+    assert files["uvg_sample.txt"] == SAMPLE  # subfolders were off the third time
+    for colour in ("blue", "green", "yellow"):
+        text = next(text for name, text in files.items() if name.startswith(colour))
+        assert text.startswith("mystyle, a large ")
+        assert colour in text
+
+
+def test_saved_files_come_back(inside: Inside) -> None:
+    found = inside.call("nodes", "saving")
+    for dtype, limit in (("as loaded", 0.0), ("fp32", 0.0), ("fp16", 1e-3), ("bf16", 1e-2), ("fp8", 5e-2)):
+        gap, length, folder = found[dtype]
+        assert gap <= limit, (dtype, gap)
+        assert length == 7
+        assert folder == "diffusion_models"
+        assert found[f"{dtype} in the list"]
+    report, gap = found["lora"]
+    assert "matched 1 of 1 layers: 0 of the video half, 1 of the text half" in report
+    assert gap <= 1e-6
+    assert found["whole"] == [0.0, 0.0, 0.0, "checkpoints"]
+
+
+def test_text_states(inside: Inside) -> None:
+    found = inside.call("nodes", "text_states")
+    if found["umT5"] == -1.0:
+        pytest.skip("transformers is not installed beside ComfyUI: nothing to compare with")
+    assert found["umT5"] <= 1e-5
+    assert found["release"] <= 1e-5
+    assert found["umT5 padding"] == 0.0
+    assert found["release padding"] > 0.1
+
+
+# Each mistake, and words that its message must hold: what was found, what to change.
+MESSAGES = {
+    "checkpoint is a LoRA or VAE": ("not_a_vae.safetensors", "Choose the diffusion model's file"),
+    "checkpoint is broken": ("broken.safetensors", "Download the file again"),
+    "checkpoint carries no text encoder": ("another.safetensors", "text_encoder", "umt5_xxl"),
+    "checkpoint is gone": ("gone.safetensors", "models/uni_vigu"),
+    "text encoder of another width": ("narrow.safetensors", "128", "20"),
+    "text encoder without tokenizer": ("no_tokenizer.safetensors", "spiece_model"),
+    "not a VAE": ("not_a_vae.safetensors", "wan_2.1_vae"),
+    "overlong prompt": ("61 tokens", "32", "shorten"),
+    "overlong stream": ("61 tokens", "shorten"),
+    "prompt of another width": ("width 128", "width 20", "Load Uni-ViGU"),
+    "latent of another model": ("[1, 4, 8, 8]", "Empty Uni-ViGU Latent"),
+    "latent of another model, caption": ("[1, 4, 8, 8]", "Encode Video"),
+    "latent of another model, stock sampler": ("[1, 48, 3, 6, 6]", "another model"),
+    "two streams, discrete flow": ("text stream", "Joint Sampler"),
+    "template without blanks": ("no blank", "___"),
+    "template does not fit": ("60 tokens", "16", "shorten"),
+    "template for two clips": ("2 clips",),
+    "no text to rank": ("one text a line",),
+    "zero frames": ("[0, 48, 48, 3]",),
+    "off the grid": ("8 frames", "9 frames"),
+    "images have no rate": ("set it to 0",),
+    "a folder without clips": ("no videos", "Check the folder"),
+    "no folder": ("write the path",),
+    "nothing to split": ("Empty Uni-ViGU Latent",),
+    "nothing was recorded": ("set record",),
+}
+
+
+def test_wrong_use_is_answered_with_what_to_change(inside: Inside) -> None:
+    found = inside.call("nodes", "wrong_use")
+    assert found.keys() == MESSAGES.keys()
+    for name, words in MESSAGES.items():
+        assert found[name].startswith("UniViGUError: "), (name, found[name])
+        for word in words:
+            assert word in found[name], (name, found[name])
+
+
+def test_many_runs_leave_nothing_behind(inside: Inside) -> None:
+    found = inside.call("nodes", "growth")
+    assert found["after"] == found["before"]
+
+
+def test_ids_and_the_order_of_inputs_are_those_of_shared_workflows(inside: Inside) -> None:
+    """Saved workflows hold widget values by position: what was published once only grows at the end."""
+    published = json.loads((Path(__file__).parent / "frozen" / "nodes.json").read_text(encoding="utf-8"))
+    found = inside.call("nodes", "schemas")
+    for name, schema in published.items():
+        assert found[name]["inputs"][: len(schema["inputs"])] == schema["inputs"], name
+        assert found[name]["outputs"][: len(schema["outputs"])] == schema["outputs"], name

@@ -48,7 +48,7 @@ from torch import Tensor
 from ..uvg_core.checkpoint.convert import packed
 from ..uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, find_network, require_layout
 from ..uvg_core.checkpoint.fit import compare, require_fit
-from ..uvg_core.checkpoint.keys import to_native
+from ..uvg_core.checkpoint.keys import strip_wrappers, to_native
 from ..uvg_core.checkpoint.quant import FP8_DTYPES, METADATA_KEY, dequantise, is_companion, quantisation_metadata
 from ..uvg_core.checkpoint.read import Stored, open_weights
 from ..uvg_core.checkpoint.sizes import whole_config
@@ -413,7 +413,7 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
 
     def _network_config(self, state_dict: dict[str, Tensor], prefix: str) -> ModelConfig:
         """What metadata says (core merges it into what it detects), and the tensors' shapes where it says nothing."""
-        stated = {f.name: self.unet_config.pop(f.name) for f in fields(ModelConfig) if f.name in self.unet_config}
+        stated = {f.name: self.unet_config[f.name] for f in fields(ModelConfig) if f.name in self.unet_config}
 
         def rows(name: str, axis: int = 0) -> int:
             return state_dict[prefix + name].shape[axis]
@@ -510,7 +510,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     else:
         read = weights.read
     if network.layout == "native":
-        names = {name.removeprefix(network.prefix): name for name in weights.tensors if name not in network.others}
+        inside = [name for name in weights.tensors if name not in network.others]  # scales of fp8 too
+        names = {strip_wrappers(name).removeprefix(network.prefix): name for name in inside}
     else:
         names = network.names
     if METADATA_KEY in metadata:

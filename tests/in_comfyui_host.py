@@ -196,6 +196,10 @@ class Server(Process):
     def __exit__(self, *_: object) -> None:
         stop(self._process)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _answers(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

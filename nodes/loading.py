@@ -94,7 +94,9 @@ class UniViGULoader(io.ComfyNode):
             bridge.network_of(model).config.text_dim,
             bridge.run_facts(model),
         )
-        return io.NodeOutput(model, clip, bridge.load_vae(path if vae == own else bridge.file_path("vae", vae)))
+        decoder = bridge.load_vae(path if vae == own else bridge.file_path("vae", vae))
+        bridge.fit_preview(model, decoder)
+        return io.NodeOutput(model, clip, decoder)
 
 
 class UniViGULoraLoader(io.ComfyNode):

@@ -152,6 +152,13 @@ def test_wrong_use_is_answered_with_what_to_change(inside: Inside) -> None:
             assert word in found[name], (name, found[name])
 
 
+def test_previews_have_the_colours_of_the_clip(inside: Inside) -> None:
+    """The embedded model's VAE is not Wan's, whose colours core knows."""
+    (red, green, blue), corner = inside.call("nodes", "preview_colours")
+    assert red > 150 > 80 > max(green, blue)
+    assert corner[2] > corner[0] + 40  # navy
+
+
 def test_many_runs_leave_nothing_behind(inside: Inside) -> None:
     found = inside.call("nodes", "growth")
     assert found["after"] == found["before"]

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 from check_made import (
     bridge,
@@ -341,6 +342,16 @@ def wrong_use() -> dict[str, str]:
         "nothing was recorded": lambda: run("UniViGUTrajectory", text=no_record, clip=clip),
     }  # fmt: skip
     return {name: message(act) for name, act in cases.items()}
+
+
+def preview_colours() -> list[list[int]]:
+    """The stock latent preview of the sample clips: at the middle of the object and in a corner, RGB."""
+    model, _, vae = load_embedded()
+    format_ = model.model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(format_.latent_rgb_factors, format_.latent_rgb_factors_bias)
+    latent, _ = sample_latent(vae)
+    picture = previewer.decode_latent_to_preview(model.model.process_latent_in(latent["samples"]))
+    return [list(picture.getpixel(place)) for place in ((1, 2), (5, 5))]
 
 
 def growth() -> dict[str, Any]:

@@ -643,7 +643,8 @@ def fit_preview(model: Any, vae: Any) -> None:
 
     Least squares from latents to the colours of pictures that are made of four plain quarters.
     """
-    if vae.first_stage_model.decoder.head[0].gamma.shape[0] == WAN_VAE_WIDTH:
+    head = getattr(getattr(vae.first_stage_model, "decoder", None), "head", None)
+    if head is None or head[0].gamma.shape[0] == WAN_VAE_WIDTH:
         return
     colours = torch.rand(16, 2, 2, 3, generator=torch.Generator().manual_seed(0))
     latents, targets = [], []

@@ -264,6 +264,59 @@ def text_states() -> dict[str, float]:
     return found
 
 
+def separate_files() -> dict[str, Any]:
+    """The embedded model taken apart as the released one comes: a .pth in the release's names, a umT5 in every layout
+    that core reads, a VAE. What each combination generates, against the all-in-one file."""
+    tensors = comfy.utils.load_torch_file(bridge.checkpoint_path(bridge.EMBEDDED))
+    from_native = pack_module("uvg_core.checkpoint.keys").from_native
+    prefix = "model.diffusion_model."
+    released = {from_native(k.removeprefix(prefix), "release"): v for k, v in tensors.items() if k.startswith(prefix)}
+    released["rotary_emb_text.inv_freq"] = torch.ones(16)
+    torch.save({"model": released, "optimizer": {"state": {}}, "step": 7}, model_folder() / "released.pth")
+    vae = {k.removeprefix(bridge.VAE_PREFIX): v for k, v in tensors.items() if k.startswith(bridge.VAE_PREFIX)}
+    comfy.utils.save_torch_file(vae, str(model_folder("vae") / "alone.safetensors"))
+    prefix = bridge.ENCODER_PREFIX
+    encoder = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    encoders = {"fp16": encoder, "fp32": {k: v.float() for k, v in encoder.items()}}
+    matrices = [k for k in encoder if "DenseReluDense" in k or ("SelfAttention." in k and "bias" not in k)]
+    encoders["fp8"] = {k: v.to(torch.float8_e4m3fn) if k in matrices else v for k, v in encoder.items()}
+    scaled = dict(encoder)
+    for name in matrices:
+        scale = encoder[name].float().abs().max() / 448
+        scaled[name] = (encoder[name].float() / scale).to(torch.float8_e4m3fn)
+        scaled[name.removesuffix("weight") + "scale_weight"] = scale
+    encoders["scaled fp8"] = {**scaled, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for name, weights in encoders.items():
+        stored = {**weights, "spiece_model": tensors[bridge.TOKENIZER_KEY]}
+        comfy.utils.save_torch_file(stored, str(model_folder("text_encoders") / f"alone {name}.safetensors"))
+    folder_paths.filename_list_cache.clear()
+
+    def generated(parts: Any) -> torch.Tensor:
+        model, clip, decoder = parts
+        (positive,) = run("UniViGUTextEncode", clip=clip, text="a large red circle moves right on a navy background")
+        (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+        latent = {"samples": torch.zeros(1, 16, 3, 6, 6)}
+        (out,) = run(
+            "UniFlowSampler", model=model, positive=positive, negative=negative, latent=latent, seed=0, steps=12,
+            guidance=3.0, shift=3.0, sampler="euler", scheduler="uniform", denoise=1.0,
+        )  # fmt: skip
+        return decoder.decode(out["samples"])
+
+    whole = generated(load_embedded(text_encoder="alone fp16.safetensors"))
+    found: dict[str, Any] = {"all-in-one, its own encoder": distance(whole, generated(load_embedded()))}
+    for name in encoders:
+        parts = load_embedded(
+            checkpoint="released.pth",
+            text_encoder=f"alone {name}.safetensors",
+            vae="alone.safetensors",
+            latent_space="normalised",
+        )
+        # The release's files say nothing of the run: they are the released model's, with 512 rows of condition.
+        parts[1].set_tokenizer_option("umt5xxl_min_length", 32)
+        found[name] = distance(whole, generated(parts))
+    return found
+
+
 def wrong_use() -> dict[str, str]:
     """Every mistake that a node can be asked to make, and what it says."""
     model, clip, vae = load_embedded()

@@ -70,7 +70,6 @@ VAE_PREFIX = "vae."
 PACK = Path(__file__).resolve().parent.parent
 EMBEDDED = "uvg_tiny.safetensors"
 FOLDER = "uni_vigu"
-RUN_FACTS = "uni_vigu_run"  # where MODEL and CLIP carry the checkpoint's RunConfig
 TEXT_STREAM = "uni_vigu_text"  # where transformer_options carry the text of a run
 TEXT_TOKENS, TEXT_MASK = "uni_vigu_tokens", "uni_vigu_mask"  # where CONDITIONING carries the held-clean text
 TEXT_WEIGHT = "text_head.head.weight"
@@ -252,7 +251,7 @@ class UniViGUModel(comfy.model_base.WAN21):
     (embedding flow): ``NestedTensor((video [B,C,F,H,W], text [B,D,L]))``, which samplers see packed as ``[B,1,N]``.
     """
 
-    def __init__(self, model_config: Any, config: ModelConfig, device: Any = None) -> None:
+    def __init__(self, model_config: Any, config: ModelConfig, run: RunConfig, device: Any = None) -> None:
         model_config.latent_format = RawWan() if config.latent_space == "raw" else comfy.latent_formats.Wan21()
 
         def build(*, dtype: torch.dtype, device: Any, operations: Any, **_: Any) -> HostedNetwork:
@@ -263,6 +262,7 @@ class UniViGUModel(comfy.model_base.WAN21):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=build
         )
         self.image_to_video = False
+        self.run_facts = run
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -409,7 +409,12 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
     sampling_settings = {"shift": 3.0}  # noqa: RUF012
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> UniViGUModel:
-        return UniViGUModel(self, self._network_config(state_dict, prefix), device=device)
+        return UniViGUModel(self, self._network_config(state_dict, prefix), self._run(), device=device)
+
+    def _run(self) -> RunConfig:
+        """The recipe, where the file's metadata carries one."""
+        stated = self.unet_config.get("run") or {}
+        return RunConfig(**{f.name: stated[f.name] for f in fields(RunConfig) if f.name in stated})
 
     def _network_config(self, state_dict: dict[str, Tensor], prefix: str) -> ModelConfig:
         """What metadata says (core merges it into what it detects), and the tensors' shapes where it says nothing."""
@@ -432,7 +437,7 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
         prefix = f"{self.text_encoder_key_prefix[0]}umt5xxl.transformer."
         weights = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
         detected = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
-        return encoder_target(encoder_config(weights) if weights else {}, detected)
+        return encoder_target(encoder_config(weights) if weights else {}, detected, self._run())
 
 
 def register() -> None:
@@ -522,7 +527,6 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         tensors, model_options=options, metadata=metadata, disable_dynamic=disable_dynamic
     )
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
-    model.set_attachments(RUN_FACTS, config.run)
     return model
 
 
@@ -533,8 +537,11 @@ def _without_prefix(quantisation: str, prefix: str) -> str:
     return json.dumps({**data, "layers": layers})
 
 
-def encoder_target(sizes: Mapping[str, int], detected: Mapping[str, Any], release_states: bool = False) -> Any:
-    """What core's CLIP needs to build a umT5 of any size; see ``TextEncoder`` in uvg_core for the release's states."""
+def encoder_target(
+    sizes: Mapping[str, int], detected: Mapping[str, Any], run: RunConfig, release_states: bool = False
+) -> Any:
+    """What core's CLIP needs to build a umT5 of any size, which pads prompts to the rows that the model was trained
+    with; see ``TextEncoder`` in uvg_core for the release's states."""
     base = comfy.text_encoders.wan.te(**detected)
     known = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
     config: dict[str, Any] = {name: sizes[name] for name in known if name in sizes}
@@ -547,7 +554,13 @@ def encoder_target(sizes: Mapping[str, int], detected: Mapping[str, Any], releas
             if release_states:
                 self.umt5xxl.zero_out_masked = False
 
-    return comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, Encoder)
+    class PromptTokenizer(comfy.text_encoders.wan.WanT5Tokenizer):  # type: ignore[misc]
+        run_facts = run
+
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:
+            super().__init__(embedding_directory, {**tokenizer_data, "umt5xxl_min_length": run.context_length})
+
+    return comfy.supported_models_base.ClipTarget(PromptTokenizer, Encoder)
 
 
 def load_encoder(path: str, release_states: bool, text_dim: int, run: RunConfig) -> Any:
@@ -555,19 +568,17 @@ def load_encoder(path: str, release_states: bool, text_dim: int, run: RunConfig)
 
     Raises UniViGUError naming the file when it holds no umT5, one of another width, or no tokenizer.
     """
-    clip = _build_clip(path, release_states, text_dim)
-    clip.patcher.cached_patcher_init = (_clip_patcher, (path, release_states, text_dim))
-    clip.set_tokenizer_option("umt5xxl_min_length", run.context_length)
-    clip.set_tokenizer_option(RUN_FACTS, run)
+    clip = _build_clip(path, release_states, text_dim, run)
+    clip.patcher.cached_patcher_init = (_clip_patcher, (path, release_states, text_dim, run))
     return clip
 
 
-def _clip_patcher(path: str, release_states: bool, text_dim: int, disable_dynamic: bool = False) -> Any:
+def _clip_patcher(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
     """What ComfyUI calls to load the text encoder anew on another device."""
-    return _build_clip(path, release_states, text_dim, disable_dynamic).patcher
+    return _build_clip(path, release_states, text_dim, run, disable_dynamic).patcher
 
 
-def _build_clip(path: str, release_states: bool, text_dim: int, disable_dynamic: bool = False) -> Any:
+def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     inside = {k.removeprefix(ENCODER_PREFIX): v for k, v in stored.items() if k.startswith(ENCODER_PREFIX)}
     tokenizer = stored.get(TOKENIZER_KEY if inside else "spiece_model")
@@ -599,7 +610,7 @@ def _build_clip(path: str, release_states: bool, text_dim: int, disable_dynamic:
             "ComfyUI, such as umt5_xxl_fp8_e4m3fn_scaled"
         )
     return comfy.sd.CLIP(
-        encoder_target(sizes, comfy.text_encoders.sd3_clip.t5_xxl_detect(weights), release_states),
+        encoder_target(sizes, comfy.text_encoders.sd3_clip.t5_xxl_detect(weights), run, release_states),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data={"spiece_model": tokenizer},
         parameters=comfy.utils.calculate_parameters(weights),
@@ -665,10 +676,9 @@ def carries(path: str, part: str) -> bool:
 
 
 def run_facts(carrier: Any) -> RunConfig:
-    """The recipe that a MODEL or CLIP of ours carries; the released model's for those of core's loaders."""
-    if hasattr(carrier, "tokenizer_options"):
-        return carrier.tokenizer_options.get(RUN_FACTS) or RunConfig()
-    return carrier.get_attachment(RUN_FACTS) or RunConfig()
+    """The recipe that a MODEL or CLIP carries, from our loader or core's; the released model's if the file has none."""
+    inner = carrier.tokenizer if hasattr(carrier, "tokenizer") else carrier.model
+    return getattr(inner, "run_facts", None) or RunConfig()
 
 
 def network_of(model: Any) -> HostedNetwork:

@@ -198,8 +198,11 @@ class CheckpointConfig:
             _require_whole(self.run, 0, self.model.vocab_size - 1, "pad_token", "eos_token")
 
     def to_json(self) -> str:
-        """``{"transformer": ..., "run": ..., "card": ...}``: the ``config`` entry of a file's metadata."""
-        return json.dumps({"transformer": asdict(self.model), "run": asdict(self.run), "card": self.card})
+        """``{"transformer": ..., "run": ..., "card": ...}``: the ``config`` entry of a file's metadata.
+
+        ``run`` stands in ``transformer`` too: that section is what ComfyUI's own loaders pass on."""
+        run = asdict(self.run)
+        return json.dumps({"transformer": {**asdict(self.model), "run": run}, "run": run, "card": self.card})
 
     @classmethod
     def from_json(cls, text: str) -> CheckpointConfig:

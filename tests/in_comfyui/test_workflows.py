@@ -1,0 +1,198 @@
+"""The shipped workflows on a real ComfyUI server, through its API: what comes back must be right, not only there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_comfyui_host import Server, load_client
+
+from uvg_core.codec.video_file import read_clip
+from uvg_core.training.worlds import BACKGROUNDS, COLOURS, read_colours
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
+NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions")
+FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/api/*.json"))
+SAMPLE = "a large red circle moves right on a navy background"
+api = load_client()
+Graph = dict[str, Any]
+
+
+def graph_of(name: str) -> Graph:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ids_of(graph: Graph, class_type: str) -> list[str]:
+    return [id_ for id_, node in graph.items() if node["class_type"] == class_type]
+
+
+def changed(graph: Graph, class_type: str, **inputs: Any) -> Graph:
+    """A copy with inputs of the first node of a kind changed."""
+    other = copy.deepcopy(graph)
+    other[ids_of(graph, class_type)[0]]["inputs"].update(inputs)
+    return other
+
+
+def prompt_of(graph: Graph) -> str:
+    return next(
+        n["inputs"]["text"] for n in graph.values() if n["class_type"] == "UniViGUTextEncode" and n["inputs"]["text"]
+    )
+
+
+def texts(result: Any) -> list[str]:
+    return [text for group in result.texts.values() for text in group]
+
+
+def video_in(client: Any, result: Any, folder: Path) -> Path:
+    record = next(r for r in result.files if r.filename.endswith((".mp4", ".webm")))
+    return client.download(record, folder)
+
+
+def seen_in(path: Path) -> tuple[str, str]:
+    """Colour of the object and of the background, read from the pixels."""
+    return read_colours(read_clip(path, frames=9, height=48, width=48).pixels)
+
+
+def said_in(text: str) -> tuple[str, str]:
+    words = text.split()
+    return next((w for w in words if w in COLOURS), ""), next((w for w in words if w in BACKGROUNDS), "")
+
+
+def test_every_workflow_has_its_api_form_and_thumbnail() -> None:
+    assert sorted(p.stem for p in WORKFLOWS.glob("*.json")) == sorted(NAMES)
+    for name in NAMES:
+        canvas = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        kinds = sorted(n["class_type"] for n in graph_of(name).values())
+        notes = ("Note", "MarkdownNote")
+        assert sorted(n["type"] for n in canvas["nodes"] if n["type"] not in notes) == kinds, name
+        assert (WORKFLOWS / f"{name}.jpg").stat().st_size < 100_000
+
+
+def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -> None:
+    graph = graph_of("text_to_video")
+    assert seen_in(video_in(client, client.run(graph), tmp_path)) == said_in(prompt_of(graph))
+    other = changed(graph, "UniViGUTextEncode", text="a large yellow square moves up on a gray background")
+    if prompt_of(other) == prompt_of(graph):  # the first prompt node was the negative one
+        pytest.fail("the positive prompt is expected to come first")
+    assert seen_in(video_in(client, client.run(other), tmp_path)) == ("yellow", "gray")
+
+
+def test_video_to_text_names_the_clips_colours(client: Any, server: Server) -> None:
+    events: list[Any] = []
+    result = client.run(graph_of("video_to_text"), on_event=events.append)
+    assert any(said_in(text) == seen_in(server.base / "input" / "uvg_sample.mp4") for text in texts(result))
+    assert SAMPLE in texts(result)
+    live = [event.data["text"] for event in events if event.type == "progress_text"]
+    assert SAMPLE in live
+    assert len(live) > 2  # the note of the encoder, and the text while it formed
+
+
+def test_joint_text_and_video_agree(client: Any, tmp_path: Path) -> None:
+    graph = graph_of("joint")
+    for seed in (1, 2):
+        result = client.run(changed(graph, "JointSampler", seed=seed))
+        caption = next(text for text in texts(result) if "background" in text)
+        assert said_in(caption) == seen_in(video_in(client, result, tmp_path)), caption
+        assert said_in(caption)[0] in prompt_of(graph)
+
+
+def test_caption_folder_writes_beside_the_clips(client: Any, server: Server) -> None:
+    folder = server.base / "input" / "uvg_sample_clips"
+    for old in folder.glob("*.txt"):
+        old.unlink()
+    result = client.run(graph_of("caption_folder"))
+    clips = sorted(folder.glob("*.mp4"))
+    assert len(clips) == 3
+    for clip in clips:
+        text = clip.with_suffix(".txt").read_text(encoding="utf-8")
+        assert said_in(text) == seen_in(clip)
+    assert any("3 captioned" in text for text in texts(result))
+    again = client.run(graph_of("caption_folder"))
+    assert any("3 skipped" in text for text in texts(again))
+
+
+def test_rank_captions_finds_the_right_one(client: Any) -> None:
+    graph = graph_of("rank_captions")
+    result = client.run(graph)
+    assert SAMPLE in texts(result)
+    assert any(record.filename.endswith(".png") for record in result.files)
+
+
+def test_the_same_seed_gives_the_same_bytes(client: Any, server: Server, tmp_path: Path) -> None:
+    """Another seed lies between, so that nothing comes from ComfyUI's cache."""
+    graph = graph_of("joint")
+    found = []
+    for n, seed in enumerate((5, 6, 5)):
+        result = client.run(changed(graph, "JointSampler", seed=seed))
+        video = video_in(client, result, tmp_path / str(n))
+        found.append((texts(result), video.read_bytes()))
+    assert found[0][0] == found[2][0]
+    assert found[0][1] == found[2][1]
+    assert found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize("path", FROZEN, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_workflows_of_older_versions_still_run(client: Any, path: Path) -> None:
+    result = client.run(json.loads(path.read_text(encoding="utf-8")))
+    assert result.files or result.texts
+
+
+def test_there_are_frozen_workflows() -> None:
+    assert {path.stem for path in FROZEN} == set(NAMES)
+
+
+WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
+    "a checkpoint that is not there": (
+        "text_to_video",
+        lambda g: changed(g, "UniViGULoader", checkpoint="gone.safetensors"),
+        "gone.safetensors",
+    ),
+    "an overlong prompt": (
+        "text_to_video",
+        lambda g: changed(g, "UniViGUTextEncode", text="circle " * 60),
+        "this model reads 32",
+    ),
+    "a template that does not fit": (
+        "video_to_text",
+        lambda g: changed(g, "VideoToTextDenoise", template="circle " * 20 + "___"),
+        "ask for a longer text stream",
+    ),
+    "zero frames": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=0), "frames"),
+    "frames off the grid": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=8), "4n+1"),
+    "no text to rank": ("rank_captions", lambda g: changed(g, "UniViGURankCaptions", texts=" "), "one text a line"),
+    "a folder that is not there": (
+        "caption_folder",
+        lambda g: changed(g, "UniViGUCaptionFolder", folder="nowhere"),
+        "nowhere",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_named_and_the_next_prompt_runs(client: Any, case: str) -> None:
+    name, spoil, words = WRONG[case]
+    with pytest.raises(api.ClientError, match=r"\w") as caught:
+        client.run(spoil(graph_of(name)))
+    assert words in str(caught.value)
+    assert SAMPLE in texts(client.run(graph_of("video_to_text")))
+
+
+def test_a_long_joint_run_is_cancelled_at_once(client: Any) -> None:
+    """Interrupted from a preview or a live text of its own: what was running stops, and the next prompt runs."""
+    graph = changed(graph_of("joint"), "JointSampler", steps=1000, seed=11)
+    steps: list[int] = []
+
+    def on_event(event: Any) -> None:
+        if event.type == "progress_text" and not steps:
+            client.interrupt()
+            steps.append(1)
+
+    with pytest.raises(api.ClientError, match=r"(?i)interrupt"):
+        client.run(graph, on_event=on_event)
+    assert steps
+    assert SAMPLE in texts(client.run(graph_of("video_to_text")))

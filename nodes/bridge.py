@@ -22,6 +22,7 @@ from typing import Any
 import comfy.conds
 import comfy.latent_formats
 import comfy.ldm.common_dit
+import comfy.ldm.wan.vae
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_base
@@ -35,6 +36,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.taesd.taehv
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.utils
@@ -153,6 +155,11 @@ class HostedNetwork(UniViGU):
         velocity = torch.zeros_like(video) if velocity is None else velocity[:, :, : size[0], : size[1], : size[2]]
         return [velocity, logits.transpose(1, 2)] if nested else velocity
 
+    def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows of E, wherever its weights lie; in float32 where nothing else is asked for, since E may be stored in
+        fp8, which cannot be indexed on every device."""
+        return self.token_embedding(tokens, out_dtype=dtype or torch.float32)
+
     def clean_text(self, tokens: Tensor) -> Tensor:
         """What the network takes for clean tokens ``[B,L]``: ids, or rows of E with the embedding flow."""
         return as_text_content(self, tokens)
@@ -266,7 +273,8 @@ class UniViGUModel(comfy.model_base.WAN21):
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
-        wanted = set(self.diffusion_model.state_dict())
+        # Not the network's own list: core makes some weights only as they are loaded (dynamic VRAM, comfy_quant).
+        wanted = set(UniViGU(self.config, attention=optimized_attention, device="meta").state_dict())
         missing = sorted(name for name in wanted if unet_prefix + name not in sd)
         if missing:
             raise UniViGUError(
@@ -639,7 +647,7 @@ def _build_vae(path: str) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     inside = {k.removeprefix(VAE_PREFIX): v for k, v in stored.items() if k.startswith(VAE_PREFIX)}
     vae = comfy.sd.VAE(sd=inside or stored, metadata=metadata)
-    if vae.first_stage_model is None or vae.latent_channels != 16 or vae.latent_dim != 3:
+    if not is_wan_vae(vae):
         raise UniViGUError(
             f"{path}: not a Wan 2.1 VAE (16 latent channels, video); choose a file such as wan_2.1_vae.safetensors"
         )
@@ -669,10 +677,12 @@ def fit_preview(model: Any, vae: Any) -> None:
     model.model.latent_format.latent_rgb_factors_bias = fitted[-1].tolist()
 
 
-def carries(path: str, part: str) -> bool:
-    """Whether a checkpoint has a ``text encoder`` or a ``VAE`` in it."""
-    prefix = {"text encoder": ENCODER_PREFIX, "VAE": VAE_PREFIX}[part]
-    return any(name.startswith(prefix) for name in open_weights(path).tensors)
+def parts_of(path: str) -> set[str]:
+    """Which of ``text encoder`` and ``VAE`` a checkpoint has in it. Raises UniViGUError when it is no Uni-ViGU."""
+    weights = open_weights(path)
+    require_layout(weights, find_network(weights), UNI_VIGU_LAYOUTS)
+    prefixes = {"text encoder": ENCODER_PREFIX, "VAE": VAE_PREFIX}
+    return {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in weights.tensors)}
 
 
 def run_facts(carrier: Any) -> RunConfig:
@@ -720,6 +730,10 @@ LORA_ENDINGS = (
 )  # fmt: skip
 
 
+# Of these the last axis is the width of what goes in.
+LORA_INPUTS = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight", ".diff")
+
+
 def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, LoraMatch]:
     """A clone of MODEL with a LoRA on it: strength ``video`` on what plain Wan has, ``text`` on the text half.
 
@@ -734,11 +748,11 @@ def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, L
         raise UniViGUError(f"{path}: found no LoRA weights in it; expected pairs such as lora_A and lora_B")
     places = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(weights, places, log_missing=False)
-    taken = {name for name in layers if name in places}
+    taken = sorted(name for name in layers if name in places)
     sizes = {f"diffusion_model.{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(taken):
-        inputs = next((weights[name + e].shape[-1] for e in LORA_ENDINGS[0::2] if name + e in weights), None)
-        place = places[name] if isinstance(places[name], str) else places[name][0]
+    at = {name: places[name] if isinstance(places[name], str) else places[name][0] for name in taken}
+    for name, place in at.items():
+        inputs = next((weights[name + end].shape[-1] for end in LORA_INPUTS if name + end in weights), None)
         if inputs is not None and len(sizes[place]) == 2 and inputs != sizes[place][1]:
             raise UniViGUError(
                 f"{path}: this LoRA is for width {inputs} ({name}), this model's is {sizes[place][1]}: it was made for "
@@ -750,7 +764,8 @@ def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, L
     patched = model.clone()
     patched.add_patches(halves[False], video)
     patched.add_patches(halves[True], text)
-    match = LoraMatch(len(layers), len(halves[False]), len(halves[True]), tuple(sorted(layers - taken)))
+    text_layers = sum(is_text_weight(place) for place in at.values())
+    match = LoraMatch(len(layers), len(taken) - text_layers, text_layers, tuple(sorted(layers - set(taken))))
     if not patches:
         raise UniViGUError(f"{path}: {match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU")
     return patched, match
@@ -828,10 +843,17 @@ def _value(stored: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def output_file(prefix: str, kind: str) -> Path:
-    """The next free ``output/<kind>/<prefix>_00001_.safetensors``; ComfyUI's loaders look there too."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        f"{kind}/{prefix}", folder_paths.get_output_directory()
-    )
+    """The next free ``output/<kind>/<prefix>_00001_.safetensors``; ComfyUI's loaders look there too.
+
+    Raises UniViGUError for a prefix that is empty or leads out of that folder."""
+    home = Path(folder_paths.get_output_directory()) / kind
+    if not prefix.strip() or not (home / prefix).resolve().is_relative_to(home.resolve()):
+        raise UniViGUError(
+            f"filename_prefix is {prefix!r}; expected a name such as uni_vigu, or a path inside {home}, such as "
+            "mine/uni_vigu"
+        )
+    home.mkdir(parents=True, exist_ok=True)
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(home))
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 
@@ -840,11 +862,13 @@ def output_file(prefix: str, kind: str) -> Path:
 
 def tokenizer_of(clip: Any) -> Tokenizer:
     """The SentencePiece tokenizer that a umT5 CLIP carries. Raises UniViGUError for another CLIP."""
-    proto = clip.tokenizer.state_dict().get("spiece_model") if hasattr(clip.tokenizer, "state_dict") else None
-    if proto is None:
+    tokenizer = getattr(clip, "tokenizer", None)
+    proto = tokenizer.state_dict().get("spiece_model") if hasattr(tokenizer, "state_dict") else None
+    if proto is None or getattr(tokenizer, "clip_name", "") != "umt5xxl":
+        kind = "no CLIP" if clip is None else f"a CLIP of another kind ({type(tokenizer).__name__})"
         raise UniViGUError(
-            f"found a CLIP of another kind ({type(clip.tokenizer).__name__}), expected a umT5: it also turns tokens "
-            "into words. Take the CLIP of Load Uni-ViGU, or Load CLIP with type wan"
+            f"found {kind}, expected a umT5: it also turns tokens into words. Take the CLIP of Load Uni-ViGU, or Load "
+            "CLIP with type wan"
         )
     return Tokenizer(proto.numpy().tobytes(), run_facts(clip))
 
@@ -854,6 +878,7 @@ def encode_prompt(clip: Any, text: str, stream: str | None) -> list[Any]:
 
     ``stream`` None is the same text; an empty stream is plain Wan. Raises UniViGUError for texts that do not fit.
     """
+    tokenizer_of(clip)  # another CLIP is told here, in words
     run = run_facts(clip)
     tokens = clip.tokenize(text)
     length = len(_real_tokens(tokens, run))
@@ -868,7 +893,7 @@ def encode_prompt(clip: Any, text: str, stream: str | None) -> list[Any]:
         ids = _real_tokens(clip.tokenize(words), run)
         limit = max(run.text_length, run.context_length)
         if len(ids) > limit:
-            raise UniViGUError(f"the text-stream text has {len(ids)} tokens and the stream {limit}: shorten it")
+            raise UniViGUError(f"the text-stream text has {len(ids)} tokens; at most {limit} fit: shorten it")
         extra[TEXT_TOKENS] = torch.tensor([ids])
     return clip.encode_from_tokens_scheduled(tokens, add_dict=extra)
 
@@ -890,6 +915,13 @@ def with_tokens_of(positive: list[Any], negative: list[Any]) -> list[Any]:
     shared = {key: positive[0][1][key] for key in (TEXT_TOKENS, TEXT_MASK) if positive and key in positive[0][1]}
     bare = [[c, {k: v for k, v in extra.items() if k not in (TEXT_TOKENS, TEXT_MASK)}] for c, extra in negative]
     return [[c, extra | shared] for c, extra in bare]
+
+
+def at_all_times(conditioning: list[Any]) -> list[Any]:
+    """CONDITIONING without timestep ranges: a run that describes a clip has only one time for the video."""
+    return [
+        [c, {k: v for k, v in extra.items() if k not in ("start_percent", "end_percent")}] for c, extra in conditioning
+    ]
 
 
 def no_prompt(model: Any) -> list[Any]:
@@ -915,12 +947,14 @@ class TextRun:
     want_velocity: bool
     want_logits: bool
     seen: list[Tensor] = field(default_factory=list)
+    closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
 
     def for_batch(self, x: Tensor, passes: Sequence[int]) -> dict[str, Any]:
         """The text for a batch that holds one chunk per entry of ``passes`` (0 conditional, 1 not)."""
         count = len(passes)
         rows = x.shape[0] // count
-        wanted = [n for n, index in enumerate(passes) if index == 0] if self.want_logits else []
+        heard = self.want_logits and not self.closed
+        wanted = [n for n, index in enumerate(passes) if index == 0] if heard else []
         return {
             "content": torch.cat([self.content] * count).to(x.device),
             "time": torch.cat([self.time] * count).to(x.device),
@@ -935,7 +969,7 @@ class TextRun:
     def take(self, stream: Mapping[str, Any]) -> None:
         if stream["logits"] is not None:
             chunks = stream["logits"].split(stream["rows"])
-            self.seen += [chunks[n] for n in stream["chunks"]]
+            self.seen += [chunks[n].to(self.content.device) for n in stream["chunks"]]
 
     @property
     def logits(self) -> Tensor | None:
@@ -955,7 +989,7 @@ class GuidedNetwork:
         self._seed = extra_args.get("seed")
         network = guider.inner_model.diffusion_model
         self.config: ModelConfig = network.config
-        self.token_embedding = network.token_embedding
+        self.embed = network.embed
         self._last_logits: Tensor | None = None
 
     def __call__(
@@ -972,15 +1006,26 @@ class GuidedNetwork:
     ) -> Prediction:
         comfy.model_management.throw_exception_if_processing_interrupted()
         run = TextRun(text, time_text, text_mask, want_velocity, want_logits)
+
+        def close(args: Mapping[str, Any]) -> Any:
+            run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose
+            return args["conds_out"]
+
         options = {
             **self._options,
             "transformer_options": {**self._options.get("transformer_options", {}), TEXT_STREAM: run},
+            "sampler_pre_cfg_function": [close, *self._options.get("sampler_pre_cfg_function", [])],
         }
         sigma = sigma_from_model_time(time_video)
         denoised = self._guider(video, sigma, model_options=options, seed=self._seed)
         velocity = (video - denoised) / sigma.view(-1, 1, 1, 1, 1) if want_velocity else None
         if want_logits and run.logits is not None:
             self._last_logits = run.logits
+        if want_logits and self._last_logits is None:
+            raise UniViGUError(
+                "no prompt is active at the first step, so that the text has nothing to follow; remove the timestep "
+                "range from the positive prompt"
+            )
         # A patch that reuses an earlier step in place of the network (EasyCache) reuses that step's text as well.
         return Prediction(velocity, self._last_logits if want_logits else None)
 
@@ -1080,6 +1125,13 @@ def sample_with_core(
         latent.get("downscale_ratio_temporal"),
     )
     latent = {**latent, "samples": samples}
+    planned = comfy.samplers.KSampler(
+        model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise
+    ).sigmas
+    if sigmas is None and not bool(planned.isfinite().all()):
+        raise UniViGUError(
+            f"the scheduler {scheduler} cannot make {steps} step(s): take more steps or another scheduler"
+        )
     return comfy.sample.sample(
         model,
         prepare_noise(latent, seed),
@@ -1137,7 +1189,7 @@ def nearest_words(model: Any, vectors: Tensor) -> Tensor:
     network = network_of(model)
     comfy.model_management.load_models_gpu([model])
     vectors = vectors.to(model.load_device)
-    return nearest_tokens(network.token_embedding, network.config.token_rows, vectors).cpu()
+    return nearest_tokens(network.embed, network.config.token_rows, vectors).cpu()
 
 
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
@@ -1151,9 +1203,16 @@ def decode_latent(vae: Any, latent: Tensor) -> Tensor:
     return (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def is_wan_vae(vae: Any) -> bool:
+    """Whether VAE speaks Wan 2.1's latents: Wan's own, or a tiny one made for them. (HunyuanVideo's and Cosmos' have 16
+    channels as well.)"""
+    kinds = (comfy.ldm.wan.vae.WanVAE, comfy.taesd.taehv.TAEHV)
+    return isinstance(getattr(vae, "first_stage_model", None), kinds) and vae.latent_channels == 16
+
+
 def require_video_vae(vae: Any) -> None:
     """Raise UniViGUError unless VAE is one whose latents the network reads."""
-    if getattr(vae, "latent_channels", None) != 16 or getattr(vae, "latent_dim", None) != 3:
+    if not is_wan_vae(vae):
         raise UniViGUError(
             f"found a VAE with {getattr(vae, 'latent_channels', 'unknown')} latent channels, expected the Wan 2.1 VAE "
             "(16, video): take the VAE of Load Uni-ViGU, or Load VAE with wan_2.1_vae"

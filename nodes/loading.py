@@ -77,12 +77,12 @@ class UniViGULoader(io.ComfyNode):
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
         path = bridge.checkpoint_path(checkpoint)
-        own = bridge.FROM_CHECKPOINT
+        own, carried = bridge.FROM_CHECKPOINT, bridge.parts_of(path)
         for part, chosen, example in (
             ("text encoder", text_encoder, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
             ("VAE", vae, "wan_2.1_vae.safetensors"),
         ):
-            if chosen == own and not bridge.carries(path, part):
+            if chosen == own and part not in carried:
                 raise UniViGUError(
                     f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses, e.g. {example}, in "
                     f"the widget {part.replace(' ', '_').lower()}"

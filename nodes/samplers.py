@@ -20,6 +20,7 @@ from .types import CATEGORY, GeneratedText, RecordedStep, UvgText, spread
 
 UNIFORM = "uniform"  # the release's schedule, exactly
 RECORDED = 8
+AT_ONCE = 2  # texts ranked in one call: what ComfyUI reserves memory for
 
 
 def seed_input() -> Any:
@@ -224,12 +225,12 @@ def describe(
             "seed": settings.seed % 2**63,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "patience": settings.stop_when_stable,
+            "stop_when_stable": settings.stop_when_stable,
             "text_update": settings.text_update,
             "callback": watch,
         }
         if template.strip():
-            found.append(fill_template(network, tokenizer, template, **options))
+            found.append(fill_template(network, tokenizer, template, batch=AT_ONCE, **options))
         else:
             found.append(video_to_text(network, **options))
         return video
@@ -237,7 +238,7 @@ def describe(
     bridge.run_job(
         model,
         job,
-        positive=hint or bridge.no_prompt(model),
+        positive=bridge.at_all_times(hint) if hint else bridge.no_prompt(model),
         noise=torch.zeros_like(latent),
         latent=latent,
         sigmas=torch.zeros(steps + 1),
@@ -391,7 +392,7 @@ class JointSampler(io.ComfyNode):
                 steps=steps,
                 shift=shift,
                 guidance_scale=1.0,  # and the guidance
-                seed=seed % 2**63,
+                seed=[(seed + row) % 2**63 for row in latent.get("batch_index") or range(len(video))],
                 temperature=temperature,
                 top_p=top_p,
                 text_update=text_update,

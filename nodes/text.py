@@ -13,7 +13,7 @@ from ..uvg_core.codec.sheet import GROUND, SheetRow, draw_sheet
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.sampling import caption_likelihood
 from . import bridge
-from .samplers import seed_input
+from .samplers import AT_ONCE, seed_input
 from .types import CATEGORY, GeneratedText, UvgText
 
 
@@ -85,6 +85,7 @@ class UniViGURankCaptions(io.ComfyNode):
                 texts=ids,
                 samples=samples,
                 seed=seed % 2**63,
+                batch=AT_ONCE,
                 pad_token=run.pad_token,
                 length=length,
                 callback=progress.step,

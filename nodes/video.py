@@ -102,6 +102,11 @@ def file_of(video: Any) -> Iterator[Path]:
         yield path
 
 
+def folder_of(text: str) -> Path:
+    """The folder that a widget names, also in quotes, as Windows copies paths; relative to the input folder."""
+    return bridge.input_directory() / text.strip().strip('"')
+
+
 class UniViGUCaptionFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -141,7 +146,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
         """The clips and texts that are there: another state of the folder is other work."""
-        path = bridge.input_directory() / folder
+        path = folder_of(folder)
         state = hashlib.sha256()
         for file in sorted(path.rglob("*")) if path.is_dir() else []:
             facts = file.stat()
@@ -168,8 +173,8 @@ class UniViGUCaptionFolder(io.ComfyNode):
         bridge.require_video_vae(vae)
         latent_shape(frames, height, width)
         if not folder.strip():
-            raise UniViGUError("the folder is empty; write the path of a folder with clips")
-        path = bridge.input_directory() / folder.strip().strip('"')
+            raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
+        path = folder_of(folder)
         captioning = Captioning(**options)
         progress = bridge.Progress(cls.hidden.unique_id, steps=len(find_clips(path, recursive=subfolders)) or 1)
 
@@ -189,5 +194,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
             path, caption, overwrite=overwrite, prefix=prefix, recursive=subfolders, on_clip=on_clip
         )
         progress.text(str(report), last=True)
+        if report.failed and not (report.written or report.skipped):
+            raise UniViGUError(str(report))
         captions = sorted([*report.written, *report.skipped])
         return io.NodeOutput([file.read_text(encoding="utf-8") for file in captions], str(report))

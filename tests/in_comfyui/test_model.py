@@ -70,9 +70,11 @@ def test_a_plain_wan_file_stays_plain_wan(inside: Inside) -> None:
 
 
 def test_a_file_with_a_hole_is_an_error(inside: Inside) -> None:
-    message = inside.call("model", "incomplete")
-    assert "blocks.1.ffn_t.0.weight" in message
-    assert "incomplete" in message
+    messages = inside.call("model", "incomplete")
+    assert len(messages) == 2
+    for message in messages:
+        assert "lacks 2 of" in message
+        assert "blocks.1.ffn_t.0.bias" in message
 
 
 def test_raw_and_normalised_latents(inside: Inside) -> None:

@@ -35,6 +35,7 @@ def test_captions(inside: Inside) -> None:
     assert len(found["batch"][0]) == 2
     assert "red" in found["batch"][0][1]
     assert found["template"][0] == found["hint"][0] == found["stable"][0] == [SAMPLE]
+    assert found["late hint"] == found["hint"]  # there is one time for the video, and a range would leave it out
     assert found["stable"][1][-1] < 16
     assert found["no record"][1] == []
 
@@ -55,6 +56,12 @@ def test_cancel_acts_within_one_step_everywhere(inside: Inside) -> None:
     for name, (outcome, calls) in found.items():
         assert outcome == "interrupted", name
         assert calls <= 4, (name, calls)
+
+
+def test_one_of_a_batch_again(inside: Inside) -> None:
+    found = inside.call("nodes", "one_of_a_batch")
+    assert found["words"]
+    assert found["video"] <= 1e-3
 
 
 def test_ranking(inside: Inside) -> None:
@@ -133,6 +140,8 @@ MESSAGES = {
     "not a VAE": ("not_a_vae.safetensors", "wan_2.1_vae"),
     "overlong prompt": ("61 tokens", "32", "shorten"),
     "overlong stream": ("61 tokens", "shorten"),
+    "no CLIP": ("no CLIP", "umT5", "Load Uni-ViGU"),
+    "too few steps for the scheduler": ("kl_optimal", "1 step"),
     "prompt of another width": ("width 128", "width 20", "Load Uni-ViGU"),
     "latent of another model": ("[1, 4, 8, 8]", "Empty Uni-ViGU Latent"),
     "latent of another model, caption": ("[1, 4, 8, 8]", "Encode Video"),
@@ -146,6 +155,7 @@ MESSAGES = {
     "off the grid": ("8 frames", "9 frames"),
     "images have no rate": ("set it to 0",),
     "a folder without clips": ("no videos", "Check the folder"),
+    "nothing could be captioned": ("1 failed", "clip.mp4"),
     "no folder": ("write the path",),
     "nothing to split": ("Empty Uni-ViGU Latent",),
     "nothing was recorded": ("set record",),

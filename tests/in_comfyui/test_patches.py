@@ -23,6 +23,19 @@ def test_patches_reach_joint_runs(inside: Inside) -> None:
         assert shape == [1, 4], name
 
 
+def test_skip_layer_guidance_leaves_the_text_alone(inside: Inside) -> None:
+    found = inside.call("patches", "skip_layer_text")
+    assert found["words"] == 0
+    assert found["video"] <= 1e-3
+
+
+def test_other_kinds_of_adapters(inside: Inside) -> None:
+    found = inside.call("patches", "other_adapters")
+    assert found == dict.fromkeys(
+        ("loha", "lokr", "diff"), "matched 1 of 1 layers: 1 of the video half, 0 of the text half"
+    )
+
+
 def test_wan_loras_in_every_kind_of_names(inside: Inside) -> None:
     found = inside.call("patches", "loras")
     for style in ("comfyui", "musubi", "diffusers"):

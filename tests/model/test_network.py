@@ -210,3 +210,16 @@ def test_core_imports_neither_comfy_nor_optional_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_empty_text_stream_asks_nobody_for_anything(inputs: dict[str, torch.Tensor]) -> None:
+    """Several attention functions, and quantised layers, refuse sequences without tokens."""
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask: object = None) -> torch.Tensor:
+        assert q.shape[1] > 0
+        return sdpa_attention(q, k, v, heads)
+
+    model = random_network()
+    expected = model(**{**inputs, "text": None}, want_logits=False).velocity
+    model.attention = attention
+    assert torch.equal(model(**{**inputs, "text": None}, want_logits=False).velocity, expected)

@@ -150,7 +150,7 @@ def read_clip(
         info = source.info(first, timeline.count, timeline.rate, timeline.seconds)
         shown = source.info(first, part.count, timeline.rate, part.seconds)
     cut = "" if part.count == timeline.count else f", the part from {start:.1f} s of {info.duration:.1f} s"
-    return Clip(pixels=pixels, info=info, note=_note(shown, chosen, fps, cut, fitted, height, width))
+    return Clip(pixels=pixels, info=info, note=_note(shown, chosen, fps, cut, fitted, height, width, True, at_most))
 
 
 def fit_pixels(
@@ -178,7 +178,7 @@ def fit_pixels(
     rows, columns = pixels.shape[1:3]
     fitted = [_fit(pixels[n], rows, columns, height, width) for n in chosen]
     info = ClipInfo(Path("images"), columns, rows, timeline.rate, len(pixels), timeline.seconds, 0)
-    note = _note(info, chosen, fps, "", fitted[0][1], height, width, timed=rate is not None)
+    note = _note(info, chosen, fps, "", fitted[0][1], height, width, rate is not None, at_most)
     return torch.stack([f for f, _ in fitted]), note
 
 
@@ -237,6 +237,7 @@ class _Timeline:
         ``read_clip`` for ``fps`` and ``at_most``."""
         first, span = self.times[0], self.times[-1] - self.times[0]
         if at_most:
+            fps = None if fps is None else min(fps, self.rate)
             most = self.count if fps is None else min(self.count, 1 + int(span * self.unit * fps + 1e-6))
             frames = min(frames, 1 + (most - 1) // 4 * 4)
         if fps is not None and frames > 1:
@@ -646,6 +647,7 @@ def _note(
     height: int,
     width: int,
     timed: bool = True,
+    at_most: bool = False,
 ) -> str:
     frames = len(chosen)
     if info.frames == 1:
@@ -654,6 +656,8 @@ def _note(
         length = f"{info.duration:.1f} s ({info.fps:.4g} fps){cut}" if timed else "the batch"
         if frames == 1:
             taken = f"the first of {info.frames} frames, {length}"
+        elif fps is not None and fps >= info.fps and at_most:
+            taken = f"{frames} of {info.frames} frames at the clip's own {info.fps:.4g} fps, of {length}"
         elif fps is not None:
             few = " (the last one repeated: the clip is shorter)" if frames > 1 and chosen[-1] == chosen[-2] else ""
             taken = f"{frames} of {info.frames} frames, retimed from {info.fps:.4g} to {fps:.4g} fps{few}, of {length}"

@@ -57,14 +57,20 @@ class JointSelfAttention(AttentionLayer):
     """Everybody sees everybody: attention over [video; text] with one set of weights and two rotary schemes."""
 
     def forward(self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention) -> Streams:
+        with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
+
         def turned(project: nn.Module, norm: nn.Module) -> Tensor:
             video = rotate(norm(project(x.video)), rotations.video, self.heads, "interleaved")
+            if not with_text:
+                return video
             text = rotate(norm(project(x.text)), rotations.text, self.heads, "half")
             return torch.cat([video, text], 1)
 
         q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
-        v = torch.cat([self.v(x.video), self.v(x.text)], 1)
+        v = torch.cat([self.v(x.video), self.v(x.text)], 1) if with_text else self.v(x.video)
         out = attention(q, k, v, self.heads, mask=key_mask)
+        if not with_text:
+            return Streams(self.o(out), x.text)
         video, text = out.split([x.video.shape[1], x.text.shape[1]], 1)
         return Streams(self.o(video), self.o(text))
 
@@ -76,6 +82,8 @@ class CrossAttention(AttentionLayer):
         k, v = self.norm_k(self.k(context_BSD)), self.v(context_BSD)
 
         def read(stream: Tensor) -> Tensor:
+            if not stream.shape[1]:
+                return stream
             return self.o(attention(self.norm_q(self.q(stream)), k, v, self.heads, mask=None))
 
         return Streams(read(x.video), read(x.text))
@@ -123,5 +131,6 @@ class JointBlock(nn.Module):
 
         # Each stream has an expert of its own.
         video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
-        text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))
+        if text.shape[1]:
+            text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))
         return Streams(video, text)

@@ -150,7 +150,7 @@ class UniViGU(nn.Module):
             dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
         patches = self.patch_embedding(video.to(precise)).to(dtype)
         grid: tuple[int, int, int] = tuple(patches.shape[2:])  # type: ignore[assignment]
-        tokens = text.to(dtype) if text.is_floating_point() else self.token_embedding(text).to(dtype)
+        tokens = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
         x = Streams(rearrange(patches, "b d f h w -> b (f h w) d"), tokens)
         context = self.text_embedding(context.to(dtype))
 
@@ -184,6 +184,11 @@ class UniViGU(nn.Module):
             return Prediction(velocity, None)
         rows = slice(None) if want_logits is True else want_logits
         return Prediction(velocity, self.text_head(x.text[rows], time_t[rows]))
+
+    def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows of E for token ids, in ``dtype`` (None: as they are stored)."""
+        rows = self.token_embedding(tokens)
+        return rows if dtype is None else rows.to(dtype)
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         f, h, w = grid

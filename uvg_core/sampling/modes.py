@@ -62,7 +62,7 @@ def as_text_content(model: UniViGU, tokens: Tensor) -> Tensor:
             f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
             f"{config.token_rows} rows: the tokenizer belongs to another model"
         )
-    return normalised_rows(model.token_embedding(tokens)) if config.text_flow == "embedding" else tokens
+    return normalised_rows(model.embed(tokens)) if config.text_flow == "embedding" else tokens
 
 
 def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> Tensor | None:
@@ -98,7 +98,7 @@ def _noisy_text(
     fixed: Fixed | None,
     rounded: bool,
     like: Tensor,
-    patience: int = 0,
+    stop_when_stable: int = 0,
 ) -> TextStream:
     """The text stream at pure noise, with the flow's own kind of step."""
     config: ModelConfig = model.config
@@ -111,14 +111,14 @@ def _noisy_text(
     anchor = None if pinned is None else as_text_content(model, pinned.clamp(min=0))
     step: TextUpdate
     if config.text_flow == "embedding":
-        if temperature != 1 or top_p != 1 or update != "bridge" or patience:
+        if temperature != 1 or top_p != 1 or update != "bridge" or stop_when_stable:
             raise UniViGUError(
-                "temperature, top-p, patience and the text update belong to the discrete text flow; this checkpoint "
-                "has the embedding flow: leave them at their defaults"
+                "temperature, top_p, stop_when_stable and text_update belong to the discrete text flow; this "
+                "checkpoint has the embedding flow: leave them at their defaults"
             )
         noise = [torch.randn(length, config.dim, generator=g) for g in rows_of_numbers]
         content = torch.stack(noise).to(like.device)
-        step = EmbeddingEuler(model.token_embedding, config.token_rows)
+        step = EmbeddingEuler(model.embed, config.token_rows)
     else:
         mask_token = config.mask_token if config.source == "mask" else None
         noise = [
@@ -135,7 +135,9 @@ def _noisy_text(
         if update == "release":
             step = ReleaseRedraw(**draws)
         else:
-            step = JumpProcess(path=MixturePath(config.kappa_exponent), rule=update, patience=patience, **draws)
+            step = JumpProcess(
+                path=MixturePath(config.kappa_exponent), rule=update, stop_when_stable=stop_when_stable, **draws
+            )
     return TextStream(
         content,
         tuple(taus.tolist()),
@@ -216,7 +218,7 @@ def video_to_text(
     top_p: float = 1.0,
     fixed: Fixed | None = None,
     text_update: str = "bridge",
-    patience: int = 0,
+    stop_when_stable: int = 0,
     taus: Tensor | Sequence[float] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -229,7 +231,8 @@ def video_to_text(
         temperature: 0 is greedy. top_p: nucleus, in (0, 1].
         fixed: ``{position: id}``, or ids ``[L]`` / ``[B,L]`` with -1 where the model may choose.
         text_update: ``bridge`` (exact) or ``euler`` (the release's rule).
-        patience: stop as soon as this many steps in a row draw the same words; 0 takes all steps. Discrete flow only.
+        stop_when_stable: stop as soon as this many steps in a row draw the same words; 0 takes all steps. Discrete
+            flow only.
 
     Returns token ids ``[B,L]``.
     """
@@ -251,7 +254,7 @@ def video_to_text(
         fixed=fixed,
         rounded=True,
         like=video,
-        patience=patience,
+        stop_when_stable=stop_when_stable,
     )
     predict = Predictor(model, zero_context(model, video) if context is None else context)
     return run(VideoStream(video), text, predict, callback=callback)[1].words()

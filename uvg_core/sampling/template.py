@@ -53,6 +53,7 @@ def fill_template(
     longest_blank: int = 2,
     samples: int = 8,
     seed: int = 0,
+    batch: int | None = None,
     callback: Callable[..., object] | None = None,
     **options: Any,
 ) -> Tensor:
@@ -60,8 +61,8 @@ def fill_template(
 
     A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Up to
     ``MAX_COMBINATIONS`` widths, short ones first, are filled in by ``video_to_text`` (``options`` go there) and ranked
-    by ``caption_likelihood``. When the callback returns False, what there is by then is ranked no further: the first
-    filled text is returned.
+    by ``caption_likelihood``, ``batch`` at a time. When the callback returns False, what there is by then is ranked no
+    further: the first filled text is returned.
     Raises UniViGUError when there is no blank or the template does not fit the length.
     """
     count, open_end = blanks(template)
@@ -103,5 +104,6 @@ def fill_template(
         seed=seed,
         context=options.get("context"),
         pad_token=tokenizer.run.pad_token,
+        batch=batch,
     )
     return candidates[int(scores.argmax())][None]

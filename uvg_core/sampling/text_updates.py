@@ -51,26 +51,27 @@ class TokenDraws:
 class JumpProcess(TokenDraws):
     """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text).
 
-    With ``patience`` n > 0 the text is settled as soon as n steps in a row draw the same words at every position: they
-    are taken as they are, without waiting for the last jumps. (Only a posterior that is sure draws the same words.)
+    With ``stop_when_stable`` n > 0 the text is settled as soon as n steps in a row draw the same words at every
+    position: they are taken as they are, without waiting for the last jumps. (Only a posterior that is sure draws the
+    same words.)
     """
 
     path: MixturePath
     rule: str = "bridge"
-    patience: int = 0
+    stop_when_stable: int = 0
     drawn: list[Tensor] = field(default_factory=list)  # by the last steps of this run
 
     @property
     def settled(self) -> bool:  # type: ignore[override]
         same = all(torch.equal(words, self.drawn[0]) for words in self.drawn)
-        return self.patience > 0 and len(self.drawn) == self.patience and same
+        return self.stop_when_stable > 0 and len(self.drawn) == self.stop_when_stable and same
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         probability = self.path.jump(self.rule, times[step], times[step + 1])
         moved, words = self.jumped(content, logits, probability)
-        if self.patience:
+        if self.stop_when_stable:
             self.drawn.append(words)
-            del self.drawn[: -self.patience]
+            del self.drawn[: -self.stop_when_stable]
         return words if self.settled else moved
 
 

@@ -87,7 +87,9 @@ def captions() -> dict[str, Any]:
 
     two = {"samples": torch.cat([latent["samples"]] * 2)}
     (hint,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
+    late = [[states, {**extra, "start_percent": 0.0, "end_percent": 0.6}] for states, extra in hint]
     return {
+        "late hint": words(hint=late),
         "free": words(),
         "again": words(),
         "batch": words(two),
@@ -174,6 +176,26 @@ def interrupted() -> dict[str, Any]:
     return found
 
 
+def one_of_a_batch() -> dict[str, Any]:
+    """A clip of a batch, made again alone by its index: the same video and the same words."""
+    model, clip, _ = load_embedded()
+    (positive,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+    three = {"samples": torch.zeros(3, 16, 3, 6, 6)}
+    third = {"samples": torch.zeros(1, 16, 3, 6, 6), "batch_index": [2]}
+    outs = [
+        run(
+            "JointSampler", model=model, positive=positive, negative=negative, latent=latent, text_length=0, seed=3,
+            steps=8, guidance=3.0, shift=3.0,
+        )
+        for latent in (three, third)
+    ]  # fmt: skip
+    return {
+        "video": distance(outs[0][0]["samples"][2:], outs[1][0]["samples"]),
+        "words": outs[0][1].tokens[2].tolist() == outs[1][1].tokens[0].tolist(),
+    }
+
+
 def rank() -> list[Any]:
     model, clip, vae = load_embedded()
     latent, _ = sample_latent(vae)
@@ -195,13 +217,13 @@ def folder(path: str) -> dict[str, Any]:
         )
 
     cls = node_class("UniViGUCaptionFolder")
-    before = cls.fingerprint_inputs(folder=path)
+    before = cls.fingerprint_inputs(folder=f' "{path}"')
     first = caption()
     return {
         "first": first,
         "second": caption(),
         "prefixed": caption(overwrite=True, prefix="mystyle, ", subfolders=False),
-        "noticed": cls.fingerprint_inputs(folder=path) != before,
+        "noticed": cls.fingerprint_inputs(folder=f' "{path}"') != before,
         "files": {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(path).rglob("*.txt"))},
     }
 
@@ -345,6 +367,9 @@ def wrong_use() -> dict[str, str]:
     into_folder = {"model": model, "clip": clip, "vae": vae, "subfolders": True, "overwrite": False, "prefix": ""}
     into_folder |= {"template": "", **SIZE, **CAPTIONING}
     batch = {"samples": torch.cat([latent["samples"]] * 2)}
+    broken = Path(folder_paths.get_temp_directory()) / "broken"
+    broken.mkdir(parents=True, exist_ok=True)
+    (broken / "clip.mp4").write_bytes(b"no video")
     black = torch.zeros(9, 48, 48, 3)
     no_record = pack_module("nodes.types").GeneratedText(torch.zeros(1, 4, dtype=torch.long))
     video = {"samples": torch.zeros(1, 16, 3, 6, 6)}
@@ -360,6 +385,11 @@ def wrong_use() -> dict[str, str]:
         "not a VAE": lambda: load_embedded(vae="not_a_vae.safetensors"),
         "overlong prompt": lambda: run("UniViGUTextEncode", text=long, **prompt),
         "overlong stream": lambda: run("UniViGUTextEncode", text="a circle", stream_text=long, **prompt),
+        "no CLIP": lambda: run("UniViGUTextEncode", clip=None, text="a circle"),
+        "too few steps for the scheduler": lambda: run(
+            "UniFlowSampler", model=model, positive=positive, negative=negative, latent=video,
+            **{**sampler, "steps": 1, "scheduler": "kl_optimal"},
+        ),
         "prompt of another width": lambda: run(
             "UniFlowSampler", model=other, positive=positive, negative=negative, latent=empty(), **sampler
         ),
@@ -390,6 +420,7 @@ def wrong_use() -> dict[str, str]:
         "off the grid": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "frames": 8}),
         "images have no rate": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "fps": 8.0}),
         "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
+        "nothing could be captioned": lambda: run("UniViGUCaptionFolder", folder=str(broken), **into_folder),
         "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
         "nothing to split": lambda: run("UniViGUSplitLatent", model=model, latent=video),
         "nothing was recorded": lambda: run("UniViGUTrajectory", text=no_record, clip=clip),

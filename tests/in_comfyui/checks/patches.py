@@ -139,6 +139,42 @@ def patched_joint_runs() -> dict[str, Any]:
     return found
 
 
+def skip_layer_text() -> dict[str, float]:
+    """Skip-layer guidance runs the network again, worse on purpose: its text is not to be heard. At a scale of almost
+    nothing, a joint run is the run without it."""
+    model, _ = pair()
+    positive, negative = conditioning(2), conditioning(3)
+    skipping = run(
+        "SkipLayerGuidanceDiT",
+        model=model,
+        double_layers="1",
+        single_layers="",
+        scale=1e-6,
+        start_percent=0.0,
+        end_percent=1.0,
+        rescaling_scale=0.0,
+    )[0]
+    outs = [
+        run(
+            "JointSampler",
+            model=m,
+            positive=positive,
+            negative=negative,
+            latent=empty(),
+            text_length=6,
+            seed=1,
+            steps=6,
+            guidance=4.0,
+            shift=3.0,
+        )
+        for m in (model, skipping)
+    ]
+    return {
+        "video": distance(outs[0][0]["samples"], outs[1][0]["samples"]),
+        "words": float((outs[0][1].tokens != outs[1][1].tokens).sum()),
+    }
+
+
 def lora_file(name: str, style: str, text: bool = False, width: int | None = None, seed: int = 0) -> str:
     """A LoRA on one layer of every kind, in one of the names that people meet."""
     g = torch.Generator().manual_seed(seed)
@@ -211,6 +247,26 @@ def own_lora() -> dict[str, Any]:
         "text moves video through attention": distance(found["text"], found["none"]),
         "text leaves plain Wan alone": distance(found["text without text"], found["none without text"]),
     }
+
+
+def other_adapters() -> dict[str, str]:
+    """LoHa, LoKr and full differences, with and without alpha."""
+    ours, _ = pair()
+    at = "diffusion_model.blocks.0.ffn.0"  # 64 -> 96
+    kinds = {
+        "loha": {
+            "hada_w1_a": torch.ones(96, 4), "hada_w1_b": torch.ones(4, 64),
+            "hada_w2_a": torch.ones(96, 4), "hada_w2_b": torch.ones(4, 64), "alpha": torch.tensor(4.0),
+        },
+        "lokr": {"lokr_w1": torch.ones(8, 8), "lokr_w2": torch.ones(12, 8), "alpha": torch.tensor(4.0)},
+        "diff": {"diff": torch.ones(96, 64), "diff_b": torch.ones(96)},
+    }  # fmt: skip
+    found = {}
+    for kind, tensors in kinds.items():
+        path = model_folder("loras") / f"{kind}.safetensors"
+        comfy.utils.save_torch_file({f"{at}.{name}": tensor for name, tensor in tensors.items()}, str(path))
+        found[kind] = str(bridge.apply_lora(ours, str(path), 1.0, 1.0)[1])
+    return found
 
 
 def wrong_loras() -> list[str]:

@@ -1,0 +1,231 @@
+"""Help pages and translations keep up with the nodes: told from the nodes' source, so that ComfyUI is not needed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
+TRANSLATIONS = ("ko", "zh", "ja")
+MOST_USED = ("UniViGULoader", "UniViGUTextEncode", "UniFlowSampler", "VideoToTextDenoise", "JointSampler")
+SEED_CONTROL = "control_after_generate"  # the widget that ComfyUI puts under every seed
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node's schema says; tooltips are None where it has none."""
+
+    id: str
+    title: str
+    description: str
+    inputs: dict[str, str | None]
+    outputs: tuple[str, ...]
+
+
+@cache
+def nodes() -> dict[str, Node]:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "nodes").glob("*.py"))]
+    makers = dict(chain.from_iterable(map(input_makers, trees)))
+    schemas = (call for tree in trees for call in ast.walk(tree) if is_call(call, "Schema"))
+    return {node.id: node for node in (read_schema(schema, makers) for schema in schemas)}
+
+
+def is_call(node: ast.AST, attribute: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute
+
+
+def input_makers(tree: ast.Module) -> list[tuple[str, ast.expr]]:
+    """Functions that return inputs, by the name they are called under: ``seed_input``, ``Captioning.inputs``."""
+    found = []
+    for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+        for function in (node for node in scope.body if isinstance(node, ast.FunctionDef)):
+            last = function.body[-1]
+            if isinstance(last, ast.Return) and last.value is not None:
+                prefix = f"{scope.name}." if isinstance(scope, ast.ClassDef) else ""
+                found.append((f"{prefix}{function.name}", last.value))
+    return found
+
+
+def read_schema(schema: ast.Call, makers: dict[str, ast.expr]) -> Node:
+    parts = {keyword.arg: keyword.value for keyword in schema.keywords}
+    node_id, title, description = (ast.literal_eval(parts[k]) for k in ("node_id", "display_name", "description"))
+    outputs = parts["outputs"]
+    assert isinstance(outputs, ast.List)
+    inputs = dict(read_inputs(parts["inputs"], makers))
+    return Node(node_id, title, description, inputs, tuple(output_name(output) for output in outputs.elts))
+
+
+def read_inputs(value: ast.expr, makers: dict[str, ast.expr]) -> list[tuple[str, str | None]]:
+    if isinstance(value, ast.List):
+        return [found for element in value.elts for found in read_inputs(element, makers)]
+    if isinstance(value, ast.Starred):
+        return read_inputs(value.value, makers)
+    assert isinstance(value, ast.Call), ast.dump(value)
+    if is_call(value, "Input"):
+        tooltip = next((keyword.value for keyword in value.keywords if keyword.arg == "tooltip"), None)
+        return [(ast.literal_eval(value.args[0]), None if tooltip is None else ast.literal_eval(tooltip))]
+    return read_inputs(makers[ast.unparse(value.func)], makers)
+
+
+def output_name(output: ast.expr) -> str:
+    assert isinstance(output, ast.Call)
+    shown = next((keyword.value for keyword in output.keywords if keyword.arg == "display_name"), None)
+    if shown is not None:
+        return ast.literal_eval(shown)
+    assert isinstance(output.func, ast.Attribute)
+    return ast.unparse(output.func.value).rpartition(".")[2].upper()
+
+
+def test_the_source_is_understood() -> None:
+    assert len(nodes()) == 14
+    assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text"]
+    assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
+    assert nodes()["JointSampler"].outputs == ("LATENT", "text")
+
+
+# ------------------------------------------------------------------------------------------------------- help pages
+
+
+def pages() -> list[Path]:
+    return sorted(DOCS.rglob("*.md"))
+
+
+def node_of(page: Path) -> str:
+    """``docs/<NodeId>.md`` is English, ``docs/<NodeId>/<locale>.md`` a translation."""
+    return page.stem if page.parent == DOCS else page.parent.name
+
+
+def label(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+def test_every_node_has_its_pages_and_every_page_its_node() -> None:
+    assert {node_of(page) for page in pages() if page.parent == DOCS} == set(nodes())
+    translated = {(node_of(page), page.stem) for page in pages() if page.parent != DOCS}
+    assert {node for node, _ in translated} <= set(nodes())
+    assert {locale for _, locale in translated} == set(TRANSLATIONS)
+    assert {(node, locale) for node in MOST_USED for locale in TRANSLATIONS} <= translated
+
+
+@pytest.mark.parametrize("page", pages(), ids=label)
+def test_a_page_has_a_row_for_every_input_and_output(page: Path) -> None:
+    node = nodes()[node_of(page)]
+    rows = re.findall(r"^\| ?`?([A-Za-z_]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = [*node.inputs, *node.outputs]
+    headings = ("Input", "Output")
+    assert [row for row in rows if row not in headings] == wanted
+
+
+@pytest.mark.parametrize("page", pages(), ids=label)
+def test_a_page_tells_what_goes_wrong(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert text.count("\n## ") == 4
+    assert len(re.findall(r"^- ", text.rpartition("\n## ")[2], re.MULTILINE)) >= 3
+
+
+@pytest.mark.parametrize("page", pages(), ids=label)
+def test_a_page_shows_its_picture(page: Path) -> None:
+    """The help panel resolves every page's pictures from docs/, translations' too."""
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert pictures == [f"img/{node_of(page)}.jpg"]
+    data = (DOCS / pictures[0]).read_bytes()
+    assert data.startswith(b"\xff\xd8\xff")
+    assert len(data) <= 60_000
+
+
+def test_every_picture_belongs_to_a_page() -> None:
+    assert {file.stem for file in (DOCS / "img").iterdir()} == set(nodes())
+
+
+@cache
+def messages() -> list[str]:
+    """Every text in the pack's source, with … where a value is filled in."""
+    found: list[str] = []
+    for file in sorted([*(ROOT / "nodes").glob("*.py"), *(ROOT / "uvg_core").rglob("*.py")]):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+@pytest.mark.parametrize("page", pages(), ids=label)
+def test_quoted_messages_are_those_of_the_code(page: Path) -> None:
+    troubles = page.read_text(encoding="utf-8").rpartition("\n## ")[2]
+    bullets = re.findall(r"^- (?!\*\*)(.+)$", troubles, re.MULTILINE)
+    for quoted in chain.from_iterable(re.findall(r"`([^`]+)`", bullet) for bullet in bullets):
+        pattern = re.compile(".*".join(re.escape(part.strip(" ")) for part in quoted.split("…")), re.DOTALL)
+        assert any(pattern.search(message) for message in messages()), quoted
+
+
+# ----------------------------------------------------------------------------------------------------- translations
+
+
+@cache
+def texts(locale: str) -> dict[str, str]:
+    """All texts of a locale by their path, e.g. ``JointSampler.inputs.seed.tooltip``."""
+
+    def flat(value: object, path: str) -> list[tuple[str, str]]:
+        if isinstance(value, dict):
+            return [found for key, inner in value.items() for found in flat(inner, f"{path}.{key}" if path else key)]
+        assert isinstance(value, str), path
+        return [(path, value)]
+
+    return dict(flat(json.loads((LOCALES / locale / "nodeDefs.json").read_text(encoding="utf-8")), ""))
+
+
+def test_english_is_what_the_nodes_say() -> None:
+    wanted: dict[str, str | None] = {}
+    for node in nodes().values():
+        wanted |= {f"{node.id}.display_name": node.title, f"{node.id}.description": node.description}
+        for name, tooltip in (node.inputs | ({SEED_CONTROL: None} if "seed" in node.inputs else {})).items():
+            shown = name.replace("_", " ") if name == SEED_CONTROL else name
+            wanted |= {f"{node.id}.inputs.{name}.name": shown, f"{node.id}.inputs.{name}.tooltip": tooltip}
+        for number, name in enumerate(node.outputs):
+            wanted |= {f"{node.id}.outputs.{number}.name": name, f"{node.id}.outputs.{number}.tooltip": None}
+    english = texts("en")
+    assert english.keys() == wanted.keys()
+    assert {path: english[path] for path, text in wanted.items() if text is not None} == {
+        path: text for path, text in wanted.items() if text is not None
+    }
+
+
+@pytest.mark.parametrize("locale", ["en", *TRANSLATIONS])
+def test_a_locale_is_complete(locale: str) -> None:
+    assert texts(locale).keys() == texts("en").keys()
+    assert not [path for path, text in texts(locale).items() if not text.strip()]
+
+
+@pytest.mark.parametrize("locale", TRANSLATIONS)
+def test_sentences_are_translated(locale: str) -> None:
+    english = texts("en")
+    sentences = [path for path in english if path.endswith(("description", "tooltip", "display_name"))]
+    assert not [path for path in sentences if texts(locale)[path] == english[path]]
+
+
+@pytest.mark.parametrize("locale", TRANSLATIONS)
+def test_translations_keep_the_numbers(locale: str) -> None:
+    """They may have more of them: Japanese counts in figures where English has words."""
+
+    def numbers(text: str) -> set[str]:
+        return set(re.findall(r"\d+(?:\.\d+)*", text))
+
+    english = texts("en")
+    assert not {path: text for path, text in texts(locale).items() if not numbers(english[path]) <= numbers(text)}
+
+
+@pytest.mark.parametrize("locale", ["en", *TRANSLATIONS])
+def test_nothing_reads_as_the_front_end_s_syntax(locale: str) -> None:
+    """vue-i18n compiles titles, labels and descriptions: these characters mean something to it."""
+    assert not [path for path, text in texts(locale).items() if set(text) & set("{}@|")]

@@ -178,6 +178,22 @@ def test_previews_have_the_colours_of_the_clip(inside: Inside) -> None:
     assert corner[2] > corner[0] + 40  # navy
 
 
+def test_values_that_are_no_numbers_are_told(inside: Inside) -> None:
+    """Black frames, with most packs."""
+    video, joint = inside.call("nodes", "not_a_number")
+    assert "weight_dtype" in video
+    assert "not numbers after step 1 of 2" in joint
+
+
+def test_a_missing_package_takes_one_feature(inside: Inside) -> None:
+    found = inside.call("nodes", "without_a_package")
+    assert len(found["left"]) == 12
+    assert not {"UniViGUEncodeVideo", "UniViGUCaptionFolder"} & set(found["left"])
+    assert len(found["said"]) == 1
+    assert "UniViGUEncodeVideo, UniViGUCaptionFolder" in found["said"][0]
+    assert "'av'" in found["said"][0]
+
+
 def test_many_runs_leave_nothing_behind(inside: Inside) -> None:
     found = inside.call("nodes", "growth")
     assert found["after"] == found["before"]

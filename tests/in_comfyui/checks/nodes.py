@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -436,6 +438,39 @@ def preview_colours() -> list[list[int]]:
     latent, _ = sample_latent(vae)
     picture = previewer.decode_latent_to_preview(model.model.process_latent_in(latent["samples"]))
     return [list(picture.getpixel(place)) for place in ((1, 2), (5, 5))]
+
+
+def not_a_number() -> list[str]:
+    """Black frames in the making: what each sampler says."""
+    broken = bridge.load_network(checkpoint("nan", torch.float32), "default", None)
+    broken.model.diffusion_model.head.head.bias.fill_(torch.nan)
+    given = {"model": broken, "positive": conditioning(2), "negative": conditioning(3), "latent": empty()}
+    recipe = {"seed": 0, "steps": 2, "guidance": 1.0, "shift": 3.0}
+    return [
+        message(lambda: run("UniFlowSampler", **given, **recipe, sampler="euler", scheduler="uniform", denoise=1.0)),
+        message(lambda: run("JointSampler", **given, **recipe, text_length=4)),
+    ]
+
+
+async def without_a_package() -> dict[str, Any]:
+    """What is left of the pack, and what is logged, where a package does not import."""
+    registration = pack_module("nodes")
+    kept, said = registration.import_module, io.StringIO()
+
+    def import_module(name: str, package: str) -> Any:
+        if name == ".video":
+            raise ImportError("No module named 'av'")
+        return kept(name, package)
+
+    handler = logging.StreamHandler(said)
+    logging.getLogger().addHandler(handler)
+    registration.import_module = import_module
+    try:
+        left = await registration.UniViGUExtension().get_node_list()
+    finally:
+        registration.import_module = kept
+        logging.getLogger().removeHandler(handler)
+    return {"left": [cls.GET_SCHEMA().node_id for cls in left], "said": said.getvalue().splitlines()}
 
 
 def growth() -> dict[str, Any]:

@@ -1,0 +1,382 @@
+"""The canvas in a real browser: each shipped template is opened from the Templates dialog, run, and shows its result.
+
+Needs Playwright and a Chromium beside ComfyUI; skipped where one of them is absent. ``UVG_SCREENSHOTS`` names a folder
+for a picture of each canvas after its run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_comfyui_host import PACK, Server
+
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+SAMPLE = "a large red circle moves right on a navy background"
+SENTENCE = r"a (small|large) \w+ (circle|square|triangle) moves (left|right|up|down) on a \w+ background"
+WIDTH, HEIGHT = 1600, 900
+SECONDS = 30.0  # for whatever is waited for
+BAR, SIDE = 100, 60  # pixels that the top bar and the side bar of the front end take from the canvas
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # else the Templates dialog opens by itself, at a time of its own
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.TextareaWidget.FontSize": 11,
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.Execution.PreviewMethod": "latent2rgb",
+}
+
+# What of a graph cannot be right, in words.
+FAULTS = """() => {
+  const found = [], graph = app.graph;
+  for (const node of graph._nodes) {
+    const name = `${node.id} ${node.title}`;
+    if (!(node.type in LiteGraph.registered_node_types)) found.push(`${name}: ${node.type} is not registered`);
+    if (node.has_errors) found.push(`${name}: is marked as wrong`);
+    for (const input of node.inputs ?? []) {
+      const optional = input.shape === LiteGraph.GRID_SHAPE || input.shape === 7;
+      if (!input.widget && !optional && input.link == null) found.push(`${name}: ${input.name} is not connected`);
+      if (input.link != null && !graph.getLink(input.link)) found.push(`${name}: ${input.name} has a broken link`);
+    }
+    for (const widget of node.widgets ?? []) {
+      const values = widget.options?.values;
+      if (widget.type === 'combo' && Array.isArray(values) && !values.includes(widget.value))
+        found.push(`${name}: ${widget.name} has no choice ${widget.value}`);
+    }
+  }
+  return found;
+}"""
+# Nodes with their titles, and groups: [name, left, top, right, bottom] in the graph's units.
+CLASSIC_BOXES = """() => {
+  const box = (name, [x, y], [w, h], title) => [name, x, y - title, x + w, y + h];
+  return {
+    nodes: app.graph._nodes.map(n => box(`${n.id} ${n.title}`, n.pos, n.size, LiteGraph.NODE_TITLE_HEIGHT)),
+    groups: app.graph._groups.map(g => box(g.title, g.pos, g.size, 0)),
+  };
+}"""
+VUE_BOXES = """() => {
+  const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
+  const nodes = [...document.querySelectorAll('.lg-node[data-node-id]')].map(element => {
+    const box = element.getBoundingClientRect(), id = element.dataset.nodeId;
+    const x = (box.left - canvas.left) / scale - offset[0], y = (box.top - canvas.top) / scale - offset[1];
+    return [`${id} ${app.graph.getNodeById(id).title}`, x, y, x + box.width / scale, y + box.height / scale];
+  });
+  const groups = app.graph._groups.map(g => [g.title, ...g.pos, g.pos[0] + g.size[0], g.pos[1] + g.size[1]]);
+  return {nodes, groups};
+}"""
+# Remembers how a run ends and the live texts on the way.
+WATCH = """() => {
+  window.uvg = {end: null, live: {}};
+  for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+    app.api.addEventListener(kind, event => { window.uvg.end = [kind, event.detail]; });
+  app.api.addEventListener('progress_text', event => {
+    const {nodeId, text} = event.detail;
+    (window.uvg.live[nodeId] ??= []).push(text);
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is on the PATH")
+    with playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def canvas(browser: Any, server: Server) -> Iterator[Callable[..., Canvas]]:
+    """Opens ComfyUI in a fresh browser profile; keyword arguments are changed settings."""
+    contexts = []
+
+    def open_canvas(**changed: Any) -> Canvas:
+        settings = {**SETTINGS, **{f"Comfy.{name.replace('_', '.')}": value for name, value in changed.items()}}
+        send(f"{server.url}/api/settings", settings)
+        context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+        context.set_default_timeout(SECONDS * 1000)
+        contexts.append(context)
+        return Canvas(context.new_page(), server.url)
+
+    yield open_canvas
+    for context in contexts:
+        context.close()
+
+
+def send(url: str, content: Any) -> None:
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS).close()
+
+
+class Canvas:
+    """A page with ComfyUI's front end. ``complaints``: what went wrong in it that is not the front end's own affair."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
+        page.on("console", self._hear)
+        page.on("response", self._check)
+        page.goto(url)
+        page.wait_for_function("window.app?.graph && window.app.canvas && app.extensionManager")
+        page.locator(".templates-tab-button").wait_for()
+
+    def _hear(self, message: Any) -> None:
+        words = f"{message.text} {message.location.get('url', '')}"
+        if message.type == "error" and re.search(rf"{PACK}|uvg|UniViGU|MarkdownNote", words, re.IGNORECASE):
+            self.complaints.append(f"console: {words}")
+
+    def _check(self, response: Any) -> None:
+        if response.status >= 400 and PACK in response.url:
+            self.complaints.append(f"{response.status}: {response.url}")
+
+    def open_template(self, name: str) -> dict[str, Any]:
+        """Open a template as a user does: Templates, this pack's category, the template's card. Returns its file."""
+        expected = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        self.page.locator(".templates-tab-button").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_text(PACK, exact=True).click()
+        card = dialog.get_by_test_id(f"template-workflow-{name}")
+        thumbnail = card.locator("img").first
+        thumbnail.wait_for()
+        self.page.wait_for_function("image => image.complete && image.naturalWidth > 1", arg=thumbnail.element_handle())
+        card.click()
+        self.page.wait_for_function("id => app.graph.id === id", arg=expected["id"])
+        dialog.wait_for(state="hidden")
+        return expected
+
+    def faults(self) -> list[str]:
+        found = [*self.complaints, *self.page.evaluate(FAULTS)]
+        dialog, overlay = self.page.get_by_role("dialog"), self.page.get_by_test_id("error-overlay")
+        found += [f"a dialog is open: {text}" for text in dialog.all_inner_texts() if text.strip()]
+        found += [f"errors are shown: {overlay.inner_text()}"] if overlay.is_visible() else []
+        return found
+
+    def run(self) -> Run:
+        """Press Run and wait for the end."""
+        self.page.evaluate(WATCH)
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function("window.uvg.end")
+        kind, detail = self.page.evaluate("window.uvg.end")
+        assert kind == "execution_success", detail
+        return Run(self)
+
+    def node(self, title: str) -> str:
+        """The id of the node of that title."""
+        ids = self.page.evaluate("title => app.graph._nodes.filter(n => n.title === title).map(n => n.id)", title)
+        assert len(ids) == 1, f"{title}: {ids}"
+        return str(ids[0])
+
+    def picture(self, path: Path) -> None:
+        """A JPEG of the whole graph, as large as it goes at this width."""
+        page = self.page
+        boxes = page.evaluate(CLASSIC_BOXES)["groups"]
+        left, top = min(box[1] for box in boxes), min(box[2] for box in boxes)
+        wide, high = max(box[3] for box in boxes) - left, max(box[4] for box in boxes) - top
+        scale = (WIDTH - SIDE - 40) / wide
+        page.set_viewport_size({"width": WIDTH, "height": round(high * scale) + BAR + 30})
+        page.mouse.move(WIDTH / 2, 5)
+        page.get_by_text(re.compile("Job (queued|completed)")).first.wait_for(state="hidden")
+        page.evaluate(
+            """async ([scale, x, y]) => {
+              for (const video of document.querySelectorAll('video')) {
+                if (!video.duration) continue;
+                await new Promise(done => { video.onseeked = done; video.currentTime = video.duration / 2; });
+              }
+              app.canvas.ds.scale = scale;
+              app.canvas.ds.offset[0] = x;
+              app.canvas.ds.offset[1] = y;
+              app.canvas.setDirty(true, true);
+              for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame);
+            }""",
+            [scale, (SIDE + 20) / scale - left, BAR / scale - top],
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=path, type="jpeg", quality=80)
+
+
+class Run:
+    """What the canvas shows after a run."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas, self.page = canvas, canvas.page
+
+    def text(self, title: str, pattern: str) -> str:
+        """What a Preview as Text node shows, which must match."""
+        get = """id => app.graph.getNodeById(id).widgets.find(w => w.name === 'preview_text').value"""
+        node = self.canvas.node(title)
+        self.page.wait_for_function(f"id => ({get})(id)", arg=node)
+        found = str(self.page.evaluate(get, node))
+        assert re.fullmatch(pattern, found, re.DOTALL), found
+        shown = [area.input_value() for area in self.page.get_by_label("preview_text").all() if area.is_visible()]
+        assert found in shown
+        return found
+
+    def live(self, title: str, final: str, at_least: int) -> None:
+        """The node's own text, which changed on the way to ``final``."""
+        node = self.canvas.node(title)
+        texts = self.page.evaluate("id => window.uvg.live[id] ?? []", node)
+        assert texts[-1] == final
+        assert len(set(texts)) >= at_least, texts
+        self.page.locator(".dom-widget").get_by_text(final, exact=True).wait_for()
+
+    def video(self, count: int = 1) -> None:
+        """Videos that play in the canvas, of 48 pixels enlarged 6 times."""
+        self.page.wait_for_function(
+            """count => [...document.querySelectorAll('.dom-widget video')]
+              .filter(v => v.readyState >= 2 && v.duration > 0 && v.videoWidth === 288 && v.offsetWidth > 50)
+              .length >= count""",
+            arg=count,
+        )
+
+    def image(self, title: str, width: int) -> None:
+        self.page.wait_for_function(
+            "([id, width]) => app.graph.getNodeById(id).imgs?.some(i => i.complete && i.naturalWidth >= width)",
+            arg=[self.canvas.node(title), width],
+        )
+
+
+def text_to_video(run: Run) -> None:
+    run.video()
+    run.image("Uni-Flow Sampler", 16)  # the last live preview
+
+
+def video_to_text(run: Run) -> None:
+    run.live("Video-to-Text Denoise", run.text("The caption", SAMPLE), 2)
+    run.live("Encode Video for Uni-ViGU", run.text("What was read of the clip", r"uvg_sample\.mp4: 9 of .*"), 1)
+    run.video()
+
+
+def joint(run: Run) -> None:
+    run.live("Joint Sampler", run.text("The caption", SENTENCE), 2)
+    run.video()
+    run.image("How both took shape", 500)
+
+
+def caption_folder(run: Run) -> None:
+    run.text("The captions", rf"{SENTENCE}\n\n{SENTENCE}\n\n{SENTENCE}")
+    run.live("Caption Folder", run.text("Report", "3 clips: 3 captioned, .*"), 2)
+
+
+def rank_captions(run: Run) -> None:
+    run.live("Rank Captions", run.text("The best", SAMPLE), 1)
+    assert SAMPLE in run.text("All scores", ".*%.*").splitlines()[0]
+    run.image("Plot", 900)
+    run.video()
+
+
+SHOWS: dict[str, Callable[[Run], None]] = {
+    function.__name__: function for function in (text_to_video, video_to_text, joint, caption_folder, rank_captions)
+}
+
+
+def misplaced(boxes: dict[str, list[list[Any]]]) -> list[str]:
+    """Nodes and notes that overlap, and those that lie in no group."""
+    found = []
+    for (one, *a), (other, *b) in combinations(boxes["nodes"], 2):
+        if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]:
+            found.append(f"{one} overlaps {other}")
+    for name, *n in boxes["nodes"]:
+        if not any(g[0] <= n[0] and g[1] <= n[1] and n[2] <= g[2] and n[3] <= g[3] for _, *g in boxes["groups"]):
+            found.append(f"{name} lies in no group")
+    return found
+
+
+def forget_captions(server: Server) -> None:
+    for text in (server.base / "input" / "uvg_sample_clips").glob("*.txt"):
+        text.unlink()
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[..., Canvas], server: Server) -> None:
+    forget_captions(server)
+    page = canvas()
+    file = page.open_template(name)
+    assert page.faults() == []
+    assert page.page.evaluate("app.graph._nodes.length") == len(file["nodes"])
+    assert not page.page.evaluate("app.canvas.low_quality"), "too large: its words are not drawn on a screen this small"
+    assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+
+    api_form = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    assert page.page.evaluate("app.graphToPrompt().then(both => both.output)") == api_form
+
+    SHOWS[name](page.run())
+    assert page.faults() == []
+    assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+    if os.environ.get("UVG_SCREENSHOTS"):
+        page.picture(Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}.jpg")
+
+
+def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas]) -> None:
+    """Nodes 2.0 draws the same nodes with other sizes."""
+    page = canvas(VueNodes_Enabled=True)
+    for name in SHOWS:
+        file = page.open_template(name)
+        page.page.wait_for_function(
+            "n => document.querySelectorAll('.lg-node[data-node-id]').length === n", arg=len(file["nodes"])
+        )
+        assert page.faults() == []
+        assert misplaced(page.page.evaluate(VUE_BOXES)) == [], name
+
+
+def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) -> None:
+    title = "Caption this video"
+    page = canvas()
+    page.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.page.wait_for_function("app.graph._nodes.length === 0")
+    page.page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    dialog = page.page.get_by_role("dialog")
+    dialog.locator("input").first.fill(title)
+    result = page.page.get_by_test_id("result-item").filter(has_text=title)
+    result.wait_for()
+    assert PACK in result.inner_text()
+    result.click()
+    dialog.wait_for(state="hidden")
+    page.page.mouse.click(WIDTH / 2, HEIGHT / 2)  # where the new node hangs at the pointer, this puts it down
+    page.page.wait_for_function("app.graph._nodes.length === 1")
+    node = page.page.evaluate(
+        """() => { const n = app.graph._nodes[0], names = list => list.map(each => each.name);
+          return [n.title, names(n.inputs.filter(i => !i.widget)), names(n.widgets), n.outputs.map(o => o.type)]; }"""
+    )
+    widgets = ["checkpoint", "text_encoder", "vae", "width", "height", "frames", "fps", "template", "seed"]
+    assert node == [title, ["video"], widgets, ["STRING"]]
+    page.page.evaluate(
+        """() => {
+          const caption = app.graph._nodes[0], [x, y] = caption.pos;
+          const add = (type, dx) => {
+            const node = LiteGraph.createNode(type);
+            app.graph.add(node);
+            node.pos = [x + dx, y];
+            return node;
+          };
+          const load = add('LoadVideo', -400), show = add('PreviewAny', 400);
+          load.widgets[0].value = 'uvg_sample.mp4';
+          load.connect(0, caption, 0);
+          caption.connect(0, show, 0);
+          show.title = 'Shown';
+        }"""
+    )
+    assert page.faults() == []
+    page.run().text("Shown", SAMPLE)
+    assert page.faults() == []

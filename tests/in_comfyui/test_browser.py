@@ -12,6 +12,7 @@ import re
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ SETTINGS = {
     "Comfy.VueNodes.Enabled": False,
     "Comfy.Execution.PreviewMethod": "latent2rgb",
 }
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = [
+    pytest.mark.skipif(find_spec("playwright") is None, reason="needs Playwright: pip install playwright"),
+    pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: none of {', '.join(BROWSERS)} is on the PATH"),
+]
 
 # What of a graph cannot be right, in words.
 FAULTS = """() => {
@@ -95,13 +103,10 @@ WATCH = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"needs a browser: none of {', '.join(names)} is on the PATH")
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=program, args=FLAGS)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 

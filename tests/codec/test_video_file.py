@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from uvg_core.codec import video_file
-from uvg_core.codec.video_file import find_clips, probe, read_clip, write_video
+from uvg_core.codec.video_file import find_clips, fit_pixels, probe, read_clip, write_video
 from uvg_core.errors import UniViGUError
 from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World, render
 
@@ -85,6 +85,58 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(video_file._Source, "frames", counting)
     return seen
+
+
+# ------------------------------------------------------------------------------------------- parts, rates, budgets
+
+
+def test_so_many_frames_a_second(dozen: Path) -> None:
+    clip = read_clip(dozen, frames=4, height=32, width=32, fps=12.5)
+    assert numbers(clip.pixels) == [0, 2, 4, 6]
+    assert "4 of 12 frames, retimed from 25 to 12.5 fps" in clip.note
+    longer = read_clip(dozen, frames=8, height=32, width=32, fps=12.5)
+    assert numbers(longer.pixels) == [0, 2, 4, 6, 8, 10, 11, 11]
+    assert "the last one repeated" in longer.note
+
+
+def test_a_part_of_a_clip(dozen: Path) -> None:
+    part = read_clip(dozen, frames=4, height=32, width=32, start=0.16, seconds=0.16)
+    assert numbers(part.pixels) == [4, 5, 6, 7]
+    assert "the part from 0.2 s of 0.5 s" in part.note
+    assert numbers(read_clip(dozen, frames=2, height=32, width=32, start=0.2).pixels) == [5, 11]
+    with pytest.raises(UniViGUError, match=r"dozen\.mp4: no frames in the part from 3 s; the clip is 0\.48 s long"):
+        read_clip(dozen, frames=2, height=32, width=32, start=3)
+
+
+def test_a_budget_repeats_no_frame(dozen: Path) -> None:
+    """Of 12 frames, 9 are the most that make 4n+1; a rate above the clip's own gives the clip's own."""
+    assert len(read_clip(dozen, frames=81, height=32, width=32, at_most=True).pixels) == 9
+    assert len(read_clip(dozen, frames=5, height=32, width=32, at_most=True).pixels) == 5
+    slow = read_clip(dozen, frames=81, height=32, width=32, fps=12.5, at_most=True)
+    assert numbers(slow.pixels) == [0, 2, 4, 6, 8]
+    fast = read_clip(dozen, frames=81, height=32, width=32, fps=50, at_most=True)
+    assert numbers(fast.pixels) == list(range(9))
+    assert "9 of 12 frames at the clip's own 25 fps" in fast.note
+    assert len(read_clip(dozen, frames=81, height=32, width=32, seconds=0.1, at_most=True).pixels) == 1
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, 2000.0])
+def test_impossible_rates(dozen: Path, fps: float) -> None:
+    with pytest.raises(UniViGUError, match="expected a number above 0"):
+        read_clip(dozen, frames=4, height=32, width=32, fps=fps)
+
+
+def test_frames_in_memory_are_fitted_alike() -> None:
+    pixels, note = fit_pixels(numbered(12, height=64, width=96), frames=81, height=32, width=32, at_most=True)
+    assert pixels.shape == (9, 32, 32, 3)
+    assert note == "images: 9 of 12 frames, evenly over the batch; 96x64 resized to 48x32, cropped to 32x32"
+    timed, note = fit_pixels(numbered(12), frames=4, height=32, width=32, rate=24.0, fps=12.0)
+    assert numbers(timed) == [0, 2, 4, 6]
+    assert "retimed from 24 to 12 fps" in note
+    with pytest.raises(UniViGUError, match="no frame rate"):
+        fit_pixels(numbered(12), frames=4, height=32, width=32, fps=12.0)
+    with pytest.raises(UniViGUError, match=r"\[0, 32, 32, 3\]"):
+        fit_pixels(numbered(0), frames=4, height=32, width=32)
 
 
 # ------------------------------------------------------------------------------------------------- which frames

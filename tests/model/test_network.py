@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from torch import nn
 
 from uvg_core import ModelConfig, UniViGU, UniViGUError
 from uvg_core.checkpoint.keys import from_native
-from uvg_core.model import sdpa_attention
+from uvg_core.model import Hooks, sdpa_attention
 from uvg_core.model.attention import XformersAttention
+from uvg_core.model.block import Call, Streams
+from uvg_core.model.rope import video_rotations
 
 
 def test_empty_text_is_plain_wan() -> None:
@@ -223,3 +226,52 @@ def test_an_empty_text_stream_asks_nobody_for_anything(inputs: dict[str, torch.T
     expected = model(**{**inputs, "text": None}, want_logits=False).velocity
     model.attention = attention
     assert torch.equal(model(**{**inputs, "text": None}, want_logits=False).velocity, expected)
+
+
+def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]) -> None:
+    model = random_network()
+    plain = model(**inputs)
+    seen: list[int] = []
+    attended: list[str] = []
+
+    def block(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+        seen.append(index)
+        assert call.x.video.shape[1] == 12
+        assert call.x.text.shape[1] == 5
+        return run(call)
+
+    def named(name: str) -> Callable[..., torch.Tensor]:
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask: object = None):
+            attended.append(name)
+            return sdpa_attention(q, k, v, heads)
+
+        return attention
+
+    hooks = Hooks(attention=named("self"), cross_attention=named("cross"), block=block)
+    hooked = model(**inputs, hooks=hooks)
+    assert torch.equal(hooked.velocity, plain.velocity)
+    assert torch.equal(hooked.logits, plain.logits)
+    assert seen == [0, 1]
+    assert attended == ["self", "cross", "cross"] * 2
+
+    skipped = model(**inputs, hooks=Hooks(block=lambda index, run, call: call.x if index == 1 else run(call)))
+    assert not torch.allclose(skipped.velocity, plain.velocity)
+
+
+def test_logits_of_some_rows(inputs: dict[str, torch.Tensor]) -> None:
+    model = random_network()
+    plain = model(**inputs)
+    last = model(**inputs, want_logits=slice(1, 2))
+    assert torch.equal(last.velocity, plain.velocity)
+    torch.testing.assert_close(last.logits, plain.logits[1:])
+    assert model(**inputs, want_logits=False).logits is None
+
+
+def test_rotary_positions_can_be_scaled_and_shifted() -> None:
+    plain = video_rotations((3, 4, 5), 24)
+    assert torch.equal(video_rotations((3, 4, 5), 24, scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0)), plain)
+    far = video_rotations((5, 4, 5), 24).view(5, 20, 12, 2, 2)
+    doubled = video_rotations((3, 4, 5), 24, scale=(2.0, 1.0, 1.0)).view(3, 20, 12, 2, 2)
+    torch.testing.assert_close(doubled, far[::2])
+    moved = video_rotations((3, 4, 5), 24, shift=(2.0, 0.0, 0.0)).view(3, 20, 12, 2, 2)
+    torch.testing.assert_close(moved, far[2:])

@@ -278,3 +278,49 @@ def test_arguments(network: UniViGU, given: dict[str, torch.Tensor], change: dic
 def test_ids_of_another_vocabulary(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UniViGUError, match="tokenizer belongs to another model"):
         text_to_video(network, **given, text=torch.tensor([[5, 99]]), steps=1)
+
+
+class Sure:
+    """A network that is sure of its words from ``from_call`` on, and says something else before."""
+
+    config = TINY
+
+    def __init__(self, words: list[int], from_call: int) -> None:
+        self.words, self.from_call, self.calls = torch.tensor(words), from_call, 0
+
+    def __call__(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object) -> Prediction:
+        self.calls += 1
+        words = self.words if self.calls >= self.from_call else (self.words + self.calls) % TINY.vocab_size
+        logits = torch.full((*text.shape, TINY.vocab_size), -100.0)
+        return Prediction(None, logits.scatter(-1, words.expand(text.shape)[..., None], 100.0))
+
+
+@pytest.mark.parametrize("stop_when_stable", [0, 2, 4])
+def test_a_text_that_stands_ends_the_run(given: dict[str, torch.Tensor], stop_when_stable: int) -> None:
+    words = [3, 9, 27]
+    sure = Sure(words, from_call=3)
+    seen: list[int] = []
+    text = video_to_text(
+        sure,  # type: ignore[arg-type]
+        video=given["noise"],
+        length=3,
+        steps=20,
+        stop_when_stable=stop_when_stable,
+        callback=lambda step, state: seen.append(step),
+    )
+    assert text.tolist() == [words, words]
+    assert sure.calls == len(seen) == (2 + stop_when_stable if stop_when_stable else 20)
+
+
+def test_an_unsure_text_takes_every_step(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    seen: list[int] = []
+    arguments = {"video": given["noise"], "length": 8, "steps": 6, "temperature": 5.0}
+    free = video_to_text(network, **arguments)
+    watched = video_to_text(network, **arguments, stop_when_stable=2, callback=lambda step, state: seen.append(step))
+    assert len(seen) == 6
+    assert torch.equal(watched, free)
+
+
+def test_stopping_early_belongs_to_the_discrete_flow(given: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(UniViGUError, match="stop_when_stable"):
+        video_to_text(random_network(EMBEDDING), video=given["noise"], length=3, stop_when_stable=2)

@@ -56,6 +56,25 @@ def main() -> None:
         print(f"  {name:12s} {share([said(t)[name] == getattr(w, name) for t, w in zip(texts, worlds, strict=True)])}")
     print(f"  exact        {share([t == w.caption for t, w in zip(texts, worlds, strict=True)])}")
 
+    print(f"the same one by one, stopped when so many steps in a row draw the same words, of {run.text_steps}")
+    for stable in (0, 2, 3, 5):
+        taken, right = 0, []
+        with pipe.network() as network:
+            for seed, (latent, world) in enumerate(zip(latents, worlds, strict=True)):
+                seen_steps: list[int] = []
+                ids = video_to_text(
+                    network,
+                    video=latent[None],
+                    length=run.text_length,
+                    steps=run.text_steps,
+                    seed=seed,
+                    stop_when_stable=stable,
+                    callback=lambda step, state, seen=seen_steps: seen.append(step),
+                )
+                taken += len(seen_steps)
+                right.append(pipe.tokenizer.text(ids[0]) == world.caption)
+        print(f"  {stable or 'never':5}        exact {share(right)} in {taken / count:4.1f} steps")
+
     noise = torch.cat([pipe.noise(seed=seed) for seed in range(count)])
     context, null = pipe.conditions([world.caption for world in worlds]), pipe.conditions([""])
     tokens, mask = pipe.tokenizer.stream([world.caption for world in worlds], run.text_length)

@@ -21,6 +21,7 @@ import pytest
 from in_comfyui_host import PACK, Server
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
+FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
 SAMPLE = "a large red circle moves right on a navy background"
 SENTENCE = r"a (small|large) \w+ (circle|square|triangle) moves (left|right|up|down) on a \w+ background"
 WIDTH, HEIGHT = 1600, 900
@@ -343,6 +344,20 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas])
         )
         assert page.faults() == []
         assert misplaced(page.page.evaluate(VUE_BOXES)) == [], name
+
+
+def test_canvases_of_older_versions_load_and_run(canvas: Callable[..., Canvas], server: Server) -> None:
+    """What people saved with an older version of the pack."""
+    forget_captions(server)
+    page = canvas()
+    assert {path.stem for path in FROZEN} == set(SHOWS)
+    for path in FROZEN:
+        file = json.loads(path.read_text(encoding="utf-8"))
+        page.page.evaluate("graph => app.loadGraphData(graph)", file)
+        page.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
+        assert page.faults() == [], path
+        page.run()
+        assert page.faults() == [], path
 
 
 def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) -> None:

@@ -165,6 +165,11 @@ class HostedNetwork(UniViGU):
         return as_text_content(self, tokens)
 
 
+def weights_of(config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a network, without their values: what a loaded one shows depends on how it is stored."""
+    return UniViGU(config, attention=optimized_attention, device="meta").state_dict()
+
+
 def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
     """ComfyUI's patches for one forward pass, under the names that plain Wan gives them."""
     patches = options.get("patches", {})
@@ -274,7 +279,7 @@ class UniViGUModel(comfy.model_base.WAN21):
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
         # Not the network's own list: core makes some weights only as they are loaded (dynamic VRAM, comfy_quant).
-        wanted = set(UniViGU(self.config, attention=optimized_attention, device="meta").state_dict())
+        wanted = weights_of(self.config).keys()
         missing = sorted(name for name in wanted if unet_prefix + name not in sd)
         if missing:
             raise UniViGUError(
@@ -749,7 +754,7 @@ def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, L
     places = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(weights, places, log_missing=False)
     taken = sorted(name for name in layers if name in places)
-    sizes = {f"diffusion_model.{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sizes = {f"diffusion_model.{name}": tuple(tensor.shape) for name, tensor in weights_of(network.config).items()}
     at = {name: places[name] if isinstance(places[name], str) else places[name][0] for name in taken}
     for name, place in at.items():
         inputs = next((weights[name + end].shape[-1] for end in LORA_INPUTS if name + end in weights), None)

@@ -50,7 +50,7 @@ from torch import Tensor
 from ..uvg_core.checkpoint.convert import packed
 from ..uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, find_network, require_layout
 from ..uvg_core.checkpoint.fit import compare, require_fit
-from ..uvg_core.checkpoint.keys import strip_wrappers, to_native
+from ..uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers, to_native
 from ..uvg_core.checkpoint.quant import FP8_DTYPES, METADATA_KEY, dequantise, is_companion, quantisation_metadata
 from ..uvg_core.checkpoint.read import Stored, open_weights
 from ..uvg_core.checkpoint.sizes import whole_config
@@ -66,9 +66,6 @@ from ..uvg_core.sampling.modes import as_text_content
 
 log = logging.getLogger(__name__)
 
-ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
-TOKENIZER_KEY = "text_encoders.spiece_model"
-VAE_PREFIX = "vae."
 PACK = Path(__file__).resolve().parent.parent
 EMBEDDED = "uvg_tiny.safetensors"
 FOLDER = "uni_vigu"
@@ -447,10 +444,14 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
 
     def clip_target(self, state_dict: dict[str, Tensor] | None = None) -> Any:
         """The text encoder of an all-in-one file, sized by its weights."""
-        prefix = f"{self.text_encoder_key_prefix[0]}umt5xxl.transformer."
-        weights = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
-        detected = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
+        weights = _inside(state_dict or {}, ENCODER_PREFIX)
+        detected = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, ENCODER_PREFIX)
         return encoder_target(encoder_config(weights) if weights else {}, detected, self._run())
+
+
+def _inside(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """One part of an all-in-one file, under its own names; empty where the file does not have it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
 
 
 def register() -> None:
@@ -593,7 +594,7 @@ def _clip_patcher(path: str, release_states: bool, text_dim: int, run: RunConfig
 
 def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    inside = {k.removeprefix(ENCODER_PREFIX): v for k, v in stored.items() if k.startswith(ENCODER_PREFIX)}
+    inside = _inside(stored, ENCODER_PREFIX)
     tokenizer = stored.get(TOKENIZER_KEY if inside else "spiece_model")
     weights, _ = (inside, None) if inside else comfy.utils.convert_old_quants(stored, metadata=metadata)
     try:
@@ -650,7 +651,7 @@ def _vae_patcher(path: str, disable_dynamic: bool = False) -> Any:
 
 def _build_vae(path: str) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    inside = {k.removeprefix(VAE_PREFIX): v for k, v in stored.items() if k.startswith(VAE_PREFIX)}
+    inside = _inside(stored, VAE_PREFIX)
     vae = comfy.sd.VAE(sd=inside or stored, metadata=metadata)
     if not is_wan_vae(vae):
         raise UniViGUError(
@@ -832,7 +833,6 @@ def save_checkpoint(
     metadata = {"config": config.to_json(), "format": "pt"}
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, pending, metadata, report)
 
 
@@ -1082,6 +1082,22 @@ def run_job(
     return out.to(comfy.model_management.intermediate_device())
 
 
+def run_on_clip(
+    model: Any, job: Job, latent: Tensor, *, seed: int, hint: list[Any] | None = None, steps: int = 1
+) -> None:
+    """``run_job`` for jobs that look at clips, clean latents in the VAE's space: no noise, no guidance, and no prompt
+    but the hint."""
+    run_job(
+        model,
+        job,
+        positive=at_all_times(hint) if hint else no_prompt(model),
+        noise=torch.zeros_like(latent),
+        latent=latent,
+        sigmas=torch.zeros(steps + 1),
+        seed=seed,
+    )
+
+
 def core_samplers() -> list[str]:
     return list(comfy.samplers.SAMPLER_NAMES)
 
@@ -1130,13 +1146,14 @@ def sample_with_core(
         latent.get("downscale_ratio_temporal"),
     )
     latent = {**latent, "samples": samples}
-    planned = comfy.samplers.KSampler(
-        model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise
-    ).sigmas
-    if sigmas is None and not bool(planned.isfinite().all()):
-        raise UniViGUError(
-            f"the scheduler {scheduler} cannot make {steps} step(s): take more steps or another scheduler"
-        )
+    if sigmas is None:
+        planned = comfy.samplers.KSampler(
+            model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise
+        ).sigmas
+        if not bool(planned.isfinite().all()):
+            raise UniViGUError(
+                f"the scheduler {scheduler} cannot make {steps} step(s): take more steps or another scheduler"
+            )
     return comfy.sample.sample(
         model,
         prepare_noise(latent, seed),

@@ -77,7 +77,8 @@ class UniViGULoader(io.ComfyNode):
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
         path = bridge.checkpoint_path(checkpoint)
-        own, carried = bridge.FROM_CHECKPOINT, bridge.parts_of(path)
+        own = bridge.FROM_CHECKPOINT
+        carried = bridge.parts_of(path) if own in (text_encoder, vae) else set()
         for part, chosen, example in (
             ("text encoder", text_encoder, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
             ("VAE", vae, "wan_2.1_vae.safetensors"),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -14,9 +13,10 @@ from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
 from ..uvg_core.flow.time import sigma_from_tau
 from ..uvg_core.sampling import State, fill_template, joint, video_to_text
+from ..uvg_core.sampling.loop import spread
 from ..uvg_core.sampling.modes import TEXT_UPDATES
 from . import bridge
-from .types import CATEGORY, GeneratedText, RecordedStep, UvgText, spread
+from .types import CATEGORY, GeneratedText, RecordedStep, UvgText
 
 UNIFORM = "uniform"  # the release's schedule, exactly
 RECORDED = 8
@@ -214,8 +214,7 @@ def describe(
         if show is not None:
             show(tokenizer.text(state.tokens[0]))
         if step in keep or (record and state.text.settled):
-            tau = state.tau
-            kept.append(RecordedStep(step, state.steps, sigma_from_tau(tau), tau, state.tokens.cpu(), None))
+            kept.append(RecordedStep(step, state.steps, sigma_from_tau(state.tau), state.tokens.cpu(), None))
 
     def job(network: bridge.GuidedNetwork, noise: Tensor, video: Tensor) -> Tensor:
         options: dict[str, Any] = {
@@ -235,15 +234,7 @@ def describe(
             found.append(video_to_text(network, **options))
         return video
 
-    bridge.run_job(
-        model,
-        job,
-        positive=bridge.at_all_times(hint) if hint else bridge.no_prompt(model),
-        noise=torch.zeros_like(latent),
-        latent=latent,
-        sigmas=torch.zeros(steps + 1),
-        seed=settings.seed,
-    )
+    bridge.run_on_clip(model, job, latent, seed=settings.seed, hint=hint, steps=steps)
     text = tokenizer.text(found[0][0])
     if show is not None:
         show(text)
@@ -381,7 +372,7 @@ class JointSampler(io.ComfyNode):
                 progress.text(tokenizer.text(state.tokens[0]))
             if step in keep:
                 seen = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
-                kept.append(RecordedStep(step, state.steps, state.sigma, state.tau, state.tokens.cpu(), seen.half()))
+                kept.append(RecordedStep(step, state.steps, state.sigma, state.tokens.cpu(), seen.half()))
 
         def job(network: bridge.GuidedNetwork, noise: Tensor, _: Tensor) -> Tensor:
             result = joint(

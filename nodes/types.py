@@ -14,12 +14,11 @@ UvgText = io.Custom("UVG_TEXT")
 @dataclass(frozen=True)
 class RecordedStep:
     """One step of a run: ``tokens`` ``[B,L]`` as they stood; ``latent`` ``[1,16,F,h,w]`` the clip that the first video
-    of the batch pointed at, in the VAE's space, None where no video formed; ``sigma`` and ``tau`` the clocks."""
+    of the batch pointed at, in the VAE's space, None where no video formed; ``sigma`` the noise that was left."""
 
     step: int
     steps: int
     sigma: float
-    tau: float
     tokens: Tensor
     latent: Tensor | None
 
@@ -30,11 +29,3 @@ class GeneratedText:
 
     tokens: Tensor
     record: tuple[RecordedStep, ...] = ()
-
-
-def spread(count: int, wanted: int) -> set[int]:
-    """``wanted`` of the steps 1..``count``, evenly, the first and the last included."""
-    wanted = min(wanted, count)
-    if wanted < 2:
-        return {count} if wanted else set()
-    return {1 + round(i * (count - 1) / (wanted - 1)) for i in range(wanted)}

@@ -14,7 +14,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.captioning import caption_folder
 from ..uvg_core.codec.latents import latent_shape
-from ..uvg_core.codec.video_file import find_clips, fit_pixels, read_clip
+from ..uvg_core.codec.video_file import fit_pixels, read_clip
 from ..uvg_core.errors import UniViGUError
 from . import bridge
 from .samplers import Captioning, describe
@@ -46,6 +46,12 @@ def size_inputs() -> list[Any]:
     ]
 
 
+def fitting(width: int, height: int, frames: int, fps: float) -> dict[str, Any]:
+    """What those widgets say, as ``read_clip`` and ``fit_pixels`` take it. Raises UniViGUError off the model's grid."""
+    latent_shape(frames, height, width)
+    return {"frames": frames, "height": height, "width": width, "fps": fps or None, "at_most": True}
+
+
 class UniViGUEncodeVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -68,8 +74,7 @@ class UniViGUEncodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float) -> io.NodeOutput:
         bridge.require_video_vae(vae)
-        latent_shape(frames, height, width)
-        size: dict[str, Any] = {"frames": frames, "height": height, "width": width, "fps": fps or None, "at_most": True}
+        size = fitting(width, height, frames, fps)
         if isinstance(video, torch.Tensor):
             pixels, note = fit_pixels(as_pixels(video), **size)
         elif isinstance(video, InputImpl.VideoFromComponents):  # in memory: a file of it would only lose
@@ -171,16 +176,15 @@ class UniViGUCaptionFolder(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
-        latent_shape(frames, height, width)
+        size = fitting(width, height, frames, fps)
         if not folder.strip():
             raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
         path = folder_of(folder)
         captioning = Captioning(**options)
-        progress = bridge.Progress(cls.hidden.unique_id, steps=len(find_clips(path, recursive=subfolders)) or 1)
+        progress = bridge.Progress(cls.hidden.unique_id)
 
         def caption(file: Path) -> str:
-            pixels = read_clip(file, frames=frames, height=height, width=width, fps=fps or None, at_most=True).pixels
-            latent = bridge.encode_pixels(vae, pixels)
+            latent = bridge.encode_pixels(vae, read_clip(file, **size).pixels)
 
             def show(words: str) -> None:
                 progress.text(f"{file.name}\n{words}")

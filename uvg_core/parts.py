@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_model, read_config
+from .checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from .checkpoint.read import WeightFile, open_weights
 from .codec.latents import load_vae
 from .codec.text import Tokenizer, load_encoder
@@ -25,9 +26,6 @@ from .errors import UniViGUError
 from .model import UniViGU
 from .progress import Report
 
-ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
-TOKENIZER_KEY = "text_encoders.spiece_model"
-VAE_PREFIX = "vae."
 WAN_FOLDERS = ("vae", "text_encoder", "tokenizer")
 PACKAGES = ("diffusers", "transformers", "sentencepiece")
 LARGE_BYTES = 2**30

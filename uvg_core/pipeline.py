@@ -18,6 +18,7 @@ from .errors import UniViGUError
 from .parts import Parts
 from .progress import Report, counted_calls
 from .sampling import State, caption_likelihood, fill_template, joint, text_to_video, video_to_text
+from .sampling.loop import spread
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ class Pipeline:
         noise = self.noise(size, sampling.seed)
         context, null = self.conditions([prompt, negative]).split(1)
         steps = given(sampling.steps, run.steps)
-        wanted = {index + 1 for index in _spread(steps, record)}
+        wanted = spread(steps, record)
         states: list[State] = []
 
         def watch(step: int, state: State) -> object:
@@ -322,10 +323,3 @@ class Pipeline:
 def given(value: Number | None, default: Number) -> Number:
     """``value`` unless it is None; zero is a value."""
     return default if value is None else value
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """``wanted`` indices spread over ``count`` steps, both ends included."""
-    if wanted >= count or wanted < 2:
-        return list(range(count)) if wanted >= count else [count - 1][:wanted]
-    return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})

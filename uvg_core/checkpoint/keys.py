@@ -16,6 +16,11 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_checkpoint_wrapped_mo
 # Where the network lies inside larger files.
 NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 # Derived from the sizes, stored by the release all the same.
+# Where the other parts lie in an all-in-one file, as ComfyUI names them.
+ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
+TOKENIZER_KEY = "text_encoders.spiece_model"
+VAE_PREFIX = "vae."
+
 DERIVED = re.compile(r"(^|\.)rotary_emb_text\.inv_freq$|(^|\.)rope\.freqs\w*$")
 
 _BLOCK: tuple[tuple[str, str], ...] = (

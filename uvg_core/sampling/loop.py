@@ -93,3 +93,11 @@ def run(
         assert last.logits is not None
         text = text.finished(last.logits)
     return video, text
+
+
+def spread(count: int, wanted: int) -> set[int]:
+    """``wanted`` of the steps 1..``count``, evenly, the first and the last included."""
+    wanted = min(wanted, count)
+    if wanted < 2:
+        return {count} if wanted else set()
+    return {1 + round(i * (count - 1) / (wanted - 1)) for i in range(wanted)}

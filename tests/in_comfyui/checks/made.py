@@ -91,6 +91,12 @@ def sampled(model: Any, positive: list[Any], negative: list[Any], latent: dict[s
     return out["samples"]
 
 
+def joint(model: Any, positive: list[Any], negative: list[Any], **changes: Any) -> Any:
+    """What Joint Sampler gives: latent and text."""
+    given = {"latent": empty(), "text_length": 6, "seed": 1, "steps": 6, "guidance": 4.0, "shift": 3.0}
+    return run("JointSampler", model=model, positive=positive, negative=negative, **{**given, **changes})
+
+
 def video_half(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights of a checkpoint that plain Wan has, and the metadata that a file of them would carry."""
     stored = comfy.utils.load_torch_file(path)

@@ -10,7 +10,7 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
-from check_made import bridge, checkpoint, conditioning, distance, empty, model_folder, plain_wan, run, sampled
+from check_made import bridge, checkpoint, conditioning, distance, empty, joint, model_folder, plain_wan, run, sampled
 
 RANK = 4
 
@@ -115,26 +115,12 @@ def patched_joint_runs() -> dict[str, Any]:
     model, _ = pair()
     positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
 
-    def joint(model: Any) -> Any:
-        return run(
-            "JointSampler",
-            model=model,
-            positive=positive,
-            negative=negative,
-            latent=empty(),
-            text_length=4,
-            seed=1,
-            steps=6,
-            guidance=4.0,
-            shift=3.0,
-        )
-
-    plain = joint(model)
+    plain = joint(model, positive, negative, text_length=4)
     found: dict[str, Any] = {}
     for name, patch in PATCHES.items():
         if name == "ModelSamplingSD3":  # our sampler has a shift of its own
             continue
-        latent, text = joint(patch(model))
+        latent, text = joint(patch(model), positive, negative, text_length=4)
         found[name] = [distance(latent["samples"], plain[0]["samples"]), list(text.tokens.shape)]
     return found
 
@@ -154,21 +140,7 @@ def skip_layer_text() -> dict[str, float]:
         end_percent=1.0,
         rescaling_scale=0.0,
     )[0]
-    outs = [
-        run(
-            "JointSampler",
-            model=m,
-            positive=positive,
-            negative=negative,
-            latent=empty(),
-            text_length=6,
-            seed=1,
-            steps=6,
-            guidance=4.0,
-            shift=3.0,
-        )
-        for m in (model, skipping)
-    ]
+    outs = [joint(m, positive, negative) for m in (model, skipping)]
     return {
         "video": distance(outs[0][0]["samples"], outs[1][0]["samples"]),
         "words": float((outs[0][1].tokens != outs[1][1].tokens).sum()),
@@ -333,23 +305,9 @@ def compiled(backend: str) -> dict[str, Any]:
     model = run("TorchCompileModel", model=ours, backend=backend)[0]
     positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
     text = [sampled(m, positive, negative, empty(), steps=2) for m in (ours, model)]
-    joint = [
-        run(
-            "JointSampler",
-            model=m,
-            positive=positive,
-            negative=negative,
-            latent=empty(),
-            text_length=4,
-            seed=1,
-            steps=4,
-            guidance=4.0,
-            shift=3.0,
-        )
-        for m in (ours, model)
-    ]
+    runs = [joint(m, positive, negative, text_length=4, steps=4) for m in (ours, model)]
     return {
         "text": distance(*text),
-        "joint video": distance(joint[0][0]["samples"], joint[1][0]["samples"]),
-        "joint text": torch.equal(joint[0][1].tokens, joint[1][1].tokens),
+        "joint video": distance(runs[0][0]["samples"], runs[1][0]["samples"]),
+        "joint text": torch.equal(runs[0][1].tokens, runs[1][1].tokens),
     }

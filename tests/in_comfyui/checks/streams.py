@@ -8,7 +8,7 @@ from typing import Any
 import comfy.nested_tensor
 import comfy.samplers
 import torch
-from check_made import bridge, checkpoint, conditioning, core, distance, empty, random_network, run, sampled
+from check_made import bridge, checkpoint, conditioning, core, distance, empty, joint, random_network, run, sampled
 from worker import pack_module
 
 LENGTH = 5
@@ -161,18 +161,8 @@ def our_samplers_take_the_embedding_flow() -> dict[str, Any]:
     """Video-to-text and joint of uvg_core inside ComfyUI, with the embedding flow."""
     model = embedding_model()
     video = bridge.streams_of(nested_latent(model))[0]
-    (latent, text) = run(
-        "JointSampler",
-        model=model,
-        positive=conditioning(2),
-        negative=conditioning(3),
-        latent={"samples": video},
-        text_length=LENGTH,
-        seed=1,
-        steps=4,
-        guidance=4.0,
-        shift=3.0,
-    )
+    start = {"samples": video}
+    (latent, text) = joint(model, conditioning(2), conditioning(3), latent=start, text_length=LENGTH, steps=4)
     return {"video": list(latent["samples"].shape), "text": list(text.tokens.shape), "steps": len(text.record)}
 
 
@@ -204,18 +194,7 @@ def same_words_everywhere() -> dict[str, Any]:
 
     positive, negative = conditioning(2), conditioning(3)
     start = empty()
-    (joint, text) = run(
-        "JointSampler",
-        model=model,
-        positive=positive,
-        negative=negative,
-        latent=start,
-        text_length=6,
-        seed=1,
-        steps=8,
-        guidance=4.0,
-        shift=3.0,
-    )
+    (both, text) = joint(model, positive, negative, latent=start, steps=8)
     alone = core.joint(
         network,
         noise=bridge.prepare_noise(start, 1),
@@ -231,7 +210,7 @@ def same_words_everywhere() -> dict[str, Any]:
         "words": torch.equal(found[0], words),
         "scores": distance(found[1], scores),
         "joint words": torch.equal(text.tokens, alone.text),
-        "joint video": distance(joint["samples"], model.model.process_latent_out(alone.video)),
+        "joint video": distance(both["samples"], model.model.process_latent_out(alone.video)),
     }
 
 

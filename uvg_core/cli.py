@@ -1,4 +1,4 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, demo.
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo.
 
     python -m uvg_core generate "a red circle moves left on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
@@ -34,6 +34,8 @@ from .files import require_folder, write_text
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
 from .showing import joint_sheet, say, show_clip
+from .training import run as training
+from .training import synthesise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -231,6 +233,15 @@ def run_check(args: argparse.Namespace, shown: Bars) -> None:
         print(line)
 
 
+def run_train(args: argparse.Namespace, shown: Bars) -> int:
+    return training.run(args, shown, say)
+
+
+def run_synthesise(args: argparse.Namespace, shown: Bars) -> int:
+    watch = _steps_on(shown, "generating")
+    return synthesise.run(args, _pipeline(args, shown), _size(args), _sampling(args), shown, watch)
+
+
 def run_demo(args: argparse.Namespace, shown: Bars) -> None:
     from .demo import run_demo as run
 
@@ -363,6 +374,17 @@ def _arguments() -> argparse.ArgumentParser:
     command(
         "check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows, size)
     )
+
+    sub = command(
+        "synthesise",
+        run_synthesise,
+        "prompts give a data set: clips, prompts, and detailed captions by a language model",
+        (model, flows, sampler, video, size),
+    )
+    synthesise.add_arguments(sub, path=_path, number=_number)
+
+    sub = command("train", run_train, "train in stages: generate, recall, refine", ())
+    training.add_arguments(sub)
 
     sub = command("demo", run_demo, "all three jobs on the embedded model, in under a minute", (model, flows))
     sub.add_argument("--out", type=_path, default=Path("out"), help="folder for the results")

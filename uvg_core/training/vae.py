@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codec.latents import WAN_LATENT_MEAN, WAN_LATENT_STD
-from .worlds import World, all_worlds, render
+from ..files import written_whole
+from .worlds import REACH, Placing, draw, place, random_world
 
 
 def small_wan_vae(width: int) -> Any:
@@ -50,11 +54,53 @@ def decode_latent(vae: Any, latent: Tensor) -> Tensor:
     return first
 
 
-def random_batch(worlds: list[World], count: int, side: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Random clips ``[B,3,T,S,S]`` in -1..1."""
-    picks = torch.randint(len(worlds), (count,), generator=generator).tolist()
-    clips = [render(worlds[i], side=side, frames=frames, generator=generator) for i in picks]
-    return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+def random_clips(
+    count: int, side: int, frames: int, generator: torch.Generator, *, held_out: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Random clips ``[B,3,T,S,S]`` in -1..1, a third of them with two objects, and where the objects' boxes are:
+    ``[B,1,T,S,S]`` in 0 and 1. ``held_out``: the combinations and the handwriting that are kept for testing."""
+    clips, boxes = [], []
+    for _ in range(count):
+        objects = 1 + int(torch.rand((), generator=generator) < 1 / 3)
+        world = random_world(generator, objects=objects, held_out=held_out)
+        placed = place(world, frames, generator, split="test" if held_out else "train")
+        clips.append(draw(world, placed, side))
+        boxes.append(_boxes(placed, side))
+    return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1, torch.stack(boxes)[:, None]
+
+
+def _boxes(placed: list[Placing], side: int) -> Tensor:
+    """1 inside the box around any object, ``[T,S,S]``."""
+    axis = (torch.arange(side) + 0.5) / side
+    inside = torch.zeros(len(placed[0].radii), side, side)
+    for at in placed:
+        near = (axis - at.centres[..., None]).abs() <= REACH * at.radii[:, None, None]
+        inside = torch.maximum(inside, (near[:, 1, :, None] & near[:, 0, None, :]).float())
+    return inside
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Peak signal-to-noise ratio in dB over a set of clips: whole pictures, and inside the objects' boxes."""
+
+    psnr: float
+    psnr_boxes: float
+
+
+@torch.no_grad()
+def reconstruction(vae: Any, *, side: int, frames: int, clips: int = 64, seed: int = 7) -> Reconstruction:
+    """How well held-out worlds come back from the latents' means, as 8-bit pictures would show them (clamped)."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(2, dtype=torch.float64)
+    inside = 0.0
+    for start in range(0, clips, 16):
+        video, boxes = random_clips(min(16, clips - start), side, frames, generator, held_out=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            decoded = decode_latent(vae, encode_moments(vae, video)[:, :16])
+        error = ((decoded.float().clamp(-1, 1) - video) / 2).square()
+        total += torch.stack([error.mean() * len(video), (error.mean(1, keepdim=True) * boxes).sum()]).double()
+        inside += float(boxes.sum())
+    return Reconstruction(-10 * math.log10(float(total[0]) / clips), -10 * math.log10(float(total[1]) / inside))
 
 
 def calibrate(vae: Any, video: Tensor, scale: float = 1.0) -> None:
@@ -105,6 +151,17 @@ def initialise(vae: Any) -> None:
                 weight[:, :, :-1] = 0
             if name.endswith("conv2"):
                 weight.zero_()
+        # The log-variances start small: drowned in noise at first, the latent would never be used at all.
+        half = vae.quant_conv.weight.shape[0] // 2
+        vae.quant_conv.weight[half:] = 0
+        vae.quant_conv.bias[half:] = -5
+
+
+KL_WEIGHT = 3e-5
+
+
+def _rate(step: int, steps: int, peak: float) -> float:
+    return peak * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
 
 
 def train_vae(
@@ -113,55 +170,67 @@ def train_vae(
     width: int = 16,
     side: int = 48,
     frames: int = 9,
-    minutes: float = 16.0,
+    picture_steps: int = 1500,
+    clip_steps: int = 3000,
     seed: int = 0,
-    go_on: bool = False,
+    compiled: bool = True,
+    say: Callable[[str], object] = print,
 ) -> Any:
-    """Train for ``minutes`` and save the diffusers state dict to ``out``; prints PSNR in dB as it goes.
+    """Train, save the diffusers state dict to ``out`` and return the VAE.
 
-    The first 40 % of the time sees single pictures only (they are cheap), the rest clips. ``go_on`` starts from what
-    ``out`` holds, with clips from the beginning."""
+    The first ``picture_steps`` see single pictures (they are cheap), the next ``clip_steps`` whole clips. A run that
+    was cut off goes on from ``out`` with ``.part`` behind its name.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    worlds = list(all_worlds())
     vae = small_wan_vae(width).train()
-    if go_on:
-        vae.load_state_dict(torch.load(out, weights_only=True))
-    else:
-        initialise(vae)
-    peak = 2e-3 if go_on else 3e-3
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
-    start, step = time.time(), 0
-    while (spent := (time.time() - start) / (60 * minutes)) < 1:
+    initialise(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.97), weight_decay=0.0, fused=True)
+    step = 0
+    cut_off = out.with_name(f"{out.name}.part")
+    if cut_off.exists():
+        state = torch.load(cut_off, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        step = state["step"]
+    wrap = torch.compile if compiled else lambda function: function
+    encode, decode = wrap(encode_moments), wrap(decode_latent)
+    steps, started, first = picture_steps + clip_steps, time.time(), step
+    while step < steps:
+        pictures = step < picture_steps
         for group in optimizer.param_groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * spent)) + 1e-6
-        pictures = spent < 0.4 and not go_on
-        video = random_batch(worlds, 16 if pictures else 4, side, 1 if pictures else frames, generator)
+            group["lr"] = _rate(step, steps, 1.5e-3)
+        video, boxes = random_clips(32 if pictures else 8, side, 1 if pictures else frames, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            mean, logvar = encode_moments(vae, video).float().chunk(2, 1)
+            mean, logvar = encode(vae, video).float().chunk(2, 1)
             logvar = logvar.clamp(-12, 4)
-            latent = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
-            decoded = decode_latent(vae, latent).float()
+            noise = torch.randn(mean.shape, generator=generator)
+            decoded = decode(vae, mean + noise * (0.5 * logvar).exp()).float()
         error = decoded - video
-        # The object fills a tenth of the picture: weigh its pixels up, or the background is all that is learned.
-        ground = video[..., :1, :1]
-        weight = 1 + 4 * ((video - ground).abs().amax(1, keepdim=True) > 0.05).float()
-        reconstruction = (weight * (error.abs() + error.square())).mean()
+        # The objects fill a tenth of the picture: weigh their boxes up, or the background is all that is learned.
+        weight = 1 + 4 * boxes
+        loss = (weight * (error.square() + 0.1 * F.smooth_l1_loss(decoded, video, reduction="none", beta=0.1))).mean()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction + 3e-4 * divergence
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + KL_WEIGHT * divergence).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
+        step += 1
         if step % 50 == 0:
             psnr = -10 * (error.square().mean() / 4).log10().item()
-            print(
-                f"vae {step:5d}  {60 * minutes * spent:5.0f}s  loss {loss.item():.4f}  psnr {psnr:5.2f} dB  "
-                f"kl {divergence.item():.3f}",
-                flush=True,
-            )
-            torch.save(vae.state_dict(), out)
-        step += 1
-    calibrate(vae, random_batch(worlds, 64, side, frames, generator))
-    torch.save(vae.state_dict(), out)
+            each = (time.time() - started) / (step - first)
+            say(f"vae {step}/{steps}  {each:.2f} s  loss {loss:.5f}  psnr {psnr:.2f} dB  kl {divergence:.2f}")
+        if step % 250 == 0:
+            if not pictures:
+                now = reconstruction(vae.eval(), side=side, frames=frames, clips=32)
+                vae.train()
+                say(f"vae {step}/{steps}  held out: {now.psnr:.2f} dB, in boxes {now.psnr_boxes:.2f} dB")
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            with written_whole(cut_off) as part:
+                torch.save({**state, "generator": generator.get_state()}, part)
+    calibrate(vae.eval(), random_clips(128, side, frames, generator)[0])
+    with written_whole(out) as part:
+        torch.save(vae.state_dict(), part)
+    cut_off.unlink(missing_ok=True)
     return vae

@@ -1,0 +1,300 @@
+"""Laws of the training loop: the same curve however it is split or interrupted, nothing lost, what learns and what not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_trainer  # noqa: E402
+
+from uvg_core.checkpoint import load_model  # noqa: E402
+from uvg_core.checkpoint.read import open_weights  # noqa: E402
+from uvg_core.errors import UniViGUError  # noqa: E402
+from uvg_core.training import keeping  # noqa: E402
+from uvg_core.training.network import LORA_PREFIX, is_text_half  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_start(tmp_path)
+    return tmp_path
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    """The entries of ``losses.jsonl`` without how long they took."""
+    entries = [json.loads(line) for line in (out / "losses.jsonl").read_text("utf-8").splitlines()]
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
+def same(first: list[dict[str, float]], second: list[dict[str, float]], within: float = 0.0) -> bool:
+    assert [set(entry) for entry in first] == [set(entry) for entry in second]
+    pairs = zip(first, second, strict=True)
+    return all(abs(a[name] - b[name]) <= within * max(1, abs(a[name])) for a, b in pairs for name in a)
+
+
+class Stop:
+    """Stops a run after a step, as a user does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, step: Any) -> bool:
+        return bool(step.step >= self.after)
+
+
+@pytest.mark.parametrize("stage", ["generate", "recall", "refine"])
+@pytest.mark.parametrize("kind", ["discrete", "mask", "embedding"])
+def test_the_loss_falls_in_every_stage_and_flow(tmp_path: Path, stage: str, kind: str) -> None:
+    flow = {"text_flow": "embedding"} if kind == "embedding" else {"source": "mask" if kind == "mask" else "uniform"}
+    make_start(tmp_path, **flow)
+    config = make_config(tmp_path, stage=stage, steps=60, batch=8, optimizer={"rate": 5e-3, "warmup": 5, "ema": 0.9})
+    outcome = make_trainer(config, make_shards(tmp_path / "cache")).run()
+    entries = curve(tmp_path / "run")
+    for name in ("video", "text") if stage != "generate" else ("video",):
+        values = [entry[name] for entry in entries if name in entry]
+        assert sum(values[-15:]) < 0.9 * sum(values[:15]), name
+    assert outcome.finished
+    assert outcome.file is not None
+    assert load_model(outcome.file).config == load_model(config.model).config
+
+
+def test_generalised_kl_trains(folder: Path) -> None:
+    config = make_config(folder, steps=40, batch=8, loss={"discrete": "generalised_kl"}, optimizer={"rate": 5e-3})
+    make_trainer(config, make_shards(folder / "cache")).run()
+    values = [entry["text"] for entry in curve(folder / "run") if "text" in entry]
+    assert sum(values[-10:]) < sum(values[:10])
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    whole = make_config(folder, out=str(folder / "whole"))
+    make_trainer(whole, data).run()
+    parts = make_config(folder, out=str(folder / "parts"))
+    first = make_trainer(parts, data, watch=Stop(3)).run()
+    assert (first.step, first.finished) == (3, False)
+    assert make_trainer(parts, data).run(resume=True).finished
+    assert same(curve(folder / "whole"), curve(folder / "parts"))
+    ours, theirs = (open_weights(folder / name / "model.safetensors") for name in ("parts", "whole"))
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in theirs.tensors)
+
+
+def test_killed_between_checkpoints_it_repeats_the_lost_steps(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "whole")), data).run()
+    config = make_config(folder)
+
+    def kill(step: Any) -> bool:
+        if step.step == 5:  # checkpoints are at 2 and 4
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, data, watch=kill).run()
+    (folder / "run" / "losses.jsonl").open("a").write('{"step": 6, "lo')  # cut off while writing
+    make_trainer(config, data).run(resume=True)
+    assert same(curve(folder / "whole"), curve(folder / "run"))
+
+
+def test_accumulation_gives_the_curve_of_one_large_batch(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "large"), batch=8), data).run()
+    make_trainer(make_config(folder, out=str(folder / "small"), batch=2, accumulate=4), data).run()
+    assert same(curve(folder / "large"), curve(folder / "small"), within=2e-4)
+
+
+def test_checkpointing_and_compilation_do_not_change_the_curve(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "plain")), data).run()
+    make_trainer(make_config(folder, out=str(folder / "thrifty"), checkpointing=True), data).run()
+    assert same(curve(folder / "plain"), curve(folder / "thrifty"), within=1e-5)
+
+
+PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from tiny_runs import make_config, make_trainer
+from uvg_core.training.shards import Shards
+folder = Path({folder!r})
+config = make_config(folder, out=str(folder / "two"), batch=4)
+make_trainer(config, Shards(folder / "cache", in_memory=True)).run()
+"""
+
+
+def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "one"), batch=8), data).run()
+    script = folder / "two.py"
+    script.write_text(PROCESS.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same(curve(folder / "one"), curve(folder / "two"), within=2e-4)
+
+
+def test_training_the_text_half_leaves_the_generator_bit_for_bit(folder: Path) -> None:
+    config = make_config(folder, trains="text")
+    outcome = make_trainer(config, make_shards(folder / "cache")).run()
+    assert outcome.file is not None
+    before, after = load_model(config.model), load_model(outcome.file)
+    old = dict(before.named_parameters())
+    changed = {name for name, weight in after.named_parameters() if not torch.equal(weight, old[name])}
+    assert changed
+    assert all(is_text_half(name) for name in changed)
+    video, time = torch.randn(1, 16, 2, 4, 4), torch.tensor([300.0])
+    context = torch.randn(1, RUN.context_length, before.config.text_dim)
+    outputs = [model(video, None, time, time, context, want_logits=False).velocity for model in (before, after)]
+    assert torch.equal(outputs[0], outputs[1])
+
+
+def test_the_generate_stage_leaves_the_text_half_alone(folder: Path) -> None:
+    config = make_config(folder, stage="generate")
+    outcome = make_trainer(config, make_shards(folder / "cache")).run()
+    old = dict(load_model(config.model).named_parameters())
+    after = load_model(outcome.file).named_parameters()
+    changed = {name for name, weight in after if not torch.equal(weight, old[name])}
+    assert changed
+    assert not any(is_text_half(name) for name in changed)
+
+
+def test_a_lora_is_written_in_comfyui_names_and_holds_what_was_learnt(folder: Path) -> None:
+    pytest.importorskip("peft")
+    config = make_config(folder, trains="lora", lora={"rank": 3, "alpha": 6})
+    trainer = make_trainer(config, make_shards(folder / "cache"))
+    outcome = trainer.run()
+    file = open_weights(outcome.file)
+    layers = {name.removesuffix(".lora_A.weight") for name in file.tensors if name.endswith(".lora_A.weight")}
+    assert f"{LORA_PREFIX}blocks.1.ffn_t.2" in layers
+    assert len(layers) == 2 * 12  # blocks x (4 + 4 attention projections, 2 + 2 layers of experts)
+    base = load_model(config.model, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in layers:
+            up, down = file.read(f"{layer}.lora_B.weight"), file.read(f"{layer}.lora_A.weight")
+            scale = float(file.read(f"{layer}.alpha")) / down.shape[0]
+            base.get_submodule(layer.removeprefix(LORA_PREFIX)).weight += scale * up @ down
+    video, time, text = torch.randn(1, 16, 2, 4, 4), torch.tensor([300.0]), torch.tensor([[3, 5, 1]])
+    context = torch.randn(1, RUN.context_length, base.config.text_dim)
+    with trainer.averaged() as learnt, torch.no_grad():
+        for ours, theirs in zip(
+            learnt(video, text, time, time, context), base(video, text, time, time, context), strict=True
+        ):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_only_the_newest_checkpoints_stay_and_none_is_half_written(folder: Path) -> None:
+    config = make_config(folder, steps=9)
+    make_trainer(config, make_shards(folder / "cache")).run()
+    kept = sorted(path.name for path in (folder / "run" / keeping.FOLDER).iterdir())
+    assert kept == ["step_00000008", "step_00000009"]
+
+
+def test_a_full_disk_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    trainer = make_trainer(config, data)
+    save = trainer.accelerator.save_state
+
+    def full(path: str) -> None:
+        save(path)
+        if "00000004" in path:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.accelerator, "save_state", full)
+    with pytest.raises(UniViGUError, match=r"No space left on device.*step_00000002"):
+        trainer.run()
+    assert [path.name for path in (folder / "run" / keeping.FOLDER).iterdir()] == ["step_00000002"]
+    assert make_trainer(config, data).run(resume=True).finished
+
+
+def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folder: Path) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    read = type(data).__getitem__
+
+    class Poisoned(type(data)):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> Any:
+            sample = read(self, index)
+            return replace(sample, latent=sample.latent * float("nan")) if index == 7 else sample
+
+    data.__class__ = Poisoned
+    with pytest.raises(UniViGUError, match=r"step \d: the loss is not a number, for these clips: clip 7\."):
+        make_trainer(config, data).run()
+    last = keeping.newest(folder / "run")
+    if last is not None:
+        weights = open_weights(last / "model.safetensors")
+        assert all(weights.read(name).isfinite().all() for name in weights.tensors)
+
+
+def test_another_configuration_at_resume_is_refused_by_name(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder), data, watch=Stop(2)).run()
+    other = make_config(folder, optimizer={"rate": 2e-3, "warmup": 2, "ema": 0.9}, seed=1)
+    with pytest.raises(UniViGUError, match=r"(?s)optimizer.rate: 0.001 -> 0.002.*seed: 0 -> 1"):
+        make_trainer(other, data).run(resume=True)
+    with pytest.raises(UniViGUError, match="the clips, their texts"):
+        make_trainer(make_config(folder), make_shards(folder / "other", count=11)).run(resume=True)
+    free = make_config(folder, keep={"checkpoint_every": 1, "log_every": 1, "checkpoints": 1})
+    assert make_trainer(free, data).run(resume=True).finished
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(folder: Path) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    make_trainer(config, data, watch=Stop(1)).run()
+    with pytest.raises(UniViGUError, match="--resume"):
+        make_trainer(config, data).run()
+
+
+def test_refine_needs_detailed_captions(folder: Path) -> None:
+    data = make_shards(folder / "cache", details=False)
+    with pytest.raises(UniViGUError, match="12 of 12 clips have no detailed caption"):
+        make_trainer(make_config(folder, stage="refine"), data)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
+    from uvg_core.training.network import starting_network
+
+    config = make_config(folder)
+    with pytest.raises(UniViGUError, match=f"knows {WORDS} tokens, the tokenizer has {WORDS + 1}"):
+        starting_network(config, vocab_size=WORDS + 1)
+    fresh = starting_network(make_config(folder, text_half="fresh", source="mask"), vocab_size=WORDS + 1)
+    assert fresh.token_embedding.weight.shape[0] == WORDS + 2
+
+
+def test_a_fresh_text_half_starts_from_the_videos_weights(folder: Path) -> None:
+    from uvg_core.training.network import starting_network
+
+    kept = starting_network(make_config(folder), vocab_size=WORDS)
+    fresh = starting_network(make_config(folder, text_half="fresh"), vocab_size=WORDS)
+    assert torch.equal(fresh.blocks[0].ffn_t[0].weight, kept.blocks[0].ffn[0].weight)
+    assert torch.equal(fresh.time_embedding_t[0].weight, kept.time_embedding[0].weight)
+    assert not fresh.text_head.head.weight.any()
+    assert torch.equal(fresh.head.head.weight, kept.head.head.weight)
+
+
+def test_samples_of_all_three_jobs_are_kept(folder: Path) -> None:
+    pytest.importorskip("PIL")
+    config = make_config(folder, keep={"sample_every": 3, "log_every": 2})
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(5, 32, 32, 3, dtype=torch.uint8)
+
+    trainer = make_trainer(
+        config, make_shards(folder / "cache"), decode=decode, tokens_to_text=lambda ids: f"{len(ids)} words"
+    )
+    trainer.run()
+    told = (folder / "run" / "samples" / "step_00000006.txt").read_text("utf-8")
+    assert f"video_to_text: {RUN.text_length} words" in told
+    assert f"joint: {RUN.text_length} words" in told
+    assert (folder / "run" / "samples" / "step_00000006.png").stat().st_size > 0
+    assert list((folder / "run" / "tensorboard").glob("events*")) or "tensorboard" not in sys.modules

@@ -1,0 +1,102 @@
+"""Checkpoints of a run: whole or not at all, the newest N of them.
+
+OUT/checkpoints/step_00000500/   weights, optimizer and random state as accelerate writes them, and run.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import UniViGUError
+from ..files import write_text
+from .config import TrainConfig, changed
+
+FOLDER = "checkpoints"
+FACTS = "run.json"
+_NAME = re.compile(r"step_(\d+)")
+
+
+def prepare(out: Path) -> None:
+    """Make the folder of a run. Raises UniViGUError when the system refuses."""
+    try:
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UniViGUError(f"{out}: cannot be made ({error.strerror}); choose another folder for out") from None
+
+
+def steps_kept(out: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [path for path in (out / FOLDER).glob("step_*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def newest(out: Path) -> Path | None:
+    """The newest finished checkpoint of a run."""
+    kept = steps_kept(out)
+    return kept[-1] if kept else None
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises UniViGUError for one that was tampered with."""
+    try:
+        told: dict[str, Any] = json.loads((checkpoint / FACTS).read_text("utf-8"))
+        _ = int(told["step"]), told["config"], told["data"], told["global_batch"]
+        return told
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UniViGUError(
+            f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
+        ) from None
+
+
+def require_same(checkpoint: Path, told: dict[str, Any], config: TrainConfig, data: str, global_batch: int) -> None:
+    """Raise UniViGUError where going on would not be the same run."""
+    differences = changed(told["config"], config.to_dict())
+    if told["data"] != data:
+        differences.append("data: the clips, their texts or what encodes them have changed")
+    if told["global_batch"] != global_batch:
+        differences.append(
+            f"clips a step: {told['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
+        )
+    if differences:
+        raise UniViGUError(
+            f"{checkpoint}: this run was started with other settings; going on would not be the same run. Changed:\n  "
+            + "\n  ".join(differences)
+            + "\nPut them back, or start a new run in another out (model: may name a file of this one)"
+        )
+
+
+def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path | None:
+    """Write the state of all processes; returns the checkpoint's folder. The newest ``keep`` stay.
+
+    Raises UniViGUError when the system refuses (full disk); earlier checkpoints stay as they are."""
+    final = out / FOLDER / f"step_{told['step']:08d}"
+    part = out / FOLDER / f".step_{told['step']:08d}.part"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        # A full disk shows up as SafetensorError or RuntimeError too, from the libraries that write.
+        accelerator.save_state(str(part))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_text(part / FACTS, json.dumps(told, indent=1))
+            shutil.rmtree(final, ignore_errors=True)
+            part.replace(final)
+            for old in steps_kept(out)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        accelerator.wait_for_everyone()
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        before = newest(out)
+        kept = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise UniViGUError(
+            f"{final}: could not be written ({reason}); nothing was left under that name, and {kept}. Free some space, "
+            "or lower keep.checkpoints, and --resume"
+        ) from error
+    return final

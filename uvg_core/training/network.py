@@ -1,0 +1,169 @@
+"""The network a run starts from, which of its weights learn, and how they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import init_from_wan, load_model, read_config
+from ..checkpoint.detect import WAN_LAYOUTS, find_network
+from ..checkpoint.fit import video_counterpart
+from ..checkpoint.read import open_weights
+from ..checkpoint.write import Pending, _pending, write_safetensors
+from ..config import CheckpointConfig, ModelConfig
+from ..errors import UniViGUError
+from ..model import UniViGU
+from ..model.attention import Attention
+from .config import Lora, TrainConfig
+
+# peft's LoRA goes on the attention and on both experts, as the field's Wan LoRAs do.
+LORA_LAYERS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02]|ffn_t\.[02])"
+LORA_PREFIX = "diffusion_model."
+_LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
+
+
+def is_text_half(name: str) -> bool:
+    """Whether a weight belongs to the text stream alone; without text the network never reads it."""
+    return video_counterpart(name) != name
+
+
+def text_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The text half's weights by name."""
+    return {name: weight for name, weight in model.named_parameters() if is_text_half(name)}
+
+
+def starting_network(
+    config: TrainConfig, *, vocab_size: int, attention: Attention | None = None, dtype: torch.dtype | None = None
+) -> UniViGU:
+    """Build the network that ``config.model`` holds, or that grows out of it.
+
+    A Wan base gets a text half for ``vocab_size`` tokens; a Uni-ViGU file keeps its own, or gets a fresh one
+    (``text_half: fresh``). Raises UniViGUError for a file that does not fit, or one of another vocabulary.
+    """
+    weights = open_weights(config.model)
+    flows: dict[str, Any] = {"text_flow": config.text_flow, "source": config.source}
+    if find_network(weights).layout in WAN_LAYOUTS:
+        chosen = {key: value for key, value in flows.items() if value is not None}
+        model = init_from_wan(
+            config.model, vocab_size=vocab_size, seed=config.seed, dtype=dtype, attention=attention, **chosen
+        )
+    else:
+        fresh = config.text_half == "fresh"
+        model = load_model(config.model, dtype=dtype, attention=attention, **({} if fresh else flows))
+        require_vocabulary(model.config, vocab_size, config.model)
+        if fresh:
+            model = with_fresh_text(model, vocab_size, config)
+    return model.train()
+
+
+def require_vocabulary(model: ModelConfig, vocab_size: int, path: str | Path) -> None:
+    """Raise UniViGUError where the tokenizer has words that the network has no rows for."""
+    if vocab_size > model.vocab_size:
+        raise UniViGUError(
+            f"{path}: this network knows {model.vocab_size} tokens, the tokenizer has {vocab_size}: they belong to "
+            "different models. Use the tokenizer the checkpoint was trained with, or start a text half of its own with "
+            "text_half: fresh"
+        )
+
+
+def with_fresh_text(model: UniViGU, vocab_size: int, config: TrainConfig) -> UniViGU:
+    """The same video half with a text half that has learnt nothing: copies of the video's weights, a zero text head,
+    random rows of E (``embedding_std``), as from a Wan base."""
+    old = model.config
+    sizes = {name: getattr(old, name) for name in old.__dataclass_fields__}
+    sizes |= {
+        "vocab_size": vocab_size,
+        "text_flow": config.text_flow or old.text_flow,
+        "source": config.source or old.source,
+    }
+    grown = UniViGU(ModelConfig(**sizes), attention=model.attention, dtype=model.token_embedding.weight.dtype)
+    generator = torch.Generator().manual_seed(config.seed)
+    stored = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in grown.named_parameters():
+            origin = video_counterpart(name)
+            if origin is not None:
+                weight.copy_(stored[origin])
+            elif name == "token_embedding.weight":
+                weight.copy_(torch.randn(weight.shape, generator=generator) * config.embedding_std)
+            else:
+                weight.fill_(float(name == "text_head.norm.weight"))
+    return grown
+
+
+def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
+    """Mark what learns, in float32, and freeze the rest; ``lora`` puts peft's layers in (in place).
+
+    In the ``generate`` stage the text half has no part in the forward pass and stays frozen too."""
+    model.requires_grad_(False)
+    if config.trains == "lora":
+        _inject_lora(model, config.lora)
+        learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if config.stage == "generate":
+            learns = {name for name in learns if ".ffn_t." not in name}
+    else:
+        learns = {name for name, _ in model.named_parameters()}
+        if config.stage == "generate":
+            learns = {name for name in learns if not is_text_half(name)}
+        if config.trains == "text":
+            learns = {name for name in learns if is_text_half(name)}
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in learns)
+        if name in learns:
+            weight.data = weight.data.float()
+    return model
+
+
+def _inject_lora(model: UniViGU, lora: Lora) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"') from None
+    # peft says int, and divides: any number does.
+    alpha: Any = lora.alpha
+    wanted = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=LORA_LAYERS)
+    inject_adapter_in_model(wanted, model)
+
+
+def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """peft's weights in the names that ComfyUI loads: ``diffusion_model.<layer>.lora_A.weight``, ``lora_B`` and
+    ``alpha``."""
+    found: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        match = _LORA_WEIGHT.fullmatch(name)
+        if match is not None:
+            found[f"{LORA_PREFIX}{match['layer']}.{match['half']}.weight"] = weight.detach().cpu().contiguous()
+            found[f"{LORA_PREFIX}{match['layer']}.alpha"] = torch.tensor(lora.alpha)
+    return found
+
+
+def save_lora(path: str | Path, state: Mapping[str, Tensor], lora: Lora, facts: Mapping[str, str]) -> None:
+    """Write a LoRA file, whole or not at all; ``facts`` go into its metadata."""
+    weights = {name: _pending(weight, None) for name, weight in lora_weights(state, lora).items()}
+    write_safetensors(path, weights, {"format": "pt", **facts})
+
+
+def save_network(path: str | Path, state: Mapping[str, Tensor], config: TrainConfig, facts: CheckpointConfig) -> None:
+    """Write a trained network as a native file, with whatever else the starting file carried (VAE, text encoder,
+    tokenizer) taken over as it was. Weights that did not learn are stored in their own dtype, the others too.
+
+    The file appears whole or not at all."""
+    start = open_weights(config.model)
+    network = find_network(start)
+    others: dict[str, Pending] = {}
+    if network.layout not in WAN_LAYOUTS:
+        for name in network.others:
+            others[name] = Pending(start.tensors[name], lambda name=name: start.read(name))  # type: ignore[misc]
+    prefix = "model.diffusion_model." if others else ""
+    pending = {prefix + name: _pending(weight, None) for name, weight in state.items()}
+    write_safetensors(path, {**pending, **others}, {"config": facts.to_json(), "format": "pt"})
+
+
+def starting_facts(config: TrainConfig) -> CheckpointConfig:
+    """What the starting file says of itself."""
+    return read_config(config.model)

@@ -1,0 +1,123 @@
+"""The losses of one batch, clip by clip (paper, section 3.3), as a module of its own: what wraps a network for many
+devices then sees every use of its weights.
+
+Legend: B batch, C F H W latent, L text tokens, V vocabulary rows, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..flow.embedding import embed_tokens, rounding_logits
+from ..flow.text import MixturePath, token_log_likelihood
+from ..flow.time import model_time_from_sigma, tau_from_sigma
+from ..flow.video import interpolate, velocity_target
+from ..model import UniViGU
+from ..model.block import Call, Streams
+from ..model.transformer import Hooks
+from .config import Loss
+from .jobs import Batch
+
+# The generalised KL's rate kappa' / (1 - kappa) grows without bound towards the words' end of the path.
+LATEST_TAU = 0.99
+
+
+class Losses(NamedTuple):
+    """Per clip, float32 ``[B]``: mean squared velocity error; the text's loss, nats a token (embedding flow: its
+    velocity error plus the weighted anchor)."""
+
+    video: Tensor
+    text: Tensor
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Attention as two matrix products: on a CPU its backward pass is several times faster than the fused one's at a
+    few dozen tokens."""
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask[:, None]
+    return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
+
+
+def generalised_kl(
+    logits_BLV: Tensor, target_BL: Tensor, current_BL: Tensor, tau_B: Tensor, path: MixturePath
+) -> Tensor:
+    """The path's generalised KL ``[B,L]`` (arXiv 2412.03487, the mixture path's bound on the likelihood).
+
+    Rate kappa'/(1-kappa) times: 1 - p(x1) where the token is already x1; -log p(x1) - p(x_t) where it is not.
+    """
+    tau = tau_B.clamp(max=LATEST_TAU)
+    kappa = tau.pow(path.exponent)
+    rate = path.exponent * tau.clamp(min=1e-4).pow(path.exponent - 1) / (1 - kappa)
+    log_target = token_log_likelihood(logits_BLV, target_BL)
+    here = target_BL == current_BL
+    log_current = torch.where(here, log_target, token_log_likelihood(logits_BLV, current_BL))
+    loss = torch.where(here, 1 - log_target.exp(), -log_target - log_current.exp())
+    return rate[:, None] * loss
+
+
+class Objective(nn.Module):
+    """Network in, losses out. ``checkpointing`` recomputes each block in the backward pass."""
+
+    def __init__(self, model: UniViGU, loss: Loss, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.path = MixturePath(model.config.kappa_exponent)
+        self.hooks = Hooks(block=_recomputed) if checkpointing else Hooks()
+
+    def forward(self, batch: Batch) -> Losses:
+        config, has_text = self.model.config, batch.text.shape[1] > 0
+        embeds = has_text and config.text_flow == "embedding"
+        sigma_video = batch.sigma_video[:, None, None, None, None]
+        video = interpolate(batch.latents, batch.noise, sigma_video)
+        text: Tensor | None = batch.text if has_text else None
+        if embeds:
+            rows = embed_tokens(self.model.token_embedding.weight, batch.target)
+            text = interpolate(rows, batch.text_noise, batch.sigma_text[:, None, None])
+        velocity, logits = self.model(
+            video,
+            text,
+            model_time_from_sigma(batch.sigma_video),
+            model_time_from_sigma(batch.sigma_text),
+            batch.context,
+            batch.mask if has_text else None,
+            want_logits=has_text,
+            hooks=self.hooks,
+        )
+        error = velocity.float() - velocity_target(batch.latents, batch.noise)
+        video_loss = error.square().flatten(1).mean(1)
+        if not has_text:
+            return Losses(video_loss, torch.zeros_like(video_loss))
+        assert text is not None
+        with torch.autocast(error.device.type, enabled=False):
+            nats = self._embedding(logits, text, batch) if embeds else self._discrete(logits, batch)
+        return Losses(video_loss, (nats * batch.weight).sum(1) / batch.weight.sum(1))
+
+    def _discrete(self, logits: Tensor, batch: Batch) -> Tensor:
+        if self.loss.discrete == "cross_entropy":
+            return -token_log_likelihood(logits, batch.target)
+        return generalised_kl(logits, batch.target, batch.text, tau_from_sigma(batch.sigma_text), self.path)
+
+    def _embedding(self, velocity: Tensor, z: Tensor, batch: Batch) -> Tensor:
+        """Velocity error and anchor per token ``[B,L]``, see ``flow/embedding.py``."""
+        matrix = self.model.token_embedding.weight
+        rows = embed_tokens(matrix, batch.target)
+        error = (velocity.float() - velocity_target(rows, batch.text_noise)).square().mean(-1)
+        estimate = z.float() - batch.sigma_text[:, None, None] * velocity.float()
+        logits = rounding_logits(matrix, estimate)
+        anchor = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), reduction="none").view(error.shape)
+        return error + self.loss.anchor * anchor
+
+
+def _recomputed(index: int, run: Any, call: Call) -> Streams:
+    del index
+    streams: Streams = checkpoint(partial(run), call, use_reentrant=False)
+    return streams

@@ -1,0 +1,59 @@
+"""Optimizers and the course of their rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UniViGUError
+from .config import Optimizer
+
+
+def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
+    """The rate of step ``step`` (counted from 0) as a share of the peak: a linear climb, then a cosine."""
+    if step < optimizer.warmup:
+        return (step + 1) / (optimizer.warmup + 1)
+    done = (step - optimizer.warmup) / max(1, steps - optimizer.warmup)
+    return optimizer.final + (1 - optimizer.final) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
+
+
+def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two with Muon. Each group's ``share`` is its peak rate.
+
+    Weight decay holds for matrices only. Muon (momentum, orthogonalised; https://kellerjordan.github.io/posts/muon)
+    takes the matrices inside the blocks, AdamW everything else."""
+    if not weights:
+        raise UniViGUError("nothing learns: the chosen stage and `trains` leave no weight to train")
+    muon = {n: w for n, w in weights.items() if wanted.kind == "muon" and n.startswith("blocks.") and w.ndim == 2}
+    rest = {name: weight for name, weight in weights.items() if name not in muon}
+    matrices = [weight for weight in rest.values() if weight.ndim > 1]
+    vectors = [weight for weight in rest.values() if weight.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": decay, "share": wanted.rate}
+        for params, decay in ((matrices, wanted.weight_decay), (vectors, 0.0))
+        if params
+    ]
+    made: list[torch.optim.Optimizer] = []
+    if groups:
+        made.append(_adamw(groups, wanted))
+    if muon:
+        params = {"params": list(muon.values()), "share": wanted.muon_rate}
+        made.append(torch.optim.Muon([params], lr=wanted.muon_rate, weight_decay=wanted.weight_decay))
+    return made
+
+
+def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:
+    if wanted.kind == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise UniViGUError(
+                "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
+            ) from None
+        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas)
+        return eight_bit
+    return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True)

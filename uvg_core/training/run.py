@@ -1,0 +1,178 @@
+"""``python -m uvg_core train``: from a configuration file to a trained network or LoRA."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_config
+from ..codec.latents import LatentCodec
+from ..config import CheckpointConfig
+from ..errors import UniViGUError
+from ..parts import Parts
+from ..progress import Report
+from .config import TrainConfig, load_config
+from .folder import TextLimits, survey
+from .network import starting_network
+from .objective import plain_attention
+from .shards import Encoders, Shards, build_shards, shard_clips
+from .sources import FolderSource, Source, WorldSource
+from .trainer import Outcome, Say, Step, Trainer, Watch
+
+_WORLDS = re.compile(r"worlds:(\d+)")
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    say: Say = print,
+    progress: Report | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """One run, from the data to the written file (see ``TrainConfig``).
+
+    Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
+    accelerator = make_accelerator(config)
+    parts = Parts(
+        config.model,
+        wan=config.wan,
+        device=str(accelerator.device),
+        dtype=None,
+        text_states="umT5",
+        overrides={},
+        progress=progress if accelerator.is_main_process else None,
+    )
+    data = open_data(config, parts, accelerator, say=say, progress=progress)
+    on_cpu = accelerator.device.type == "cpu"
+    model = starting_network(
+        config,
+        vocab_size=parts.tokenizer.size,
+        attention=plain_attention if on_cpu else None,
+        dtype=torch.float32 if config.trains == "all" or config.precision == "fp32" or on_cpu else None,
+    )
+    facts = CheckpointConfig(model.config, parts.config.run, read_config(config.model).card)
+
+    def decode(latent: Tensor) -> Tensor:
+        with parts.using("vae") as vae:
+            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))
+
+    trainer = Trainer(
+        config,
+        model,
+        data,
+        facts,
+        accelerator,
+        watch=watch,
+        say=say,
+        decode=decode,
+        tokens_to_text=parts.tokenizer.text,
+    )
+    return trainer.run(resume)
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """Hugging Face's accelerator for this process. Raises UniViGUError where accelerate is not installed."""
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise UniViGUError("training needs accelerate: pip install -e '.[train]' in the project's folder") from None
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        gradient_accumulation_steps=config.accumulate,
+    )
+
+
+def open_data(
+    config: TrainConfig, parts: Parts, accelerator: Any, *, say: Say = print, progress: Report | None = None
+) -> Shards:
+    """The shards of ``config.data``, built by the main process where they are missing or out of date."""
+    if accelerator.is_main_process:
+        source = make_source(config, parts, say)
+        per_shard = shard_clips(parts.config.run)
+        build_shards(
+            source, Encoders.from_parts(parts), config.cache_folder, per_shard=per_shard, progress=progress, say=say
+        )
+    accelerator.wait_for_everyone()
+    data = Shards(config.cache_folder)
+    small = sum(path.stat().st_size for path in config.cache_folder.glob("*.safetensors")) < 2**32
+    return Shards(config.cache_folder, in_memory=True) if small else data
+
+
+def make_source(config: TrainConfig, parts: Parts, say: Say) -> Source:
+    """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
+    run = parts.config.run
+    worlds = _WORLDS.fullmatch(config.data)
+    if worlds:
+        if run.height != run.width or run.frames != round(2 * run.fps) + 1:
+            raise UniViGUError(
+                f"{config.model}: its clips are {run.width}x{run.height}, {run.frames} frames at {run.fps:g} fps; "
+                "little worlds are square and last two seconds. Train on a folder of clips"
+            )
+        return WorldSource(
+            int(worlds[1]), side=run.height, frames=run.frames, seed=config.seed, pairs=config.two_objects
+        )
+    usual = TextLimits.of(run)
+    found = survey(
+        config.data,
+        run,
+        parts.tokenizer.ids,
+        limits=TextLimits(config.tokens.prompt or usual.prompt, config.tokens.detail or usual.detail),
+        need_detail=config.stage == "refine",
+    )
+    say(str(found))
+    return FolderSource(found)
+
+
+# The command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run, see docs/training.md")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in out")
+
+
+def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int:
+    """Train; 130 where the user stopped it."""
+    config = load_config(args.config)
+    with _stopping(say) as asked:
+
+        def watch(_: Step) -> bool:
+            return bool(asked)
+
+        outcome = train(config, resume=args.resume, say=say, progress=shown, watch=watch)
+    if not outcome.finished:
+        say(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume. So far: {outcome.file}")
+        return 130
+    say(f"done: {outcome.file}")
+    return 0
+
+
+@contextmanager
+def _stopping(say: Say) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step; once more to stop without keeping it")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

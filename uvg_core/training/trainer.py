@@ -1,0 +1,374 @@
+"""The training loop, for every stage, on one CPU, one GPU or many of them.
+
+    python -m uvg_core train CONFIG.yaml [--resume]
+
+A step takes ``batch`` x processes x ``accumulate`` clips. What is drawn for each is a function of its position alone
+(``jobs.py``), and losses are means over the whole global batch: one process and many give the same curve, and a
+continued run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import CheckpointConfig
+from ..errors import UniViGUError
+from ..model import UniViGU
+from . import keeping
+from .config import TrainConfig
+from .diary import Diary, Entry
+from .jobs import Batch, Collator, Lot, Order, draw
+from .network import choose_trainable, save_lora, save_network
+from .objective import Objective
+from .optimizers import make_optimizers, rate_at
+from .shards import Shards
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a finished step tells whoever watches: numbers of the whole global batch.
+
+    ``video``, ``text``: mean losses of the clips that make them (NaN where none does); ``seconds``: of this step.
+    ``average``: gives the averaged network for the length of a block, to sample from.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    video: float
+    text: float
+    rate: float
+    gradient: float
+    seconds: float
+    average: Callable[[], Any] = field(repr=False, compare=False)
+
+
+# Returns True to stop here; what has been learnt is kept.
+Watch = Callable[[Step], bool | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: steps done of all, and the file that holds what was learnt (None on other processes)."""
+
+    step: int
+    steps: int
+    file: Path | None
+    checkpoint: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.steps
+
+
+class Average:
+    """Exponential moving average of the weights that learn, in float32; early on it forgets faster."""
+
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
+        self.weights, self.decay, self.count = weights, decay, 0
+        self.means = {name: weight.detach().clone().float() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.count += 1
+        share = 1 - min(self.decay, self.count / (self.count + 10))
+        for name, weight in self.weights.items():
+            self.means[name].lerp_(weight.detach().float(), share)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights for the length of a block."""
+        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.copy_(self.means[name])
+        try:
+            yield
+        finally:
+            for name, weight in self.weights.items():
+                weight.copy_(kept[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        for name, mean in self.means.items():
+            mean.copy_(state["means"][name])
+
+
+class Trainer:
+    """One run: a network, shards to read, a configuration, a folder.
+
+    Args:
+        model: as ``starting_network`` gives it; what learns is chosen here. data: its shards.
+        facts: what the written file will say of itself (sizes of a run, card).
+        accelerator: Hugging Face's; made by whoever starts the run, once per process.
+        watch: called after every step on every process. say: gets lines for people, on the main process.
+        decode: latents ``[1,16,F,h,w]`` -> pixels, for the samples in the diary; None shows captions only.
+        tokens_to_text: ids -> words, for the same.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: UniViGU,
+        data: Shards,
+        facts: CheckpointConfig,
+        accelerator: Any,
+        *,
+        watch: Watch | None = None,
+        say: Say = print,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        tokens_to_text: Callable[[Tensor], str] | None = None,
+    ) -> None:
+        self.config, self.data, self.facts, self.accelerator = config, data, facts, accelerator
+        self.watch, self.say = watch, say if accelerator.is_main_process else _nobody
+        self._require_details()
+        self.network = choose_trainable(model, config)
+        self.collate = Collator(model.config, facts.run, config, data.empty_states)
+        objective = Objective(model, config.loss, checkpointing=config.checkpointing)
+        if config.compiled:
+            model.compile()
+        learns = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        optimizers = make_optimizers(learns, config.optimizer)
+        self.objective, *self.optimizers = accelerator.prepare(objective, *optimizers)
+        self.average = self._average()
+        self.order = Order(len(data), config.seed)
+        self.step = 0
+        self.diary = Diary(config, facts, decode, tokens_to_text) if accelerator.is_main_process else None
+
+    def _require_details(self) -> None:
+        if self.config.stage == "refine" and self.data.details < len(self.data):
+            raise UniViGUError(
+                f"{self.config.data}: {len(self.data) - self.data.details} of {len(self.data)} clips have no detailed "
+                "caption, and the stage refine learns to write them; add clip.detail.txt files, or train recall"
+            )
+
+    def _average(self) -> Average | None:
+        if not self.config.optimizer.ema:
+            return None
+        if "FSDP" in str(self.accelerator.distributed_type):
+            raise UniViGUError(
+                "optimizer.ema is on, and under FSDP every process holds a piece of the weights only: averaging "
+                "them is not supported there. Set optimizer.ema: 0"
+            )
+        bare = self.accelerator.unwrap_model(self.objective).model
+        learns = {name: weight for name, weight in bare.named_parameters() if weight.requires_grad}
+        average = Average(learns, self.config.optimizer.ema)
+        self.accelerator.register_for_checkpointing(average)
+        return average
+
+    # One step
+
+    @property
+    def global_batch(self) -> int:
+        return self.config.batch * self.config.accumulate * int(self.accelerator.num_processes)
+
+    def _lots(self, step: int) -> list[Lot]:
+        """The lots of a whole step, the same on every process."""
+        return [draw(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
+
+    def _own(self, lots: list[Lot], part: int) -> list[Lot]:
+        """This process's share of accumulation step ``part``."""
+        start = (part * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch
+        return lots[start : start + self.config.batch]
+
+    def _batch(self, lots: list[Lot]) -> Batch:
+        return self.collate([self.data[self.order.clip(lot.position)] for lot in lots], lots)
+
+    def _prepared(self, step: int) -> tuple[list[Lot], list[Batch]]:
+        lots = self._lots(step)
+        return lots, [self._batch(self._own(lots, part)) for part in range(self.config.accumulate)]
+
+    def _learn(self, lots: list[Lot], batches: list[Batch]) -> tuple[Tensor, float]:
+        """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the lots, and the gradient's norm."""
+        config, accelerator = self.config, self.accelerator
+        makes_video = max(1, sum(lot.makes_video for lot in lots))
+        makes_text = max(1, sum(lot.makes_text for lot in lots))
+        # Each process's backward pass is averaged over processes and accumulation steps: undone by this factor.
+        scale = accelerator.num_processes * config.accumulate
+        rows, norm = [], 0.0
+        for batch in batches:
+            with accelerator.accumulate(self.objective):
+                batch = batch.to(accelerator.device)
+                losses = self.objective(batch)
+                loss = config.loss.video * (losses.video * batch.makes_video).sum() / makes_video
+                loss = loss + config.loss.text * (losses.text * batch.makes_text).sum() / makes_text
+                gathered = accelerator.gather(torch.stack([losses.video, losses.text], 1).detach().float())
+                self._require_finite(gathered, lots)
+                rows.append(gathered.cpu())
+                accelerator.backward(loss * scale)
+                if accelerator.sync_gradients:
+                    norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimizer.clip))
+                    if not math.isfinite(norm):
+                        raise self._broken(f"the gradient's norm is {norm}", lots)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+        return torch.cat(rows), norm
+
+    def _require_finite(self, losses: Tensor, lots: list[Lot]) -> None:
+        bad = ~losses.isfinite().all(1)
+        if bool(bad.any()):
+            guilty = [lots[i % len(lots)] for i in bad.nonzero()[:, 0].tolist()]
+            raise self._broken("the loss is not a number", guilty)
+
+    def _broken(self, what: str, lots: list[Lot]) -> UniViGUError:
+        names = list(dict.fromkeys(self.data[self.order.clip(lot.position)].name for lot in lots))
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        last = keeping.newest(self.config.out_folder)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        return UniViGUError(
+            f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
+            f"anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and --resume"
+        )
+
+    # The run
+
+    def run(self, resume: bool = False) -> Outcome:
+        """Train to the end, or until ``watch`` says stop; both write what has been learnt.
+
+        Raises UniViGUError for a folder that holds another run, a loss that is not a number, or a full disk: the
+        last good checkpoint stays."""
+        self._begin(resume)
+        config, stopped = self.config, False
+        self.objective.train()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._prepared, self.step)
+            while self.step < config.steps and not stopped:
+                started = time.perf_counter()
+                rate = rate_at(config.optimizer, self.step, config.steps)
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["share"]
+                lots, batches = coming.result()
+                if self.step + 1 < config.steps:
+                    coming = pool.submit(self._prepared, self.step + 1)
+                losses, norm = self._learn(lots, batches)
+                if self.average is not None:
+                    self.average.update()
+                self.step += 1
+                stopped = self._after(lots, losses, norm, rate, time.perf_counter() - started)
+        checkpoint = self._checkpoint()
+        return Outcome(self.step, config.steps, self.write(), checkpoint)
+
+    def _after(self, lots: list[Lot], losses: Tensor, norm: float, rate: float, seconds: float) -> bool:
+        """Diary, checkpoint and whoever watches; whether to stop."""
+        config, keep = self.config, self.config.keep
+        entry = Entry.of(self.step, config, lots, losses, rate=rate, gradient=norm, seconds=seconds)
+        if self.diary is not None:
+            line = self.diary.write(entry)
+            if line:
+                self.say(line)
+            if keep.sample_every and self.step % keep.sample_every == 0:
+                with self.averaged() as model:
+                    self.diary.sample(self.step, model, self.data)
+        if keep.checkpoint_every and self.step % keep.checkpoint_every == 0 and self.step < config.steps:
+            self._checkpoint()
+        if self.watch is None:
+            return False
+        told = Step(
+            self.step, config.steps, entry.loss, entry.video, entry.text, rate, norm, seconds, average=self.averaged
+        )
+        # One process that wants to stop stops all of them.
+        wants = torch.tensor([float(bool(self.watch(told)))], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wants) > 0)
+
+    @contextmanager
+    def averaged(self) -> Iterator[UniViGU]:
+        """The network with averaged weights (where there are any), in eval mode, for the length of a block."""
+        model: UniViGU = self.accelerator.unwrap_model(self.objective).model
+        model.eval()
+        try:
+            if self.average is None:
+                yield model
+            else:
+                with self.average.in_place():
+                    yield model
+        finally:
+            model.train()
+
+    # What is kept
+
+    def _begin(self, resume: bool) -> None:
+        folder = self.config.out_folder
+        last = keeping.newest(folder)
+        if last is None:
+            if resume:
+                self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
+            if self.accelerator.is_main_process:
+                keeping.prepare(folder)
+            self.accelerator.wait_for_everyone()
+            return
+        if not resume:
+            raise UniViGUError(
+                f"{folder}: a run is here already, at {last.name}; go on with it with --resume, or choose another out"
+            )
+        told = keeping.read(last)
+        keeping.require_same(last, told, self.config, self.data.fingerprint, self.global_batch)
+        self.accelerator.load_state(str(last))
+        self.step = int(told["step"])
+        if self.diary is not None:
+            self.diary.rewind(self.step)
+        self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
+
+    def _checkpoint(self) -> Path | None:
+        """Write the whole state under a temporary name, rename it, and let the oldest go."""
+        config = self.config
+        told = {
+            "step": self.step,
+            "global_batch": self.global_batch,
+            "data": self.data.fingerprint,
+            "config": config.to_dict(),
+        }
+        return keeping.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
+
+    def write(self) -> Path | None:
+        """The averaged weights as ``model.safetensors`` or ``lora.safetensors``; on the main process, its path."""
+        config = self.config
+        with self.averaged():
+            state = self.accelerator.get_state_dict(self.objective)
+        if not self.accelerator.is_main_process:
+            return None
+        state = {name.removeprefix("model."): weight.detach().cpu() for name, weight in state.items()}
+        card = {**self.facts.card, config.stage: self._card()}
+        if config.trains == "lora":
+            path = config.out_folder / "lora.safetensors"
+            save_lora(path, state, config.lora, {"uvg_training": json.dumps(self._card())})
+        else:
+            path = config.out_folder / "model.safetensors"
+            bare = self.accelerator.unwrap_model(self.objective).model
+            save_network(path, state, config, CheckpointConfig(bare.config, self.facts.run, card))
+        return path
+
+    def _card(self) -> dict[str, Any]:
+        """What a file says about how it was trained."""
+        config = self.config
+        names = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")
+        return {
+            **{name: getattr(config, name) for name in names},
+            "step": self.step,
+            "global_batch": self.global_batch,
+            "clips": len(self.data),
+            "jobs": asdict(config.jobs),
+            "dropout": asdict(config.dropout),
+            "rate": config.optimizer.rate,
+        }
+
+
+def _nobody(_: str) -> None:
+    """Processes beside the main one keep quiet."""

@@ -135,9 +135,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
     data = make_shards(folder / "cache")
     make_trainer(make_config(folder, out=str(folder / "one"), batch=8), data).run()
     script = folder / "two.py"
-    script.write_text(PROCESS.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    script.write_text(PROCESS.format(tests=str(Path(__file__).resolve().parents[1]), folder=str(folder)))
+    # torchrun, as `accelerate launch` does it; the latter asks for a GPU or MPI before it starts several processes.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
@@ -192,6 +192,15 @@ def test_a_lora_is_written_in_comfyui_names_and_holds_what_was_learnt(folder: Pa
             learnt(video, text, time, time, context), base(video, text, time, time, context), strict=True
         ):
             assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_file_holds_the_averaged_weights(folder: Path) -> None:
+    trainer = make_trainer(make_config(folder), make_shards(folder / "cache"))
+    file = open_weights(trainer.run().file)
+    assert trainer.average is not None
+    assert all(torch.equal(file.read(name), mean) for name, mean in trainer.average.means.items())
+    now = dict(trainer.network.named_parameters())
+    assert not all(torch.equal(file.read(name), now[name]) for name in now)
 
 
 def test_only_the_newest_checkpoints_stay_and_none_is_half_written(folder: Path) -> None:

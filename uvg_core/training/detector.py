@@ -33,7 +33,7 @@ REACH = 2.3  # half its side, in radii of gyration: the tips of a star just fit
 NOTICED = 22.0  # a smoothed pixel this far from the ground belongs to something; white on beige is 84 away
 LUMA, TRUST = (0.299, 0.587, 0.114), 3.0  # codecs keep brightness better than hue, so it counts this much extra
 CODEC_ERROR = 25.0  # how far off its colour's line a pixel of an object may well lie
-LEAST_AREA = 0.0022  # share of the picture under which a blot is no object; the thinnest digit of a pair has twice that
+LEAST_AREA = 0.0022  # share of the picture under which a blot is no object: a fifth of the thinnest digit of a pair
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ def starting_network(
     else:
         fresh = config.text_half == "fresh"
         model = load_model(config.model, dtype=dtype, attention=attention, **({} if fresh else flows))
-        require_vocabulary(model.config, vocab_size, config.model)
         if fresh:
             model = with_fresh_text(model, vocab_size, config)
+        require_vocabulary(model.config, vocab_size, config.model)
     return model.train()
 
 

@@ -342,9 +342,10 @@ class Trainer:
         config = self.config
         with self.averaged():
             state = self.accelerator.get_state_dict(self.objective)
+            # Copied here: what comes back shares memory with the weights, which are put back at the block's end.
+            state = {name.removeprefix("model."): weight.detach().clone().cpu() for name, weight in state.items()}
         if not self.accelerator.is_main_process:
             return None
-        state = {name.removeprefix("model."): weight.detach().cpu() for name, weight in state.items()}
         card = {**self.facts.card, config.stage: self._card()}
         if config.trains == "lora":
             path = config.out_folder / "lora.safetensors"

@@ -1,0 +1,291 @@
+"""How much of the truth a model gets right, on little worlds whose combinations it has never seen.
+
+Four questions: what it says of a clip (video to text), what its clips show (text to video, read back by
+``detector.py``), whether both agree when it makes them at once (joint), and whether it tells the true caption from
+nine that are almost true (ranking). Everything is drawn from fixed seeds.
+
+Answers are ``Tally``: hits and trials per attribute, and of the whole. Legend: N clips, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codec.latents import from_latent_space
+from ..pipeline import Pipeline
+from ..sampling import joint, text_to_video, video_to_text
+from ..sampling.likelihood import caption_likelihood
+from . import worlds
+from .detector import read_world, score
+from .sources import WorldSource
+from .vae import decode_latent, encode_moments
+from .worlds import ATTRIBUTES, Thing, World
+
+TEST_SEED = 1_000_003  # far from every training seed, which count from 0
+BATCH = 64
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Hits and trials by attribute; ``whole`` counts clips with everything right."""
+
+    hits: dict[str, int]
+    trials: dict[str, int]
+
+    @classmethod
+    def of(cls, scores: Iterable[dict[str, bool | None]]) -> Tally:
+        """From one score per object: True, False, or None for what is not scored."""
+        hits, trials = dict.fromkeys((*ATTRIBUTES, "whole"), 0), dict.fromkeys((*ATTRIBUTES, "whole"), 0)
+        for one in scores:
+            known = {name: right for name, right in one.items() if right is not None}
+            for name, right in {**known, "whole": all(known.values())}.items():
+                hits[name] += bool(right)
+                trials[name] += 1
+        return cls(hits, trials)
+
+    def share(self, name: str) -> float:
+        """Share of hits of one attribute, 0 to 1; NaN without trials."""
+        return self.hits[name] / self.trials[name] if self.trials[name] else float("nan")
+
+    @property
+    def mean(self) -> float:
+        """The mean over attributes."""
+        shares = [self.share(name) for name in ATTRIBUTES if self.trials[name]]
+        return sum(shares) / len(shares)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": round(self.mean, 4), "hits": self.hits, "trials": self.trials}
+
+
+def read_caption(text: str, objects: int) -> World | None:
+    """The world a caption describes. Of a text that is no sentence of the grammar, the words that can be told: each
+    attribute is the first word of its kind, per part between "and"; None where nothing can be told."""
+    exact = worlds.parse(text)
+    if exact is not None:
+        return exact
+    things = []
+    for part in text.split(" and ")[:objects]:
+        found = {name: _first(part, table) for name, table in _WORDS.items()}
+        if any(found.values()):
+            things.append(
+                Thing(**{name: found[name] or "" for name in _WORDS if name != "speed"}, speed=found["speed"])
+            )
+    return World(tuple(things), _first(text, worlds.BACKGROUNDS) or "") if things else None
+
+
+_WORDS: dict[str, Sequence[str]] = {
+    "kind": worlds.KINDS,
+    "colour": tuple(worlds.COLOURS),
+    "size": tuple(worlds.SIZES),
+    "motion": worlds.MOTIONS,
+    "speed": worlds.SPEEDS,
+}
+
+
+def _first(text: str, table: Iterable[str]) -> str | None:
+    places = {word: f" {text} ".find(f" {word} ") for word in table}
+    found = {word: place for word, place in places.items() if place >= 0}
+    return min(found, key=lambda word: found[word]) if found else None
+
+
+class Exam:
+    """One model's parts, and the test worlds.
+
+    Args:
+        pipe: the model with its VAE, text encoder and tokenizer. clips: N per question. objects: 1 or 2 in each world.
+        held_out: combinations that training never saw, and handwriting kept for testing; else training's.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, clips: int = 512, objects: int = 1, held_out: bool = True, seed: int = 0
+    ) -> None:
+        run = pipe.config.run
+        self.pipe, self.run, self.objects, self.seed = pipe, run, objects, seed
+        self.source = WorldSource(
+            clips,
+            side=run.height,
+            frames=run.frames,
+            seed=TEST_SEED + seed,
+            pairs=float(objects - 1),
+            held_out=held_out,
+            split="test" if held_out else "train",
+        )
+        items = [self.source.item(i) for i in range(clips)]
+        self.pixels = torch.stack([item.pixels for item in items])
+        self.worlds = [worlds.parse(item.detail or "") for item in items]
+        self.latents = self._encode(self.pixels)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        from ..codec.latents import to_latent_space
+
+        parts = []
+        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+            for chunk in pixels.split(32):
+                video = chunk.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+                parts.append(to_latent_space(encode_moments(vae, video)[:, :16], self.pipe.config.model.latent_space))
+        return torch.cat(parts)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """uint8 ``[N,T,S,S,3]``."""
+        parts = []
+        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+            for chunk in latents.split(32):
+                video = decode_latent(vae, from_latent_space(chunk, self.pipe.config.model.latent_space))
+                parts.append(((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1))
+        return torch.cat(parts)
+
+    def _texts(self, kind: str) -> list[str]:
+        return [world.caption if kind == "detailed" else world.brief for world in self.worlds if world is not None]
+
+    def _noise(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.latents.shape, generator=generator)
+
+    def _scores(self, seen: Sequence[World | None], said: Sequence[World | None]) -> Tally:
+        """Every object of every world that was said against what is seen. What is not said is not right."""
+        scores: list[dict[str, bool | None]] = []
+        for world, found in zip(said, seen, strict=True):
+            for index in range(self.objects):
+                if world is None or index >= len(world.things):
+                    scores.append(dict.fromkeys(ATTRIBUTES, False))
+                else:
+                    scores.append(score(world, found, index))
+        return Tally.of(scores)
+
+    # The questions
+
+    def video_to_text(self, steps: int | None = None) -> Tally:
+        """Captions without any prompt against the truth."""
+        texts: list[str] = []
+        with self.pipe.network() as model:
+            for start in range(0, len(self.latents), BATCH):
+                clips = self.latents[start : start + BATCH]
+                ids = video_to_text(
+                    model,
+                    video=clips,
+                    length=self.run.text_length,
+                    steps=steps or self.run.text_steps,
+                    seed=self.seed + start,
+                )
+                texts += [self.pipe.tokenizer.text(row) for row in ids]
+        self.captions = texts
+        return self._scores([read_caption(text, self.objects) for text in texts], self.worlds)
+
+    def text_to_video(self, steps: int | None = None, scale: float | None = None, plain: bool = False) -> Tally:
+        """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
+        texts, made = self._texts("detailed"), []
+        noise, null = self._noise(), self.pipe.conditions([""])
+        for start in range(0, len(texts), BATCH):
+            part = slice(start, start + BATCH)
+            context = self.pipe.conditions(texts[part])
+            tokens, mask = self.pipe.tokenizer.stream(texts[part], self.run.text_length)
+            with self.pipe.network() as model:
+                made.append(
+                    text_to_video(
+                        model,
+                        noise=noise[part],
+                        text=None if plain else tokens,
+                        text_mask=None if plain else mask,
+                        context=context,
+                        null_context=null.expand(len(context), -1, -1),
+                        steps=steps or self.run.steps,
+                        shift=self.run.shift,
+                        guidance_scale=self.run.guidance_scale if scale is None else scale,
+                    )
+                )
+        self.clips = self._decode(torch.cat(made))
+        return self._scores([read_world(clip, self.objects) for clip in self.clips], self.worlds)
+
+    def joint(self, steps: int | None = None) -> tuple[Tally, Tally]:
+        """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
+        (kind and colour of clip and caption, counted together)."""
+        texts = self._texts("brief")
+        noise, null = self._noise(), self.pipe.conditions([""])
+        clips, words = [], []
+        for start in range(0, len(texts), BATCH):
+            part = slice(start, start + BATCH)
+            context = self.pipe.conditions(texts[part])
+            with self.pipe.network() as model:
+                made = joint(
+                    model,
+                    noise=noise[part],
+                    context=context,
+                    null_context=null.expand(len(context), -1, -1),
+                    length=self.run.text_length,
+                    steps=steps or self.run.steps,
+                    shift=self.run.shift,
+                    guidance_scale=self.run.guidance_scale,
+                    seed=self.seed + start,
+                )
+            clips.append(made.video)
+            words += [self.pipe.tokenizer.text(row) for row in made.text]
+        self.clips, self.captions = self._decode(torch.cat(clips)), words
+        said = [read_caption(text, self.objects) for text in words]
+        seen = [read_world(clip, self.objects) for clip in self.clips]
+        followed = [
+            {name: right for name, right in one.items() if name in ("kind", "colour")}
+            for found in (said, seen)
+            for world, see in zip(self.worlds, found, strict=True)
+            if world is not None
+            for index in range(self.objects)
+            for one in [score(world, see, index)]
+        ]
+        return self._scores(seen, said), Tally.of(followed)
+
+    def ranking(self, samples: int = 4, clips: int | None = None) -> tuple[int, int]:
+        """(how often the true caption is the likeliest of ten, clips); the nine others differ in one attribute."""
+        hits, chosen = 0, self.worlds[: clips or len(self.worlds)]
+        with self.pipe.network() as model, torch.no_grad():
+            for index, world in enumerate(chosen):
+                assert world is not None
+                texts = [world.caption, *lies(world, 9, torch.Generator().manual_seed(self.seed + index))]
+                values = caption_likelihood(
+                    model,
+                    video=self.latents[index : index + 1],
+                    texts=[self.pipe.tokenizer.ids(text) for text in texts],
+                    samples=samples,
+                    seed=self.seed,
+                    batch=len(texts),
+                    pad_token=self.run.pad_token,
+                    length=self.run.text_length,
+                )
+                hits += int(values.argmax()) == 0
+        return hits, len(chosen)
+
+
+def lies(world: World, count: int, generator: torch.Generator) -> list[str]:
+    """Captions that differ from the truth in one attribute of one object; the attributes take turns."""
+    options: dict[str, list[World]] = {name: [] for name in ATTRIBUTES}
+    options["background"] = [replace(world, background=b) for b in worlds.BACKGROUNDS if b != world.background]
+    for index, thing in enumerate(world.things):
+        others = {other.colour for i, other in enumerate(world.things) if i != index}
+        for name, table in _WORDS.items():
+            if name == "speed" and thing.speed is None:
+                continue
+            for word in table:
+                if word == getattr(thing, name) or (name == "colour" and word in others):
+                    continue
+                changed = replace(thing, **{name: word})
+                if name == "motion":  # whatever stays still has no speed, whatever moves has one
+                    changed = replace(changed, speed=None if word == "stays still" else thing.speed or "slowly")
+                things = (*world.things[:index], changed, *world.things[index + 1 :])
+                options[name].append(World(things, world.background))
+    found: list[str] = []
+    names = [name for name in ATTRIBUTES if options[name]]
+    while len(found) < count:
+        left = options[names[len(found) % len(names)]]
+        if not left:
+            names = [name for name in names if options[name]]
+            continue
+        pick = int(torch.randint(len(left), (), generator=generator))
+        found.append(left.pop(pick).caption)
+    return found
+
+
+__all__ = ["Exam", "Tally", "lies", "read_caption"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_networks import random_network
+from tiny_worlds import one_world
 
 from uvg_core import ModelConfig, parts
 from uvg_core.checkpoint.keys import from_native
@@ -22,7 +23,6 @@ from uvg_core.codec.video_file import probe, write_video
 from uvg_core.parts import Parts
 from uvg_core.pipeline import Pipeline
 from uvg_core.training.tokenizer import train_tokenizer
-from uvg_core.training.worlds import World, render
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -64,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     path = tmp_path / "in.mp4"
-    write_video(path, render(World("circle", "red", "large", "left", "navy")), 8)
+    write_video(path, one_world(), 8)
     return path
 
 
@@ -154,7 +154,7 @@ def test_a_folder_loads_every_part_once(files: list[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(Parts, "_load", lambda self, part: loads.append(part) or load(self, part))
     monkeypatch.setattr(parts, "LARGE_BYTES", 0)
     for name in ("a.mp4", "b.mp4"):
-        write_video(tmp_path / name, render(World("circle", "red", "large", "left", "navy")), 8)
+        write_video(tmp_path / name, one_world(), 8)
     command = ["caption", str(tmp_path), *files, *SIZE, "--steps", "1", "--length", "4", "--hint", "a clip"]
     assert main(command) == 0
     assert sorted(loads) == ["encoder", "network", "vae"]
@@ -162,7 +162,7 @@ def test_a_folder_loads_every_part_once(files: list[str], monkeypatch: pytest.Mo
 
 def test_decoding_falls_back_to_tiles(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline(files[1], wan=files[3], device="cpu")
-    pixels = render(World("circle", "red", "large", "left", "navy"))[:5]
+    pixels = one_world()[:5]
     latent = pipe.encode_clip(pixels)
     whole = pipe.decode_clips([latent])[0]
     decode = LatentCodec.decode
@@ -180,7 +180,7 @@ def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None
     pipe = Pipeline(files[1], wan=files[3], device="cpu")
     assert pipe.config.model.latent_space == "raw"  # what the release's script does
     other = Pipeline(files[1], wan=files[3], device="cpu", latent_space="normalised", text_states="release")
-    pixels = render(World("circle", "red", "large", "left", "navy"))
+    pixels = one_world()
     assert not torch.equal(pipe.encode_clip(pixels), other.encode_clip(pixels))
     assert not torch.equal(pipe.conditions(["a red circle"]), other.conditions(["a red circle"]))
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_worlds import one_world
 
 from uvg_core.codec.sheet import SheetRow, contact_sheet
 from uvg_core.errors import UniViGUError
-from uvg_core.training.worlds import World, render
 
 Image = pytest.importorskip("PIL.Image")
 
-CLIP = render(World("circle", "red", "small", "left", "navy"), side=24, frames=5)
+CLIP = one_world(size="small", side=24, frames=5)
 GARBAGE = "</s>\x00\x07 本日 \n\t🙂 \u202e" + "\ud800" + "▁the" + "x" * 3000 + " ñ" * 500
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from tiny_worlds import one_world
 
 from uvg_core.codec import video_file
 from uvg_core.codec.video_file import find_clips, fit_pixels, probe, read_clip, write_video
 from uvg_core.errors import UniViGUError
-from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World, render
+from uvg_core.training.worlds import BACKGROUNDS, COLOURS
 
 
 def numbered(count: int, *, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -398,7 +399,7 @@ def test_tagged_colour_spaces_are_heeded(tmp_path: Path, tag: int, red: float, b
 
 
 def test_a_world_survives_a_round_trip(tmp_path: Path) -> None:
-    pixels = render(World("circle", "orange", "large", "left", "beige"))
+    pixels = one_world(colour="orange", background="beige")
     write_video(tmp_path / "world.mp4", pixels, 16)
     back = read_clip(tmp_path / "world.mp4", frames=9, height=48, width=48)
     assert (back.pixels.float() - pixels.float()).abs().mean() < 3

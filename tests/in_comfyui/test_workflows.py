@@ -12,7 +12,8 @@ import pytest
 from in_comfyui_host import Server, load_client
 
 from uvg_core.codec.video_file import read_clip
-from uvg_core.training.worlds import BACKGROUNDS, COLOURS, read_colours
+from uvg_core.training.detector import read_world
+from uvg_core.training.worlds import BACKGROUNDS, COLOURS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -55,7 +56,8 @@ def video_in(client: Any, result: Any, folder: Path) -> Path:
 
 def seen_in(path: Path) -> tuple[str, str]:
     """Colour of the object and of the background, read from the pixels."""
-    return read_colours(read_clip(path, frames=9, height=48, width=48).pixels)
+    world = read_world(read_clip(path, frames=9, height=48, width=48).pixels)
+    return ("", "") if world is None else (world.things[0].colour, world.background)
 
 
 def said_in(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Laws of the training loop: the same curve however it is split or interrupted, nothing lost, what learns and what not."""
+"""Laws of the training loop: one curve however it is split or interrupted, nothing lost, what learns and what not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_trainer  # noqa: E402
+from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_trainer
 
-from uvg_core.checkpoint import load_model  # noqa: E402
-from uvg_core.checkpoint.read import open_weights  # noqa: E402
-from uvg_core.errors import UniViGUError  # noqa: E402
-from uvg_core.training import keeping  # noqa: E402
-from uvg_core.training.network import LORA_PREFIX, is_text_half  # noqa: E402
+from uvg_core.checkpoint import load_model
+from uvg_core.checkpoint.read import open_weights
+from uvg_core.errors import UniViGUError
+from uvg_core.training import keeping
+from uvg_core.training.network import LORA_PREFIX, is_text_half
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -33,7 +34,7 @@ Section = TypeVar("Section")
 
 
 def _require(name: str, value: Any, low: float, high: float, expected: str) -> None:
-    if not low <= value <= high:
+    if not low <= value <= high or math.isinf(value):
         raise UniViGUError(f"{name} is {shown(value)}; expected {expected}")
 
 
@@ -92,6 +93,7 @@ class Times:
 
     def __post_init__(self) -> None:
         _require_choice("kind of times", self.kind, TIMES)
+        _require("mean of times", self.mean, -100, 100, "a number from -100 to 100")
         _require("std of times", self.std, 1e-6, 100, "a number above 0")
         _require("shift of times", self.shift, 1e-3, 1000, "a number above 0")
         _require("uniform_share of times", self.uniform_share, 0, 1, "a share from 0 to 1")
@@ -159,6 +161,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         _require("lora.rank", self.rank, 1, 4096, "a whole number from 1 to 4096")
+        _require("lora.alpha", self.alpha, 1e-6, 1e6, "a number above 0")
         _require("lora.dropout", self.dropout, 0, 0.99, "a probability below 1")
 
 
@@ -169,6 +172,12 @@ class Tokens:
 
     prompt: tuple[int, int] | None = None
     detail: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, limits in asdict(self).items():
+            if limits is not None and not 0 <= limits[0] <= limits[1]:
+                expected = "two numbers from 0 on, the smaller one first"
+                raise UniViGUError(f"tokens.{name} is {shown(list(limits))}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class TrainConfig:
         model: checkpoint to start from: a Uni-ViGU file, or a Wan2.1 base. wan: a Wan2.1 folder with VAE, text encoder
             and tokenizer, where the checkpoint does not carry its own.
         data: folder of clips with ``.txt`` beside them; ``worlds:N`` renders N little worlds. cache: folder for the
-            shards, by default ``OUT/cache``; a cache that is complete needs no VAE and no text encoder.
+            shards, by default ``OUT/cache``. Stages of one data set can share it.
         out: folder of the run: checkpoints, logs, samples and, at the end, ``model.safetensors`` or
             ``lora.safetensors``.
         trains: ``all`` | ``text`` (the text expert, token embedding, text head and text clock: the generator stays bit
@@ -257,6 +266,8 @@ class TrainConfig:
             _require(name, getattr(self, name), 1, 10**9, "a whole number of 1 or more")
         for name in ("detail_share", "empty_text", "joint_shared", "two_objects"):
             _require(name, getattr(self, name), 0, 1, "a share from 0 to 1")
+        _require("seed", self.seed, 0, 2**63 - 1, "a whole number of 0 or more")
+        _require("embedding_std", self.embedding_std, 1e-6, 1e6, "a number above 0")
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise UniViGUError(f"{name} is empty; expected a path")
@@ -316,7 +327,7 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
         raise UniViGUError(
             f"{path}: cannot be read ({error.strerror}); pass a training configuration in YAML"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
         raise UniViGUError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     try:
         if not isinstance(values, dict):
@@ -326,8 +337,9 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
         raise UniViGUError(f"{path}: {error}") from None
 
 
-def from_dict(kind: type[Section], values: dict[str, Any], where: str = "") -> Section:
-    """Build a section from plain values. Raises UniViGUError for unknown keys, missing ones and other types."""
+def from_dict(kind: type[Section], values: dict[str, Any], where: str = "", usual: Section | None = None) -> Section:
+    """Build a section from plain values; entries that are not there keep the value they have in ``usual``, or else
+    their default. Raises UniViGUError for unknown keys, missing ones and other types."""
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -339,15 +351,21 @@ def from_dict(kind: type[Section], values: dict[str, Any], where: str = "") -> S
     for entry in missing:
         if entry.name not in values:
             raise UniViGUError(f"the entry {where}{entry.name} is missing; it has no default")
-    return kind(**{key: _typed(types_of[key], value, f"{where}{key}") for key, value in values.items()})
+    given = {key: _typed(types_of[key], value, f"{where}{key}", known[key]) for key, value in values.items()}
+    try:
+        return kind(**{**(vars(usual) if usual is not None else {}), **given})
+    except UniViGUError as error:
+        # A section that two entries share does not know which of them it is.
+        raise error if where in str(error) else UniViGUError(f"{where.rstrip('.')}: {error}") from None
 
 
-def _typed(kind: Any, value: Any, name: str) -> Any:
+def _typed(kind: Any, value: Any, name: str, entry: Field[Any]) -> Any:
     """``value`` as ``kind``, or UniViGUError. Whole numbers pass as floats, ``1e-4`` as YAML's text for one too."""
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise UniViGUError(f"{name} is {shown(value)}; expected entries of its own, indented below it")
-        return from_dict(kind, value, f"{name}.")  # type: ignore[arg-type]
+        assert entry.default_factory is not MISSING
+        return from_dict(kind, value, f"{name}.", entry.default_factory())  # type: ignore[arg-type]
     if get_origin(kind) in (types.UnionType, typing.Union):
         if value is None:
             return None
@@ -356,12 +374,13 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         inner = get_args(kind)
         if not isinstance(value, (list, tuple)) or len(value) != len(inner):
             raise UniViGUError(f"{name} is {shown(value)}; expected {len(inner)} values in square brackets")
-        return tuple(_typed(part, given, name) for part, given in zip(inner, value, strict=True))
+        return tuple(_typed(part, given, name, entry) for part, given in zip(inner, value, strict=True))
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 (no dot) as text
         with contextlib.suppress(ValueError):  # the message below names what was found
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise UniViGUError(f"{name} is {shown(value)}; expected {words[kind]}")

@@ -21,9 +21,13 @@ _NAME = re.compile(r"step_(\d+)")
 
 
 def prepare(out: Path) -> None:
-    """Make the folder of a run. Raises UniViGUError when the system refuses."""
+    """Make the folder of a run, and clear away what a killed process left half-written in it.
+
+    Raises UniViGUError when the system refuses."""
     try:
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        for part in (out / FOLDER).glob(".step_*.part"):
+            shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UniViGUError(f"{out}: cannot be made ({error.strerror}); choose another folder for out") from None
 

@@ -310,14 +310,13 @@ class Trainer:
         if last is None:
             if resume:
                 self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
-            if self.accelerator.is_main_process:
-                keeping.prepare(folder)
-            self.accelerator.wait_for_everyone()
+            self._prepare(folder)
             return
         if not resume:
             raise UniViGUError(
                 f"{folder}: a run is here already, at {last.name}; go on with it with --resume, or choose another out"
             )
+        self._prepare(folder)
         told = keeping.read(last)
         keeping.require_same(last, told, self.config, self.data.fingerprint, self.global_batch)
         self.accelerator.load_state(str(last))
@@ -325,6 +324,11 @@ class Trainer:
         if self.diary is not None:
             self.diary.rewind(self.step)
         self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
+
+    def _prepare(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            keeping.prepare(folder)
+        self.accelerator.wait_for_everyone()
 
     def _checkpoint(self) -> Path | None:
         """Write the whole state under a temporary name, rename it, and let the oldest go."""

@@ -1,0 +1,87 @@
+"""What a trained model gets right on little worlds it has never seen; the numbers go into a JSON file.
+
+    python benchmarks/quality.py MODEL.safetensors --name final [--clips 512] [--only understanding generation ...]
+
+Questions: ``detector`` (does it read rendered and reconstructed clips right), ``understanding`` (video to text),
+``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
+``ranking``, ``steps`` (each job at 4 to 64 steps). Seeds are fixed: the same machine gives the same numbers again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvg_core.files import write_text
+from uvg_core.pipeline import Pipeline
+from uvg_core.training.detector import read_world
+from uvg_core.training.measure import Exam
+
+NUMBERS = Path(__file__).parent / "numbers"
+STEPS = (4, 8, 16, 32, 64)
+QUESTIONS = ("detector", "understanding", "generation", "plain", "joint", "ranking", "steps")
+
+
+def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
+    """Answers of one question."""
+    if question == "detector":
+        return {
+            "rendered": exam._scores([read_world(clip, exam.objects) for clip in exam.pixels], exam.worlds).to_json(),
+            "reconstructed": exam._scores(
+                [read_world(clip, exam.objects) for clip in exam._decode(exam.latents)], exam.worlds
+            ).to_json(),
+        }
+    if question == "understanding":
+        return exam.video_to_text().to_json()
+    if question == "generation":
+        return exam.text_to_video().to_json()
+    if question == "plain":
+        return exam.text_to_video(plain=True).to_json()
+    if question == "joint":
+        agreement, followed = exam.joint()
+        return {"agreement": agreement.to_json(), "prompt": followed.to_json()}
+    if question == "ranking":
+        hits, clips = exam.ranking(clips=ranked)
+        return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
+    found: dict[str, Any] = {}
+    jobs: dict[str, Callable[[int], Any]] = {
+        "understanding": lambda steps: exam.video_to_text(steps).to_json(),
+        "generation": lambda steps: exam.text_to_video(steps).to_json(),
+        "joint": lambda steps: exam.joint(steps)[0].to_json(),
+    }
+    for name, job in jobs.items():
+        found[name] = {str(steps): job(steps) for steps in STEPS}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--name", required=True, help="the numbers go to benchmarks/numbers/quality_NAME.json")
+    parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 2], choices=(1, 2))
+    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    args = parser.parse_args()
+    path = NUMBERS / f"quality_{args.name}.json"
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    known |= {"model": args.model.name, "clips": args.clips, "command": "benchmarks/quality.py"}
+    pipe = Pipeline(args.model, device="cpu")
+    for objects in args.objects:
+        exam = Exam(pipe, clips=args.clips, objects=objects)
+        for question in args.only:
+            if question == "steps" and objects == 2:
+                continue
+            started = time.perf_counter()
+            answer = ask(exam, question, args.clips)
+            known.setdefault(f"objects_{objects}", {})[question] = answer
+            shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)
+            print(f"{objects} object(s)  {question:14s} {shown}  {time.perf_counter() - started:.0f} s", flush=True)
+            write_text(path, json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Write docs/results.md and its plots from the numbers in benchmarks/numbers/.
+
+    python benchmarks/results.py [--curves WORKDIR]     (needs matplotlib)
+
+``--curves`` first thins the loss curves of a WORKDIR of ``uvg_core.training.embedded`` into ``numbers/curves.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERS, DOCS = ROOT / "benchmarks" / "numbers", ROOT / "docs"
+ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
+STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of values
+POINTS = 200  # of a thinned curve
+
+Numbers = dict[str, Any]
+
+
+def read(name: str) -> Numbers:
+    path = NUMBERS / f"{name}.json"
+    found: Numbers = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def attribute_row(label: str, tally: Numbers) -> list[str]:
+    shares = [percent(tally["hits"][name] / tally["trials"][name]) for name in ATTRIBUTES]
+    return [label, f"**{percent(tally['mean'])}**", *shares]
+
+
+def attribute_table(rows: Sequence[tuple[str, Numbers]]) -> str:
+    head = ["", "mean", *ATTRIBUTES[:-1], "everything right"]
+    return table(head, [attribute_row(label, tally) for label, tally in rows])
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half the width of the 95 % interval (Student's t)."""
+    if len(values) < 2:
+        return percent(values[0])
+    half = STUDENT_T[len(values)] * stdev(values) / math.sqrt(len(values))
+    return f"{percent(mean(values))} ± {percent(half)}"
+
+
+def about_quality(name: str, title: str) -> str:
+    numbers, parts = read(f"quality_{name}"), []
+    for objects, words in ((1, "one object"), (2, "two objects")):
+        found = numbers.get(f"objects_{objects}", {})
+        rows = []
+        for question, label in (
+            ("understanding", "video to text"),
+            ("generation", "text to video"),
+            ("plain", "text to video, empty text stream"),
+        ):
+            if question in found:
+                rows.append((f"{label}", found[question]))
+        if "joint" in found:
+            rows += [("joint: caption against clip", found["joint"]["agreement"])]
+        if "detector" in found:
+            rows += [("the detector on rendered clips", found["detector"]["rendered"])]
+            rows += [("the detector on the VAE's reconstructions", found["detector"]["reconstructed"])]
+        if rows:
+            parts += [f"### {title}, {words}", attribute_table(rows)]
+        if "joint" in found:
+            prompt = found["joint"]["prompt"]
+            share = (prompt["hits"]["kind"] + prompt["hits"]["colour"]) / (
+                prompt["trials"]["kind"] + prompt["trials"]["colour"]
+            )
+            parts.append(f"In joint runs, {percent(share)} % of the brief prompt's words hold in the caption and the clip.")
+        if "ranking" in found:
+            ranking = found["ranking"]
+            parts.append(
+                f"Ranking: the true caption comes first among ten in {percent(ranking['share'])} % of "
+                f"{ranking['trials']} clips."
+            )
+    return "\n\n".join(parts)
+
+
+def about_ablations() -> str:
+    numbers = read("ablations")
+    if not numbers:
+        return "Not measured yet."
+    rows = []
+    for name, seeds in numbers["arms"].items():
+        values = {
+            question: [answers[question]["mean"] for answers in seeds.values() if question in answers]
+            for question in ("understanding", "generation", "joint")
+        }
+        says = next(iter(seeds.values()))["says"]
+        shown = [interval(values[q]) if values[q] else "–" for q in ("understanding", "generation", "joint")]
+        seconds = [answers["seconds"] for answers in seeds.values()]
+        rows.append([f"**{name}**: {says}", *shown, str(len(seeds)), f"{mean(seconds) / 60:.1f}"])
+    return (
+        f"Every arm: {numbers['steps']} steps of {numbers['batch']} clips on one thread; {numbers['clips']} held-out "
+        "one-object clips a question and seed; mean over attributes in percent, ± half of the 95 % interval over seeds.\n\n"
+        + table(["arm", "video to text", "text to video", "joint agreement", "seeds", "minutes"], rows)
+    )
+
+
+def draw_steps(path: Path) -> bool:
+    found = read("quality_final").get("objects_1", {}).get("steps")
+    if not found:
+        return False
+    plot = _plot()
+    figure, axes = plot.subplots(figsize=(6, 3.4))
+    for name, label in (("understanding", "video to text"), ("generation", "text to video"), ("joint", "joint")):
+        points = sorted((int(steps), 100 * tally["mean"]) for steps, tally in found[name].items())
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(xscale="log", xlabel="steps", ylabel="attributes right, %")
+    axes.set_xticks([4, 8, 16, 32, 64], labels=["4", "8", "16", "32", "64"])
+    axes.minorticks_off()
+    _finish(figure, axes, path)
+    return True
+
+
+def draw_curves(path: Path) -> bool:
+    curves = read("curves")
+    if not curves:
+        return False
+    plot = _plot()
+    figure, panels = plot.subplots(1, 2, figsize=(9, 3.2))
+    for axes, stream in zip(panels, ("video", "text"), strict=True):
+        offset = 0
+        for stage, curve in curves.items():
+            if stream in curve:
+                axes.plot([offset + step for step in curve["step"]], curve[stream], label=stage)
+            offset += curve["step"][-1]
+        axes.set(xlabel="steps over all stages", ylabel=f"{stream} loss", yscale="log")
+        _finish(figure, axes, path)
+    return True
+
+
+def _plot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "uvg", "font.size": 9, "svg.fonttype": "none"})
+    import matplotlib.pyplot as plot
+
+    return plot
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def thin_curves(workdir: Path) -> None:
+    """Means over equal stretches of each stage's ``losses.jsonl``."""
+    curves: Numbers = {}
+    for stage in ("generate", "recall", "refine"):
+        path = workdir / stage / "losses.jsonl"
+        if not path.exists():
+            continue
+        entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        size = max(1, len(entries) // POINTS)
+        groups = [entries[i : i + size] for i in range(0, len(entries) - size + 1, size)]
+        curve: Numbers = {"step": [group[-1]["step"] for group in groups]}
+        for stream in ("video", "text"):
+            if stream in entries[0]:
+                curve[stream] = [round(mean(e[stream] for e in g if stream in e), 4) for g in groups]
+        curve["hours"] = round(sum(entry["seconds"] for entry in entries) / 3600, 2)
+        curves[stage] = curve
+    (NUMBERS / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curves", type=Path, metavar="WORKDIR")
+    args = parser.parse_args()
+    if args.curves is not None:
+        thin_curves(args.curves)
+    text = (Path(__file__).parent / "results.template.md").read_text("utf-8")
+    parts = {
+        "final": about_quality("final", "The shipped model"),
+        "generator": about_quality("generate", "The generator, before stage 1"),
+        "recall": about_quality("recall", "After stage 1"),
+        "ablations": about_ablations(),
+        "steps": "![steps against quality](results_steps.svg)" if draw_steps(DOCS / "results_steps.svg") else "",
+        "curves": "![loss curves](results_curves.svg)" if draw_curves(DOCS / "results_curves.svg") else "",
+    }
+    for name, part in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", part or "Not measured yet.")
+    (DOCS / "results.md").write_text(text, encoding="utf-8")
+    print(f"written: {DOCS / 'results.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@
 
 Questions: ``detector`` (does it read rendered and reconstructed clips right), ``understanding`` (video to text),
 ``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
-``ranking``, ``steps`` (each job at 4 to 64 steps). Seeds are fixed: the same machine gives the same numbers again.
+``ranking``, ``steps`` (each job at 4 to 64 steps), ``stable`` (captions that stop when their words stand still).
+Seeds are fixed: the same machine gives the same numbers again.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from typing import Any
 
 from uvg_core.files import write_text
 from uvg_core.pipeline import Pipeline
+from uvg_core.sampling import video_to_text
 from uvg_core.training.detector import read_world
-from uvg_core.training.measure import Exam
+from uvg_core.training.measure import Exam, read_caption
 
 NUMBERS = Path(__file__).parent / "numbers"
 STEPS = (4, 8, 16, 32, 64)
-QUESTIONS = ("detector", "understanding", "generation", "plain", "joint", "ranking", "steps")
+STABLE = (2, 3, 5)
+QUESTIONS = ("detector", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable")
 
 
 def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
     """Answers of one question."""
     if question == "detector":
         return {
-            "rendered": exam._scores([read_world(clip, exam.objects) for clip in exam.pixels], exam.worlds).to_json(),
-            "reconstructed": exam._scores(
-                [read_world(clip, exam.objects) for clip in exam._decode(exam.latents)], exam.worlds
+            "rendered": exam.scored([read_world(clip, exam.objects) for clip in exam.pixels], exam.worlds).to_json(),
+            "reconstructed": exam.scored(
+                [read_world(clip, exam.objects) for clip in exam.decode(exam.latents)], exam.worlds
             ).to_json(),
         }
     if question == "understanding":
@@ -47,6 +50,8 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
     if question == "ranking":
         hits, clips = exam.ranking(clips=ranked)
         return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
+    if question == "stable":
+        return {str(wanted): stable(exam, wanted) for wanted in STABLE}
     found: dict[str, Any] = {}
     jobs: dict[str, Callable[[int], Any]] = {
         "understanding": lambda steps: exam.video_to_text(steps).to_json(),
@@ -56,6 +61,27 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
     for name, job in jobs.items():
         found[name] = {str(steps): job(steps) for steps in STEPS}
     return found
+
+
+def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
+    """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
+    taken, texts = 0, []
+    with exam.pipe.network() as model:
+        for index in range(clips):
+            steps: list[int] = []
+            ids = video_to_text(
+                model,
+                video=exam.latents[index : index + 1],
+                length=exam.run.text_length,
+                steps=exam.run.text_steps,
+                seed=index,
+                stop_when_stable=wanted,
+                callback=lambda step, _, steps=steps: steps.append(step),
+            )
+            taken += len(steps)
+            texts.append(exam.pipe.tokenizer.text(ids[0]))
+    tally = exam.scored([read_caption(text, exam.objects) for text in texts], exam.worlds[:clips])
+    return {"steps": taken / clips, "of": exam.run.text_steps, **tally.to_json()}
 
 
 def main() -> None:
@@ -73,7 +99,7 @@ def main() -> None:
     for objects in args.objects:
         exam = Exam(pipe, clips=args.clips, objects=objects)
         for question in args.only:
-            if question == "steps" and objects == 2:
+            if question in ("steps", "stable") and objects == 2:
                 continue
             started = time.perf_counter()
             answer = ask(exam, question, args.clips)

@@ -81,7 +81,9 @@ def about_quality(name: str, title: str) -> str:
             share = (prompt["hits"]["kind"] + prompt["hits"]["colour"]) / (
                 prompt["trials"]["kind"] + prompt["trials"]["colour"]
             )
-            parts.append(f"In joint runs, {percent(share)} % of the brief prompt's words hold in the caption and the clip.")
+            parts.append(
+                f"In joint runs, {percent(share)} % of the brief prompt's words hold in the caption and the clip."
+            )
         if "ranking" in found:
             ranking = found["ranking"]
             parts.append(
@@ -107,8 +109,8 @@ def about_ablations() -> str:
         rows.append([f"**{name}**: {says}", *shown, str(len(seeds)), f"{mean(seconds) / 60:.1f}"])
     return (
         f"Every arm: {numbers['steps']} steps of {numbers['batch']} clips on one thread; {numbers['clips']} held-out "
-        "one-object clips a question and seed; mean over attributes in percent, ± half of the 95 % interval over seeds.\n\n"
-        + table(["arm", "video to text", "text to video", "joint agreement", "seeds", "minutes"], rows)
+        "one-object clips a question and seed; mean over attributes in percent, ± half of the 95 % interval over "
+        "seeds.\n\n" + table(["arm", "video to text", "text to video", "joint agreement", "seeds", "minutes"], rows)
     )
 
 

@@ -85,7 +85,7 @@ def output_name(output: ast.expr) -> str:
 
 
 def test_the_source_is_understood() -> None:
-    assert len(nodes()) == 14
+    assert len(nodes()) == 16
     assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text"]
     assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
     assert nodes()["JointSampler"].outputs == ("LATENT", "text")

@@ -27,6 +27,7 @@ from uvg_core.training.tokenizer import train_tokenizer
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from uvg_core.training.network import is_text_half
 from uvg_core.training.vae import initialise, small_wan_vae
 
 SIZES = {"d_model": 20, "num_heads": 2, "d_kv": 10, "d_ff": 24, "num_layers": 2, "relative_attention_num_buckets": 8}
@@ -279,3 +280,46 @@ def test_a_folder_that_is_not_wan(files: list[str], tmp_path: Path, capsys: pyte
     assert "vae, text_encoder, tokenizer not found" in capsys.readouterr().err
     assert main(["generate", "red", *files[:2], *SIZE]) == 1
     assert "pass --wan DIR" in capsys.readouterr().err
+
+
+def test_training_starts_from_a_wan_base_and_from_the_release(files: list[str], tmp_path: Path) -> None:
+    """Stage 1 from the base's video half; stage 2 from what it wrote; a LoRA from the release's own file."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("peft")
+    import yaml
+
+    from uvg_core.checkpoint import load_model, read_config
+    from uvg_core.checkpoint.read import open_weights
+
+    release, wan = files[1], files[3]
+    config = ModelConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=1, text_dim=20, vocab_size=400)
+    torch.manual_seed(0)
+    base = {n: w.contiguous() for n, w in random_network(config).state_dict().items() if not is_text_half(n)}
+    (tmp_path / "base").mkdir()
+    save_file(
+        {from_native(n, "diffusers"): w for n, w in base.items()},
+        tmp_path / "base" / "diffusion_pytorch_model.safetensors",
+    )
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_video(clips / "a.mp4", one_world(), 8)
+    (clips / "a.txt").write_text("a red circle", encoding="utf-8")
+    (clips / "a.detail.txt").write_text("a large red circle moves left", encoding="utf-8")
+
+    def train(name: str, **entries: object) -> Path:
+        settings = {"wan": wan, "data": str(clips), "out": str(tmp_path / name), "steps": 2, "batch": 1}
+        settings |= {"clip": {"height": 32, "width": 48, "frames": 5, "fps": 8.0, "text_length": 16}, "device": "cpu"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**settings, **entries}), encoding="utf-8")
+        assert main(["train", str(tmp_path / f"{name}.yaml")]) == 0
+        return tmp_path / name
+
+    recall = train("recall", stage="recall", model=str(tmp_path / "base")) / "model.safetensors"
+    assert read_config(recall).run.frames == 5
+    assert load_model(recall).config.vocab_size == read_config(recall).model.vocab_size > 300
+    text_alone = train("text", stage="recall", trains="text", model=str(tmp_path / "base")) / "model.safetensors"
+    kept = load_model(text_alone).state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in base.items())
+    refined = train("refine", stage="refine", model=str(recall), clip={}) / "model.safetensors"
+    assert read_config(refined).run.text_length == 16
+    lora = train("lora", stage="recall", trains="lora", model=release) / "lora.safetensors"
+    assert any(name.endswith("ffn_t.0.lora_A.weight") for name in open_weights(lora).tensors)

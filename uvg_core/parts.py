@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .checkpoint import load_model, read_config
 from .checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from .checkpoint.read import WeightFile, open_weights
-from .codec.latents import load_vae
+from .codec.latents import channels_last, load_vae
 from .codec.text import Tokenizer, load_encoder
 from .config import CheckpointConfig
 from .errors import UniViGUError
@@ -64,11 +64,13 @@ class Parts:
         text_states: str,
         overrides: Mapping[str, Any],
         progress: Report | None,
+        config: CheckpointConfig | None = None,
     ) -> None:
         self.path, self.wan = Path(model), None if wan is None else Path(wan)
         self.device, self.dtype, self.text_states = usable_device(device), dtype, text_states
         self.overrides, self.progress = dict(overrides), progress
-        self.config: CheckpointConfig = read_config(self.path, **self.overrides)
+        # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
+        self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
         self._waiting: dict[str, nn.Module] = {}
         self._require_all()
         self.tokenizer = self._load_tokenizer()
@@ -109,7 +111,8 @@ class Parts:
             dtype = self.dtype or (torch.float32 if self.device.type == "cpu" and small else None)
             return load_model(self.path, dtype=dtype, on_progress=self._reporting("network"), **self.overrides)
         if part == "vae":
-            return self._from(VAE_PREFIX, "vae", "VAE", load_vae)
+            vae = self._from(VAE_PREFIX, "vae", "VAE", load_vae)
+            return channels_last(vae) if self.device.type == "cpu" else vae
         return self._from(
             ENCODER_PREFIX, "text_encoder", "text encoder", lambda weights: load_encoder(weights, self.text_states)
         )

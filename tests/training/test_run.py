@@ -117,7 +117,9 @@ def test_bad_settings_are_one_message(tmp_path: Path, clips: Path, capsys: pytes
     for changes, words in (
         ({"setps": 3}, "did you mean steps"),
         ({"data": str(tmp_path / "nowhere")}, "nowhere"),
-        ({"data": "worlds:5"}, "little worlds") if read_config(EMBEDDED_MODEL).run.fps != 4 else ({"stage": "x"}, "stage"),
+        ({"data": "worlds:5"}, "little worlds")
+        if read_config(EMBEDDED_MODEL).run.fps != 4
+        else ({"stage": "x"}, "stage"),
         ({"model": str(tmp_path / "no.safetensors")}, "no.safetensors"),
     ):
         assert main(["train", str(write_config(tmp_path, clips, **changes))]) == 1

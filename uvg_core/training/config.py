@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from ..config import SOURCES, TEXT_FLOWS, shown
+from ..config import SOURCES, TEXT_FLOWS, RunConfig, shown
 from ..errors import UniViGUError
 
 STAGES = ("generate", "recall", "refine")
@@ -181,6 +181,27 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Sizes of the clips and texts that are trained on: pixels, frames, frames a second, tokens of the text stream and
+    rows of the prompt condition. None: the checkpoint's own (832x480, 81 frames at 16 fps, 256 and 512 for a Wan base).
+    """
+
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    text_length: int | None = None
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        stated = {name: value for name, value in asdict(self).items() if value is not None}
+        try:
+            RunConfig(**stated)
+        except UniViGUError as error:
+            raise UniViGUError(f"clip.{error}") from None
+
+
+@dataclass(frozen=True)
 class Keep:
     """How often, in steps, something is written, and how much of it stays; 0 for never (but the end always is)."""
 
@@ -250,6 +271,7 @@ class TrainConfig:
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora = field(default_factory=Lora)
+    clip: Clip = field(default_factory=Clip)
     tokens: Tokens = field(default_factory=Tokens)
     keep: Keep = field(default_factory=Keep)
 
@@ -291,8 +313,9 @@ class TrainConfig:
 
 
 # What may differ between a run and its continuation: where and how often things are written, and how the same sums
-# are computed. Everything else changes what is learnt.
-FREE_AT_RESUME = ("out", "cache", "wan", "device", "compiled", "checkpointing", "keep")
+# are computed (batch and accumulate: their product with the processes is checked on its own). Everything else changes
+# what is learnt.
+FREE_AT_RESUME = ("out", "cache", "wan", "device", "batch", "accumulate", "compiled", "checkpointing", "keep")
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import CheckpointConfig
+from ..config import CheckpointConfig, RunConfig
 from ..errors import UniViGUError
 from ..files import write_text, written_whole
 from ..model import UniViGU
 from ..sampling import joint, text_to_video, video_to_text
+from ..sampling.loop import Callback
 from .config import TrainConfig
 from .jobs import Lot
 from .shards import Sample, Shards
@@ -67,6 +68,52 @@ class Entry:
         numbers = {name: value for name, value in asdict(self).items() if name != "means"}
         flat = {**numbers, **self.means}
         return json.dumps({n: round(v, 6) if isinstance(v, float) else v for n, v in flat.items() if v == v})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the network makes of one clip of the data. ``clips``: latents ``[1,C,F,H,W]``, the truth's own and those
+    made by each job; ``texts``: ids ``[L]`` in the same way, None where the truth has none."""
+
+    truth: Sample
+    clips: dict[str, Tensor]
+    texts: dict[str, Tensor | None]
+
+
+@torch.no_grad()
+def draw_samples(
+    model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, callback: Callback | None = None
+) -> Drawn:
+    """All three jobs (one in the stage ``generate``) on one clip of the data, another at every ``step``.
+
+    ``callback`` as in ``sampling/loop.py``."""
+    device = next(model.parameters()).device
+    truth = data[step % len(data)]
+    has_detail = truth.detail_states is not None
+    states = truth.detail_states if has_detail else truth.prompt_states
+    told = truth.detail_ids if has_detail else truth.prompt_ids
+    assert states is not None
+
+    def context(states: Tensor) -> Tensor:
+        rows = torch.zeros(1, run.context_length, model.config.text_dim)
+        rows[0, : len(states)] = states
+        return rows.to(device)
+
+    length = None if stage == "generate" else run.text_length
+    shared: dict[str, Any] = {"steps": SAMPLE_STEPS, "callback": callback}
+    noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
+    guided: dict[str, Any] = {"noise": noise, "null_context": context(data.empty_states), "shift": run.shift}
+    guided |= {"guidance_scale": run.guidance_scale}
+    tokens = None if length is None or told is None else told[None].to(device)
+    clips: dict[str, Tensor] = {"truth": truth.latent[None]}
+    texts: dict[str, Tensor | None] = {"truth": told}
+    clips["text_to_video"] = text_to_video(model, text=tokens, context=context(states), **guided, **shared)
+    if length is not None:
+        shared["seed"] = step
+        texts["video_to_text"] = video_to_text(model, video=truth.latent[None].to(device), length=length, **shared)[0]
+        both = joint(model, context=context(truth.prompt_states), length=length, **guided, **shared)
+        clips["joint"], texts["joint"] = both.video, both.text[0]
+    return Drawn(truth, clips, texts)
 
 
 class Diary:
@@ -130,42 +177,12 @@ class Diary:
             kept = [line for line in lines if _step_of(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 
-    @torch.no_grad()
     def sample(self, step: int, model: UniViGU, data: Shards) -> None:
         """One clip of the data: generated from its text, captioned, and both at once from its prompt.
 
         Pictures go to ``samples/`` and TensorBoard, words to TensorBoard and ``samples/step_N.txt``."""
-        run, device = self.facts.run, next(model.parameters()).device
-        truth = data[step % len(data)]
-        has_detail = truth.detail_states is not None
-        states = truth.detail_states if has_detail else truth.prompt_states
-        assert states is not None
-        null = self._context(data.empty_states, model).to(device)
-        length = None if self.config.stage == "generate" else run.text_length
-        shared: dict[str, Any] = {"steps": SAMPLE_STEPS, "seed": step}
-        noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
-        guided: dict[str, Any] = {"noise": noise, "null_context": null, "guidance_scale": run.guidance_scale}
-        guided |= {"shift": run.shift}
-        told = truth.detail_ids if has_detail else truth.prompt_ids
-        tokens = None if length is None or told is None else told[None].to(device)
-        clips: dict[str, Tensor] = {"truth": truth.latent[None]}
-        words: dict[str, str] = {"truth": self._words(told)}
-        clips["text_to_video"] = text_to_video(
-            model, text=tokens, context=self._context(states, model).to(device), steps=SAMPLE_STEPS, **guided
-        )
-        if length is not None:
-            ids = video_to_text(model, video=truth.latent[None].to(device), length=length, **shared)
-            words["video_to_text"] = self._words(ids[0])
-            both = joint(
-                model, context=self._context(truth.prompt_states, model).to(device), length=length, **guided, **shared
-            )
-            clips["joint"], words["joint"] = both.video, self._words(both.text[0])
-        self._keep(step, truth, clips, words)
-
-    def _context(self, states: Tensor, model: UniViGU) -> Tensor:
-        context = torch.zeros(1, self.facts.run.context_length, model.config.text_dim)
-        context[0, : len(states)] = states
-        return context
+        drawn = draw_samples(model, data, self.config.stage, self.facts.run, step)
+        self._keep(step, drawn.truth, drawn.clips, {name: self._words(ids) for name, ids in drawn.texts.items()})
 
     def _words(self, ids: Tensor | None) -> str:
         return "" if ids is None or self.tokens_to_text is None else self.tokens_to_text(ids.cpu())

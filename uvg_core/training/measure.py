@@ -9,14 +9,16 @@ Answers are ``Tally``: hits and trials per attribute, and of the whole. Legend: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..codec.latents import from_latent_space
+from ..codec.latents import from_latent_space, to_latent_space
+from ..model import UniViGU
 from ..pipeline import Pipeline
 from ..sampling import joint, text_to_video, video_to_text
 from ..sampling.likelihood import caption_likelihood
@@ -28,7 +30,6 @@ from .worlds import ATTRIBUTES, Thing, World
 
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH = 64
-Report = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,21 @@ class Exam:
     Args:
         pipe: the model with its VAE, text encoder and tokenizer. clips: N per question. objects: 1 or 2 in each world.
         held_out: combinations that training never saw, and handwriting kept for testing; else training's.
+        quick: run the network in bfloat16, as training does; else as the checkpoint's pipeline does.
     """
 
     def __init__(
-        self, pipe: Pipeline, clips: int = 512, objects: int = 1, held_out: bool = True, seed: int = 0
+        self,
+        pipe: Pipeline,
+        clips: int = 512,
+        objects: int = 1,
+        *,
+        held_out: bool = True,
+        seed: int = 0,
+        quick: bool = False,
     ) -> None:
         run = pipe.config.run
-        self.pipe, self.run, self.objects, self.seed = pipe, run, objects, seed
+        self.pipe, self.run, self.objects, self.seed, self.quick = pipe, run, objects, seed, quick
         self.source = WorldSource(
             clips,
             side=run.height,
@@ -121,9 +130,13 @@ class Exam:
         self.worlds = [worlds.parse(item.detail or "") for item in items]
         self.latents = self._encode(self.pixels)
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        from ..codec.latents import to_latent_space
+    @contextmanager
+    def _network(self) -> Iterator[UniViGU]:
+        device = self.pipe.device.type
+        with self.pipe.network() as model, torch.autocast(device, dtype=torch.bfloat16, enabled=self.quick):
+            yield model
 
+    def _encode(self, pixels: Tensor) -> Tensor:
         parts = []
         with self.pipe.parts.using("vae") as vae, torch.no_grad():
             for chunk in pixels.split(32):
@@ -131,7 +144,7 @@ class Exam:
                 parts.append(to_latent_space(encode_moments(vae, video)[:, :16], self.pipe.config.model.latent_space))
         return torch.cat(parts)
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """uint8 ``[N,T,S,S,3]``."""
         parts = []
         with self.pipe.parts.using("vae") as vae, torch.no_grad():
@@ -147,7 +160,7 @@ class Exam:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self.latents.shape, generator=generator)
 
-    def _scores(self, seen: Sequence[World | None], said: Sequence[World | None]) -> Tally:
+    def scored(self, seen: Sequence[World | None], said: Sequence[World | None]) -> Tally:
         """Every object of every world that was said against what is seen. What is not said is not right."""
         scores: list[dict[str, bool | None]] = []
         for world, found in zip(said, seen, strict=True):
@@ -163,7 +176,7 @@ class Exam:
     def video_to_text(self, steps: int | None = None) -> Tally:
         """Captions without any prompt against the truth."""
         texts: list[str] = []
-        with self.pipe.network() as model:
+        with self._network() as model:
             for start in range(0, len(self.latents), BATCH):
                 clips = self.latents[start : start + BATCH]
                 ids = video_to_text(
@@ -175,7 +188,7 @@ class Exam:
                 )
                 texts += [self.pipe.tokenizer.text(row) for row in ids]
         self.captions = texts
-        return self._scores([read_caption(text, self.objects) for text in texts], self.worlds)
+        return self.scored([read_caption(text, self.objects) for text in texts], self.worlds)
 
     def text_to_video(self, steps: int | None = None, scale: float | None = None, plain: bool = False) -> Tally:
         """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
@@ -185,7 +198,7 @@ class Exam:
             part = slice(start, start + BATCH)
             context = self.pipe.conditions(texts[part])
             tokens, mask = self.pipe.tokenizer.stream(texts[part], self.run.text_length)
-            with self.pipe.network() as model:
+            with self._network() as model:
                 made.append(
                     text_to_video(
                         model,
@@ -199,8 +212,8 @@ class Exam:
                         guidance_scale=self.run.guidance_scale if scale is None else scale,
                     )
                 )
-        self.clips = self._decode(torch.cat(made))
-        return self._scores([read_world(clip, self.objects) for clip in self.clips], self.worlds)
+        self.clips = self.decode(torch.cat(made))
+        return self.scored([read_world(clip, self.objects) for clip in self.clips], self.worlds)
 
     def joint(self, steps: int | None = None) -> tuple[Tally, Tally]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
@@ -211,7 +224,7 @@ class Exam:
         for start in range(0, len(texts), BATCH):
             part = slice(start, start + BATCH)
             context = self.pipe.conditions(texts[part])
-            with self.pipe.network() as model:
+            with self._network() as model:
                 made = joint(
                     model,
                     noise=noise[part],
@@ -225,7 +238,7 @@ class Exam:
                 )
             clips.append(made.video)
             words += [self.pipe.tokenizer.text(row) for row in made.text]
-        self.clips, self.captions = self._decode(torch.cat(clips)), words
+        self.clips, self.captions = self.decode(torch.cat(clips)), words
         said = [read_caption(text, self.objects) for text in words]
         seen = [read_world(clip, self.objects) for clip in self.clips]
         followed = [
@@ -236,12 +249,12 @@ class Exam:
             for index in range(self.objects)
             for one in [score(world, see, index)]
         ]
-        return self._scores(seen, said), Tally.of(followed)
+        return self.scored(seen, said), Tally.of(followed)
 
     def ranking(self, samples: int = 4, clips: int | None = None) -> tuple[int, int]:
         """(how often the true caption is the likeliest of ten, clips); the nine others differ in one attribute."""
         hits, chosen = 0, self.worlds[: clips or len(self.worlds)]
-        with self.pipe.network() as model, torch.no_grad():
+        with self._network() as model, torch.no_grad():
             for index, world in enumerate(chosen):
                 assert world is not None
                 texts = [world.caption, *lies(world, 9, torch.Generator().manual_seed(self.seed + index))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
     In the ``generate`` stage the text half has no part in the forward pass and stays frozen too."""
     model.requires_grad_(False)
     if config.trains == "lora":
-        _inject_lora(model, config.lora)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)  # peft draws one half of each pair; the same seed is to give the same run
+            _inject_lora(model, config.lora)
         learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
         if config.stage == "generate":
             learns = {name for name in learns if ".ffn_t." not in name}
@@ -165,5 +168,10 @@ def save_network(path: str | Path, state: Mapping[str, Tensor], config: TrainCon
 
 
 def starting_facts(config: TrainConfig) -> CheckpointConfig:
-    """What the starting file says of itself."""
-    return read_config(config.model)
+    """What the starting file says of itself, with the sizes that ``config.clip`` states instead.
+
+    A Wan base says nothing of texts: the released model's sizes are the defaults there."""
+    is_base = find_network(open_weights(config.model)).layout in WAN_LAYOUTS
+    facts = CheckpointConfig(ModelConfig(vocab_size=0)) if is_base else read_config(config.model)
+    stated = {name: value for name, value in asdict(config.clip).items() if value is not None}
+    return replace(facts, run=replace(facts.run, **stated))

@@ -30,8 +30,10 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
         raise UniViGUError("nothing learns: the chosen stage and `trains` leave no weight to train")
     muon = {n: w for n, w in weights.items() if wanted.kind == "muon" and n.startswith("blocks.") and w.ndim == 2}
     rest = {name: weight for name, weight in weights.items() if name not in muon}
-    matrices = [weight for weight in rest.values() if weight.ndim > 1]
-    vectors = [weight for weight in rest.values() if weight.ndim <= 1]
+    # The modulation tables are six vectors, or two, side by side.
+    are_matrices = {name: weight.ndim > 1 and not name.endswith("modulation") for name, weight in rest.items()}
+    matrices = [weight for name, weight in rest.items() if are_matrices[name]]
+    vectors = [weight for name, weight in rest.items() if not are_matrices[name]]
     groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay, "share": wanted.rate}
         for params, decay in ((matrices, wanted.weight_decay), (vectors, 0.0))

@@ -8,21 +8,20 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_config
 from ..codec.latents import LatentCodec
-from ..config import CheckpointConfig
 from ..errors import UniViGUError
 from ..parts import Parts
 from ..progress import Report
 from .config import TrainConfig, load_config
 from .folder import TextLimits, survey
-from .network import starting_network
+from .network import starting_facts, starting_network
 from .objective import plain_attention
 from .shards import Encoders, Shards, build_shards, shard_clips
 from .sources import FolderSource, Source, WorldSource
@@ -43,6 +42,7 @@ def train(
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
+    facts = starting_facts(config)
     parts = Parts(
         config.model,
         wan=config.wan,
@@ -51,6 +51,7 @@ def train(
         text_states="umT5",
         overrides={},
         progress=progress if accelerator.is_main_process else None,
+        config=facts,
     )
     data = open_data(config, parts, accelerator, say=say, progress=progress)
     on_cpu = accelerator.device.type == "cpu"
@@ -60,7 +61,7 @@ def train(
         attention=plain_attention if on_cpu else None,
         dtype=torch.float32 if config.trains == "all" or config.precision == "fp32" or on_cpu else None,
     )
-    facts = CheckpointConfig(model.config, parts.config.run, read_config(config.model).card)
+    facts = replace(facts, model=model.config)
 
     def decode(latent: Tensor) -> Tensor:
         with parts.using("vae") as vae:
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
     if not outcome.finished:
         say(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume. So far: {outcome.file}")
         return 130
-    say(f"done: {outcome.file}")
+    if outcome.file is not None:  # the main process
+        say(f"done: {outcome.file}")
     return 0
 
 

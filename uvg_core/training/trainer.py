@@ -58,6 +58,8 @@ class Step:
 
 # Returns True to stop here; what has been learnt is kept.
 Watch = Callable[[Step], bool | None]
+# Takes what was learnt, weights by name on the CPU; gives the file that it wrote, if any.
+Save = Callable[[dict[str, Tensor]], Path | None]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Trainer:
         watch: called after every step on every process. say: gets lines for people, on the main process.
         decode: latents ``[1,16,F,h,w]`` -> pixels, for the samples in the diary; None shows captions only.
         tokens_to_text: ids -> words, for the same.
+        save: takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
+            network that did not come from a file, and a run that nobody will go on with.
     """
 
     def __init__(
@@ -134,8 +138,9 @@ class Trainer:
         say: Say = print,
         decode: Callable[[Tensor], Tensor] | None = None,
         tokens_to_text: Callable[[Tensor], str] | None = None,
+        save: Save | None = None,
     ) -> None:
-        self.config, self.data, self.facts, self.accelerator = config, data, facts, accelerator
+        self.config, self.data, self.facts, self.accelerator, self.save = config, data, facts, accelerator, save
         self.watch, self.say = watch, say if accelerator.is_main_process else _nobody
         self._require_details()
         self.network = choose_trainable(model, config)
@@ -149,7 +154,8 @@ class Trainer:
         self.average = self._average()
         self.order = Order(len(data), config.seed)
         self.step = 0
-        self.diary = Diary(config, facts, decode, tokens_to_text) if accelerator.is_main_process else None
+        keeps_diary = accelerator.is_main_process and save is None
+        self.diary = Diary(config, facts, decode, tokens_to_text) if keeps_diary else None
 
     def _require_details(self) -> None:
         if self.config.stage == "refine" and self.data.details < len(self.data):
@@ -214,7 +220,8 @@ class Trainer:
                 accelerator.backward(loss * scale)
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimizer.clip))
-                    if not math.isfinite(norm):
+                    # In float16 the loss's scale is found by trial: steps that overflow are skipped by the scaler.
+                    if not math.isfinite(norm) and config.precision != "fp16":
                         raise self._broken(f"the gradient's norm is {norm}", lots)
                 for optimizer in self.optimizers:
                     optimizer.step()
@@ -230,12 +237,13 @@ class Trainer:
     def _broken(self, what: str, lots: list[Lot]) -> UniViGUError:
         names = list(dict.fromkeys(self.data[self.order.clip(lot.position)].name for lot in lots))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        told = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
+        remedy = "Look at the clips, lower the learning rate (optimizer.rate), or use precision bf16 or fp32"
+        if self.save is not None:
+            return UniViGUError(f"{told}anything. {remedy}")
         last = keeping.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-        return UniViGUError(
-            f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
-            f"anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and --resume"
-        )
+        return UniViGUError(f"{told}anything; {kept}. {remedy}, and --resume")
 
     # The run
 
@@ -333,6 +341,8 @@ class Trainer:
     def _checkpoint(self) -> Path | None:
         """Write the whole state under a temporary name, rename it, and let the oldest go."""
         config = self.config
+        if self.save is not None:
+            return None
         told = {
             "step": self.step,
             "global_batch": self.global_batch,
@@ -341,26 +351,33 @@ class Trainer:
         }
         return keeping.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
 
-    def write(self) -> Path | None:
-        """The averaged weights as ``model.safetensors`` or ``lora.safetensors``; on the main process, its path."""
-        config = self.config
+    def learnt(self) -> dict[str, Tensor]:
+        """The averaged weights by name, on the CPU: the whole network's, or those of its LoRA."""
         with self.averaged():
             state = self.accelerator.get_state_dict(self.objective)
+            wanted = [name for name in state if self.config.trains != "lora" or "lora_" in name]
             # Copied here: what comes back shares memory with the weights, which are put back at the block's end.
-            state = {name.removeprefix("model."): weight.detach().clone().cpu() for name, weight in state.items()}
+            return {name.removeprefix("model."): state[name].detach().clone().cpu() for name in wanted}
+
+    def write(self) -> Path | None:
+        """What was learnt, given to ``save``, or as ``model.safetensors`` or ``lora.safetensors``; on the main process,
+        the file's path."""
+        config, state = self.config, self.learnt()
         if not self.accelerator.is_main_process:
             return None
-        card = {**self.facts.card, config.stage: self._card()}
+        if self.save is not None:
+            return self.save(state)
+        card = {**self.facts.card, config.stage: self.card()}
         if config.trains == "lora":
             path = config.out_folder / "lora.safetensors"
-            save_lora(path, state, config.lora, {"uvg_training": json.dumps(self._card())})
+            save_lora(path, state, config.lora, {"uvg_training": json.dumps(self.card())})
         else:
             path = config.out_folder / "model.safetensors"
             bare = self.accelerator.unwrap_model(self.objective).model
             save_network(path, state, config, CheckpointConfig(bare.config, self.facts.run, card))
         return path
 
-    def _card(self) -> dict[str, Any]:
+    def card(self) -> dict[str, Any]:
         """What a file says about how it was trained."""
         config = self.config
         names = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")

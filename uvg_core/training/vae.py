@@ -158,6 +158,7 @@ def initialise(vae: Any) -> None:
 
 
 KL_WEIGHT = 3e-5
+KEPT_EVERY = 250  # steps after which a run that is cut off can go on
 
 
 def _rate(step: int, steps: int, peak: float) -> float:
@@ -171,7 +172,7 @@ def train_vae(
     side: int = 48,
     frames: int = 9,
     picture_steps: int = 1500,
-    clip_steps: int = 3000,
+    clip_steps: int = 2250,
     seed: int = 0,
     compiled: bool = True,
     say: Callable[[str], object] = print,
@@ -221,7 +222,7 @@ def train_vae(
             psnr = -10 * (error.square().mean() / 4).log10().item()
             each = (time.time() - started) / (step - first)
             say(f"vae {step}/{steps}  {each:.2f} s  loss {loss:.5f}  psnr {psnr:.2f} dB  kl {divergence:.2f}")
-        if step % 250 == 0:
+        if step % KEPT_EVERY == 0:
             if not pictures:
                 now = reconstruction(vae.eval(), side=side, frames=frames, clips=32)
                 vae.train()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..codec.latents import from_latent_space, to_latent_space
+from ..errors import UniViGUError
 from ..model import UniViGU
 from ..pipeline import Pipeline
 from ..sampling import joint, text_to_video, video_to_text
@@ -273,7 +274,9 @@ class Exam:
 
 
 def lies(world: World, count: int, generator: torch.Generator) -> list[str]:
-    """Captions that differ from the truth in one attribute of one object; the attributes take turns."""
+    """Captions that differ from the truth in one attribute of one object; the attributes take turns.
+
+    Raises UniViGUError where so many do not exist."""
     options: dict[str, list[World]] = {name: [] for name in ATTRIBUTES}
     options["background"] = [replace(world, background=b) for b in worlds.BACKGROUNDS if b != world.background]
     for index, thing in enumerate(world.things):
@@ -288,7 +291,11 @@ def lies(world: World, count: int, generator: torch.Generator) -> list[str]:
                 if name == "motion":  # whatever stays still has no speed, whatever moves has one
                     changed = replace(changed, speed=None if word == "stays still" else thing.speed or "slowly")
                 things = (*world.things[:index], changed, *world.things[index + 1 :])
-                options[name].append(World(things, world.background))
+                places = [list(worlds.COLOURS).index(one.colour) for one in things]
+                if places == sorted(places):  # another order than the grammar's would give the lie away
+                    options[name].append(World(things, world.background))
+    if count > sum(map(len, options.values())):
+        raise UniViGUError(f"{count} captions that differ in one attribute were asked for; fewer exist for {world}")
     found: list[str] = []
     names = [name for name in ATTRIBUTES if options[name]]
     while len(found) < count:

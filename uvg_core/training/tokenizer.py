@@ -43,7 +43,7 @@ WORDS = (
     *BACKGROUNDS,
     *KINDS,
     *SIZES,
-    *MOTIONS,
+    *(word for motion in MOTIONS for word in motion.split()),
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIGNS = ", . ! ? ' - 0 1 2 3 4 5 6 7 8 9"

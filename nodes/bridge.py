@@ -1,4 +1,4 @@
-"""The bridge to ComfyUI: the only file that knows its internals.
+"""The bridge to ComfyUI: with ``bridge_training.py``, the only file that knows its internals.
 
 Below it: our network as one of ComfyUI's models (registered, so that core's own loaders find it), the sampling of both
 streams inside ComfyUI's guider, files and folders, and what is shown while a node works. Nodes read their widgets and
@@ -796,11 +796,18 @@ def _lora_name(name: str) -> str:
 
 
 def save_checkpoint(
-    path: Path, model: Any, clip: Any | None, vae: Any | None, dtype: str | None, report: Callable[[int, int], Any]
+    path: Path,
+    model: Any,
+    clip: Any | None,
+    vae: Any | None,
+    dtype: str | None,
+    report: Callable[[int, int], Any],
+    learnt: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write MODEL, with whatever LoRA is on it, and the parts that are given, as one file of ours.
 
-    ``dtype`` as for ``convert``; None keeps what is loaded. Text encoder and VAE stay as they are.
+    ``dtype`` as for ``convert``; None keeps what is loaded. Text encoder and VAE stay as they are. ``learnt``: weights
+    by name that take the place of MODEL's own.
     """
     network, run = network_of(model), run_facts(model)
     patchers = [model, *([clip.load_model()] if clip is not None else [])]
@@ -818,7 +825,8 @@ def save_checkpoint(
         if like.torch_dtype in FP8_DTYPES:
             like = Stored.like(tensor.shape, torch.bfloat16)
         chosen = "fp8" if dtype is None and quantised else dtype
-        entries = packed(name, like, partial(_value, stored, name), chosen)
+        ours = None if learnt is None else learnt.get(name)
+        entries = packed(name, like, partial(value_of, stored, name) if ours is None else partial(_same, ours), chosen)
         pending |= {prefix + entry: value for entry, value in entries.items()}
         if len(entries) > 1:
             layers.append(prefix + name.removesuffix(".weight"))
@@ -840,7 +848,11 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu")  # core's lazy weights are cast and patched here
 
 
-def _value(stored: Mapping[str, Tensor], name: str) -> Tensor:
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:
     """A weight as numbers, whatever it is stored as."""
     tensor = stored[name].to("cpu")
     scale = stored.get(name.removesuffix(".weight") + ".weight_scale")
@@ -1263,6 +1275,11 @@ class Progress:
         assert self._preview is not None
         self._preview(done - 1, estimate, latent, total)
 
+    def picture(self, done: int, total: int, picture: Any) -> None:
+        """A step with a Pillow picture to show for it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(done, total, ("JPEG", picture, None))
+
     def text(self, text: str, *, last: bool = False) -> None:
         """Show text in the node, at most ten times a second."""
         now = time.monotonic()
@@ -1277,9 +1294,9 @@ def input_directory() -> Path:
 
 
 def offer_samples() -> None:
-    """Put the sample clips that the shipped workflows name into ComfyUI's input folder, where they are not there yet:
-    it is the only place that Load Video reads from."""
-    for sample in (PACK / "samples").rglob("*.mp4"):
+    """Put the sample clips that the shipped workflows name, and their texts, into ComfyUI's input folder, where they
+    are not there yet: it is the only place that Load Video reads from."""
+    for sample in (path for path in (PACK / "samples").rglob("*") if path.suffix in (".mp4", ".txt")):
         target = input_directory() / sample.relative_to(PACK / "samples")
         if not target.exists():
             try:

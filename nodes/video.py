@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.captioning import caption_folder
 from ..uvg_core.codec.latents import latent_shape
-from ..uvg_core.codec.video_file import fit_pixels, read_clip
+from ..uvg_core.codec.video_file import ClipInfo, fit_pixels, probe, read_clip
 from ..uvg_core.errors import UniViGUError
 from . import bridge
 from .samplers import Captioning, describe
@@ -75,18 +76,32 @@ class UniViGUEncodeVideo(io.ComfyNode):
     def execute(cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float) -> io.NodeOutput:
         bridge.require_video_vae(vae)
         size = fitting(width, height, frames, fps)
-        if isinstance(video, torch.Tensor):
-            pixels, note = fit_pixels(as_pixels(video), **size)
-        elif isinstance(video, InputImpl.VideoFromComponents):  # in memory: a file of it would only lose
-            parts = video.get_components()
-            pixels, note = fit_pixels(as_pixels(parts.images), rate=float(parts.frame_rate), **size)
-        else:
-            start, seconds = video.get_active_trim_window()
-            with file_of(video) as path:
-                clip = read_clip(path, start=start, seconds=seconds or None, **size)
-            pixels, note = clip.pixels, clip.note
+        pixels, note = fit_pixels(as_pixels(video), **size) if isinstance(video, torch.Tensor) else read(video, **size)
         bridge.Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
+
+
+def read(video: Any, **size: Any) -> tuple[torch.Tensor, str]:
+    """The frames of a VIDEO as ``read_clip`` gives them, and the note on what was done."""
+    if isinstance(video, InputImpl.VideoFromComponents):  # in memory: a file of it would only lose
+        parts = video.get_components()
+        return fit_pixels(as_pixels(parts.images), rate=float(parts.frame_rate), **size)
+    start, seconds = video.get_active_trim_window()
+    with file_of(video) as path:
+        clip = read_clip(path, start=start, seconds=seconds or None, **size)
+    return clip.pixels, clip.note
+
+
+def look_at(video: Any) -> ClipInfo:
+    """What a VIDEO holds, without decoding it; raises UniViGUError like ``probe``."""
+    if isinstance(video, InputImpl.VideoFromComponents):
+        parts = video.get_components()
+        (count, height, width), rate = parts.images.shape[:3], float(parts.frame_rate)
+        return ClipInfo(Path("images"), width, height, rate, count, count / rate, 0)
+    start, seconds = video.get_active_trim_window()
+    with file_of(video) as path:
+        info = probe(path)
+    return replace(info, duration=min(info.duration - start, seconds or info.duration))
 
 
 def as_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -110,6 +125,16 @@ def file_of(video: Any) -> Iterator[Path]:
 def folder_of(text: str) -> Path:
     """The folder that a widget names, also in quotes, as Windows copies paths; relative to the input folder."""
     return bridge.input_directory() / text.strip().strip('"')
+
+
+def state_of(text: str) -> str:
+    """Changes when a file in the folder that a widget names does."""
+    path = folder_of(text)
+    state = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else []:
+        facts = file.stat()
+        state.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
+    return state.hexdigest()
 
 
 class UniViGUCaptionFolder(io.ComfyNode):
@@ -151,12 +176,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
         """The clips and texts that are there: another state of the folder is other work."""
-        path = folder_of(folder)
-        state = hashlib.sha256()
-        for file in sorted(path.rglob("*")) if path.is_dir() else []:
-            facts = file.stat()
-            state.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
-        return state.hexdigest()
+        return state_of(folder)
 
     @classmethod
     def execute(

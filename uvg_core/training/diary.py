@@ -82,11 +82,18 @@ class Drawn:
 
 @torch.no_grad()
 def draw_samples(
-    model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, callback: Callback | None = None
+    model: UniViGU, data: Shards, config: TrainConfig, run: RunConfig, step: int, callback: Callback | None = None
 ) -> Drawn:
-    """All three jobs (one in the stage ``generate``) on one clip of the data, another at every ``step``.
+    """All three jobs (one in the stage ``generate``) on one clip of the data, another at every ``step``, in the run's
+    precision. ``callback`` as in ``sampling/loop.py``."""
+    device = next(model.parameters()).device
+    # What learns is in float32 among weights that may not be: they only work together under autocast.
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
+    with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
+        return _drawn(model, data, config.stage, run, step, callback)
 
-    ``callback`` as in ``sampling/loop.py``."""
+
+def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, callback: Callback | None) -> Drawn:
     device = next(model.parameters()).device
     truth = data[step % len(data)]
     has_detail = truth.detail_states is not None
@@ -181,7 +188,7 @@ class Diary:
         """One clip of the data: generated from its text, captioned, and both at once from its prompt.
 
         Pictures go to ``samples/`` and TensorBoard, words to TensorBoard and ``samples/step_N.txt``."""
-        drawn = draw_samples(model, data, self.config.stage, self.facts.run, step)
+        drawn = draw_samples(model, data, self.config, self.facts.run, step)
         self._keep(step, drawn.truth, drawn.clips, {name: self._words(ids) for name, ids in drawn.texts.items()})
 
     def _words(self, ids: Tensor | None) -> str:

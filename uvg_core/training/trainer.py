@@ -238,12 +238,14 @@ class Trainer:
         names = list(dict.fromkeys(self.data[self.order.clip(lot.position)].name for lot in lots))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         told = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
-        remedy = "Look at the clips, lower the learning rate (optimizer.rate), or use precision bf16 or fp32"
         if self.save is not None:
-            return UniViGUError(f"{told}anything. {remedy}")
+            return UniViGUError(f"{told}anything. Look at the clips, or lower the learning rate")
         last = keeping.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-        return UniViGUError(f"{told}anything; {kept}. {remedy}, and --resume")
+        return UniViGUError(
+            f"{told}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and "
+            "--resume"
+        )
 
     # The run
 

@@ -67,7 +67,8 @@ ARMS = {
     "scratch": Arm("from random weights instead of the generator", start="start"),
     "no recall": Arm("refinement for all steps, no stage 1", shares=(0.0, 1.0)),
     "no dropout": Arm(
-        "the prompt condition is never dropped", dropout=dict.fromkeys(("text_to_video", "video_to_text", "joint"), 0.0)
+        "the prompt is never dropped from video-to-text; from the rest as often as guidance needs",
+        dropout={"text_to_video": 0.1, "video_to_text": 0.0, "joint": 0.1},
     ),
     "one expert": Arm("one feed-forward for both streams", change=one_expert),
     "mask": Arm("discrete flow from mask tokens", more={"source": "mask"}),
@@ -112,7 +113,7 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
                 "jobs": arm.jobs,
                 "dropout": arm.dropout,
                 "video_times": {"kind": "shifted", "uniform_share": 0.5},
-                "optimizer": {"rate": 1e-3, "warmup": 50, "ema": 0.99},
+                "optimizer": {"kind": "muon", "rate": 1e-3, "muon_rate": 0.01, "warmup": 50, "ema": 0.99},
                 "keep": {"checkpoint_every": 0, "log_every": 50, "checkpoints": 1},
                 **(arm.more if fresh == "fresh" else {}),
             },
@@ -147,9 +148,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=NUMBERS, help="give each of several commands side by side its own")
+    parser.add_argument("--out", type=Path, default=NUMBERS, help="commands side by side may share it")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.out.parent.mkdir(exist_ok=True)
     for seed in args.seeds:
         for name in args.arms:
             known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}

@@ -1,6 +1,6 @@
 """Write docs/results.md and its plots from the numbers in benchmarks/numbers/.
 
-    python benchmarks/results.py [--curves WORKDIR]     (needs matplotlib)
+    python benchmarks/results.py [--curves WORKDIR]     (pip install -e ".[results]")
 
 ``--curves`` first thins the loss curves of a WORKDIR of ``uvg_core.training.embedded`` into ``numbers/curves.json``.
 """
@@ -76,6 +76,16 @@ def about_quality(name: str, title: str) -> str:
             rows += [("the detector on the VAE's reconstructions", found["detector"]["reconstructed"])]
         if rows:
             parts += [f"### {title}, {words}", attribute_table(rows)]
+        told = [
+            f"{percent(found[question]['hits'][name] / found[question]['trials'][name])} % of {what}"
+            for question, name, what in (
+                ("understanding", "exact", "the captions are the very sentence of the truth"),
+                ("generation", "alone", "the generated clips show nothing besides what they should"),
+            )
+            if question in found
+        ]
+        if told:
+            parts.append(f"{', '.join(told)}.")
         if "joint" in found:
             prompt = found["joint"]["prompt"]
             share = (prompt["hits"]["kind"] + prompt["hits"]["colour"]) / (

@@ -300,7 +300,7 @@ class UniViGUTrain(io.ComfyNode):
                 ),
                 io.Int.Input("rank", default=16, min=1, max=512, tooltip="Of the LoRA."),
                 # No control that draws another one after each run: it would train anew whenever the graph runs.
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False),
                 io.Int.Input(
                     "sample_every",
                     default=100,

@@ -227,8 +227,29 @@ def test_a_full_disk_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert make_trainer(config, data).run(resume=True).finished
 
 
-def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folder: Path) -> None:
+def test_what_is_logged_as_rate_is_the_rate(folder: Path) -> None:
+    make_trainer(make_config(folder), make_shards(folder / "cache")).run()
+    rates = [entry["rate"] for entry in curve(folder / "run")]
+    assert max(rates) == pytest.approx(1e-3, rel=0.01)
+    assert rates[0] == pytest.approx(1e-3 / 3, rel=0.01)
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_entries_twice(folder: Path) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
+
+    def killed(step: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, data, watch=killed).run()
+    assert [entry["step"] for entry in curve(folder / "run")] == [1]
+    make_trainer(config, data).run()
+    assert [entry["step"] for entry in curve(folder / "run")] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("split", [{}, {"batch": 1, "accumulate": 4}], ids=["one batch", "accumulated"])
+def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folder: Path, split: dict[str, int]) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder, **split)
     read = type(data).__getitem__
 
     class Poisoned(type(data)):  # type: ignore[misc]
@@ -276,6 +297,10 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
     config = make_config(folder)
     with pytest.raises(UniViGUError, match=f"knows {WORDS} tokens, the tokenizer has {WORDS + 1}"):
         starting_network(config, vocab_size=WORDS + 1)
+    (folder / "large").mkdir()
+    large = make_start(folder / "large", vocab_size=1000)
+    with pytest.raises(UniViGUError, match=f"knows 1000 tokens, the tokenizer has {WORDS}"):
+        starting_network(make_config(folder, model=str(large)), vocab_size=WORDS)
     fresh = starting_network(make_config(folder, text_half="fresh", source="mask"), vocab_size=WORDS + 1)
     assert fresh.token_embedding.weight.shape[0] == WORDS + 2
 

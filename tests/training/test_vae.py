@@ -121,6 +121,24 @@ def test_clips_and_the_boxes_around_their_objects() -> None:
     assert torch.equal(video, again)
 
 
+def test_tight_boxes_touch_what_is_painted() -> None:
+    video, boxes = random_clips(8, SIDE, FRAMES, generator(3), tight=True)
+    wide = random_clips(8, SIDE, FRAMES, generator(3))[1]
+    assert bool((boxes <= F.max_pool3d(wide, (1, 3, 3), stride=1, padding=(0, 1, 1))).all())
+    assert float(boxes.sum()) < 0.8 * float(wide.sum())
+    ground = video[:, :, :, :1, :1]
+    painted = (video != ground).any(1, keepdim=True)
+    assert not bool((painted & (boxes == 0)).any())
+    for clip, box in zip(painted, boxes, strict=True):
+        for frame in range(FRAMES):
+            rows, columns = (box[0, frame].any(axis).nonzero()[:, 0] for axis in (1, 0))
+            picture = clip[0, frame]
+            assert picture[rows[0]].any()
+            assert picture[rows[-1]].any()
+            assert picture[:, columns[0]].any()
+            assert picture[:, columns[-1]].any()
+
+
 def test_reconstruction_is_the_error_in_decibels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in whose pictures are off by a tenth of the range everywhere."""
 

@@ -66,21 +66,38 @@ def read_world(pixels: Tensor, objects: int = 1) -> World | None:
 
 def read_objects(pixels: Tensor, objects: int = 1) -> list[Reading]:
     """What ``read_world`` reads, with its measurements; an empty list where nothing is found. Same errors."""
-    fits = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] >= 48 and pixels.shape[3] == 3
-    if pixels.dtype != torch.uint8 or not fits or len(pixels) < 5:
-        raise UniViGUError(
-            f"a clip to read is {pixels.dtype} {list(pixels.shape)}; expected uint8 [T,S,S,3] with T >= 5 and S >= 48; "
-            "decode it to RGB 0-255 at a square size"
-        )
+    clip = _require_clip(pixels)
     if objects not in (1, 2):
         raise UniViGUError(f"objects is {objects}; a little world has 1 or 2")
-    background, change = _ground(pixels.cpu().float())
+    background, change = _ground(clip)
     readings = []
     for colour, coverage in _objects(change, background, objects):
         reading = _read(colour, coverage, background, 1.0 if objects == 1 else worlds.PAIR_SCALE)
         if reading is not None:
             readings.append(reading)
     return readings
+
+
+def count_blots(pixels: Tensor) -> int:
+    """How many separate things a clip shows, whatever they are: parts of what differs from the ground that hang
+    together in space and time, from half the size of the least object on. Objects that touch are one. ``pixels`` as for
+    ``read_world``; same errors."""
+    _, change = _ground(_require_clip(pixels))
+    noticed = _smooth(change.permute(0, 3, 1, 2)).square().sum(1) > NOTICED**2
+    labels, count = _ndimage().label(_widened(noticed, 1).numpy(), structure=torch.ones(3, 3, 3).numpy())
+    sizes = torch.bincount(torch.from_numpy(labels).long()[noticed], minlength=count + 1)[1:]
+    return int((sizes > LEAST_AREA / 2 * noticed.numel()).sum())
+
+
+def _require_clip(pixels: Tensor) -> Tensor:
+    """``pixels`` as floats on the CPU. Raises UniViGUError for what is no clip of a little world."""
+    fits = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] >= 48 and pixels.shape[3] == 3
+    if pixels.dtype != torch.uint8 or not fits or len(pixels) < 5:
+        raise UniViGUError(
+            f"a clip to read is {pixels.dtype} {list(pixels.shape)}; expected uint8 [T,S,S,3] with T >= 5 and S >= 48; "
+            "decode it to RGB 0-255 at a square size"
+        )
+    return pixels.cpu().float()
 
 
 def score(said: World, seen: World | None, index: int = 0) -> dict[str, bool | None]:

@@ -67,7 +67,7 @@ class Entry:
     def to_json(self) -> str:
         numbers = {name: value for name, value in asdict(self).items() if name != "means"}
         flat = {**numbers, **self.means}
-        return json.dumps({n: round(v, 6) if isinstance(v, float) else v for n, v in flat.items() if v == v})
+        return json.dumps({n: float(f"{v:.6g}") if isinstance(v, float) else v for n, v in flat.items() if v == v})
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ class Diary:
         self.config, self.facts, self.decode, self.tokens_to_text = config, facts, decode, tokens_to_text
         self.path = config.out_folder / "losses.jsonl"
         self._board: Any = None
+        self._begins: int | None = None  # the first step that is written from here on
         self._recent: list[Entry] = []
 
     @property
@@ -148,7 +149,9 @@ class Diary:
                 log.warning("tensorboard is not installed: losses are written to %s only", self.path)
                 self._board = False
             else:
-                self._board = SummaryWriter(str(self.config.out_folder / "tensorboard"))  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+                    str(self.config.out_folder / "tensorboard"), purge_step=self._begins
+                )
         return self._board or None
 
     def write(self, entry: Entry) -> str:
@@ -179,6 +182,7 @@ class Diary:
 
     def rewind(self, step: int) -> None:
         """Drop entries after ``step``: they belong to a part of the run that was lost and is done again."""
+        self._begins = step + 1
         if self.path.exists():
             lines = self.path.read_text("utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]

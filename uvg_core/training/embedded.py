@@ -1,9 +1,10 @@
 """The recipe of the embedded model, from nothing to ``models/uvg_tiny.safetensors``.
 
-    python -m uvg_core.training.embedded WORKDIR [--only PART] [--out models/uvg_tiny.safetensors]
+    python -m uvg_core.training.embedded WORKDIR [--only PART] [--out models/uvg_tiny.safetensors [--numbers JSON]]
 
 Five parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), and the three stages of training with
-the configurations in ``configs/worlds/``. A part that is there is used, one that was cut off goes on.
+the configurations in ``configs/worlds/``. A part that is there is used, one that was cut off goes on. The finished
+model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into its metadata.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import read_config, save_model
-from ..checkpoint.convert import convert
+from ..checkpoint import load_model, read_config, save_model
+from ..checkpoint.read import open_weights
 from ..checkpoint.vae_keys import vae_to_original
 from ..codec.text import Tokenizer
 from ..config import ModelConfig, RunConfig
@@ -109,16 +110,21 @@ def make_start(folder: Path, say: Say, sizes: dict[str, Any] = SIZES) -> Path:
         if name != "encoder.embed_tokens.weight":  # tied to shared.weight
             extra[f"text_encoders.umt5xxl.transformer.{name}"] = weight
     extra["text_encoders.spiece_model"] = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
-    found = video_vae.reconstruction(vae, side=RUN.height, frames=RUN.frames, clips=256)
-    say(f"VAE on held-out worlds: {found.psnr:.2f} dB, inside the objects' boxes {found.psnr_boxes:.2f} dB")
     card = {
         "data": f"little worlds, version {worlds.VERSION}",
         "recipe": "python -m uvg_core.training.embedded",
-        "vae_psnr": round(found.psnr, 2),
-        "vae_psnr_boxes": round(found.psnr_boxes, 2),
+        "seed": 0,
     }
     save_model(model, path, run=RUN, card=card, extra=extra)
     return path
+
+
+def measure_vae(folder: Path, say: Say) -> dict[str, float]:
+    """How well the VAE of WORKDIR gives held-out worlds back, in dB."""
+    vae = make_vae(folder, say)
+    found = video_vae.reconstruction(vae, side=RUN.height, frames=RUN.frames, clips=256)
+    say(f"VAE on 256 held-out worlds: {found.psnr:.2f} dB, inside the objects' boxes {found.psnr_boxes:.2f} dB")
+    return {"vae_psnr": round(found.psnr, 2), "vae_psnr_boxes": round(found.psnr_boxes, 2)}
 
 
 def stage_config(stage: str, folder: Path, model: Path) -> TrainConfig:
@@ -139,11 +145,36 @@ def run_stage(stage: str, folder: Path, model: Path, say: Say) -> Path:
     return outcome.file
 
 
+def export(trained: Path, out: Path, measured: dict[str, Any]) -> None:
+    """All parts of ``trained`` in float16, with what was ``measured`` in the card."""
+    stated, weights = read_config(trained), open_weights(trained)
+    parts = [name for name in weights.tensors if name.startswith(("vae.", "text_encoders."))]
+    extra = {name: weights.read(name) for name in parts}
+    extra = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in extra.items()}
+    card = {**stated.card, **measured}
+    save_model(load_model(trained), out, run=stated.run, card=card, dtype=torch.float16, extra=extra)
+
+
+def summary(measured: dict[str, Any]) -> dict[str, Any]:
+    """Means in percent by number of objects and question, of a file that ``benchmarks/quality.py`` wrote."""
+    found: dict[str, Any] = {"clips": measured["clips"]}
+    for objects in ("objects_1", "objects_2"):
+        answers = measured.get(objects, {})
+        shares = {name: answers[name]["mean"] for name in ("understanding", "generation") if name in answers}
+        if "joint" in answers:
+            shares["joint agreement"] = answers["joint"]["agreement"]["mean"]
+        if "ranking" in answers:
+            shares["ranking"] = answers["ranking"]["share"]
+        found[objects] = {name: round(100 * share, 1) for name, share in shares.items()}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m uvg_core.training.embedded", description=__doc__.split("\n")[0])
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--only", choices=("start", *STAGES), help="stop after this part")
     parser.add_argument("--out", type=Path, default=None, help="write the finished model here, in float16")
+    parser.add_argument("--numbers", type=Path, default=None, help="quality_NAME.json, for the metadata of --out")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
 
@@ -159,7 +190,10 @@ def main() -> None:
         if args.only == stage:
             return
     if args.out is not None:
-        convert(model, args.out, dtype="fp16")
+        measured: dict[str, Any] = measure_vae(args.workdir, say)
+        if args.numbers is not None:
+            measured["right_percent"] = summary(json.loads(args.numbers.read_text("utf-8")))
+        export(model, args.out, measured)
         say(f"written: {args.out}")
 
 

@@ -1,8 +1,8 @@
 """What each clip of a step is used for: its job, its times, what it is told and its noise.
 
-Everything random is a pure function of (seed, position), where position counts clips since the start of the run. So a
-continued run draws what an uninterrupted one would have drawn, and it does not matter how a global batch is split over
-processes and accumulation steps.
+Everything random is a pure function of (seed, stage, position), where position counts clips since the start of the run:
+stages with one seed do not draw the same again. A continued run draws what an uninterrupted one would have drawn, and
+it does not matter how a global batch is split over processes and accumulation steps.
 
 Legend: B batch, C F H W latent, L text tokens, S rows and E width of the prompt condition.
 """
@@ -40,15 +40,15 @@ def stream_of(seed: int, *position: int | str) -> torch.Generator:
 class Order:
     """Which clip comes at which position: every epoch is a new permutation."""
 
-    def __init__(self, clips: int, seed: int) -> None:
-        self.clips, self.seed = clips, seed
+    def __init__(self, clips: int, seed: int, stage: str = "") -> None:
+        self.clips, self.seed, self.stage = clips, seed, stage
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
 
     def clip(self, position: int) -> int:
         epoch, place = divmod(position, self.clips)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._permutation = torch.randperm(self.clips, generator=stream_of(self.seed, "epoch", epoch))
+            self._permutation = torch.randperm(self.clips, generator=stream_of(self.seed, self.stage, "epoch", epoch))
         return int(self._permutation[place])
 
 
@@ -86,7 +86,7 @@ class Lot:
 
 def draw(config: TrainConfig, position: int) -> Lot:
     """The lot of the clip at ``position``."""
-    generator = stream_of(config.seed, "lot", position)
+    generator = stream_of(config.seed, config.stage, "lot", position)
     u = torch.rand(5, generator=generator).tolist()
     shares = [getattr(config.jobs, name) for name in JOBS]
     job = JOBS[0] if config.stage == "generate" else JOBS[_choice(shares, u[0])]
@@ -154,7 +154,7 @@ class Collator:
         return Batch(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
     def _row(self, sample: Sample, lot: Lot) -> dict[str, Tensor]:
-        generator = stream_of(self.config.seed, "noise", lot.position)
+        generator = stream_of(self.config.seed, self.config.stage, "noise", lot.position)
         latent = sample.latent.float()
         noise = torch.randn(latent.shape, generator=generator)
         has_detail = sample.detail_ids is not None and sample.detail_states is not None

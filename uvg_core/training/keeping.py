@@ -35,7 +35,12 @@ def prepare(out: Path) -> None:
 def steps_kept(out: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     found = [path for path in (out / FOLDER).glob("step_*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written at, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest(out: Path) -> Path | None:
@@ -56,10 +61,26 @@ def read(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def require_same(checkpoint: Path, told: dict[str, Any], config: TrainConfig, data: str, global_batch: int) -> None:
-    """Raise UniViGUError where going on would not be the same run."""
+def require_startable(config: TrainConfig, global_batch: int, resume: bool) -> None:
+    """Raise UniViGUError where another run is in the way, or going on would not be the same one. Before any data are
+    touched: a run that is refused must not have thrown away another one's cache."""
+    last = newest(config.out_folder)
+    if last is None:
+        return
+    if not resume:
+        raise UniViGUError(
+            f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
+            "another out"
+        )
+    require_same(last, read(last), config, None, global_batch)
+
+
+def require_same(
+    checkpoint: Path, told: dict[str, Any], config: TrainConfig, data: str | None, global_batch: int
+) -> None:
+    """Raise UniViGUError where going on would not be the same run. ``data``: fingerprint, None where not known yet."""
     differences = changed(told["config"], config.to_dict())
-    if told["data"] != data:
+    if data is not None and told["data"] != data:
         differences.append("data: the clips, their texts or what encodes them have changed")
     if told["global_batch"] != global_batch:
         differences.append(
@@ -98,7 +119,8 @@ def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path 
         shutil.rmtree(part, ignore_errors=True)
         before = newest(out)
         kept = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else lines[0]
         raise UniViGUError(
             f"{final}: could not be written ({reason}); nothing was left under that name, and {kept}. Free some space, "
             "or lower keep.checkpoints, and --resume"

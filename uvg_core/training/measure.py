@@ -24,7 +24,7 @@ from ..pipeline import Pipeline
 from ..sampling import joint, text_to_video, video_to_text
 from ..sampling.likelihood import caption_likelihood
 from . import worlds
-from .detector import read_world, score
+from .detector import count_blots, read_world, score
 from .sources import WorldSource
 from .vae import decode_latent, encode_moments
 from .worlds import ATTRIBUTES, Thing, World
@@ -33,22 +33,29 @@ TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH = 64
 
 
+Score = dict[str, bool | None]  # by attribute; None for what is not scored
+
+
 @dataclass(frozen=True)
 class Tally:
-    """Hits and trials by attribute; ``whole`` counts clips with everything right."""
+    """Hits and trials by attribute, object by object. ``whole`` counts clips with everything right, ``exact`` captions
+    that are the true sentence, ``alone`` clips that show nothing more than they should."""
 
     hits: dict[str, int]
     trials: dict[str, int]
 
     @classmethod
-    def of(cls, scores: Iterable[dict[str, bool | None]]) -> Tally:
-        """From one score per object: True, False, or None for what is not scored."""
+    def of(cls, clips: Iterable[Sequence[Score]], **counted: Iterable[bool]) -> Tally:
+        """From a score for every object of every clip; ``counted``: further questions, answered clip by clip."""
         hits, trials = dict.fromkeys((*ATTRIBUTES, "whole"), 0), dict.fromkeys((*ATTRIBUTES, "whole"), 0)
-        for one in scores:
-            known = {name: right for name, right in one.items() if right is not None}
-            for name, right in {**known, "whole": all(known.values())}.items():
+        for scores in clips:
+            known = [(name, right) for one in scores for name, right in one.items() if right is not None]
+            for name, right in (*known, ("whole", all(right for _, right in known))):
                 hits[name] += bool(right)
                 trials[name] += 1
+        for name, answers in counted.items():
+            answered = list(answers)
+            hits[name], trials[name] = sum(answered), len(answered)
         return cls(hits, trials)
 
     def share(self, name: str) -> float:
@@ -65,14 +72,14 @@ class Tally:
         return {"mean": round(self.mean, 4), "hits": self.hits, "trials": self.trials}
 
 
-def read_caption(text: str, objects: int) -> World | None:
+def read_caption(text: str) -> World | None:
     """The world a caption describes. Of a text that is no sentence of the grammar, the words that can be told: each
     attribute is the first word of its kind, per part between "and"; None where nothing can be told."""
     exact = worlds.parse(text)
     if exact is not None:
         return exact
     things = []
-    for part in text.split(" and ")[:objects]:
+    for part in text.split(" and "):
         found = {name: _first(part, table) for name, table in _WORDS.items()}
         if any(found.values()):
             things.append(
@@ -161,16 +168,31 @@ class Exam:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self.latents.shape, generator=generator)
 
-    def scored(self, seen: Sequence[World | None], said: Sequence[World | None]) -> Tally:
-        """Every object of every world that was said against what is seen. What is not said is not right."""
-        scores: list[dict[str, bool | None]] = []
-        for world, found in zip(said, seen, strict=True):
-            for index in range(self.objects):
-                if world is None or index >= len(world.things):
-                    scores.append(dict.fromkeys(ATTRIBUTES, False))
-                else:
-                    scores.append(score(world, found, index))
-        return Tally.of(scores)
+    def scored(self, seen: Sequence[World | None], said: Sequence[World | None], **counted: Iterable[bool]) -> Tally:
+        """Every object of every world that was said against what is seen. What is not said is not right, and where
+        there are more objects than there should be, none of them is."""
+        return Tally.of([self._scores(world, found) for world, found in zip(said, seen, strict=True)], **counted)
+
+    def _scores(self, said: World | None, seen: World | None) -> list[Score]:
+        if said is None:
+            return [dict.fromkeys(ATTRIBUTES, False)] * self.objects
+        too_many = max(len(world.things) for world in (said, seen or said)) > self.objects
+        missing: Score = dict.fromkeys(ATTRIBUTES, False)
+        scores = [score(said, seen, i) if i < len(said.things) else missing for i in range(self.objects)]
+        if too_many:
+            return [{name: right and name == "background" for name, right in one.items()} for one in scores]
+        return scores
+
+    def read(self, pixels: Tensor, said: Sequence[World | None]) -> Tally:
+        """Clips ``[N,T,S,S,3]``, uint8, against what they should show, ``alone`` counted too."""
+        seen = [read_world(clip, self.objects) for clip in pixels]
+        return self.scored(seen, said, alone=[count_blots(clip) <= self.objects for clip in pixels])
+
+    def told(self, texts: Sequence[str]) -> Tally:
+        """Captions of the first clips against the truth, ``exact`` counted too."""
+        truth = self.worlds[: len(texts)]
+        exact = [world is not None and text.strip() == world.caption for text, world in zip(texts, truth, strict=True)]
+        return self.scored([read_caption(text) for text in texts], truth, exact=exact)
 
     # The questions
 
@@ -189,7 +211,7 @@ class Exam:
                 )
                 texts += [self.pipe.tokenizer.text(row) for row in ids]
         self.captions = texts
-        return self.scored([read_caption(text, self.objects) for text in texts], self.worlds)
+        return self.told(texts)
 
     def text_to_video(self, steps: int | None = None, scale: float | None = None, plain: bool = False) -> Tally:
         """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
@@ -214,7 +236,7 @@ class Exam:
                     )
                 )
         self.clips = self.decode(torch.cat(made))
-        return self.scored([read_world(clip, self.objects) for clip in self.clips], self.worlds)
+        return self.read(self.clips, self.worlds)
 
     def joint(self, steps: int | None = None) -> tuple[Tally, Tally]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
@@ -240,15 +262,12 @@ class Exam:
             clips.append(made.video)
             words += [self.pipe.tokenizer.text(row) for row in made.text]
         self.clips, self.captions = self.decode(torch.cat(clips)), words
-        said = [read_caption(text, self.objects) for text in words]
+        said = [read_caption(text) for text in words]
         seen = [read_world(clip, self.objects) for clip in self.clips]
         followed = [
-            {name: right for name, right in one.items() if name in ("kind", "colour")}
+            [{name: one[name] for name in ("kind", "colour")} for one in self._scores(world, see)]
             for found in (said, seen)
             for world, see in zip(self.worlds, found, strict=True)
-            if world is not None
-            for index in range(self.objects)
-            for one in [score(world, see, index)]
         ]
         return self.scored(seen, said), Tally.of(followed)
 

@@ -25,6 +25,7 @@ from .config import Lora, TrainConfig
 # peft's LoRA goes on the attention and on both experts, as the field's Wan LoRAs do.
 LORA_LAYERS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02]|ffn_t\.[02])"
 LORA_PREFIX = "diffusion_model."
+SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
 _LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
 
 
@@ -63,8 +64,8 @@ def starting_network(
 
 
 def require_vocabulary(model: ModelConfig, vocab_size: int, path: str | Path) -> None:
-    """Raise UniViGUError where the tokenizer has words that the network has no rows for."""
-    if vocab_size > model.vocab_size:
+    """Raise UniViGUError where the tokenizer has words that the network has no rows for, or many fewer than it has."""
+    if not 0 <= model.vocab_size - vocab_size <= SPARE_ROWS:
         raise UniViGUError(
             f"{path}: this network knows {model.vocab_size} tokens, the tokenizer has {vocab_size}: they belong to "
             "different models. Use the tokenizer the checkpoint was trained with, or start a text half of its own with "
@@ -122,11 +123,18 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
     return model
 
 
-def _inject_lora(model: UniViGU, lora: Lora) -> None:
+def require_peft() -> None:
+    """Raise UniViGUError where peft is not installed."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        import peft  # noqa: F401
     except ImportError:
         raise UniViGUError('trains: lora needs peft; install it with pip install "peft"') from None
+
+
+def _inject_lora(model: UniViGU, lora: Lora) -> None:
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     # peft says int, and divides: any number does.
     alpha: Any = lora.alpha
     wanted = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=LORA_LAYERS)

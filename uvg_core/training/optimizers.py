@@ -48,14 +48,21 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
     return made
 
 
+def require_bitsandbytes() -> None:
+    """Raise UniViGUError where bitsandbytes is not installed."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UniViGUError(
+            "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
+        ) from None
+
+
 def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:
     if wanted.kind == "adamw8bit":
-        try:
-            import bitsandbytes
-        except ImportError:
-            raise UniViGUError(
-                "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
-            ) from None
+        require_bitsandbytes()
+        import bitsandbytes
+
         eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas)
         return eight_bit
     return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True)

@@ -19,13 +19,15 @@ from ..codec.latents import LatentCodec
 from ..errors import UniViGUError
 from ..parts import Parts
 from ..progress import Report
+from . import keeping
 from .config import TrainConfig, load_config
 from .folder import TextLimits, survey
-from .network import starting_facts, starting_network
+from .network import require_peft, require_vocabulary, starting_facts, starting_network
 from .objective import plain_attention
+from .optimizers import require_bitsandbytes
 from .shards import Encoders, Shards, build_shards, shard_clips
 from .sources import FolderSource, Source, WorldSource
-from .trainer import Outcome, Say, Step, Trainer, Watch
+from .trainer import Outcome, Say, Step, Trainer, Watch, require_whole_weights
 
 _WORLDS = re.compile(r"worlds:(\d+)")
 
@@ -42,6 +44,7 @@ def train(
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
+    _require_ready(config, accelerator, resume)
     facts = starting_facts(config)
     parts = Parts(
         config.model,
@@ -53,6 +56,8 @@ def train(
         progress=progress if accelerator.is_main_process else None,
         config=facts,
     )
+    if facts.model.vocab_size and config.text_half == "keep":
+        require_vocabulary(facts.model, parts.tokenizer.size, config.model)
     data = open_data(config, parts, accelerator, say=say, progress=progress)
     on_cpu = accelerator.device.type == "cpu"
     model = starting_network(
@@ -79,6 +84,18 @@ def train(
         tokens_to_text=parts.tokenizer.text,
     )
     return trainer.run(resume)
+
+
+def _require_ready(config: TrainConfig, accelerator: Any, resume: bool) -> None:
+    """Raise UniViGUError for what would end the run after hours of preparing its data."""
+    global_batch = config.batch * config.accumulate * int(accelerator.num_processes)
+    keeping.require_startable(config, global_batch, resume)
+    if config.trains == "lora":
+        require_peft()
+    if config.optimizer.kind == "adamw8bit":
+        require_bitsandbytes()
+    if config.optimizer.ema:
+        require_whole_weights(accelerator)
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -147,9 +164,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int:
     """Train; 130 where the user stopped it."""
     config = load_config(args.config)
-    with _stopping(say) as asked:
+    learning: list[bool] = []  # not empty from the first step on
+    with _stopping(say, learning) as asked:
 
         def watch(_: Step) -> bool:
+            learning[:] = [True]
             return bool(asked)
 
         outcome = train(config, resume=args.resume, say=say, progress=shown, watch=watch)
@@ -162,12 +181,13 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
 
 
 @contextmanager
-def _stopping(say: Say) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once."""
+def _stopping(say: Say, learning: list[bool]) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once, and so does the
+    first while the data are being prepared: the cache goes on where it was."""
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
-        if asked:
+        if asked or not learning:
             raise KeyboardInterrupt
         asked.append(number)
         say("stopping after this step; once more to stop without keeping it")

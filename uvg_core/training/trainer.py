@@ -152,8 +152,9 @@ class Trainer:
         optimizers = make_optimizers(learns, config.optimizer)
         self.objective, *self.optimizers = accelerator.prepare(objective, *optimizers)
         self.average = self._average()
-        self.order = Order(len(data), config.seed)
+        self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
+        self._kept: Path | None = None  # the newest checkpoint
         keeps_diary = accelerator.is_main_process and save is None
         self.diary = Diary(config, facts, decode, tokens_to_text) if keeps_diary else None
 
@@ -167,11 +168,7 @@ class Trainer:
     def _average(self) -> Average | None:
         if not self.config.optimizer.ema:
             return None
-        if "FSDP" in str(self.accelerator.distributed_type):
-            raise UniViGUError(
-                "optimizer.ema is on, and under FSDP every process holds a piece of the weights only: averaging "
-                "them is not supported there. Set optimizer.ema: 0"
-            )
+        require_whole_weights(self.accelerator)
         bare = self.accelerator.unwrap_model(self.objective).model
         learns = {name: weight for name, weight in bare.named_parameters() if weight.requires_grad}
         average = Average(learns, self.config.optimizer.ema)
@@ -207,7 +204,8 @@ class Trainer:
         makes_text = max(1, sum(lot.makes_text for lot in lots))
         # Each process's backward pass is averaged over processes and accumulation steps: undone by this factor.
         scale = accelerator.num_processes * config.accumulate
-        rows, norm = [], 0.0
+        rows: list[Tensor] = []
+        norm = 0.0
         for batch in batches:
             with accelerator.accumulate(self.objective):
                 batch = batch.to(accelerator.device)
@@ -215,7 +213,8 @@ class Trainer:
                 loss = config.loss.video * (losses.video * batch.makes_video).sum() / makes_video
                 loss = loss + config.loss.text * (losses.text * batch.makes_text).sum() / makes_text
                 gathered = accelerator.gather(torch.stack([losses.video, losses.text], 1).detach().float())
-                self._require_finite(gathered, lots)
+                first = sum(map(len, rows))
+                self._require_finite(gathered, lots[first : first + len(gathered)])
                 rows.append(gathered.cpu())
                 accelerator.backward(loss * scale)
                 if accelerator.sync_gradients:
@@ -231,8 +230,7 @@ class Trainer:
     def _require_finite(self, losses: Tensor, lots: list[Lot]) -> None:
         bad = ~losses.isfinite().all(1)
         if bool(bad.any()):
-            guilty = [lots[i % len(lots)] for i in bad.nonzero()[:, 0].tolist()]
-            raise self._broken("the loss is not a number", guilty)
+            raise self._broken("the loss is not a number", [lots[i] for i in bad.nonzero()[:, 0].tolist()])
 
     def _broken(self, what: str, lots: list[Lot]) -> UniViGUError:
         names = list(dict.fromkeys(self.data[self.order.clip(lot.position)].name for lot in lots))
@@ -279,6 +277,7 @@ class Trainer:
     def _after(self, lots: list[Lot], losses: Tensor, norm: float, rate: float, seconds: float) -> bool:
         """Diary, checkpoint and whoever watches; whether to stop."""
         config, keep = self.config, self.config.keep
+        rate *= config.optimizer.rate
         entry = Entry.of(self.step, config, lots, losses, rate=rate, gradient=norm, seconds=seconds)
         if self.diary is not None:
             line = self.diary.write(entry)
@@ -321,16 +320,16 @@ class Trainer:
             if resume:
                 self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
             self._prepare(folder)
+            if self.diary is not None:
+                self.diary.rewind(0)
             return
-        if not resume:
-            raise UniViGUError(
-                f"{folder}: a run is here already, at {last.name}; go on with it with --resume, or choose another out"
-            )
+        keeping.require_startable(self.config, self.global_batch, resume)
         self._prepare(folder)
         told = keeping.read(last)
         keeping.require_same(last, told, self.config, self.data.fingerprint, self.global_batch)
         self.accelerator.load_state(str(last))
         self.step = int(told["step"])
+        self._kept = last
         if self.diary is not None:
             self.diary.rewind(self.step)
         self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
@@ -345,13 +344,16 @@ class Trainer:
         config = self.config
         if self.save is not None:
             return None
+        if self._kept is not None and keeping.step_of(self._kept) == self.step:
+            return self._kept  # writing it again would put the only copy at risk
         told = {
             "step": self.step,
             "global_batch": self.global_batch,
             "data": self.data.fingerprint,
             "config": config.to_dict(),
         }
-        return keeping.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
+        self._kept = keeping.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
+        return self._kept
 
     def learnt(self) -> dict[str, Tensor]:
         """The averaged weights by name, on the CPU: the whole network's, or those of its LoRA."""
@@ -392,6 +394,15 @@ class Trainer:
             "dropout": asdict(config.dropout),
             "rate": config.optimizer.rate,
         }
+
+
+def require_whole_weights(accelerator: Any) -> None:
+    """Raise UniViGUError where weights cannot be averaged."""
+    if "FSDP" in str(accelerator.distributed_type):
+        raise UniViGUError(
+            "optimizer.ema is on, and under FSDP every process holds a piece of the weights only: averaging "
+            "them is not supported there. Set optimizer.ema: 0"
+        )
 
 
 def _nobody(_: str) -> None:

@@ -318,16 +318,21 @@ def place(world: World, frames: int, generator: torch.Generator, *, split: str =
     return placed
 
 
+def coverage(thing: Thing, at: Placing, side: int) -> Tensor:
+    """How much of every pixel an object covers, float ``[T,S,S]``, 0..1."""
+    axis = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    x = (axis[None, None, :] - at.centres[:, 0, None, None]) * side
+    y = (axis[None, :, None] - at.centres[:, 1, None, None]) * side
+    shape = x.expand(-1, side, -1), y.expand(-1, -1, side)
+    return cover(thing.kind, *shape, at.radii[:, None, None] * side, at.image)
+
+
 def draw(world: World, placed: list[Placing], side: int) -> Tensor:
     """The clip, uint8 ``[T,S,S,3]``, RGB 0-255."""
-    axis = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     ground = torch.tensor(BACKGROUNDS[world.background], dtype=torch.float32)
     clip = ground.expand(len(placed[0].radii), side, side, 3)
     for thing, at in zip(world.things, placed, strict=True):
-        x = (axis[None, None, :] - at.centres[:, 0, None, None]) * side
-        y = (axis[None, :, None] - at.centres[:, 1, None, None]) * side
-        shape = x.expand(-1, side, -1), y.expand(-1, -1, side)
-        share = cover(thing.kind, *shape, at.radii[:, None, None] * side, at.image)[..., None]
+        share = coverage(thing, at, side)[..., None]
         clip = clip * (1 - share) + torch.tensor(COLOURS[thing.colour], dtype=torch.float32) * share
     return clip.round().to(torch.uint8)
 

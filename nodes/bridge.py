@@ -825,8 +825,8 @@ def save_checkpoint(
         if like.torch_dtype in FP8_DTYPES:
             like = Stored.like(tensor.shape, torch.bfloat16)
         chosen = "fp8" if dtype is None and quantised else dtype
-        ours = None if learnt is None else learnt.get(name)
-        entries = packed(name, like, partial(value_of, stored, name) if ours is None else partial(_same, ours), chosen)
+        origin = learnt if learnt is not None and name in learnt else stored
+        entries = packed(name, like, partial(value_of, origin, name), chosen)
         pending |= {prefix + entry: value for entry, value in entries.items()}
         if len(entries) > 1:
             layers.append(prefix + name.removesuffix(".weight"))
@@ -846,10 +846,6 @@ def save_checkpoint(
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu")  # core's lazy weights are cast and patched here
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:

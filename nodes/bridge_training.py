@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,25 +252,21 @@ def _learn(
         comfy.model_management.soft_empty_cache()
 
 
+@dataclass
 class _Watch:
     """What a run shows after every step; raises where the user has cancelled."""
 
-    def __init__(
-        self,
-        model: Any,
-        vae: Any,
-        words: Callable[[Tensor], str],
-        data: Shards,
-        config: TrainConfig,
-        run: RunConfig,
-        progress: bridge.Progress,
-    ) -> None:
-        self.model, self.vae, self.words, self.data = model, vae, words, data
-        self.config, self.run, self.progress = config, run, progress
-        self.losses: list[float] = []
-        self.pictures: list[Any] = []
-        self._recent: deque[Step] = deque(maxlen=SHOWN_STEPS)
-        self._caption = ""
+    model: Any
+    vae: Any
+    words: Callable[[Tensor], str]
+    data: Shards
+    config: TrainConfig
+    run: RunConfig
+    progress: bridge.Progress
+    losses: list[float] = field(default_factory=list)
+    pictures: list[Any] = field(default_factory=list)
+    _recent: deque[Step] = field(default_factory=lambda: deque(maxlen=SHOWN_STEPS))
+    _caption: str = ""
 
     def __call__(self, step: Step) -> None:
         self.losses.append(step.loss)

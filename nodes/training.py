@@ -19,7 +19,6 @@ from ..uvg_core.training.folder import (
     NO_CAPTION,
     NO_DETAIL,
     PROMPT_LENGTH,
-    TOO_SHORT,
     UNREADABLE,
     LeftOut,
     TextLimits,
@@ -31,7 +30,7 @@ from ..uvg_core.training.sources import Item, digest
 from . import bridge, bridge_training
 from .text import as_image
 from .types import CATEGORY
-from .video import folder_of, look_at, read, state_of
+from .video import folder_inputs, look_at, read, required_folder, state_of
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +51,7 @@ class UniViGULoadClips(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Says how long clips and texts may be."),
                 io.Clip.Input("clip"),
-                io.String.Input(
-                    "folder", default="", tooltip="A folder of clips; a relative path starts at ComfyUI's input folder."
-                ),
-                io.Boolean.Input("subfolders", default=True),
+                *folder_inputs(),
                 io.Boolean.Input(
                     "need_details",
                     default=False,
@@ -89,12 +85,11 @@ class UniViGULoadClips(io.ComfyNode):
         cls, model: Any, clip: Any, folder: str, subfolders: bool, need_details: bool, frames: int
     ) -> io.NodeOutput:
         bridge.network_of(model)
-        if not folder.strip():
-            raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
+        path = required_folder(folder)
         progress = bridge.Progress(cls.hidden.unique_id)
         run = sized(bridge.run_facts(model), frames=frames)
         found = survey(
-            folder_of(folder),
+            path,
             run,
             bridge.tokenizer_of(clip).ids,
             limits=most_tokens(run),
@@ -200,13 +195,9 @@ class ConnectedClips:
             if length > most:
                 return LeftOut(name, f"{reason} (at most {most})", f"{length} tokens")
         try:
-            info = look_at(self.videos[index])
+            return too_short(name, look_at(self.videos[index]), run)
         except UniViGUError as error:
             return LeftOut(name, UNREADABLE, str(error))
-        if too_short(info, run):
-            needed = f"{TOO_SHORT} for {run.frames} frames at {run.fps:g} fps"
-            return LeftOut(name, needed, f"{info.duration:.2f} s")
-        return None
 
 
 @dataclass(frozen=True)

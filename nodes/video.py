@@ -127,6 +127,23 @@ def folder_of(text: str) -> Path:
     return bridge.input_directory() / text.strip().strip('"')
 
 
+def folder_inputs() -> list[Any]:
+    """The widgets that name a folder of clips."""
+    return [
+        io.String.Input(
+            "folder", default="", tooltip="A folder of clips; a relative path starts at ComfyUI's input folder."
+        ),
+        io.Boolean.Input("subfolders", default=True),
+    ]
+
+
+def required_folder(text: str) -> Path:
+    """The folder that the widget names. Raises UniViGUError where it is empty."""
+    if not text.strip():
+        raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
+    return folder_of(text)
+
+
 def state_of(text: str) -> str:
     """Changes when a file in the folder that a widget names does."""
     path = folder_of(text)
@@ -152,10 +169,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
-                io.String.Input(
-                    "folder", default="", tooltip="A folder of clips; a relative path starts at ComfyUI's input folder."
-                ),
-                io.Boolean.Input("subfolders", default=True),
+                *folder_inputs(),
                 io.Boolean.Input(
                     "overwrite", default=False, tooltip="Off: clips that have a .txt already are skipped."
                 ),
@@ -197,9 +211,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
     ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
         size = fitting(width, height, frames, fps)
-        if not folder.strip():
-            raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
-        path = folder_of(folder)
+        path = required_folder(folder)
         captioning = Captioning(**options)
         progress = bridge.Progress(cls.hidden.unique_id)
 

@@ -84,8 +84,7 @@ def count_blots(pixels: Tensor) -> int:
     ``read_world``; same errors."""
     _, change = _ground(_require_clip(pixels))
     noticed = _smooth(change.permute(0, 3, 1, 2)).square().sum(1) > NOTICED**2
-    labels, count = _ndimage().label(_widened(noticed, 1).numpy(), structure=torch.ones(3, 3, 3).numpy())
-    sizes = torch.bincount(torch.from_numpy(labels).long()[noticed], minlength=count + 1)[1:]
+    _, sizes = _pieces(noticed)
     return int((sizes > LEAST_AREA / 2 * noticed.numel()).sum())
 
 
@@ -192,13 +191,16 @@ def _objects(change: Tensor, background: str, objects: int) -> Iterator[tuple[st
 def _main_part(core: Tensor) -> Tensor:
     """A mask ``[T,S,S]`` without blots: parts that hang together in space and time, of at least a quarter of the
     largest one's size (a quarter, as an object that a model lets flicker falls into parts)."""
-    wide = _widened(core, 1)  # the strokes of a digit may have gaps
-    labels, count = _ndimage().label(wide.numpy(), structure=torch.ones(3, 3, 3).numpy())
-    if count == 0:
-        return core
-    part = torch.from_numpy(labels).long()
-    sizes = torch.bincount(part[core], minlength=count + 1)
-    return core & (sizes * 4 >= sizes.max())[part]
+    piece, sizes = _pieces(core)
+    return core & (sizes * 4 >= sizes.max())[piece]
+
+
+def _pieces(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which piece every pixel of ``[T,S,S]`` belongs to, from 1 on, 0 for none, and every piece's pixels in ``mask``;
+    a piece hangs together in space and time, over gaps such as the strokes of a digit may have."""
+    labels, count = _ndimage().label(_widened(mask, 1).numpy(), structure=torch.ones(3, 3, 3).numpy())
+    piece = torch.from_numpy(labels).long()
+    return piece, torch.bincount(piece[mask], minlength=count + 1)
 
 
 def _widened(mask: Tensor, by: int) -> Tensor:

@@ -207,9 +207,11 @@ def survey(
     return Survey(root, run, limits, tuple(usable), tuple(left_out), tuple(unused))
 
 
-def too_short(info: ClipInfo, run: RunConfig) -> bool:
-    """Whether a clip is over before the last of the model's frames: at that moment nothing is on screen."""
-    return (run.frames - 1) / run.fps > info.duration - 1e-3
+def too_short(name: str, info: ClipInfo, run: RunConfig) -> LeftOut | None:
+    """Why a clip is left out that is over before the last of the model's frames, when nothing is on screen any more."""
+    if (run.frames - 1) / run.fps <= info.duration - 1e-3:
+        return None
+    return LeftOut(name, f"{TOO_SHORT} for {run.frames} frames at {run.fps:g} fps", f"{info.duration:.2f} s")
 
 
 def tally(left_out: Iterable[LeftOut]) -> list[str]:
@@ -275,9 +277,9 @@ def _probed(name: str, clip: Path, run: RunConfig) -> ClipInfo:
         info = probe(clip)
     except UniViGUError as error:
         raise _Refused(LeftOut(name, UNREADABLE, str(error))) from None
-    if too_short(info, run):
-        needed = f"{TOO_SHORT} for {run.frames} frames at {run.fps:g} fps"
-        raise _Refused(LeftOut(name, needed, f"{info.duration:.2f} s"))
+    short = too_short(name, info, run)
+    if short is not None:
+        raise _Refused(short)
     return info
 
 

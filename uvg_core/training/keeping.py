@@ -61,24 +61,20 @@ def read(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def require_startable(config: TrainConfig, global_batch: int, resume: bool) -> None:
-    """Raise UniViGUError where another run is in the way, or going on would not be the same one. Before any data are
-    touched: a run that is refused must not have thrown away another one's cache."""
+def require_startable(config: TrainConfig, global_batch: int, resume: bool, data: str | None = None) -> Path | None:
+    """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
+
+    Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
+    data are touched (a run that is refused must not have thrown away another one's cache), and again with them."""
     last = newest(config.out_folder)
     if last is None:
-        return
+        return None
     if not resume:
         raise UniViGUError(
             f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
             "another out"
         )
-    require_same(last, read(last), config, None, global_batch)
-
-
-def require_same(
-    checkpoint: Path, told: dict[str, Any], config: TrainConfig, data: str | None, global_batch: int
-) -> None:
-    """Raise UniViGUError where going on would not be the same run. ``data``: fingerprint, None where not known yet."""
+    told = read(last)
     differences = changed(told["config"], config.to_dict())
     if data is not None and told["data"] != data:
         differences.append("data: the clips, their texts or what encodes them have changed")
@@ -88,10 +84,11 @@ def require_same(
         )
     if differences:
         raise UniViGUError(
-            f"{checkpoint}: this run was started with other settings; going on would not be the same run. Changed:\n  "
+            f"{last}: this run was started with other settings; going on would not be the same run. Changed:\n  "
             + "\n  ".join(differences)
             + "\nPut them back, or start a new run in another out (model: may name a file of this one)"
         )
+    return last
 
 
 def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path | None:

@@ -32,7 +32,6 @@ from .worlds import ATTRIBUTES, Thing, World
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH = 64
 
-
 Score = dict[str, bool | None]  # by attribute; None for what is not scored
 
 
@@ -174,10 +173,10 @@ class Exam:
         return Tally.of([self._scores(world, found) for world, found in zip(said, seen, strict=True)], **counted)
 
     def _scores(self, said: World | None, seen: World | None) -> list[Score]:
-        if said is None:
-            return [dict.fromkeys(ATTRIBUTES, False)] * self.objects
-        too_many = max(len(world.things) for world in (said, seen or said)) > self.objects
         missing: Score = dict.fromkeys(ATTRIBUTES, False)
+        if said is None:
+            return [missing] * self.objects
+        too_many = max(len(world.things) for world in (said, seen or said)) > self.objects
         scores = [score(said, seen, i) if i < len(said.things) else missing for i in range(self.objects)]
         if too_many:
             return [{name: right and name == "background" for name, right in one.items()} for one in scores]

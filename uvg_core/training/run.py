@@ -27,7 +27,7 @@ from .objective import plain_attention
 from .optimizers import require_bitsandbytes
 from .shards import Encoders, Shards, build_shards, shard_clips
 from .sources import FolderSource, Source, WorldSource
-from .trainer import Outcome, Say, Step, Trainer, Watch, require_whole_weights
+from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, require_whole_weights
 
 _WORLDS = re.compile(r"worlds:(\d+)")
 
@@ -88,8 +88,7 @@ def train(
 
 def _require_ready(config: TrainConfig, accelerator: Any, resume: bool) -> None:
     """Raise UniViGUError for what would end the run after hours of preparing its data."""
-    global_batch = config.batch * config.accumulate * int(accelerator.num_processes)
-    keeping.require_startable(config, global_batch, resume)
+    keeping.require_startable(config, clips_a_step(config, accelerator), resume)
     if config.trains == "lora":
         require_peft()
     if config.optimizer.kind == "adamw8bit":

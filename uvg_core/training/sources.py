@@ -85,7 +85,7 @@ class FolderSource:
         """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
         pair, run = self.survey.usable[index], self.survey.run
         clip = read_clip(pair.path, frames=run.frames, height=run.height, width=run.width, fps=run.fps)
-        if too_short(clip.info, run):
+        if too_short(pair.name, clip.info, run) is not None:
             raise UniViGUError(
                 f"{pair.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {pair.info.duration:.2f} "
                 f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"

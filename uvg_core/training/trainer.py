@@ -179,7 +179,7 @@ class Trainer:
 
     @property
     def global_batch(self) -> int:
-        return self.config.batch * self.config.accumulate * int(self.accelerator.num_processes)
+        return clips_a_step(self.config, self.accelerator)
 
     def _lots(self, step: int) -> list[Lot]:
         """The lots of a whole step, the same on every process."""
@@ -315,20 +315,16 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         folder = self.config.out_folder
-        last = keeping.newest(folder)
+        last = keeping.require_startable(self.config, self.global_batch, resume, self.data.fingerprint)
+        self._prepare(folder)
         if last is None:
             if resume:
                 self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
-            self._prepare(folder)
             if self.diary is not None:
                 self.diary.rewind(0)
             return
-        keeping.require_startable(self.config, self.global_batch, resume)
-        self._prepare(folder)
-        told = keeping.read(last)
-        keeping.require_same(last, told, self.config, self.data.fingerprint, self.global_batch)
         self.accelerator.load_state(str(last))
-        self.step = int(told["step"])
+        self.step = keeping.step_of(last)
         self._kept = last
         if self.diary is not None:
             self.diary.rewind(self.step)
@@ -394,6 +390,11 @@ class Trainer:
             "dropout": asdict(config.dropout),
             "rate": config.optimizer.rate,
         }
+
+
+def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
+    """How many clips all processes take together for one step."""
+    return config.batch * config.accumulate * int(accelerator.num_processes)
 
 
 def require_whole_weights(accelerator: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def run(node_id: str, **inputs: Any) -> Any:
     if hasattr(cls, "PREPARE_CLASS_CLONE"):
         return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}}).execute(**inputs).args
     return getattr(cls(), cls.FUNCTION)(**inputs)
+
+
+def message(act: Callable[[], Any]) -> str:
+    """What is said when ``act`` fails."""
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 def load_embedded(**widgets: Any) -> Any:

@@ -22,6 +22,7 @@ from check_made import (
     distance,
     empty,
     load_embedded,
+    message,
     model_folder,
     run,
 )
@@ -40,14 +41,6 @@ CAPTIONING = {
     "text_update": "bridge",
 }
 SIZE = {"width": 48, "height": 48, "frames": 9, "fps": 0.0}
-
-
-def message(act: Callable[[], Any]) -> str:
-    try:
-        act()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def sample_clip() -> Any:

@@ -16,7 +16,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from check_made import bridge, checkpoint, core, distance, load_embedded, model_folder, run
+from check_made import bridge, checkpoint, core, distance, load_embedded, message, model_folder, run
 from comfy_api.latest import InputImpl, Types
 from worker import node_class, pack_module
 
@@ -36,14 +36,6 @@ SETTINGS = {
     "height": 0,
     "frames": 0,
 }
-
-
-def message(act: Callable[[], Any]) -> str:
-    try:
-        act()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def missing_packages() -> str:

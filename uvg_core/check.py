@@ -17,7 +17,7 @@ from .sampling import text_to_video, video_to_text
 # The first that fits what the checkpoint reads: the release's example, or the embedded model's own world.
 KNOWN_PROMPTS = (
     "A golden retriever runs across a sunlit grassy field filled with tiny wildflowers.",
-    "a large red circle moves right on a navy background",
+    "a large red circle moves right quickly on a navy background",
 )
 FEW_STEPS = 4
 

@@ -1,6 +1,6 @@
 """The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo.
 
-    python -m uvg_core generate "a red circle moves left on a navy background" -o clip.mp4
+    python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
     python -m uvg_core joint "a green square" -o both.mp4
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"

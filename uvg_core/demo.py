@@ -11,7 +11,7 @@ from .pipeline import Pipeline, Sampling
 from .progress import Bars
 from .showing import joint_sheet, say, show_clip
 
-PROMPT = "a large red circle moves right on a navy background"
+PROMPT = "a large red circle moves right quickly on a navy background"
 BRIEF = "a green square"
 TEMPLATE = "a ___ ___ circle moves ___"
 

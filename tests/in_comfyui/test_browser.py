@@ -22,8 +22,8 @@ from in_comfyui_host import PACK, Server
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
-SAMPLE = "a large red circle moves right on a navy background"
-SENTENCE = r"a (small|large) \w+ (circle|square|triangle) moves (left|right|up|down) on a \w+ background"
+SAMPLE = "a large red circle moves right quickly on a navy background"
+SENTENCE = r"a (small|large) \w+ \w+ (moves|stays|grows)[a-z ]* on a \w+ background"
 WIDTH, HEIGHT = 1600, 900
 SECONDS = 30.0  # for whatever is waited for
 LONG = {"train_two_stages": 600.0}  # and for runs that take longer

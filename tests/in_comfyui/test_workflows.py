@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages")
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/api/*.json"))
-SAMPLE = "a large red circle moves right on a navy background"
+SAMPLE = "a large red circle moves right quickly on a navy background"
 api = load_client()
 Graph = dict[str, Any]
 
@@ -79,7 +79,7 @@ def test_every_workflow_has_its_api_form_and_thumbnail() -> None:
 def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -> None:
     graph = graph_of("text_to_video")
     assert seen_in(video_in(client, client.run(graph), tmp_path)) == said_in(prompt_of(graph))
-    other = changed(graph, "UniViGUTextEncode", text="a large yellow square moves up on a gray background")
+    other = changed(graph, "UniViGUTextEncode", text="a large yellow square moves up slowly on a gray background")
     if prompt_of(other) == prompt_of(graph):  # the first prompt node was the negative one
         pytest.fail("the positive prompt is expected to come first")
     assert seen_in(video_in(client, client.run(other), tmp_path)) == ("yellow", "gray")

@@ -166,7 +166,7 @@ def all_in_one() -> dict[str, Any]:
     model, clip, vae = load_embedded()
     stock, stock_clip, stock_vae, _ = comfy.sd.load_checkpoint_guess_config(path)
     only = loaded_by_core(path)
-    prompt = "a large red circle moves right on a navy background"
+    prompt = "a large red circle moves right quickly on a navy background"
     words = clip.encode_from_tokens(clip.tokenize(prompt))
     stock_words = stock_clip.encode_from_tokens(stock_clip.tokenize(prompt))
     pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))

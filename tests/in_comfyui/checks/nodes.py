@@ -40,6 +40,7 @@ CAPTIONING = {
     "stop_when_stable": 0,
     "text_update": "bridge",
 }
+SAMPLE = "a large red circle moves right quickly on a navy background"
 SIZE = {"width": 48, "height": 48, "frames": 9, "fps": 0.0}
 
 
@@ -56,7 +57,7 @@ def clips() -> dict[str, Any]:
     _, _, vae = load_embedded()
     whole, note = sample_latent(vae)
     more, more_note = sample_latent(vae, frames=81)
-    slow, slow_note = sample_latent(vae, fps=4.0)
+    slow, slow_note = sample_latent(vae, fps=2.0)
     part, part_note = run("UniViGUEncodeVideo", video=sample_clip().as_trimmed(0.5, 0.5), vae=vae, **SIZE)
     images = sample_clip().get_components().images
     from_images, images_note = run("UniViGUEncodeVideo", video=images, vae=vae, **SIZE)
@@ -194,7 +195,7 @@ def one_of_a_batch() -> dict[str, Any]:
 def rank() -> list[Any]:
     model, clip, vae = load_embedded()
     latent, _ = sample_latent(vae)
-    texts = "a small blue square moves up on a gray background\n\n  a large red circle moves right on a navy background"
+    texts = f"a small blue square moves up slowly on a gray background\n\n  {SAMPLE}"
     best, scores, plot = run(
         "UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=texts, samples=4, seed=0
     )
@@ -248,7 +249,7 @@ def saving() -> dict[str, Any]:
     tiny, clip, vae = load_embedded()
     (file,) = run("UniViGUSave", model=tiny, filename_prefix="saved_whole", dtype="fp16", clip=clip, vae=vae)
     again, clip_again, vae_again = load_embedded(checkpoint=Path(file).name)
-    prompt = "a small blue square moves up on a gray background"
+    prompt = "a small blue square moves up slowly on a gray background"
     pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))
     found["whole"] = [
         distance(*(c.encode_from_tokens(c.tokenize(prompt)) for c in (clip, clip_again))),
@@ -310,7 +311,7 @@ def separate_files() -> dict[str, Any]:
 
     def generated(parts: Any) -> torch.Tensor:
         model, clip, decoder = parts
-        (positive,) = run("UniViGUTextEncode", clip=clip, text="a large red circle moves right on a navy background")
+        (positive,) = run("UniViGUTextEncode", clip=clip, text=SAMPLE)
         (negative,) = run("UniViGUTextEncode", clip=clip, text="")
         latent = {"samples": torch.zeros(1, 16, 3, 6, 6)}
         (out,) = run(

@@ -15,11 +15,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from uvg_core.training.embedded import RUNS
+
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS, DOCS = ROOT / "benchmarks" / "numbers", ROOT / "docs"
 ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of values
-POINTS = 200  # of a thinned curve
+POINTS = 120  # of a thinned curve
 
 Numbers = dict[str, Any]
 
@@ -177,7 +179,7 @@ def _finish(figure: Any, axes: Any, path: Path) -> None:
 def thin_curves(workdir: Path) -> None:
     """Means over equal stretches of each stage's ``losses.jsonl``."""
     curves: Numbers = {}
-    for stage in ("generate", "recall", "refine"):
+    for stage in RUNS:
         path = workdir / stage / "losses.jsonl"
         if not path.exists():
             continue

@@ -11,6 +11,7 @@ import pytest
 
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import FREE_AT_RESUME, Times, TrainConfig, changed, from_dict, load_config
+from uvg_core.training.embedded import RUNS
 
 yaml = pytest.importorskip("yaml")
 
@@ -85,7 +86,7 @@ def test_every_configuration_that_ships_is_read(path: Path, tmp_path: Path) -> N
 
 def test_there_are_configurations_for_every_stage() -> None:
     assert {path.relative_to(ROOT / "configs").as_posix() for path in FILES} >= {
-        *(f"worlds/{stage}.yaml" for stage in ("generate", "recall", "refine")),
+        *(f"worlds/{stage}.yaml" for stage in RUNS),
         *(f"wan/{name}.yaml" for name in ("recall", "refine", "lora")),
     }
 

@@ -66,7 +66,11 @@ def test_a_folder_of_clips_trains_and_the_result_runs(
     assert "step 3/3" in shown
     made = tmp_path / "run" / "model.safetensors"
     assert read_config(made).run == run
-    assert read_config(made).card["recall"]["clips"] == 5
+    before, after = read_config(EMBEDDED_MODEL).card, read_config(made).card
+    assert {name: after[name] for name in before} == before  # earlier runs are still told of
+    (entry,) = set(after) - set(before)
+    assert entry.startswith("recall")
+    assert after[entry]["clips"] == 5
     pipe = Pipeline(made, device="cpu")  # VAE, text encoder and tokenizer came along
     assert pipe.generate("a red circle", size=pipes_size(), sampling=few_steps()).shape[0] == run.frames
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 2

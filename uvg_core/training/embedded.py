@@ -2,9 +2,10 @@
 
     python -m uvg_core.training.embedded WORKDIR [--only PART] [--out models/uvg_tiny.safetensors [--numbers JSON]]
 
-Five parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), and the three stages of training with
-the configurations in ``configs/worlds/``. A part that is there is used, one that was cut off goes on. The finished
-model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into its metadata.
+Six parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), the three stages of training and a longer
+refinement after them, with the configurations in ``configs/worlds/``. A part that is there is used, one that was cut
+off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into
+its metadata.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..model import UniViGU
 from . import encoder as text_encoder
 from . import vae as video_vae
 from . import worlds
-from .config import STAGES, TrainConfig, load_config
+from .config import TrainConfig, load_config
 from .keeping import newest
 from .run import train
 from .tokenizer import train_tokenizer
@@ -47,6 +48,7 @@ RUN = RunConfig(
     guidance_scale=3.0,
 )
 SIZES: dict[str, Any] = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 6}
+RUNS = ("generate", "recall", "refine", "refine_longer")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "worlds"
 Say = Callable[[str], object]
 
@@ -127,15 +129,15 @@ def measure_vae(folder: Path, say: Say) -> dict[str, float]:
     return {"vae_psnr": round(found.psnr, 2), "vae_psnr_boxes": round(found.psnr_boxes, 2)}
 
 
-def stage_config(stage: str, folder: Path, model: Path) -> TrainConfig:
-    """The stage's configuration with this recipe's paths."""
-    paths = {"model": str(model), "out": str(folder / stage), "cache": str(folder / "cache")}
-    return load_config(CONFIGS / f"{stage}.yaml", **paths)
+def run_config(name: str, folder: Path, model: Path) -> TrainConfig:
+    """The configuration of one of ``RUNS`` with this recipe's paths."""
+    paths = {"model": str(model), "out": str(folder / name), "cache": str(folder / "cache")}
+    return load_config(CONFIGS / f"{name}.yaml", **paths)
 
 
-def run_stage(stage: str, folder: Path, model: Path, say: Say) -> Path:
-    """Train a stage to its end; one that is finished is used, one that was cut off goes on."""
-    config = stage_config(stage, folder, model)
+def run_one(name: str, folder: Path, model: Path, say: Say) -> Path:
+    """Train one of ``RUNS`` to its end; one that is finished is used, one that was cut off goes on."""
+    config = run_config(name, folder, model)
     written = config.out_folder / "model.safetensors"
     last = newest(config.out_folder)
     if last is not None and last.name.endswith(f"{config.steps:08d}") and written.exists():
@@ -172,7 +174,7 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m uvg_core.training.embedded", description=__doc__.split("\n")[0])
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--only", choices=("start", *STAGES), help="stop after this part")
+    parser.add_argument("--only", choices=("start", *RUNS), help="stop after this part")
     parser.add_argument("--out", type=Path, default=None, help="write the finished model here, in float16")
     parser.add_argument("--numbers", type=Path, default=None, help="quality_NAME.json, for the metadata of --out")
     args = parser.parse_args()
@@ -182,12 +184,12 @@ def main() -> None:
         print(line, flush=True)
 
     model = make_start(args.workdir, say)
-    for stage in STAGES:
+    for name in RUNS:
         if args.only == "start":
             return
-        model = run_stage(stage, args.workdir, model, say)
-        say(f"{stage}: {model}  {json.dumps(read_config(model).card.get(stage, {}))}")
-        if args.only == stage:
+        model = run_one(name, args.workdir, model, say)
+        say(f"{name}: {model}")
+        if args.only == name:
             return
     if args.out is not None:
         measured: dict[str, Any] = measure_vae(args.workdir, say)

@@ -367,7 +367,7 @@ class Trainer:
             return None
         if self.save is not None:
             return self.save(state)
-        card = {**self.facts.card, config.stage: self.card()}
+        card = {**self.facts.card, self._entry(): self.card()}
         if config.trains == "lora":
             path = config.out_folder / "lora.safetensors"
             save_lora(path, state, config.lora, {"uvg_training": json.dumps(self.card())})
@@ -376,6 +376,14 @@ class Trainer:
             bare = self.accelerator.unwrap_model(self.objective).model
             save_network(path, state, config, CheckpointConfig(bare.config, self.facts.run, card))
         return path
+
+    def _entry(self) -> str:
+        """Where the card tells of this run: ``refine``, or ``refine 2`` for the second such run of a model's life."""
+        name, number = self.config.stage, 1
+        while name in self.facts.card:
+            number += 1
+            name = f"{self.config.stage} {number}"
+        return name
 
     def card(self) -> dict[str, Any]:
         """What a file says about how it was trained."""

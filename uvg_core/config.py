@@ -17,6 +17,7 @@ from .errors import UniViGUError
 TEXT_FLOWS = ("discrete", "embedding")
 SOURCES = ("uniform", "mask")
 LATENT_SPACES = ("normalised", "raw")
+V2T_ATTENTION = ("joint", "one_way")
 
 
 # Far beyond every network of this kind. They keep sizes that a damaged file claims from being tried out.
@@ -70,6 +71,8 @@ class ModelConfig:
     text: a Gaussian flow between noise and rows of the embedding matrix E).
     ``latent_space``: ``normalised`` (Wan's per-channel mean and std, as everywhere else in the field) or ``raw``
     (straight from the VAE, as the release script does).
+    ``v2t_attention``: ``joint`` (everybody sees everybody, as in the paper) or ``one_way``: a video at time 0, which is
+    clean and only read, does not see the text, so that what it says of itself is the same at every step of a caption.
 
     A ``vocab_size`` of 0 is one that is not known (a Wan base has none). Raises UniViGUError, naming the entry, for
     values of another type or out of every reasonable range.
@@ -90,6 +93,7 @@ class ModelConfig:
     source: str = "uniform"
     kappa_exponent: float = 1.0
     latent_space: str = "normalised"
+    v2t_attention: str = "joint"
 
     def __post_init__(self) -> None:
         patch = self.patch_size
@@ -112,7 +116,12 @@ class ModelConfig:
         _require_number(self, "kappa_exponent", 0, sys.float_info.max, "a finite number above 0")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise UniViGUError(f"width {self.dim} does not split into {self.num_heads} heads of an even size")
-        for name, allowed in (("text_flow", TEXT_FLOWS), ("source", SOURCES), ("latent_space", LATENT_SPACES)):
+        for name, allowed in (
+            ("text_flow", TEXT_FLOWS),
+            ("source", SOURCES),
+            ("latent_space", LATENT_SPACES),
+            ("v2t_attention", V2T_ATTENTION),
+        ):
             if getattr(self, name) not in allowed:
                 raise UniViGUError(f"{name} is {shown(getattr(self, name))}; expected one of {', '.join(allowed)}")
 

@@ -17,7 +17,7 @@ pytest.importorskip("accelerate")
 
 from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_trainer
 
-from uvg_core.checkpoint import load_model
+from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.errors import UniViGUError
 from uvg_core.training import keeping
@@ -110,6 +110,14 @@ def test_accumulation_gives_the_curve_of_one_large_batch(folder: Path) -> None:
     make_trainer(make_config(folder, out=str(folder / "large"), batch=8), data).run()
     make_trainer(make_config(folder, out=str(folder / "small"), batch=2, accumulate=4), data).run()
     assert same(curve(folder / "large"), curve(folder / "small"), within=2e-4)
+
+
+def test_a_run_may_choose_that_a_clean_video_does_not_see_the_text(folder: Path) -> None:
+    config = make_config(folder, v2t_attention="one_way", jobs={"video_to_text": 1.0}, keep={"checkpoint_every": 0})
+    outcome = make_trainer(config, make_shards(folder / "cache")).run()
+    assert outcome.file is not None
+    assert read_config(config.model).model.v2t_attention == "joint"
+    assert read_config(outcome.file).model.v2t_attention == "one_way"
 
 
 def test_checkpointing_and_compilation_do_not_change_the_curve(folder: Path) -> None:

@@ -15,6 +15,7 @@ from .read import WeightFile, open_weights
 WAN_HEAD_DIM = 128  # of every public Wan model; the rule where nothing says otherwise
 # The release's script runs the network on raw VAE latents, encoder and decoder alike.
 _RELEASE_LATENT_SPACE = "raw"
+_HIDDEN = ("eps", "kappa_exponent", "latent_space", "v2t_attention")  # what no shape shows
 
 
 def read_config(
@@ -98,7 +99,7 @@ def model_config(
         assumed.append("latent_space")
         latent_space = _RELEASE_LATENT_SPACE if network.layout == "release" else None
     # Not a property of the weights' shape or of their training that can be checked: the caller has the last word.
-    hidden = {name: stated[name] for name in ("eps", "kappa_exponent", "latent_space") if name in stated}
+    hidden = {name: stated[name] for name in _HIDDEN if name in stated}
     if latent_space is not None:
         hidden["latent_space"] = latent_space
     try:

@@ -28,7 +28,8 @@ class Call(NamedTuple):
 
     ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
     both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
-    keys from both streams.
+    keys from both streams; ``[B,V+T,V+T]`` where rows differ in who sees whom. ``one_way``: the video of every row sees
+    itself alone, the text sees both.
     """
 
     x: Streams
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     rotations: Streams
     context: Tensor
     key_mask: Tensor | None
+    one_way: bool = False
 
 
 class AttentionLayer(nn.Module):
@@ -54,9 +56,12 @@ class AttentionLayer(nn.Module):
 
 
 class JointSelfAttention(AttentionLayer):
-    """Everybody sees everybody: attention over [video; text] with one set of weights and two rotary schemes."""
+    """Attention over [video; text] with one set of weights and two rotary schemes; everybody sees everybody, or, where
+    it is ``one_way``, the video itself alone."""
 
-    def forward(self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention) -> Streams:
+    def forward(
+        self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention, one_way: bool = False
+    ) -> Streams:
         with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
 
         def turned(project: nn.Module, norm: nn.Module) -> Tensor:
@@ -68,10 +73,15 @@ class JointSelfAttention(AttentionLayer):
 
         q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
         v = torch.cat([self.v(x.video), self.v(x.text)], 1) if with_text else self.v(x.video)
+        count = x.video.shape[1]
+        if one_way and with_text:
+            video = attention(q[:, :count], k[:, :count], v[:, :count], self.heads, mask=None)
+            text = attention(q[:, count:], k, v, self.heads, mask=key_mask)
+            return Streams(self.o(video), self.o(text))
         out = attention(q, k, v, self.heads, mask=key_mask)
         if not with_text:
             return Streams(self.o(out), x.text)
-        video, text = out.split([x.video.shape[1], x.text.shape[1]], 1)
+        video, text = out.split([count, x.text.shape[1]], 1)
         return Streams(self.o(video), self.o(text))
 
 
@@ -120,7 +130,7 @@ class JointBlock(nn.Module):
 
         # Both streams look at each other.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
-        seen = self.self_attn(normed, call.rotations, call.key_mask, attention)
+        seen = self.self_attn(normed, call.rotations, call.key_mask, attention, call.one_way)
         video = attend_v.add(video, seen.video)
         text = attend_t.add(text, seen.text)
 

@@ -171,12 +171,15 @@ class UniViGU(nn.Module):
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
             hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
             key_mask = F.pad(hidden, (x.video.shape[1], 0))[:, None]  # the video's keys come first and are all seen
+        one_way = False
+        if self.config.v2t_attention == "one_way" and text.shape[1]:
+            one_way, key_mask = self._one_way(time_video == 0, key_mask, x)
 
         attention = hooks.attention or self.attention
         cross_attention = hooks.cross_attention or attention
         for index, block in enumerate(self.blocks):
             run = partial(block, attention=attention, cross_attention=cross_attention)
-            call = Call(x, e, rotations, context, key_mask)
+            call = Call(x, e, rotations, context, key_mask, one_way)
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity else None
@@ -184,6 +187,22 @@ class UniViGU(nn.Module):
             return Prediction(velocity, None)
         rows = slice(None) if want_logits is True else want_logits
         return Prediction(velocity, self.text_head(x.text[rows], time_t[rows]))
+
+    def _one_way(self, clean: Tensor, key_mask: Tensor | None, x: Streams) -> tuple[bool, Tensor | None]:
+        """Whether clean videos, of the rows ``clean`` ``[B]``, are all there is; else a mask that tells rows apart.
+
+        In training always a mask: which rows are clean is not known before the step."""
+        if not self.training:
+            if not bool(clean.any()):
+                return False, key_mask
+            if bool(clean.all()):
+                return True, key_mask
+        count = x.video.shape[1]
+        queries = torch.arange(count + x.text.shape[1], device=clean.device) < count
+        blind = clean[:, None, None] & queries[:, None] & ~queries
+        hidden = torch.zeros(blind.shape, dtype=x.video.dtype, device=clean.device)
+        hidden = hidden.masked_fill(blind, torch.finfo(x.video.dtype).min)
+        return False, hidden if key_mask is None else torch.minimum(hidden, key_mask)
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Rows of E for token ids, in ``dtype`` (None: as they are stored)."""

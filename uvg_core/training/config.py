@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from ..config import SOURCES, TEXT_FLOWS, RunConfig, shown
+from ..config import SOURCES, TEXT_FLOWS, V2T_ATTENTION, RunConfig, shown
 from ..errors import UniViGUError
 
 STAGES = ("generate", "recall", "refine")
@@ -231,6 +231,9 @@ class TrainConfig:
         trains: ``all`` | ``text`` (the text expert, token embedding, text head and text clock: the generator stays bit
             for bit) | ``lora``. text_half: ``keep`` | ``fresh`` (start the text half as copies of the video's, as from
             a Wan base). text_flow, source: of a text half that starts fresh; None keeps the checkpoint's.
+        v2t_attention: ``joint`` | ``one_way`` (a clean video does not see the text, which makes captioning many times
+            cheaper, see ``ModelConfig``); kappa_exponent: of the discrete path, above 1 lets words form later, when the
+            video beside them can be read. None keeps the checkpoint's.
         steps: optimizer steps. batch: clips a step on one process, times ``accumulate``, times the processes.
         detail_share: how often the detailed caption stands in for the prompt where a job is told what to show (and, in
             recall, as the target too). empty_text: how often text-to-video gets an empty text stream, which keeps the
@@ -252,6 +255,8 @@ class TrainConfig:
     text_half: str = "keep"
     text_flow: str | None = None
     source: str | None = None
+    v2t_attention: str | None = None
+    kappa_exponent: float | None = None
     seed: int = 0
     batch: int = 8
     accumulate: int = 1
@@ -284,6 +289,10 @@ class TrainConfig:
             _require_choice("text_flow", self.text_flow, TEXT_FLOWS)
         if self.source is not None:
             _require_choice("source", self.source, SOURCES)
+        if self.v2t_attention is not None:
+            _require_choice("v2t_attention", self.v2t_attention, V2T_ATTENTION)
+        if self.kappa_exponent is not None:
+            _require("kappa_exponent", self.kappa_exponent, 0.01, 100, "a number from 0.01 to 100")
         for name in ("steps", "batch", "accumulate"):
             _require(name, getattr(self, name), 1, 10**9, "a whole number of 1 or more")
         for name in ("detail_share", "empty_text", "joint_shared", "two_objects"):

@@ -60,6 +60,8 @@ def starting_network(
         if fresh:
             model = with_fresh_text(model, vocab_size, config)
         require_vocabulary(model.config, vocab_size, config.model)
+    rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
+    model.config = replace(model.config, **{name: value for name, value in rules.items() if value is not None})
     return model.train()
 
 

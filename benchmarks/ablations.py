@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
         )
         if arm.change is not None:
             arm.change(model)
-        facts = CheckpointConfig(model.config, parts.config.run, parts.config.card)
+        run = replace(parts.config.run, text_temperature=0.0)
+        facts = CheckpointConfig(model.config, run, parts.config.card)
         started = time.perf_counter()
         outcome = Trainer(config, model, data, facts, make_accelerator(config), say=lambda _: None).run()
         seconds += time.perf_counter() - started

@@ -73,6 +73,7 @@ def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
                 length=exam.run.text_length,
                 steps=exam.run.text_steps,
                 seed=index,
+                temperature=exam.run.text_temperature,
                 stop_when_stable=wanted,
                 callback=lambda step, _, steps=steps: steps.append(step),
             )

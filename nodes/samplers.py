@@ -133,7 +133,8 @@ class UniFlowSampler(io.ComfyNode):
 
 @dataclass(frozen=True)
 class Captioning:
-    """The widgets of video-to-text, shared by the nodes that describe clips. 0 stands for the checkpoint's own."""
+    """The widgets of video-to-text, shared by the nodes that describe clips. 0 stands for the checkpoint's own, of
+    ``temperature`` a number below 0."""
 
     length: int
     steps: int
@@ -156,7 +157,12 @@ class Captioning:
             io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0: what the checkpoint recommends."),
             seed_input(),
             io.Float.Input(
-                "temperature", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="0 always takes the likeliest word."
+                "temperature",
+                default=-1.0,
+                min=-1.0,
+                max=10.0,
+                step=0.05,
+                tooltip="0 always takes the likeliest word; -1: what the checkpoint recommends.",
             ),
             io.Float.Input("top_p", default=1.0, min=0.01, max=1.0, step=0.01),
             io.Int.Input(
@@ -222,7 +228,7 @@ def describe(
             "length": length,
             "steps": steps,
             "seed": settings.seed % 2**63,
-            "temperature": settings.temperature,
+            "temperature": run.text_temperature if settings.temperature < 0 else settings.temperature,
             "top_p": settings.top_p,
             "stop_when_stable": settings.stop_when_stable,
             "text_update": settings.text_update,

@@ -47,6 +47,7 @@ WRONG_RUN: list[tuple[str, Any]] = [
     *((name, value) for name in ("steps", "text_steps") for value in (0, 10_001, 2.5, None, True)),
     *((name, value) for name in ("pad_token", "eos_token") for value in (-1, 10**12, None, 0.0, "0", True)),
     *(("shift", value) for value in (0, -3, "3", None, float("nan"), float("inf"), HUGE, True)),
+    *(("text_temperature", value) for value in ("0", None, -0.1, 101, float("nan"), True)),
     *(("guidance_scale", value) for value in ("5", None, [5], float("nan"), float("-inf"), -HUGE, False)),
 ]
 
@@ -80,11 +81,18 @@ def test_the_limits_themselves_are_allowed() -> None:
     RunConfig(height=8192, width=16, frames=1025, fps=240, text_length=4096, context_length=8192, steps=10_000)
     RunConfig(shift=0.01, guidance_scale=-1.5, pad_token=5, eos_token=0)
     RunConfig(guidance_scale=0)
+    RunConfig(text_temperature=0)
 
 
 def test_every_configuration_survives_its_own_json() -> None:
     for config in (CheckpointConfig(), CheckpointConfig(TINY, TINY_RUN, {"recipe": ["toy", 1]})):
         assert CheckpointConfig.from_json(config.to_json()) == config
+
+
+def test_an_embedding_flow_has_no_temperature() -> None:
+    cold = RunConfig(text_temperature=0.0)
+    assert CheckpointConfig(ModelConfig(), cold).run.text_temperature == 0
+    assert CheckpointConfig(ModelConfig(text_flow="embedding"), cold).run.text_temperature == 1
 
 
 def test_tokens_lie_in_the_vocabulary() -> None:

@@ -13,7 +13,7 @@ from tiny_worlds import one_world
 from uvg_core import inspect_checkpoint
 from uvg_core.cli import main
 from uvg_core.codec.video_file import probe, read_clip, write_video
-from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline
+from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline, Sampling
 from uvg_core.training.measure import Exam
 from uvg_core.training.worlds import COLOURS
 
@@ -37,6 +37,12 @@ def exam(pipe: Pipeline) -> Exam:
 def test_captions_name_what_is_seen(exam: Exam) -> None:
     found = exam.video_to_text()
     assert min(found.share(name) for name in ("colour", "background")) > 0.5, found
+
+
+def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, exam: Exam) -> None:
+    clip = exam.latents[:1]
+    said = [pipe.describe(clip, sampling=Sampling(seed=seed, steps=6)) for seed in range(3)]
+    assert said == [pipe.describe(clip, sampling=Sampling(seed=seed, steps=6, temperature=0.0)) for seed in range(3)]
 
 
 def test_clips_show_what_is_asked_for(exam: Exam) -> None:

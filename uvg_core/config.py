@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import UniViGUError
@@ -152,7 +152,8 @@ class RunConfig:
     """What running a checkpoint needs beyond its network: sizes it was trained at, and its tokenizer's facts.
 
     The defaults are the released model's recipe. ``context_length`` rows of the prompt condition, ``text_length``
-    tokens in the text stream, ``fps`` frames a second. Raises UniViGUError, naming the entry, for values of another
+    tokens in the text stream, ``fps`` frames a second; ``text_temperature`` is that of captions, 0 for the likeliest
+    words. Raises UniViGUError, naming the entry, for values of another
     type or out of range.
     """
 
@@ -168,6 +169,7 @@ class RunConfig:
     text_steps: int = 50
     shift: float = 3.0
     guidance_scale: float = 5.0
+    text_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -189,6 +191,7 @@ class RunConfig:
         _require_whole(self, 0, _MOST_TOKENS - 1, "pad_token", "eos_token")
         _require_number(self, "shift", 0, sys.float_info.max, "a finite number above 0")
         _require_number(self, "guidance_scale", None, sys.float_info.max, "a finite number")
+        _require_number(self, "text_temperature", -sys.float_info.min, 100, "a number from 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ class CheckpointConfig:
     card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.model.text_flow == "embedding" and self.run.text_temperature != 1:  # it has none
+            object.__setattr__(self, "run", replace(self.run, text_temperature=1.0))
         if self.model.vocab_size:
             _require_whole(self.run, 0, self.model.vocab_size - 1, "pad_token", "eos_token")
 

@@ -36,7 +36,7 @@ class Sampling:
     guidance_scale: float | None = None
     solver: str = "euler"
     seed: int = 0
-    temperature: float = 1.0
+    temperature: float | None = None
     top_p: float = 1.0
     text_update: str = "bridge"
     text_length: int | None = None
@@ -231,7 +231,7 @@ class Pipeline:
             "length": length,
             "steps": given(sampling.steps, run.text_steps),
             "seed": sampling.seed,
-            "temperature": sampling.temperature,
+            "temperature": given(sampling.temperature, run.text_temperature),
             "top_p": sampling.top_p,
             "text_update": sampling.text_update,
             "callback": callback,
@@ -279,7 +279,7 @@ class Pipeline:
                 guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
                 solver=sampling.solver,
                 seed=sampling.seed,
-                temperature=sampling.temperature,
+                temperature=given(sampling.temperature, 1.0),
                 top_p=sampling.top_p,
                 text_update=sampling.text_update,
                 callback=watch,

@@ -46,6 +46,7 @@ RUN = RunConfig(
     text_steps=16,
     shift=3.0,
     guidance_scale=3.0,
+    text_temperature=0.0,
 )
 SIZES: dict[str, Any] = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 6}
 RUNS = ("generate", "recall", "refine", "refine_longer")
@@ -149,12 +150,11 @@ def run_one(name: str, folder: Path, model: Path, say: Say) -> Path:
 
 def export(trained: Path, out: Path, measured: dict[str, Any]) -> None:
     """All parts of ``trained`` in float16, with what was ``measured`` in the card."""
-    stated, weights = read_config(trained), open_weights(trained)
+    card, weights = read_config(trained).card, open_weights(trained)
     parts = [name for name in weights.tensors if name.startswith(("vae.", "text_encoders."))]
     extra = {name: weights.read(name) for name in parts}
     extra = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in extra.items()}
-    card = {**stated.card, **measured}
-    save_model(load_model(trained), out, run=stated.run, card=card, dtype=torch.float16, extra=extra)
+    save_model(load_model(trained), out, run=RUN, card={**card, **measured}, dtype=torch.float16, extra=extra)
 
 
 def summary(measured: dict[str, Any]) -> dict[str, Any]:

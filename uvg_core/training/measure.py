@@ -207,6 +207,7 @@ class Exam:
                     length=self.run.text_length,
                     steps=steps or self.run.text_steps,
                     seed=self.seed + start,
+                    temperature=self.run.text_temperature,
                 )
                 texts += [self.pipe.tokenizer.text(row) for row in ids]
         self.captions = texts

@@ -41,8 +41,8 @@ def test_captions_name_what_is_seen(exam: Exam) -> None:
 
 def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, exam: Exam) -> None:
     clip = exam.latents[:1]
-    said = [pipe.describe(clip, sampling=Sampling(seed=seed, steps=6)) for seed in range(3)]
-    assert said == [pipe.describe(clip, sampling=Sampling(seed=seed, steps=6, temperature=0.0)) for seed in range(3)]
+    said = [pipe.caption(clip, sampling=Sampling(seed=seed, steps=6)) for seed in range(3)]
+    assert said == [pipe.caption(clip, sampling=Sampling(seed=seed, steps=6, temperature=0.0)) for seed in range(3)]
 
 
 def test_clips_show_what_is_asked_for(exam: Exam) -> None:

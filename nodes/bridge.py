@@ -60,7 +60,7 @@ from ..uvg_core.config import CheckpointConfig, ModelConfig, RunConfig
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.embedding import nearest_tokens
 from ..uvg_core.flow.time import sigma_from_model_time
-from ..uvg_core.model import Hooks, Prediction, UniViGU
+from ..uvg_core.model import Hooks, Prediction, UniViGU, VideoCache
 from ..uvg_core.model.block import Call, Streams
 from ..uvg_core.sampling.modes import as_text_content
 
@@ -122,8 +122,9 @@ class HostedNetwork(UniViGU):
         video = x[0] if nested else x
         time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
         text: Tensor | None = None
-        want_velocity, want_logits, mask = True, nested, None
+        want_velocity, want_logits, mask, cache = True, nested, None, None
         if text_stream is not None:
+            cache = text_stream["cache"]
             text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
             want_velocity, want_logits = text_stream["want_velocity"], text_stream["logits_rows"]
         elif nested:
@@ -145,6 +146,7 @@ class HostedNetwork(UniViGU):
             mask,
             want_velocity=want_velocity,
             want_logits=want_logits,
+            cache=cache,
             hooks=_hooks(self, padded, options),
         )
         if text_stream is not None:
@@ -959,6 +961,7 @@ class TextRun:
     mask: Tensor | None
     want_velocity: bool
     want_logits: bool
+    cache: VideoCache | None = None
     seen: list[Tensor] = field(default_factory=list)
     closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
 
@@ -972,6 +975,7 @@ class TextRun:
             "content": torch.cat([self.content] * count).to(x.device),
             "time": torch.cat([self.time] * count).to(x.device),
             "mask": None if self.mask is None else torch.cat([self.mask] * count).to(x.device),
+            "cache": self.cache,
             "want_velocity": self.want_velocity,
             "logits_rows": slice(wanted[0] * rows, (wanted[-1] + 1) * rows) if wanted else False,
             "chunks": [n - wanted[0] for n in wanted],
@@ -1005,6 +1009,16 @@ class GuidedNetwork:
         self.embed = network.embed
         self._last_logits: Tensor | None = None
 
+    def video_cache(self, **settings: Any) -> VideoCache | None:
+        """A cache within the memory that ComfyUI has left. None where one does not hold: several prompts each make
+        something else of the clip, and patches of blocks expect to see all of it."""
+        options = self._options.get("transformer_options", {})
+        patched = any(options.get("patches", {}).values()) or options.get("patches_replace", {}).get("dit")
+        if patched or len(self._guider.conds["positive"]) != 1:
+            log.info("Uni-ViGU: every step looks at the clip, because of patches on the model or several prompts")
+            return None
+        return VideoCache(free=comfy.model_management.get_free_memory, **settings)
+
     def __call__(
         self,
         video: Tensor,
@@ -1016,9 +1030,10 @@ class GuidedNetwork:
         *,
         want_velocity: bool = True,
         want_logits: bool = True,
+        cache: VideoCache | None = None,
     ) -> Prediction:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        run = TextRun(text, time_text, text_mask, want_velocity, want_logits)
+        run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache)
 
         def close(args: Mapping[str, Any]) -> Any:
             run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from .attention import Attention
+from .cache import VideoCache
 from .modulation import block_modulation
 from .rope import rotate
 
@@ -23,13 +24,30 @@ class Streams(NamedTuple):
     text: Tensor
 
 
+class Projected(NamedTuple):
+    """A stream's queries, keys and values ``[B,N,D]``, heads folded into D."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Kept(NamedTuple):
+    """Where a block keeps the video's keys and values, as which of how many blocks."""
+
+    cache: VideoCache
+    number: int
+    blocks: int
+
+
 class Call(NamedTuple):
     """What a block works on.
 
     ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
     both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
     keys from both streams; ``[B,V+T,V+T]`` where rows differ in who sees whom. ``one_way``: the video of every row sees
-    itself alone, the text sees both.
+    itself alone, the text sees both. ``kept``: the block takes the video's part of its attention from there and leaves
+    the video alone (its stream is then empty), or fills it.
     """
 
     x: Streams
@@ -38,6 +56,7 @@ class Call(NamedTuple):
     context: Tensor
     key_mask: Tensor | None
     one_way: bool = False
+    kept: Kept | None = None
 
 
 class AttentionLayer(nn.Module):
@@ -57,32 +76,34 @@ class AttentionLayer(nn.Module):
 
 class JointSelfAttention(AttentionLayer):
     """Attention over [video; text] with one set of weights and two rotary schemes; everybody sees everybody, or, where
-    it is ``one_way``, the video itself alone."""
+    the call is ``one_way``, the video itself alone."""
 
-    def forward(
-        self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention, one_way: bool = False
-    ) -> Streams:
+    def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
         with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
+        if call.kept is not None and call.kept.cache.filled:
+            q, k, v = self._projected(x.text, call.rotations.text, "half")
+            k, v = call.kept.cache.with_text(call.kept.number, k, v)
+            return Streams(x.video, self.o(attention(q, k, v, self.heads, mask=call.key_mask)))
 
-        def turned(project: nn.Module, norm: nn.Module) -> Tensor:
-            video = rotate(norm(project(x.video)), rotations.video, self.heads, "interleaved")
-            if not with_text:
-                return video
-            text = rotate(norm(project(x.text)), rotations.text, self.heads, "half")
-            return torch.cat([video, text], 1)
-
-        q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
-        v = torch.cat([self.v(x.video), self.v(x.text)], 1) if with_text else self.v(x.video)
-        count = x.video.shape[1]
-        if one_way and with_text:
-            video = attention(q[:, :count], k[:, :count], v[:, :count], self.heads, mask=None)
-            text = attention(q[:, count:], k, v, self.heads, mask=key_mask)
-            return Streams(self.o(video), self.o(text))
-        out = attention(q, k, v, self.heads, mask=key_mask)
+        q, k, v = self._projected(x.video, call.rotations.video, "interleaved")
+        if call.kept is not None:
+            call.kept.cache.keep(k, v, call.kept.blocks, x.text.shape[1])
         if not with_text:
-            return Streams(self.o(out), x.text)
-        video, text = out.split([count, x.text.shape[1]], 1)
-        return Streams(self.o(video), self.o(text))
+            return Streams(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), x.text)
+        text = self._projected(x.text, call.rotations.text, "half")
+        keys, values = torch.cat([k, text.k], 1), torch.cat([v, text.v], 1)
+        if call.one_way:
+            video = attention(q, k, v, self.heads, mask=None)
+            words = attention(text.q, keys, values, self.heads, mask=call.key_mask)
+        else:
+            out = attention(torch.cat([q, text.q], 1), keys, values, self.heads, mask=call.key_mask)
+            video, words = out.split([x.video.shape[1], x.text.shape[1]], 1)
+        return Streams(self.o(video), self.o(words))
+
+    def _projected(self, x: Tensor, rotations: Tensor, pairs: str) -> Projected:
+        q = rotate(self.norm_q(self.q(x)), rotations, self.heads, pairs)
+        k = rotate(self.norm_k(self.k(x)), rotations, self.heads, pairs)
+        return Projected(q, k, self.v(x))
 
 
 class CrossAttention(AttentionLayer):
@@ -130,7 +151,7 @@ class JointBlock(nn.Module):
 
         # Both streams look at each other.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
-        seen = self.self_attn(normed, call.rotations, call.key_mask, attention, call.one_way)
+        seen = self.self_attn(normed, call, attention)
         video = attend_v.add(video, seen.video)
         text = attend_t.add(text, seen.text)
 
@@ -140,7 +161,8 @@ class JointBlock(nn.Module):
         text = text + read.text
 
         # Each stream has an expert of its own.
-        video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
+        if video.shape[1]:
+            video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
         if text.shape[1]:
             text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))
         return Streams(video, text)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..errors import UniViGUError
 from .attention import Attention, default_attention
-from .block import Call, JointBlock, Streams
+from .block import Call, JointBlock, Kept, Streams
+from .cache import VideoCache
 from .embed import time_features
 from .heads import TextHead, VideoHead
 from .rope import text_rotations, video_rotations
@@ -126,6 +127,7 @@ class UniViGU(nn.Module):
         *,
         want_velocity: bool = True,
         want_logits: bool | slice = True,
+        cache: VideoCache | None = None,
         hooks: Hooks = Hooks(),
     ) -> Prediction:
         """Predict both streams.
@@ -139,19 +141,26 @@ class UniViGU(nn.Module):
             text_mask: boolean ``[B,T]``, true for real tokens; padded ones are hidden from everybody.
             want_velocity, want_logits: leave a head out where the job has no use for it; a slice gives the logits
                 of these rows of the batch alone.
+            cache: for a video that is held clean: an empty one is filled in passing; with a full one the text runs
+                alone beside what was kept, whatever ``video`` holds, and there is no velocity.
             hooks: see ``Hooks``.
 
         Raises:
             UniViGUError: a shape does not fit the network.
         """
         text = self._check(video, text, time_video, time_text, context, text_mask)
+        alone = cache is not None and cache.filled
         dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
         if self.follows_weights:
             dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
-        patches = self.patch_embedding(video.to(precise)).to(dtype)
-        grid: tuple[int, int, int] = tuple(patches.shape[2:])  # type: ignore[assignment]
+        grid: tuple[int, int, int] = (0, 0, 0)
+        patches = video.new_zeros(video.shape[0], self.config.dim, *grid, dtype=dtype)
+        if not alone:
+            patches = self.patch_embedding(video.to(precise)).to(dtype)
+            grid = tuple(patches.shape[2:])  # type: ignore[assignment]
         tokens = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
         x = Streams(rearrange(patches, "b d f h w -> b (f h w) d"), tokens)
+        count = cache.tokens if cache is not None and alone else x.video.shape[1]
         context = self.text_embedding(context.to(dtype))
 
         freq_dim = self.config.freq_dim
@@ -170,19 +179,20 @@ class UniViGU(nn.Module):
         if text_mask is not None:
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
             hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
-            key_mask = F.pad(hidden, (x.video.shape[1], 0))[:, None]  # the video's keys come first and are all seen
-        one_way = False
-        if self.config.v2t_attention == "one_way" and text.shape[1]:
+            key_mask = F.pad(hidden, (count, 0))[:, None]  # the video's keys come first and are all seen
+        one_way = cache is not None and not cache.reads_text
+        if self.config.v2t_attention == "one_way" and text.shape[1] and not one_way and not alone:
             one_way, key_mask = self._one_way(time_video == 0, key_mask, x)
 
         attention = hooks.attention or self.attention
         cross_attention = hooks.cross_attention or attention
         for index, block in enumerate(self.blocks):
             run = partial(block, attention=attention, cross_attention=cross_attention)
-            call = Call(x, e, rotations, context, key_mask, one_way)
+            kept = None if cache is None else Kept(cache, index, len(self.blocks))
+            call = Call(x, e, rotations, context, key_mask, one_way, kept)
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
-        velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity else None
+        velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None
         if want_logits is False:
             return Prediction(velocity, None)
         rows = slice(None) if want_logits is True else want_logits
@@ -203,6 +213,10 @@ class UniViGU(nn.Module):
         hidden = torch.zeros(blind.shape, dtype=x.video.dtype, device=clean.device)
         hidden = hidden.masked_fill(blind, torch.finfo(x.video.dtype).min)
         return False, hidden if key_mask is None else torch.minimum(hidden, key_mask)
+
+    def video_cache(self, **settings: Any) -> VideoCache | None:
+        """An empty cache for ``forward``, None from networks that cannot use one. ``settings`` as of ``VideoCache``."""
+        return VideoCache(**settings)
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Rows of E for token ids, in ``dtype`` (None: as they are stored)."""

@@ -8,6 +8,7 @@ classification are rankings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from ..errors import UniViGUError
 from ..flow.text import MixturePath, corrupt, source_tokens, token_log_likelihood
 from ..flow.time import model_time_from_sigma, sigma_from_tau, text_model_time_from_tau
 from ..flow.video import interpolate, velocity_target
-from ..model import UniViGU
+from ..model import UniViGU, VideoCache
 from .modes import as_text_content, zero_context
+from .video_cache import CachePolicy
 
 LOGITS_AT_ONCE = 2**28
 
@@ -44,6 +46,8 @@ def caption_likelihood(
     batch: int | None = None,
     pad_token: int = 0,
     length: int | None = None,
+    video_cache: str = "auto",
+    cache: VideoCache | None = None,
     callback: Callable[[int, int], object] | None = None,
 ) -> Tensor:
     """Score candidate texts for one clip; the highest score fits best.
@@ -52,6 +56,7 @@ def caption_likelihood(
         video: clean latent ``[1,C,F,H,W]``. texts: token ids of K candidates, each with its end-of-text token; padded
             with ``pad_token`` to one length (at least ``length``), and the padding counts: it says where a text ends.
         context: condition ``[1,S,E]``, None for none. samples: Monte-Carlo draws, stratified over path time.
+        video_cache, cache: as of ``video_to_text``; ``refresh=K`` has no meaning here.
         batch: candidates in one forward pass; by default as many as keep their logits within half a gigabyte in
             bfloat16, at most 8. callback: ``(done, total)`` after every draw; False stops there.
 
@@ -75,6 +80,11 @@ def caption_likelihood(
     mask_token = config.mask_token if config.text_flow == "discrete" and config.source == "mask" else None
     path = MixturePath(config.kappa_exponent)
     total = torch.zeros(count, device=video.device)
+    policy = CachePolicy.of(video_cache, config)
+    if policy.refresh:
+        raise UniViGUError(f"video_cache is {video_cache!r}; ranking knows auto, off and static")
+    cache = policy.cache(model, cache)
+    kept: dict[str, Any] = {} if cache is None else {"cache": cache}
 
     def losses(chosen: Tensor, tau: float, keep_seed: int, noise: Tensor) -> Tensor:
         rows = chosen.shape[0]
@@ -95,11 +105,24 @@ def caption_likelihood(
             time_text,
             context.expand(rows, -1, -1),
             want_velocity=False,
+            **kept,
         ).logits
         if config.text_flow == "embedding":
             return (logits.float() - velocity_target(data, spread)).square().sum((1, 2))
         return -token_log_likelihood(logits, chosen).sum(1)
 
+    if cache is not None and not cache.filled:  # by one row, for all of them
+        clock = torch.zeros(1, device=video.device)
+        model(
+            video,
+            as_text_content(model, tokens[:1]),
+            clock,
+            clock,
+            context,
+            want_velocity=False,
+            want_logits=False,
+            **kept,
+        )
     for sample in range(samples):
         tau = (sample + float(torch.rand((), generator=generator))) / samples
         keep_seed = int(torch.randint(2**31, (), generator=generator))

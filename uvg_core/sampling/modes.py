@@ -17,11 +17,12 @@ from ..flow.embedding import normalised_rows
 from ..flow.schedule import checked_sigmas, checked_taus, text_times, video_sigmas
 from ..flow.text import MixturePath, source_tokens
 from ..flow.time import tau_from_sigma
-from ..model import UniViGU
+from ..model import UniViGU, VideoCache
 from ..streams import TextStream, TextUpdate, VideoStream
 from .loop import Callback, run
 from .predict import Predictor
 from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw
+from .video_cache import CachePolicy
 
 TEXT_UPDATES = ("bridge", "euler", "release")
 GUIDANCE_SCALE = 5.0  # the release's
@@ -219,6 +220,8 @@ def video_to_text(
     fixed: Fixed | None = None,
     text_update: str = "bridge",
     stop_when_stable: int = 0,
+    video_cache: str = "auto",
+    cache: VideoCache | None = None,
     taus: Tensor | Sequence[float] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -233,9 +236,12 @@ def video_to_text(
         text_update: ``bridge`` (exact) or ``euler`` (the release's rule).
         stop_when_stable: stop as soon as this many steps in a row draw the same words; 0 takes all steps. Discrete
             flow only.
+        video_cache: ``auto`` | ``off`` | ``static`` | ``refresh=K``, see ``CachePolicy``. cache: of this clip and
+            context, for several runs to share where the policy is static.
 
     Returns token ids ``[B,L]``.
     """
+    policy = CachePolicy.of(video_cache, model.config)
     if text_update == "release":
         raise UniViGUError(
             "text update is 'release', which is a rule for joint runs; use 'euler' for what the "
@@ -256,7 +262,8 @@ def video_to_text(
         like=video,
         stop_when_stable=stop_when_stable,
     )
-    predict = Predictor(model, zero_context(model, video) if context is None else context)
+    condition = zero_context(model, video) if context is None else context
+    predict = Predictor(model, condition, cache=policy.cache(model, cache), policy=policy)
     return run(VideoStream(video), text, predict, callback=callback)[1].words()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..model import Prediction
+from ..model import Prediction, VideoCache
 from ..streams import TextStream, VideoStream
 from .guidance import guide
+from .video_cache import EXACT, CachePolicy
 
 Model = Callable[..., Prediction]
 
@@ -21,13 +23,16 @@ Model = Callable[..., Prediction]
 class Predictor:
     """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
 
-    Both passes see the same text stream, as in the release; logits are those of the conditional pass.
+    Both passes see the same text stream, as in the release; logits are those of the conditional pass. ``cache`` keeps
+    what the network made of a held-clean video between the steps, as often as ``policy`` says.
     """
 
     model: Model
     context: Tensor
     null_context: Tensor | None = None
     guidance_scale: float = 1.0
+    cache: VideoCache | None = None
+    policy: CachePolicy = EXACT
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):
@@ -41,6 +46,8 @@ class Predictor:
     def __call__(self, video: VideoStream, text: TextStream, step: int, want_logits: bool = True) -> Prediction:
         """Predict at the start of ``step``; heads that no stream needs are left out."""
         times = video.model_time(step), text.model_time(step)
+        if self.cache is not None and self.policy.due(step):
+            self.cache.clear()
         return self.at(video, text, *times, want_velocity=not video.held, want_logits=want_logits and not text.held)
 
     def at(
@@ -57,6 +64,8 @@ class Predictor:
         latent = video.latent
         rows, device = latent.shape[0], latent.device
 
+        kept: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
+
         def run(context: Tensor, want_logits: bool) -> Prediction:
             return self.model(
                 latent,
@@ -67,6 +76,7 @@ class Predictor:
                 text.mask,
                 want_velocity=want_velocity,
                 want_logits=want_logits,
+                **kept,
             )
 
         velocity, logits = run(self.context, want_logits)

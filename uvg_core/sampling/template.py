@@ -14,6 +14,7 @@ from ..model import UniViGU
 from .likelihood import caption_likelihood
 from .loop import State
 from .modes import video_to_text
+from .video_cache import CachePolicy
 
 MAX_COMBINATIONS = 16
 
@@ -54,6 +55,7 @@ def fill_template(
     samples: int = 8,
     seed: int = 0,
     batch: int | None = None,
+    video_cache: str = "auto",
     callback: Callable[..., object] | None = None,
     **options: Any,
 ) -> Tensor:
@@ -61,8 +63,9 @@ def fill_template(
 
     A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Up to
     ``MAX_COMBINATIONS`` widths, short ones first, are filled in by ``video_to_text`` (``options`` go there) and ranked
-    by ``caption_likelihood``, ``batch`` at a time. When the callback returns False, what there is by then is ranked no
-    further: the first filled text is returned.
+    by ``caption_likelihood``, ``batch`` at a time; where ``video_cache`` is static all of them share what is kept of
+    the clip. When the callback returns False, what there is by then is ranked no further: the first filled text is
+    returned.
     Raises UniViGUError when there is no blank or the template does not fit the length.
     """
     count, open_end = blanks(template)
@@ -78,6 +81,9 @@ def fill_template(
         stopped = stopped or answer is False
         return answer
 
+    policy = CachePolicy.of(video_cache, model.config)
+    shared = policy.cache(model) if policy.kept and not policy.refresh else None
+    kept: dict[str, Any] = {"video_cache": video_cache, "cache": shared}
     candidates: list[Tensor] = []
     problem: UniViGUError | None = None
     for widths in blank_widths(count, open_end, longest_blank):
@@ -87,7 +93,9 @@ def fill_template(
             problem = error
             continue
         candidates.append(
-            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=watch, **options)[0]
+            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=watch, **kept, **options)[
+                0
+            ]
         )
         if stopped:
             return candidates[0][None]
@@ -105,5 +113,7 @@ def fill_template(
         context=options.get("context"),
         pad_token=tokenizer.run.pad_token,
         batch=batch,
+        video_cache="static" if shared is not None else "off",
+        cache=shared,
     )
     return candidates[int(scores.argmax())][None]

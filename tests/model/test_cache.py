@@ -1,0 +1,152 @@
+"""The clip's keys and values between the steps of a caption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_networks import TINY, random_network
+from torch import Tensor
+
+from uvg_core import UniViGU
+from uvg_core.errors import UniViGUError
+from uvg_core.model import VideoCache
+from uvg_core.sampling import caption_likelihood, video_to_text
+from uvg_core.sampling.video_cache import CachePolicy
+
+ONE_WAY = replace(TINY, v2t_attention="one_way")
+
+
+@pytest.fixture
+def one_way() -> UniViGU:
+    return random_network(ONE_WAY)
+
+
+@pytest.fixture
+def clean(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**inputs, "time_video": torch.zeros(2), "time_text": torch.tensor([900.0, 512.0])}
+
+
+def later(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same clip beside other words at another time."""
+    return {**inputs, "text": (inputs["text"] + 7) % 31, "time_text": inputs["time_text"] - 300}
+
+
+def test_where_the_video_does_not_see_the_text_nothing_is_lost(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    cache = VideoCache()
+    for given in (clean, later(clean)):
+        found = one_way(**given, want_velocity=False, cache=cache).logits
+        torch.testing.assert_close(found, one_way(**given).logits, rtol=1e-5, atol=1e-5)
+        assert cache.filled
+
+
+def test_a_full_cache_leaves_the_video_out(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    cache = VideoCache()
+    one_way(**clean, cache=cache)
+    wanted = one_way(**later(clean)).logits
+    blind = {**later(clean), "video": torch.full_like(clean["video"], torch.nan)}
+    silent = random_network(ONE_WAY)
+    for block in silent.blocks:
+        block.ffn[0].weight.fill_(torch.nan)  # the video's expert has no part in it
+    found = silent(**blind, cache=cache)
+    assert found.velocity is None
+    torch.testing.assert_close(found.logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_seen_with_the_text_is_what_it_was(network: UniViGU, clean: dict[str, Tensor]) -> None:
+    """Beside the same text the kept keys are right; beside another they are those of the first."""
+    cache = VideoCache(reads_text=True)
+    first = network(**clean, cache=cache).logits
+    assert torch.equal(first, network(**clean).logits)
+    torch.testing.assert_close(network(**clean, cache=cache).logits, first, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(network(**later(clean), cache=cache).logits, network(**later(clean)).logits, atol=1e-3)
+
+
+def test_float8_is_half_as_large_and_close(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    whole, half = VideoCache(fp8=False), VideoCache(fp8=True)
+    for cache in (whole, half):
+        one_way(**clean, cache=cache)
+    exact = one_way(**later(clean), cache=whole).logits
+    close = one_way(**later(clean), cache=half).logits
+    assert exact is not None
+    assert close is not None
+    assert half.nbytes < 0.5 * whole.nbytes
+    assert 0 < float((close - exact).std() / exact.std()) < 0.1
+
+
+def test_it_is_kept_in_what_fits(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4  # keys and values, 2 clips of 12 tokens, float32
+    for free, fp8 in ((2 * needed, False), (needed, True), (0, True)):
+        cache = VideoCache(free=lambda _, free=free: free)
+        one_way(**clean, cache=cache)
+        assert (cache.fp8, cache.place) == (fp8, "device")
+
+
+def test_padded_words_stay_hidden(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    cache = VideoCache()
+    one_way(**clean, cache=cache)
+    found = one_way(**later(clean), text_mask=mask, cache=cache).logits
+    torch.testing.assert_close(found, one_way(**later(clean), text_mask=mask).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_one_clip_serves_many_texts(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    one = {name: value[:1] for name, value in clean.items()}
+    cache = VideoCache()
+    one_way(**one, cache=cache)
+    # The video reads the prompt condition as well: that has to be the same.
+    same = {name: clean[name][:1].expand_as(clean[name]) for name in ("video", "context")}
+    many = {**later(clean), **same}
+    torch.testing.assert_close(one_way(**many, cache=cache).logits, one_way(**many).logits, rtol=1e-5, atol=1e-5)
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+def caption(model: UniViGU, clip: Tensor, **options: object) -> Tensor:
+    return video_to_text(model, video=clip, length=6, steps=8, **options)  # type: ignore[arg-type]
+
+
+def test_captions_are_the_same_where_the_rule_is_one_way(one_way: UniViGU, inputs: dict[str, Tensor]) -> None:
+    exact = caption(one_way, inputs["video"], video_cache="off")
+    for kept in ("auto", "static", "refresh=3"):
+        assert torch.equal(caption(one_way, inputs["video"], video_cache=kept), exact)
+
+
+def test_a_refresh_at_every_step_is_the_exact_run(network: UniViGU, inputs: dict[str, Tensor]) -> None:
+    exact = caption(network, inputs["video"], video_cache="off")
+    assert torch.equal(caption(network, inputs["video"], video_cache="refresh=1"), exact)
+    assert torch.equal(caption(network, inputs["video"]), exact)
+
+
+@pytest.mark.parametrize(
+    ("setting", "full"), [("off", 8), ("refresh=3", 3), ("refresh=8", 1), ("static", 1), ("refresh=100", 1)]
+)
+def test_how_often_the_clip_is_looked_at(inputs: dict[str, Tensor], setting: str, full: int) -> None:
+    model, seen = random_network(), []
+    model.patch_embedding.register_forward_hook(lambda *_: seen.append(1))
+    caption(model, inputs["video"], video_cache=setting)
+    assert len(seen) == full
+
+
+@pytest.mark.parametrize("setting", ["on", "refresh", "refresh=0", "refresh=-1", "refresh=1.5", "static=2", ""])
+def test_another_setting_is_refused(setting: str) -> None:
+    with pytest.raises(UniViGUError, match=r"video_cache is .* expected one of auto, off, static, refresh=K"):
+        CachePolicy.of(setting, TINY)
+
+
+def test_another_place_is_refused() -> None:
+    with pytest.raises(UniViGUError, match="place of the video cache is 'disk'; expected one of device, host"):
+        VideoCache(place="disk")
+
+
+def test_ranking_looks_at_the_clip_once(one_way: UniViGU, inputs: dict[str, Tensor]) -> None:
+    clip, texts = inputs["video"][:1], [[3, 4, 5, 1], [6, 7, 1], [8, 1], [3, 4, 9, 1]]
+    ranked = {
+        kept: caption_likelihood(one_way, video=clip, texts=texts, samples=3, batch=3, video_cache=kept)
+        for kept in ("off", "auto")
+    }
+    torch.testing.assert_close(ranked["auto"], ranked["off"], rtol=1e-5, atol=1e-4)
+    with pytest.raises(UniViGUError, match="ranking knows auto, off and static"):
+        caption_likelihood(one_way, video=clip, texts=texts, video_cache="refresh=2")

@@ -143,6 +143,7 @@ class Captioning:
     top_p: float
     stop_when_stable: int
     text_update: str
+    video_cache: str = "auto"
 
     @staticmethod
     def inputs() -> list[Any]:
@@ -182,6 +183,19 @@ class Captioning:
                 tooltip="bridge is exact at any number of steps; euler is the release's rule.",
             ),
         ]
+
+
+def video_cache_input() -> Any:
+    return io.Combo.Input(
+        "video_cache",
+        options=["auto", "off", "static", "refresh=2", "refresh=4", "refresh=8", "refresh=16"],
+        default="auto",
+        optional=True,
+        advanced=True,
+        tooltip="Keeps what the network made of the clip from one step to the next, which saves most of the time. "
+        "static looks at it once, refresh=4 in every 4th step, off in each. auto: once if that changes nothing with "
+        "this checkpoint, else off.",
+    )
 
 
 @dataclass(frozen=True)
@@ -232,6 +246,7 @@ def describe(
             "top_p": settings.top_p,
             "stop_when_stable": settings.stop_when_stable,
             "text_update": settings.text_update,
+            "video_cache": settings.video_cache,
             "callback": watch,
         }
         if template.strip():
@@ -271,6 +286,7 @@ class VideoToTextDenoise(io.ComfyNode):
                 ),
                 *Captioning.inputs(),
                 record_input(),
+                video_cache_input(),
             ],
             outputs=[UvgText.Output(display_name="text")],
             hidden=[io.Hidden.unique_id],

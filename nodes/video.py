@@ -18,7 +18,7 @@ from ..uvg_core.codec.latents import latent_shape
 from ..uvg_core.codec.video_file import ClipInfo, fit_pixels, probe, read_clip
 from ..uvg_core.errors import UniViGUError
 from . import bridge
-from .samplers import Captioning, describe
+from .samplers import Captioning, describe, video_cache_input
 from .types import CATEGORY
 
 
@@ -179,6 +179,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
                 ),
                 *size_inputs(),
                 *Captioning.inputs(),
+                video_cache_input(),
             ],
             outputs=[
                 io.String.Output(display_name="captions", is_output_list=True),

@@ -18,6 +18,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import convert, inspect_checkpoint
 from .codec.text import TEXT_STATES
-from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS
+from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS, ModelConfig
 from .errors import UniViGUError
 from .files import require_folder, write_text
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
+from .sampling.video_cache import CachePolicy
 from .showing import joint_sheet, say, show_clip
 from .training import run as training
 from .training import synthesise
@@ -54,12 +56,21 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    names = ("steps", "shift", "guidance_scale", "solver", "seed", "temperature", "top_p", "text_update", "text_length")
+    names = {field.name for field in fields(Sampling)}
     return Sampling(**{name: getattr(args, name) for name in names if getattr(args, name, None) is not None})
 
 
 def _size(args: argparse.Namespace) -> Size:
     return Size(args.height, args.width, args.frames)
+
+
+def _video_cache(text: str) -> str:
+    """An argparse type: a setting that ``CachePolicy`` knows."""
+    try:
+        CachePolicy.of(text, ModelConfig())
+    except UniViGUError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _number(kind: type, lowest: float | None, highest: float | None = None) -> Callable[[str], Any]:
@@ -335,6 +346,13 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("--template", default="", help="text with blanks to fill in, e.g. 'a red ___ moves ___'")
     sub.add_argument(
         "--text-update", choices=("bridge", "euler"), default="bridge", help="exact jump process, or the release's rule"
+    )
+    sub.add_argument(
+        "--video-cache",
+        type=_video_cache,
+        default="auto",
+        help="how often steps look at the clip: off (each), refresh=K (every K-th), static (once); auto: once where "
+        "that changes nothing, else each",
     )
     sub.add_argument("--prefix", default="", help="put in front of every caption (a trigger word)")
     sub.add_argument("--overwrite", action="store_true", help="write captions that exist already anew")

@@ -40,6 +40,7 @@ class Sampling:
     top_p: float = 1.0
     text_update: str = "bridge"
     text_length: int | None = None
+    video_cache: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ class Pipeline:
             "temperature": given(sampling.temperature, run.text_temperature),
             "top_p": sampling.top_p,
             "text_update": sampling.text_update,
+            "video_cache": sampling.video_cache,
             "callback": callback,
         }
         with self.network() as model:

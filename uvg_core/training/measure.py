@@ -195,8 +195,8 @@ class Exam:
 
     # The questions
 
-    def video_to_text(self, steps: int | None = None) -> Tally:
-        """Captions without any prompt against the truth."""
+    def video_to_text(self, steps: int | None = None, **options: Any) -> Tally:
+        """Captions without any prompt against the truth; ``options`` go to ``sampling.video_to_text``."""
         texts: list[str] = []
         with self._network() as model:
             for start in range(0, len(self.latents), BATCH):
@@ -207,7 +207,7 @@ class Exam:
                     length=self.run.text_length,
                     steps=steps or self.run.text_steps,
                     seed=self.seed + start,
-                    temperature=self.run.text_temperature,
+                    **{"temperature": self.run.text_temperature, **options},
                 )
                 texts += [self.pipe.tokenizer.text(row) for row in ids]
         self.captions = texts

@@ -1,0 +1,152 @@
+"""Captions with and without keeping the clip between the steps: how right they are, and what they cost.
+
+    python benchmarks/captions.py accuracy [--clips 512]                 the embedded model on held-out worlds
+    python benchmarks/captions.py time [--frames 81] [--blocks 1 2]      the released width, random weights
+
+``time`` measures single passes at one or two depths and works out the 30 blocks from their difference (on a GPU give
+``--blocks 30``). Numbers go into benchmarks/numbers/captions_*.json, a table to the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from uvg_core.config import ModelConfig
+from uvg_core.files import write_text
+from uvg_core.model import UniViGU, VideoCache
+from uvg_core.pipeline import Pipeline
+from uvg_core.training.measure import Exam
+
+NUMBERS = Path(__file__).parent / "numbers"
+CACHES = ("off", "static", "refresh=2", "refresh=4", "refresh=8")
+STEPS = (4, 8, 16, 50)
+RELEASED_BLOCKS, RELEASED_STEPS, TEXT = 30, 50, 256
+TURNS = 3
+
+
+def accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """Every way of keeping the clip, at several numbers of steps."""
+    exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips)
+    found: dict[str, Any] = {"model": args.model.name, "clips": args.clips, "settings": {}}
+    for steps in STEPS:
+        for kept in CACHES:
+            started = time.perf_counter()
+            tally = exam.video_to_text(steps, video_cache=kept).to_json()
+            seconds = time.perf_counter() - started
+            found["settings"][f"{kept}, {steps} steps"] = {**tally, "seconds": round(seconds, 2)}
+            print(f"{kept:10s} {steps:3d} steps  {100 * tally['mean']:5.1f} %  {seconds:6.1f} s", flush=True)
+    return found
+
+
+def random_weights(blocks: int, device: torch.device) -> UniViGU:
+    """The released model's width and vocabulary at ``blocks`` blocks, bfloat16."""
+    with torch.device("meta"):
+        model = UniViGU(ModelConfig(num_layers=blocks), dtype=torch.bfloat16)
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
+        else:
+            nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def passes(blocks: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of single passes, medians of turns that alternate; bytes that are kept."""
+    device = torch.device(args.device)
+    model = random_weights(blocks, device)
+    size = ((args.frames - 1) // 4 + 1, args.height // 8, args.width // 8)
+    video = torch.randn(1, 16, *size, device=device)
+    text = torch.randint(model.config.vocab_size, (1, TEXT), device=device)
+    clock, context = torch.zeros(1, device=device), torch.zeros(1, 1, model.config.text_dim, device=device)
+    caches = {"bfloat16": VideoCache(fp8=False), "float8": VideoCache(fp8=True)}
+    if device.type == "cuda":
+        caches["float8 on the host"] = VideoCache(fp8=True, place="host")
+
+    def run(cache: VideoCache | None = None) -> None:
+        model(video, text, clock, clock + 500, context, want_velocity=False, cache=cache)
+
+    jobs: dict[str, Callable[[], None]] = {"full": run}
+    for name, cache in caches.items():
+        run(cache)
+        jobs[f"text, {name}"] = lambda cache=cache: run(cache)
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(args.turns):
+        for name, job in jobs.items():
+            _wait(device)
+            started = time.perf_counter()
+            job()
+            _wait(device)
+            times[name].append(time.perf_counter() - started)
+    found = {name: statistics.median(values) for name, values in times.items()}
+    return {**found, **{f"bytes, {name}": cache.nbytes for name, cache in caches.items()}}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def timing(args: argparse.Namespace) -> dict[str, Any]:
+    """The cost of a caption at the released size from that of its passes."""
+    measured = {blocks: passes(blocks, args) for blocks in args.blocks}
+    whole = measured[max(measured)]
+    if RELEASED_BLOCKS not in measured:
+        low, high = min(measured), max(measured)
+        block = {name: (measured[high][name] - measured[low][name]) / (high - low) for name in whole}
+        whole = {name: measured[low][name] + (RELEASED_BLOCKS - low) * block[name] for name in whole}
+    exact = RELEASED_STEPS * whole["full"]
+    rows = {"off": exact}
+    for kept in (name.removeprefix("text, ") for name in whole if name.startswith("text, ")):
+        step = whole[f"text, {kept}"]
+        rows[f"static, {kept}"] = whole["full"] + (RELEASED_STEPS - 1) * step
+        for refresh in (5, 10, 25):
+            looks = -(-RELEASED_STEPS // refresh)
+            rows[f"refresh={refresh}, {kept}"] = looks * whole["full"] + (RELEASED_STEPS - looks) * step
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if args.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    for name, seconds in rows.items():
+        print(f"{name:32s} {seconds:10.1f} s   {exact / seconds:6.1f}")
+    return {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "size": [args.frames, args.height, args.width],
+        "measured": {str(blocks): found for blocks, found in measured.items()},
+        "passes": whole,
+        "caption": rows,
+        "peak_bytes": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("accuracy")
+    sub.add_argument("--clips", type=int, default=512)
+    sub.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models" / "uvg_tiny.safetensors")
+    sub.set_defaults(run=accuracy)
+    sub = commands.add_parser("time")
+    for name, default in (("frames", 81), ("height", 480), ("width", 832), ("turns", TURNS)):
+        sub.add_argument(f"--{name}", type=int, default=default)
+    sub.add_argument("--blocks", type=int, nargs="+", default=[1, 2])
+    sub.add_argument("--device", default="cpu")
+    sub.set_defaults(run=timing)
+    args = parser.parse_args()
+    found = args.run(args)
+    NUMBERS.mkdir(exist_ok=True)
+    write_text(NUMBERS / f"captions_{args.command}.json", json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -53,6 +53,12 @@ def test_the_rate_falls_along_a_cosine() -> None:
     assert all(later < earlier for earlier, later in pairwise(course))
 
 
+def test_a_shorter_run_follows_the_longer_ones_course() -> None:
+    whole, part = Optimizer(warmup=10), Optimizer(warmup=10, horizon=500)
+    for step in (0, 9, 10, 50, 149):
+        assert rate_at(part, step, 150) == rate_at(whole, step, 500)
+
+
 def test_the_rate_ends_at_its_final_share() -> None:
     wanted = Optimizer(warmup=10, final=0.1)
     assert rate_at(wanted, 110, 110) == pytest.approx(0.1)

@@ -124,7 +124,8 @@ class Loss:
 class Optimizer:
     """``adamw``, ``adamw8bit`` (needs bitsandbytes) or ``muon`` (matrices by Muon, the rest by AdamW).
 
-    The rate climbs for ``warmup`` steps, then falls along a cosine to ``final`` times ``rate`` at the last step.
+    The rate climbs for ``warmup`` steps, then falls along a cosine to ``final`` times ``rate`` at step ``horizon``, the
+    last one by default: a run with fewer steps ends at a high rate, for another to go on from.
     ``muon_rate`` is the rate of Muon's matrices. ``clip``: greatest norm of the gradient. ``ema``: decay of the
     averaged weights, which are what is sampled from and saved; 0 keeps none.
     """
@@ -136,6 +137,7 @@ class Optimizer:
     weight_decay: float = 0.01
     warmup: int = 100
     final: float = 0.02
+    horizon: int | None = None
     clip: float = 1.0
     ema: float = 0.999
 
@@ -146,6 +148,8 @@ class Optimizer:
         _require("optimizer.ema", self.ema, 0, 0.999999, "a decay from 0 (none) to below 1")
         _require("optimizer.final", self.final, 0, 1, "a share of the rate from 0 to 1")
         _require("optimizer.warmup", self.warmup, 0, 10**9, "a number of steps")
+        if self.horizon is not None:
+            _require("optimizer.horizon", self.horizon, 1, 10**9, "a number of steps")
         _require("optimizer.weight_decay", self.weight_decay, 0, 100, "0 or more")
         for beta in self.betas:
             _require("optimizer.betas", beta, 0, 0.999999, "two numbers from 0 to below 1")

@@ -2,9 +2,9 @@
 
     python -m uvg_core.training.embedded WORKDIR [--only PART] [--out models/uvg_tiny.safetensors [--numbers JSON]]
 
-Six parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), the three stages of training and a longer
-refinement after them, with the configurations in ``configs/worlds/``. A part that is there is used, one that was cut
-off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into
+Seven parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), the three stages of training and two
+longer refinements after them, with the configurations in ``configs/worlds/``. A part that is there is used, one that
+was cut off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into
 its metadata.
 """
 
@@ -49,7 +49,7 @@ RUN = RunConfig(
     text_temperature=0.0,
 )
 SIZES: dict[str, Any] = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 6}
-RUNS = ("generate", "recall", "refine", "refine_longer")
+RUNS = ("generate", "recall", "refine", "refine_longer", "refine_video")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "worlds"
 Say = Callable[[str], object]
 

@@ -17,7 +17,7 @@ def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
     """The rate of step ``step`` (counted from 0) as a share of the peak: a linear climb, then a cosine."""
     if step < optimizer.warmup:
         return (step + 1) / (optimizer.warmup + 1)
-    done = (step - optimizer.warmup) / max(1, steps - optimizer.warmup)
+    done = (step - optimizer.warmup) / max(1, (optimizer.horizon or steps) - optimizer.warmup)
     return optimizer.final + (1 - optimizer.final) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
 
 

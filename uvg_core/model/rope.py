@@ -64,8 +64,8 @@ def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
 
     Works in float32 and returns the dtype of ``x``.
     """
-    layout = {"interleaved": "(h p two)", "half": "(h two p)"}[pairs]
-    p = rearrange(x, f"b n {layout} -> two b n h p", h=heads, two=2).to(rotations.dtype)
-    r = rotations[None, :, None]
-    turned = torch.stack([torch.addcmul(r[..., i, 0] * p[0], r[..., i, 1], p[1]) for i in range(2)])
-    return rearrange(turned, f"two b n h p -> b n {layout}").to(x.dtype)
+    interleaved = pairs == "interleaved"
+    p = x.unflatten(-1, (heads, -1, 2)) if interleaved else x.unflatten(-1, (heads, 2, -1)).transpose(-1, -2)
+    p, r = p.to(rotations.dtype)[..., None, :], rotations[:, None]
+    turned = torch.addcmul(r[..., 0] * p[..., 0], r[..., 1], p[..., 1])
+    return (turned if interleaved else turned.transpose(-1, -2)).flatten(-3).to(x.dtype)

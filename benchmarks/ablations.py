@@ -35,7 +35,7 @@ from uvg_core.training.shards import Shards
 from uvg_core.training.trainer import Trainer
 
 NUMBERS = Path(__file__).parent / "numbers" / "ablations.json"
-STEPS, BATCH = 900, 48
+STEPS, BATCH = 600, 48
 SAMPLER_STEPS = 12
 MIXED = {"text_to_video": 0.4, "video_to_text": 0.3, "joint": 0.3}
 
@@ -112,7 +112,8 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
                 "device": "cpu",
                 "jobs": arm.jobs,
                 "dropout": arm.dropout,
-                "video_times": {"kind": "shifted", "uniform_share": 0.5},
+                "video_times": {"kind": "logit_normal", "mean": 0.4, "uniform_share": 0.3},
+                "loss": {"text": 0.5},
                 "optimizer": {"kind": "muon", "rate": 1e-3, "muon_rate": 0.01, "warmup": 50, "ema": 0.99},
                 "keep": {"checkpoint_every": 0, "log_every": 50, "checkpoints": 1},
                 **(arm.more if fresh == "fresh" else {}),

@@ -61,11 +61,11 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
     return found
 
 
-def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
+def stable(exam: Exam, wanted: int) -> dict[str, Any]:
     """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
     taken, texts = 0, []
     with exam.pipe.network() as model:
-        for index in range(clips):
+        for index in range(len(exam.latents)):
             steps: list[int] = []
             ids = video_to_text(
                 model,
@@ -79,7 +79,7 @@ def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
             )
             taken += len(steps)
             texts.append(exam.pipe.tokenizer.text(ids[0]))
-    return {"steps": taken / clips, "of": exam.run.text_steps, **exam.told(texts).to_json()}
+    return {"steps": taken / len(texts), "of": exam.run.text_steps, **exam.told(texts).to_json()}
 
 
 def digest(model: Path) -> str:

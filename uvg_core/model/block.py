@@ -28,8 +28,8 @@ class Call(NamedTuple):
 
     ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
     both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
-    keys from both streams; ``[B,V+T,V+T]`` where rows differ in who sees whom. ``one_way``: the video of every row sees
-    itself alone, the text sees both.
+    keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
+    ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so.
     """
 
     x: Streams
@@ -38,6 +38,7 @@ class Call(NamedTuple):
     context: Tensor
     key_mask: Tensor | None
     one_way: bool = False
+    video_mask: Tensor | None = None
 
 
 class AttentionLayer(nn.Module):
@@ -57,28 +58,27 @@ class AttentionLayer(nn.Module):
 
 class JointSelfAttention(AttentionLayer):
     """Attention over [video; text] with one set of weights and two rotary schemes; everybody sees everybody, or, where
-    it is ``one_way``, the video itself alone."""
+    the call says so, the video less than the text does."""
 
-    def forward(
-        self, x: Streams, rotations: Streams, key_mask: Tensor | None, attention: Attention, one_way: bool = False
-    ) -> Streams:
+    def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
         with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
 
         def turned(project: nn.Module, norm: nn.Module) -> Tensor:
-            video = rotate(norm(project(x.video)), rotations.video, self.heads, "interleaved")
+            video = rotate(norm(project(x.video)), call.rotations.video, self.heads, "interleaved")
             if not with_text:
                 return video
-            text = rotate(norm(project(x.text)), rotations.text, self.heads, "half")
+            text = rotate(norm(project(x.text)), call.rotations.text, self.heads, "half")
             return torch.cat([video, text], 1)
 
         q, k = turned(self.q, self.norm_q), turned(self.k, self.norm_k)
         v = torch.cat([self.v(x.video), self.v(x.text)], 1) if with_text else self.v(x.video)
         count = x.video.shape[1]
-        if one_way and with_text:
-            video = attention(q[:, :count], k[:, :count], v[:, :count], self.heads, mask=None)
-            text = attention(q[:, count:], k, v, self.heads, mask=key_mask)
+        if with_text and (call.one_way or call.video_mask is not None):
+            seen = slice(count) if call.one_way else slice(None)
+            video = attention(q[:, :count], k[:, seen], v[:, seen], self.heads, mask=call.video_mask)
+            text = attention(q[:, count:], k, v, self.heads, mask=call.key_mask)
             return Streams(self.o(video), self.o(text))
-        out = attention(q, k, v, self.heads, mask=key_mask)
+        out = attention(q, k, v, self.heads, mask=call.key_mask)
         if not with_text:
             return Streams(self.o(out), x.text)
         video, text = out.split([count, x.text.shape[1]], 1)
@@ -130,7 +130,7 @@ class JointBlock(nn.Module):
 
         # Both streams look at each other.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
-        seen = self.self_attn(normed, call.rotations, call.key_mask, attention, call.one_way)
+        seen = self.self_attn(normed, call, attention)
         video = attend_v.add(video, seen.video)
         text = attend_t.add(text, seen.text)
 

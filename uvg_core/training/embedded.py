@@ -4,8 +4,8 @@
 
 Seven parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), the three stages of training and two
 longer refinements after them, with the configurations in ``configs/worlds/``. A part that is there is used, one that
-was cut off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into
-its metadata.
+was cut off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py``
+measured into its metadata.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quality import digest
 
 from uvg_core.config import CheckpointConfig
 from uvg_core.files import write_text
@@ -154,6 +155,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.parent.mkdir(exist_ok=True)
+    budget = {"steps": STEPS, "batch": BATCH, "clips": args.clips, "sampler_steps": SAMPLER_STEPS}
+    budget["generator_sha256"] = digest(args.workdir / "generate" / "model.safetensors")
+    known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else budget
+    if any(known.get(name) != value for name, value in budget.items()):
+        parser.error(f"{args.out} has arms of another budget or generator: choose another --out, or remove it")
     for seed in args.seeds:
         for name in args.arms:
             known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
@@ -161,7 +167,7 @@ def main() -> None:
                 continue
             answers = run_arm(name, seed, args.workdir, args.clips)
             known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-            known |= {"steps": STEPS, "batch": BATCH, "clips": args.clips, "sampler_steps": SAMPLER_STEPS}
+            known |= budget
             known.setdefault("arms", {}).setdefault(name, {})[str(seed)] = answers
             write_text(args.out, json.dumps(known, indent=1) + "\n")
             means = {key: value["mean"] for key, value in answers.items() if isinstance(value, dict)}

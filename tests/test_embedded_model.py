@@ -84,6 +84,9 @@ def test_the_file_is_one_comfyui_all_in_one(pipe: Pipeline) -> None:
     ):  # fmt: skip
         assert needed in keys
     assert '"num_heads"' in metadata["config"]
+    assert {"data", "recipe", "seed", "generate", "recall", "refine", "right_percent"} <= set(pipe.config.card)
+    assert pipe.config.card["vae_psnr"] >= 32
+    assert pipe.config.card["vae_psnr_boxes"] >= 24
     report = str(inspect_checkpoint(EMBEDDED_MODEL))
     assert "uniform" in report
     assert "normalised" in report

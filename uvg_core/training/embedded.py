@@ -193,7 +193,9 @@ def main() -> None:
             return
     if args.out is not None:
         measured: dict[str, Any] = measure_vae(args.workdir, say)
-        if args.numbers is not None:
+        if args.numbers is None:
+            say("no --numbers: the file will not say how good the model is")
+        else:
             measured["right_percent"] = summary(json.loads(args.numbers.read_text("utf-8")))
         export(model, args.out, measured)
         say(f"written: {args.out}")

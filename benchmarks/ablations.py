@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quality import digest
 
 from uvg_core.config import CheckpointConfig
 from uvg_core.files import write_text
@@ -35,7 +36,7 @@ from uvg_core.training.shards import Shards
 from uvg_core.training.trainer import Trainer
 
 NUMBERS = Path(__file__).parent / "numbers" / "ablations.json"
-STEPS, BATCH = 900, 48
+STEPS, BATCH = 600, 48
 SAMPLER_STEPS = 12
 MIXED = {"text_to_video": 0.4, "video_to_text": 0.3, "joint": 0.3}
 
@@ -112,7 +113,8 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
                 "device": "cpu",
                 "jobs": arm.jobs,
                 "dropout": arm.dropout,
-                "video_times": {"kind": "shifted", "uniform_share": 0.5},
+                "video_times": {"kind": "logit_normal", "mean": 0.4, "uniform_share": 0.3},
+                "loss": {"text": 0.5},
                 "optimizer": {"kind": "muon", "rate": 1e-3, "muon_rate": 0.01, "warmup": 50, "ema": 0.99},
                 "keep": {"checkpoint_every": 0, "log_every": 50, "checkpoints": 1},
                 **(arm.more if fresh == "fresh" else {}),
@@ -153,6 +155,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.parent.mkdir(exist_ok=True)
+    budget = {"steps": STEPS, "batch": BATCH, "clips": args.clips, "sampler_steps": SAMPLER_STEPS}
+    budget["generator_sha256"] = digest(args.workdir / "generate" / "model.safetensors")
+    known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else budget
+    if any(known.get(name) != value for name, value in budget.items()):
+        parser.error(f"{args.out} has arms of another budget or generator: choose another --out, or remove it")
     for seed in args.seeds:
         for name in args.arms:
             known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
@@ -160,7 +167,7 @@ def main() -> None:
                 continue
             answers = run_arm(name, seed, args.workdir, args.clips)
             known = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-            known |= {"steps": STEPS, "batch": BATCH, "clips": args.clips, "sampler_steps": SAMPLER_STEPS}
+            known |= budget
             known.setdefault("arms", {}).setdefault(name, {})[str(seed)] = answers
             write_text(args.out, json.dumps(known, indent=1) + "\n")
             means = {key: value["mean"] for key, value in answers.items() if isinstance(value, dict)}

@@ -2,7 +2,8 @@
 
     python benchmarks/quality.py MODEL.safetensors --name final [--clips 512] [--only understanding generation ...]
 
-Questions: ``detector`` (does it read rendered and reconstructed clips right), ``understanding`` (video to text),
+Questions: ``detector`` (does it read rendered and reconstructed clips right), ``vae`` (how well clips come back, in
+dB), ``understanding`` (video to text),
 ``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
 ``ranking``, ``steps`` (each job at 4 to 64 steps), ``stable`` (captions that stop when their words stand still).
 Seeds are fixed: the same machine gives the same numbers again.
@@ -22,11 +23,12 @@ from uvg_core.files import write_text
 from uvg_core.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
 from uvg_core.training.measure import Exam
+from uvg_core.training.vae import reconstruction
 
 NUMBERS = Path(__file__).parent / "numbers"
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
-QUESTIONS = ("detector", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable")
+QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable")
 
 
 def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
@@ -36,6 +38,10 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
             "rendered": exam.read(exam.pixels, exam.worlds).to_json(),
             "reconstructed": exam.read(exam.decode(exam.latents), exam.worlds).to_json(),
         }
+    if question == "vae":
+        with exam.pipe.parts.using("vae") as vae:
+            found = reconstruction(vae, side=exam.run.height, frames=exam.run.frames, clips=len(exam.latents))
+        return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
     if question == "understanding":
         return exam.video_to_text().to_json()
     if question == "generation":
@@ -50,22 +56,22 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
         return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
     if question == "stable":
         return {str(wanted): stable(exam, wanted) for wanted in STABLE}
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     jobs: dict[str, Callable[[int], Any]] = {
         "understanding": lambda steps: exam.video_to_text(steps).to_json(),
         "generation": lambda steps: exam.text_to_video(steps).to_json(),
         "joint": lambda steps: exam.joint(steps)[0].to_json(),
     }
     for name, job in jobs.items():
-        found[name] = {str(steps): job(steps) for steps in STEPS}
-    return found
+        answers[name] = {str(steps): job(steps) for steps in STEPS}
+    return answers
 
 
-def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
+def stable(exam: Exam, wanted: int) -> dict[str, Any]:
     """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
     taken, texts = 0, []
     with exam.pipe.network() as model:
-        for index in range(clips):
+        for index in range(len(exam.latents)):
             steps: list[int] = []
             ids = video_to_text(
                 model,
@@ -79,7 +85,7 @@ def stable(exam: Exam, wanted: int, clips: int = 128) -> dict[str, Any]:
             )
             taken += len(steps)
             texts.append(exam.pipe.tokenizer.text(ids[0]))
-    return {"steps": taken / clips, "of": exam.run.text_steps, **exam.told(texts).to_json()}
+    return {"steps": taken / len(texts), "of": exam.run.text_steps, **exam.told(texts).to_json()}
 
 
 def digest(model: Path) -> str:
@@ -108,7 +114,7 @@ def main() -> None:
     for objects in args.objects:
         exam = Exam(pipe, clips=args.clips, objects=objects)
         for question in args.only:
-            if question in ("steps", "stable") and objects == 2:
+            if question in ("vae", "steps", "stable") and objects == 2:
                 continue
             started = time.perf_counter()
             answer = ask(exam, question, args.clips)

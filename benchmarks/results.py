@@ -22,6 +22,24 @@ NUMBERS, DOCS = ROOT / "benchmarks" / "numbers", ROOT / "docs"
 ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of values
 POINTS = 120  # of a thinned curve
+TARGETS = {"understanding": 0.97, "generation": 0.93, "joint": 0.93, "ranking": 0.97}  # one object
+TARGETS_DB = {"whole": 32.0, "boxes": 24.0}
+LABELS = {
+    "understanding": "video to text",
+    "generation": "text to video",
+    "joint": "joint agreement",
+    "ranking": "ranking",
+}
+CLAIMS = {  # what is to be better than which arm
+    "starting from the generator, not from random weights": "scratch",
+    "Knowledge Recall before refinement": "no recall",
+    "dropping the prompt from video to text": "no dropout",
+    "a feed-forward expert for each stream": "one expert",
+    "discrete flow from uniform words, not from masks": "mask",
+    "discrete flow, not the embedding flow": "embedding",
+    "both jobs at once, against a specialist that only captions": "captioner",
+    "both jobs at once, against a specialist that only generates": "generator",
+}
 
 Numbers = dict[str, Any]
 
@@ -103,6 +121,83 @@ def about_quality(name: str, title: str) -> str:
                 f"{ranking['trials']} clips."
             )
     return "\n\n".join(parts)
+
+
+def share_of(question: str, answers: Numbers) -> float:
+    """The one number of a question's answer."""
+    found = answers["agreement"] if question == "joint" and "agreement" in answers else answers
+    return float(found["share"] if question == "ranking" else found["mean"])
+
+
+def about_targets() -> str:
+    """What was aimed at, and what was reached."""
+    found = read("quality_final").get("objects_1", {})
+    rows = []
+    for question, wanted in TARGETS.items():
+        if question in found:
+            share = share_of(question, found[question])
+            rows.append([LABELS[question], f"{percent(wanted)} %", f"{percent(share)} %", reached(share, wanted)])
+    for name, label in (("whole", "VAE, whole clip"), ("boxes", "VAE, inside the objects' boxes")):
+        if "vae" in found:
+            value = found["vae"][name]
+            rows.append([label, f"{TARGETS_DB[name]:.0f} dB", f"{value:.1f} dB", reached(value, TARGETS_DB[name])])
+    return table(["one object, held-out combinations", "target", "measured", ""], rows) if rows else ""
+
+
+def reached(value: float, wanted: float) -> str:
+    return "reached" if value >= wanted else "**not reached**"
+
+
+def about_generator() -> str:
+    """Text to video with an empty text stream, from stage to stage."""
+    rows = []
+    for name, label in (
+        ("generate", "before stage 1"),
+        ("recall", "after stage 1"),
+        ("refine", "after stage 2 as long as the paper's order asks for it"),
+        ("final", "the shipped model"),
+    ):
+        for objects in (1, 2):
+            found = read(f"quality_{name}").get(f"objects_{objects}", {})
+            if "plain" in found:
+                rows.append((f"{label}, {objects} object{'s' * (objects == 2)}", found["plain"]))
+    return attribute_table(rows) if rows else ""
+
+
+def about_claims() -> str:
+    """Differences between the unified model and every other arm, seed by seed."""
+    arms = read("ablations").get("arms", {})
+    unified, rows = arms.get("unified", {}), []
+    for claim, arm in CLAIMS.items():
+        cells = []
+        for question in ("understanding", "generation", "joint"):
+            other = arms.get(arm, {})
+            seeds = [s for s in unified if s in other and question in other[s] and question in unified[s]]
+            differences = [unified[s][question]["mean"] - other[s][question]["mean"] for s in seeds]
+            cells.append(verdict(differences) if differences else "–")
+        if any(cell != "–" for cell in cells):
+            rows.append([claim, *cells])
+    return table(["", *(LABELS[name] for name in ("understanding", "generation", "joint"))], rows) if rows else ""
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """Points by which one arm is ahead, and whether that could be chance."""
+    if len(differences) < 2:
+        return f"{100 * differences[0]:+.1f}, one seed"
+    middle = mean(differences)
+    half = STUDENT_T[len(differences)] * stdev(differences) / math.sqrt(len(differences))
+    word = "no difference shown" if abs(middle) <= half else "better" if middle > 0 else "**worse**"
+    return f"{100 * middle:+.1f} ± {100 * half:.1f}: {word}"
+
+
+def about_steps() -> str:
+    """The plot's numbers."""
+    found = read("quality_final").get("objects_1", {}).get("steps")
+    if not found:
+        return ""
+    counts = sorted(map(int, found["understanding"]))
+    rows = [[LABELS[name], *(percent(found[name][str(n)]["mean"]) for n in counts)] for name in found]
+    return table(["steps", *map(str, counts)], rows)
 
 
 def about_ablations() -> str:
@@ -203,11 +298,16 @@ def main() -> None:
         thin_curves(args.curves)
     text = (Path(__file__).parent / "results.template.md").read_text("utf-8")
     parts = {
+        "targets": about_targets(),
         "final": about_quality("final", "The shipped model"),
-        "generator": about_quality("generate", "The generator, before stage 1"),
+        "generator": about_generator(),
         "recall": about_quality("recall", "After stage 1"),
+        "refine": about_quality("refine", "After the first run of stage 2"),
         "ablations": about_ablations(),
-        "steps": "![steps against quality](results_steps.svg)" if draw_steps(DOCS / "results_steps.svg") else "",
+        "claims": about_claims(),
+        "steps": f"{about_steps()}\n\n![steps against quality](results_steps.svg)"
+        if draw_steps(DOCS / "results_steps.svg")
+        else "",
         "curves": "![loss curves](results_curves.svg)" if draw_curves(DOCS / "results_curves.svg") else "",
     }
     for name, part in parts.items():

@@ -185,8 +185,8 @@ def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
     def attend_patched(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
         out = attend(q, k, v, heads, mask)
         for patch in after_attention:
-            split = (*q.shape[:2], heads, q.shape[-1] // heads)
-            out = patch({"x": out, "q": q.view(split), "k": k.view(split), "transformer_options": options})
+            seen = {"q": q.unflatten(-1, (heads, -1)), "k": k.unflatten(-1, (heads, -1))}
+            out = patch({"x": out, **seen, "transformer_options": options})
         return out
 
     def around(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
@@ -221,8 +221,8 @@ def _replaced(patch: Any, run: Callable[[Call], Streams], call: Call, options: d
 
     def original(args: dict[str, Any]) -> dict[str, Any]:
         x = Streams(args["img"], args.get("uvg_text", call.x.text))
-        context = args.get("txt", call.context)
-        out = run(Call(x, Streams(args.get("vec", call.e.video), call.e.text), call.rotations, context, call.key_mask))
+        e = Streams(args.get("vec", call.e.video), call.e.text)
+        out = run(call._replace(x=x, e=e, context=args.get("txt", call.context)))
         return {"img": out.video, "uvg_text": out.text}
 
     args = {

@@ -163,7 +163,7 @@ class Captioning:
                 min=-1.0,
                 max=10.0,
                 step=0.05,
-                tooltip="0 always takes the likeliest word; -1: what the checkpoint recommends.",
+                tooltip="0 always takes the likeliest word; below 0: what the checkpoint recommends.",
             ),
             io.Float.Input("top_p", default=1.0, min=0.01, max=1.0, step=0.01),
             io.Int.Input(

@@ -155,9 +155,10 @@ class ConnectedClips:
 
     def item(self, index: int) -> Item:
         run = self.run
-        pixels, _ = read(
+        pixels, note = read(
             self.videos[index], frames=run.frames, height=run.height, width=run.width, fps=run.fps, at_most=False
         )
+        log.info("%s", note)  # retimed, resized, cropped: said where the clip is read
         return Item(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
     def require_usable(

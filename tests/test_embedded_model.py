@@ -36,7 +36,8 @@ def exam(pipe: Pipeline) -> Exam:
 
 def test_captions_name_what_is_seen(exam: Exam) -> None:
     found = exam.video_to_text()
-    assert min(found.share(name) for name in ("colour", "background")) > 0.5, found
+    assert found.mean > 0.9, found
+    assert found.share("exact") > 0.6, found
 
 
 def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, exam: Exam) -> None:
@@ -47,22 +48,29 @@ def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, exam:
 
 def test_clips_show_what_is_asked_for(exam: Exam) -> None:
     found = exam.text_to_video()
-    assert min(found.share(name) for name in ("colour", "background")) > 0.5, found
+    assert found.mean > 0.88, found
+    assert found.share("alone") > 0.9, found
 
 
 def test_joint_clips_and_captions_agree(exam: Exam) -> None:
-    agreement, _ = exam.joint()
-    assert min(agreement.share(name) for name in ("colour", "background")) > 0.5, agreement
+    agreement, followed = exam.joint()
+    assert agreement.mean > 0.85, agreement
+    assert followed.mean > 0.85, followed
+
+
+def test_ranking_finds_the_true_caption(exam: Exam) -> None:
+    hits, clips = exam.ranking()
+    assert hits > 0.85 * clips
 
 
 def test_ranking_finds_the_true_colour(pipe: Pipeline) -> None:
     hits = 0
     for seed, colour in enumerate(COLOURS):
         clip = one_world(kind="square", colour=colour, motion="moves up", background="black", seed=seed)
-        texts = [f"a large {other} square moves up on a black background" for other in COLOURS]
+        texts = [f"a large {other} square moves up quickly on a black background" for other in COLOURS]
         scores = pipe.rank(pipe.encode_clip(clip), texts, samples=4)
         hits += list(COLOURS)[int(scores.argmax())] == colour
-    assert hits > len(COLOURS) / 2
+    assert hits >= len(COLOURS) - 1
 
 
 def test_the_file_is_one_comfyui_all_in_one(pipe: Pipeline) -> None:
@@ -76,6 +84,9 @@ def test_the_file_is_one_comfyui_all_in_one(pipe: Pipeline) -> None:
     ):  # fmt: skip
         assert needed in keys
     assert '"num_heads"' in metadata["config"]
+    assert {"data", "recipe", "seed", "generate", "recall", "refine", "right_percent"} <= set(pipe.config.card)
+    assert pipe.config.card["vae_psnr"] >= 32
+    assert pipe.config.card["vae_psnr_boxes"] >= 24
     report = str(inspect_checkpoint(EMBEDDED_MODEL))
     assert "uniform" in report
     assert "normalised" in report

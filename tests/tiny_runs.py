@@ -101,6 +101,9 @@ def make_config(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def make_trainer(config: TrainConfig, data: Shards, **more: Any) -> Trainer:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # it keeps the precision of the first run in a process, and refuses another
     model = starting_network(config, vocab_size=WORDS, dtype=torch.float32)
     facts = CheckpointConfig(model.config, RUN)
     return Trainer(config, model, data, facts, make_accelerator(config), **{"say": lambda _: None, **more})

@@ -312,7 +312,9 @@ def _arguments() -> argparse.ArgumentParser:
         group.add_argument(name, type=COUNT if name == "--frames" else PIXELS)
     group = text.add_argument_group("text")
     group.add_argument(
-        "--temperature", type=_number(float, 0), help="0 always takes the most likely token (default: the checkpoint's)"
+        "--temperature",
+        type=_number(float, 0),
+        help="0 always takes the most likely token (default: the checkpoint's for captions, 1 for joint)",
     )
     group.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0)
     group.add_argument("--length", dest="text_length", type=_number(int, 1, 4096), help="tokens of the text stream")

@@ -7,6 +7,7 @@ that the ``transformer`` section of a file's metadata can be merged into what Co
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -153,8 +154,7 @@ class RunConfig:
 
     The defaults are the released model's recipe. ``context_length`` rows of the prompt condition, ``text_length``
     tokens in the text stream, ``fps`` frames a second; ``text_temperature`` is that of captions, 0 for the likeliest
-    words. Raises UniViGUError, naming the entry, for values of another
-    type or out of range.
+    words. Raises UniViGUError, naming the entry, for values of another type or out of range.
     """
 
     height: int = 480
@@ -191,7 +191,7 @@ class RunConfig:
         _require_whole(self, 0, _MOST_TOKENS - 1, "pad_token", "eos_token")
         _require_number(self, "shift", 0, sys.float_info.max, "a finite number above 0")
         _require_number(self, "guidance_scale", None, sys.float_info.max, "a finite number")
-        _require_number(self, "text_temperature", -sys.float_info.min, 100, "a number from 0 to 100")
+        _require_number(self, "text_temperature", -math.ulp(0.0), 100, "a number from 0 to 100")
 
 
 @dataclass(frozen=True)

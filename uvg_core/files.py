@@ -23,6 +23,14 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def flushed(*paths: Path) -> None:
+    """Wait until files are on the disk: a rename that is there before its data would be a whole file after a power
+    cut, with nothing in it."""
+    for path in paths:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place on success, remove it on any failure.
@@ -35,6 +43,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
     try:
         yield temporary
+        flushed(temporary)
         os.replace(temporary, final)
     except OSError as error:
         raise UniViGUError(

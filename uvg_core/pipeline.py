@@ -29,7 +29,8 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a run; None takes the checkpoint's own recipe."""
+    """Settings of a run; None takes the checkpoint's own recipe (whose ``text_temperature`` is that of captions; joint
+    runs take 1)."""
 
     steps: int | None = None
     shift: float | None = None

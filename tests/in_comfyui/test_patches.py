@@ -23,6 +23,13 @@ def test_patches_reach_joint_runs(inside: Inside) -> None:
         assert shape == [1, 4], name
 
 
+def test_patches_keep_to_who_sees_whom(inside: Inside) -> None:
+    found = inside.call("patches", "reading_under_patches")
+    assert found["rule"] == "one_way"
+    assert found["same block"] == found["bare"]
+    assert found["weaker attention"] != found["bare"]
+
+
 def test_skip_layer_guidance_leaves_the_text_alone(inside: Inside) -> None:
     found = inside.call("patches", "skip_layer_text")
     assert found["words"] == 0

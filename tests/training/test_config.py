@@ -162,7 +162,9 @@ VALUES: list[tuple[str, Any, str]] = [
         for value in (-0.1, 1.1, float("nan"))
     ),
     *((name, "other", "expected one of") for name in ("stage", "trains", "text_half", "precision")),
-    *((name, "other", "expected one of") for name in ("text_flow", "source")),
+    *((name, "other", "expected one of") for name in ("text_flow", "source", "v2t_attention")),
+    *(("kappa_exponent", value, "0.01 to 100") for value in (0, -1.0, float("nan"), float("inf"))),
+    *(("optimizer.horizon", value, "number of steps") for value in (-1,)),
     ("seed", -1, "0 or more"),
     ("seed", HUGE, "0 or more"),
     ("embedding_std", 0, "above 0"),

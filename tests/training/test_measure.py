@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,6 +204,15 @@ def test_saying_more_than_there_is_is_wrong() -> None:
     ):
         for tally in (scores(1, [wrong], [ONE]), scores(1, [ONE], [wrong])):
             assert tally.hits == {**dict.fromkeys((*ATTRIBUTES, "whole"), 0), "background": 1}
+
+
+def test_a_speed_that_is_left_out_is_wrong_where_something_moves() -> None:
+    unsaid = read_caption("a small red circle moves left on a navy background")
+    for tally in (scores(1, [unsaid], [ONE]), scores(1, [ONE], [unsaid])):
+        assert (tally.hits["speed"], tally.trials["speed"], tally.hits["motion"], tally.hits["whole"]) == (0, 1, 1, 0)
+    still = replace(ONE, things=(replace(CIRCLE, motion="stays still", speed=None),))
+    assert scores(1, [still], [still]).trials["speed"] == 0
+    assert scores(1, [unsaid], [still]).hits["speed"] == 0
 
 
 def test_only_the_very_sentence_is_exact() -> None:

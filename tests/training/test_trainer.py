@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,9 +20,12 @@ from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_tra
 
 from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
+from uvg_core.config import CheckpointConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.training import keeping
-from uvg_core.training.network import LORA_PREFIX, is_text_half
+from uvg_core.training.network import LORA_PREFIX, is_text_half, starting_network
+from uvg_core.training.run import make_accelerator
+from uvg_core.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -75,17 +79,44 @@ def test_generalised_kl_trains(folder: Path) -> None:
     assert sum(values[-10:]) < sum(values[:10])
 
 
-def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(folder: Path) -> None:
+WAYS: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "muon in bf16": {"precision": "bf16", "optimizer": {"kind": "muon", "warmup": 2, "ema": 0.9}},
+    "text alone": {"trains": "text"},
+    "a LoRA that drops out": {"trains": "lora", "lora": {"dropout": 0.2}},
+    "embedding flow": {"text_half": "fresh", "text_flow": "embedding"},
+    "accumulated": {"batch": 2, "accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(folder: Path, way: str) -> None:
+    if "LoRA" in way:
+        pytest.importorskip("peft")
     data = make_shards(folder / "cache")
-    whole = make_config(folder, out=str(folder / "whole"))
-    make_trainer(whole, data).run()
-    parts = make_config(folder, out=str(folder / "parts"))
+    whole = make_config(folder, out=str(folder / "whole"), **WAYS[way])
+    finished = make_trainer(whole, data).run()
+    parts = make_config(folder, out=str(folder / "parts"), **WAYS[way])
     first = make_trainer(parts, data, watch=Stop(3)).run()
     assert (first.step, first.finished) == (3, False)
-    assert make_trainer(parts, data).run(resume=True).finished
+    last = make_trainer(parts, data).run(resume=True)
+    assert last.finished
     assert same(curve(folder / "whole"), curve(folder / "parts"))
-    ours, theirs = (open_weights(folder / name / "model.safetensors") for name in ("parts", "whole"))
+    assert last.file is not None
+    assert finished.file is not None
+    ours, theirs = open_weights(last.file), open_weights(finished.file)
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in theirs.tensors)
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 1), (1, 4)), ((1, 4), (4, 1))])
+def test_a_step_may_be_split_anew_at_resume(folder: Path, before: tuple[int, int], after: tuple[int, int]) -> None:
+    """A step stays a step: the checkpoint at 3 is not a whole number of batches of the new split."""
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "whole")), data).run()
+    first, second = (make_config(folder, batch=batch, accumulate=parts) for batch, parts in (before, after))
+    make_trainer(first, data, watch=Stop(3)).run()
+    assert make_trainer(second, data).run(resume=True).finished
+    assert same(curve(folder / "whole"), curve(folder / "run"), within=2e-4)
 
 
 def test_killed_between_checkpoints_it_repeats_the_lost_steps(folder: Path) -> None:
@@ -120,7 +151,30 @@ def test_a_run_may_choose_that_a_clean_video_does_not_see_the_text(folder: Path)
     assert read_config(outcome.file).model.v2t_attention == "one_way"
 
 
-def test_checkpointing_and_compilation_do_not_change_the_curve(folder: Path) -> None:
+def test_a_run_may_choose_when_words_form(folder: Path) -> None:
+    config = make_config(folder, kappa_exponent=2.0, steps=1)
+    outcome = make_trainer(config, make_shards(folder / "cache")).run()
+    assert outcome.file is not None
+    written = read_config(outcome.file)
+    assert (read_config(config.model).model.kappa_exponent, written.model.kappa_exponent) == (1.0, 2.0)
+    assert written.card["recall"]["kappa_exponent"] == 2.0
+
+
+@pytest.mark.parametrize(("rule", "value"), [("v2t_attention", "one_way"), ("kappa_exponent", 2.0)])
+def test_a_lora_cannot_change_what_it_cannot_carry(folder: Path, rule: str, value: Any) -> None:
+    with pytest.raises(UniViGUError, match=f"{rule} is {value}.*a LoRA cannot carry it"):
+        make_trainer(make_config(folder, trains="lora", **{rule: value}), make_shards(folder / "cache"))
+
+
+@pytest.mark.slow
+def test_compilation_does_not_change_the_curve(folder: Path) -> None:
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder, out=str(folder / "plain")), data).run()
+    make_trainer(make_config(folder, out=str(folder / "compiled"), compiled=True), data).run()
+    assert same(curve(folder / "plain"), curve(folder / "compiled"), within=1e-4)
+
+
+def test_checkpointing_does_not_change_the_curve(folder: Path) -> None:
     data = make_shards(folder / "cache")
     make_trainer(make_config(folder, out=str(folder / "plain")), data).run()
     make_trainer(make_config(folder, out=str(folder / "thrifty"), checkpointing=True), data).run()
@@ -274,6 +328,41 @@ def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folde
         assert all(weights.read(name).isfinite().all() for name in weights.tensors)
 
 
+def test_after_a_broken_step_the_run_goes_on_as_its_message_says(folder: Path) -> None:
+    """With another rate, and with the clip put right."""
+    data = make_shards(folder / "cache")
+    make_trainer(make_config(folder), data, watch=Stop(3)).run()
+    calmer = make_config(folder, optimizer={"rate": 1e-5, "warmup": 2, "ema": 0.9}, precision="bf16")
+    repaired = make_shards(folder / "other", count=11)
+    told: list[str] = []
+    assert make_trainer(calmer, repaired, say=told.append).run(resume=True, accept_changes=True).finished
+    assert "optimizer.rate: 0.001 -> 1e-05" in "".join(told)
+    assert "precision: fp32 -> bf16" in "".join(told)
+    assert "clips, their texts" in "".join(told)
+    assert max(entry["rate"] for entry in curve(folder / "run")[3:]) <= 1e-5
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named(folder: Path, file: str) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    make_trainer(config, data, watch=Stop(4)).run()
+    last = keeping.newest(folder / "run")
+    assert last is not None
+    (last / file).write_bytes((last / file).read_bytes()[:40])
+    with pytest.raises(UniViGUError, match=r"step_00000004: cannot be read .* takes the one before"):
+        make_trainer(config, data).run(resume=True)
+    shutil.rmtree(last)
+    assert make_trainer(config, data).run(resume=True).finished
+
+
+def test_texts_that_do_not_fit_the_text_stream_are_refused_before_the_first_step(folder: Path) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    model = starting_network(config, vocab_size=WORDS, dtype=torch.float32)
+    facts = CheckpointConfig(model.config, replace(RUN, text_length=2))
+    with pytest.raises(UniViGUError, match="longest prompt has 3 tokens, the model's text stream 2"):
+        Trainer(config, model, data, facts, make_accelerator(config))
+
+
 def test_another_configuration_at_resume_is_refused_by_name(folder: Path) -> None:
     data = make_shards(folder / "cache")
     make_trainer(make_config(folder), data, watch=Stop(2)).run()
@@ -300,8 +389,6 @@ def test_refine_needs_detailed_captions(folder: Path) -> None:
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
-    from uvg_core.training.network import starting_network
-
     config = make_config(folder)
     with pytest.raises(UniViGUError, match=f"knows {WORDS} tokens, the tokenizer has {WORDS + 1}"):
         starting_network(config, vocab_size=WORDS + 1)
@@ -314,8 +401,6 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
 
 
 def test_a_fresh_text_half_starts_from_the_videos_weights(folder: Path) -> None:
-    from uvg_core.training.network import starting_network
-
     kept = starting_network(make_config(folder), vocab_size=WORDS)
     fresh = starting_network(make_config(folder, text_half="fresh"), vocab_size=WORDS)
     assert torch.equal(fresh.blocks[0].ffn_t[0].weight, kept.blocks[0].ffn[0].weight)
@@ -339,4 +424,18 @@ def test_samples_of_all_three_jobs_are_kept(folder: Path) -> None:
     assert f"video_to_text: {RUN.text_length} words" in told
     assert f"joint: {RUN.text_length} words" in told
     assert (folder / "run" / "samples" / "step_00000006.png").stat().st_size > 0
-    assert list((folder / "run" / "tensorboard").glob("events*")) or "tensorboard" not in sys.modules
+
+
+def test_tensorboard_shows_losses_by_stream_and_noise_and_the_samples(folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(folder, batch=16, keep={"sample_every": 3, "log_every": 2})
+    make_trainer(config, make_shards(folder / "cache"), tokens_to_text=lambda ids: f"{len(ids)} words").run()
+    board = EventAccumulator(str(folder / "run" / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    quarters = ("0.00", "0.25", "0.50", "0.75")
+    assert {"all/loss", "all/video", "all/text", *(f"video/sigma_{q}" for q in quarters)} <= set(tags["scalars"])
+    assert {f"text/sigma_{q}" for q in quarters} <= set(tags["scalars"]), tags["scalars"]
+    assert tags["tensors"], tags

@@ -86,6 +86,7 @@ def init_from_wan(
     text_flow: str = "discrete",
     source: str = "uniform",
     seed: int = 0,
+    embedding_std: float = EMBEDDING_STD,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     num_heads: int | None = None,
@@ -95,7 +96,7 @@ def init_from_wan(
     """The starting point of training: a Wan2.1 text-to-video base with a text stream that has learnt nothing yet.
 
     ``ffn_t``, the text clock and the text head's table are copies of the video ones, the text head's linear is zero,
-    the token embedding normal with std 0.02 from ``seed``. Without text the network is the base, bit for bit.
+    the token embedding normal with ``embedding_std`` from ``seed``. Without text the network is the base, bit for bit.
 
     Args:
         path: the base in original or ComfyUI naming, or diffusers' (a file, its sharded folder, or the model's root).
@@ -130,7 +131,7 @@ def init_from_wan(
         if origin is not None:
             value = read_native(weights, network, origin)
         elif name == "token_embedding.weight":
-            value = torch.empty(like.shape).normal_(std=EMBEDDING_STD, generator=generator)
+            value = torch.empty(like.shape).normal_(std=embedding_std, generator=generator)
         else:
             value = torch.ones(like.shape) if name == "text_head.norm.weight" else torch.zeros(like.shape)
         return value.to(device=device, dtype=like.dtype)

@@ -99,7 +99,9 @@ class CheckpointReport:
                 ("text flow", known("text_flow")),
                 ("source", known("source")) if c.text_flow == "discrete" else ("source", "Gaussian noise"),
                 ("latent space", known("latent_space")),
+                ("v2t attention", known("v2t_attention")),
             ]
+            rows += [("kappa exponent", known("kappa_exponent"))] if c.text_flow == "discrete" else []
         return rows
 
 

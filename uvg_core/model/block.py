@@ -45,9 +45,10 @@ class Call(NamedTuple):
 
     ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
     both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
-    keys from both streams; ``[B,V+T,V+T]`` where rows differ in who sees whom. ``one_way``: the video of every row sees
-    itself alone, the text sees both. ``kept``: the block takes the video's part of its attention from there and leaves
-    the video alone (its stream is then empty), or fills it.
+    keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
+    ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
+    the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
+    or fills it.
     """
 
     x: Streams
@@ -56,6 +57,7 @@ class Call(NamedTuple):
     context: Tensor
     key_mask: Tensor | None
     one_way: bool = False
+    video_mask: Tensor | None = None
     kept: Kept | None = None
 
 
@@ -76,7 +78,7 @@ class AttentionLayer(nn.Module):
 
 class JointSelfAttention(AttentionLayer):
     """Attention over [video; text] with one set of weights and two rotary schemes; everybody sees everybody, or, where
-    the call is ``one_way``, the video itself alone."""
+    the call says so, the video less than the text does."""
 
     def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
         with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
@@ -92,8 +94,9 @@ class JointSelfAttention(AttentionLayer):
             return Streams(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), x.text)
         text = self._projected(x.text, call.rotations.text, "half")
         keys, values = torch.cat([k, text.k], 1), torch.cat([v, text.v], 1)
-        if call.one_way:
-            video = attention(q, k, v, self.heads, mask=None)
+        if call.one_way or call.video_mask is not None:
+            seen = (k, v) if call.one_way else (keys, values)
+            video = attention(q, *seen, self.heads, mask=call.video_mask)
             words = attention(text.q, keys, values, self.heads, mask=call.key_mask)
         else:
             out = attention(torch.cat([q, text.q], 1), keys, values, self.heads, mask=call.key_mask)

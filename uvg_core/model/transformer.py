@@ -180,16 +180,16 @@ class UniViGU(nn.Module):
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
             hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
             key_mask = F.pad(hidden, (count, 0))[:, None]  # the video's keys come first and are all seen
-        one_way = cache is not None and not cache.reads_text
+        one_way, video_mask = cache is not None and not cache.reads_text, None
         if self.config.v2t_attention == "one_way" and text.shape[1] and not one_way and not alone:
-            one_way, key_mask = self._one_way(time_video == 0, key_mask, x)
+            one_way, video_mask = self._one_way(time_video == 0, key_mask, x)
 
         attention = hooks.attention or self.attention
         cross_attention = hooks.cross_attention or attention
         for index, block in enumerate(self.blocks):
             run = partial(block, attention=attention, cross_attention=cross_attention)
             kept = None if cache is None else Kept(cache, index, len(self.blocks))
-            call = Call(x, e, rotations, context, key_mask, one_way, kept)
+            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept)
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None
@@ -199,19 +199,18 @@ class UniViGU(nn.Module):
         return Prediction(velocity, self.text_head(x.text[rows], time_t[rows]))
 
     def _one_way(self, clean: Tensor, key_mask: Tensor | None, x: Streams) -> tuple[bool, Tensor | None]:
-        """Whether clean videos, of the rows ``clean`` ``[B]``, are all there is; else a mask that tells rows apart.
+        """Whether clean videos, of the rows ``clean`` ``[B]``, are all there is; else a mask ``[B,1,V+T]`` for the
+        video's queries, None where it is the text's.
 
         In training always a mask: which rows are clean is not known before the step."""
         if not self.training:
             if not bool(clean.any()):
-                return False, key_mask
+                return False, None
             if bool(clean.all()):
-                return True, key_mask
-        count = x.video.shape[1]
-        queries = torch.arange(count + x.text.shape[1], device=clean.device) < count
-        blind = clean[:, None, None] & queries[:, None] & ~queries
-        hidden = torch.zeros(blind.shape, dtype=x.video.dtype, device=clean.device)
-        hidden = hidden.masked_fill(blind, torch.finfo(x.video.dtype).min)
+                return True, None
+        lowest = torch.finfo(x.video.dtype).min
+        hidden = torch.zeros(clean.shape[0], 1, x.text.shape[1], dtype=x.video.dtype, device=clean.device)
+        hidden = F.pad(hidden.masked_fill(clean[:, None, None], lowest), (x.video.shape[1], 0))
         return False, hidden if key_mask is None else torch.minimum(hidden, key_mask)
 
     def video_cache(self, **settings: Any) -> VideoCache | None:

@@ -235,9 +235,9 @@ class TrainConfig:
         trains: ``all`` | ``text`` (the text expert, token embedding, text head and text clock: the generator stays bit
             for bit) | ``lora``. text_half: ``keep`` | ``fresh`` (start the text half as copies of the video's, as from
             a Wan base). text_flow, source: of a text half that starts fresh; None keeps the checkpoint's.
-        v2t_attention: ``joint`` | ``one_way`` (a clean video does not see the text, which makes captioning many times
-            cheaper, see ``ModelConfig``); kappa_exponent: of the discrete path, above 1 lets words form later, when the
-            video beside them can be read. None keeps the checkpoint's.
+        v2t_attention: ``joint`` | ``one_way`` (a clean video does not see the text: what captioning makes of it is the
+            same at every step, see ``ModelConfig``); kappa_exponent: of the discrete path, above 1 lets words form
+            later, when the video beside them can be read. None keeps the checkpoint's.
         steps: optimizer steps. batch: clips a step on one process, times ``accumulate``, times the processes.
         detail_share: how often the detailed caption stands in for the prompt where a job is told what to show (and, in
             recall, as the target too). empty_text: how often text-to-video gets an empty text stream, which keeps the

@@ -102,17 +102,21 @@ def _require_clip(pixels: Tensor) -> Tensor:
 def score(said: World, seen: World | None, index: int = 0) -> dict[str, bool | None]:
     """Whether every attribute of object ``index`` of the world that was asked for is seen, by name.
 
-    ``speed`` is None, not scored, where the object that was asked for stays still. Of two objects, those seen are
-    matched with those asked for so that most attributes agree, colours first: one wrong colour must not swap the two.
+    ``speed`` is None, not scored, where the object that was asked for stays still; where it moves and no speed was
+    said, the speed is wrong. Of two objects, those seen are matched with those asked for so that most attributes agree,
+    colours first: one wrong colour must not swap the two.
     A background counts whenever anything is seen; every other attribute of a missing object is wrong."""
     wanted = said.attributes(index)
     found: dict[str, str | None] = {}
     if seen is not None:
         partner = _partner(said, seen, index)
         found = {"background": seen.background} if partner is None else seen.attributes(partner)
-    return {
-        name: None if name == "speed" and word is None else found.get(name) == word for name, word in wanted.items()
+    scores: dict[str, bool | None] = {
+        name: word is not None and found.get(name) == word for name, word in wanted.items()
     }
+    if said.things[index].motion == "stays still":
+        scores["speed"] = None
+    return scores
 
 
 def _partner(said: World, seen: World, index: int) -> int | None:

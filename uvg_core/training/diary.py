@@ -117,7 +117,13 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
     clips["text_to_video"] = text_to_video(model, text=tokens, context=context(states), **guided, **shared)
     if length is not None:
         shared["seed"] = step
-        texts["video_to_text"] = video_to_text(model, video=truth.latent[None].to(device), length=length, **shared)[0]
+        texts["video_to_text"] = video_to_text(
+            model,
+            video=truth.latent[None].to(device),
+            length=length,
+            temperature=1.0 if model.config.text_flow == "embedding" else run.text_temperature,
+            **shared,
+        )[0]
         both = joint(model, context=context(truth.prompt_states), length=length, **guided, **shared)
         clips["joint"], texts["joint"] = both.video, both.text[0]
     return Drawn(truth, clips, texts)

@@ -4,8 +4,8 @@
 
 Seven parts, each kept in WORKDIR: the VAE, the text encoder (both then frozen), the three stages of training and two
 longer refinements after them, with the configurations in ``configs/worlds/``. A part that is there is used, one that
-was cut off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into
-its metadata.
+was cut off goes on. The finished model is written in float16; ``--numbers`` puts what ``benchmarks/quality.py``
+measured into its metadata.
 """
 
 from __future__ import annotations
@@ -193,7 +193,9 @@ def main() -> None:
             return
     if args.out is not None:
         measured: dict[str, Any] = measure_vae(args.workdir, say)
-        if args.numbers is not None:
+        if args.numbers is None:
+            say("no --numbers: the file will not say how good the model is")
+        else:
             measured["right_percent"] = summary(json.loads(args.numbers.read_text("utf-8")))
         export(model, args.out, measured)
         say(f"written: {args.out}")

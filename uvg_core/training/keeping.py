@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UniViGUError
-from ..files import write_text
+from ..files import flushed, write_text
 from .config import TrainConfig, changed
 
 FOLDER = "checkpoints"
@@ -61,8 +62,15 @@ def read(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def require_startable(config: TrainConfig, global_batch: int, resume: bool, data: str | None = None) -> Path | None:
+def require_startable(
+    config: TrainConfig,
+    global_batch: int,
+    resume: bool,
+    data: str | None = None,
+    accept: Callable[[str], object] | None = None,
+) -> Path | None:
     """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
+    ``accept`` is told what has changed, and the run goes on all the same.
 
     Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
     data are touched (a run that is refused must not have thrown away another one's cache), and again with them."""
@@ -82,13 +90,29 @@ def require_startable(config: TrainConfig, global_batch: int, resume: bool, data
         differences.append(
             f"clips a step: {told['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
         )
-    if differences:
+    if differences and accept is not None:
+        accept(f"{last}: going on with other settings:\n  " + "\n  ".join(differences))
+    elif differences:
         raise UniViGUError(
             f"{last}: this run was started with other settings; going on would not be the same run. Changed:\n  "
             + "\n  ".join(differences)
-            + "\nPut them back, or start a new run in another out (model: may name a file of this one)"
+            + "\nPut them back, go on all the same with --accept-changes, or start a new run in another out"
         )
     return last
+
+
+def load(checkpoint: Path, accelerator: Any) -> None:
+    """Put the state of all processes back. Raises UniViGUError for a checkpoint that is damaged, or of another network
+    or optimizer."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # of four libraries, each with errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UniViGUError(
+            f"{checkpoint}: cannot be read ({reason}): it is damaged, or of another network or optimizer. Remove it, "
+            "and --resume takes the one before"
+        ) from error
+    accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many batches they had
 
 
 def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path | None:
@@ -107,6 +131,7 @@ def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_text(part / FACTS, json.dumps(told, indent=1))
+            flushed(*(path for path in part.rglob("*") if path.is_file()))
             shutil.rmtree(final, ignore_errors=True)
             part.replace(final)
             for old in steps_kept(out)[:-keep]:

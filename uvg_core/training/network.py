@@ -52,7 +52,13 @@ def starting_network(
     if find_network(weights).layout in WAN_LAYOUTS:
         chosen = {key: value for key, value in flows.items() if value is not None}
         model = init_from_wan(
-            config.model, vocab_size=vocab_size, seed=config.seed, dtype=dtype, attention=attention, **chosen
+            config.model,
+            vocab_size=vocab_size,
+            seed=config.seed,
+            embedding_std=config.embedding_std,
+            dtype=dtype,
+            attention=attention,
+            **chosen,
         )
     else:
         fresh = config.text_half == "fresh"
@@ -61,6 +67,13 @@ def starting_network(
             model = with_fresh_text(model, vocab_size, config)
         require_vocabulary(model.config, vocab_size, config.model)
     rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
+    for name, value in rules.items():
+        kept = getattr(model.config, name)
+        if config.trains == "lora" and value not in (None, kept):
+            raise UniViGUError(
+                f"{name} is {value}, and {config.model} runs with {kept}: a LoRA cannot carry it to where it is used. "
+                f"Leave {name} out, or train all or text"
+            )
     model.config = replace(model.config, **{name: value for name, value in rules.items() if value is not None})
     return model.train()
 

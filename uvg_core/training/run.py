@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,10 +25,10 @@ from .config import TrainConfig, load_config
 from .folder import TextLimits, survey
 from .network import require_peft, require_vocabulary, starting_facts, starting_network
 from .objective import plain_attention
-from .optimizers import require_bitsandbytes
+from .optimizers import require_bitsandbytes, require_muon
 from .shards import Encoders, Shards, build_shards, shard_clips
 from .sources import FolderSource, Source, WorldSource
-from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, require_whole_weights
+from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, is_sharded, require_whole_weights
 
 _WORLDS = re.compile(r"worlds:(\d+)")
 
@@ -39,12 +40,13 @@ def train(
     say: Say = print,
     progress: Report | None = None,
     watch: Watch | None = None,
+    accept_changes: bool = False,
 ) -> Outcome:
     """One run, from the data to the written file (see ``TrainConfig``).
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
-    _require_ready(config, accelerator, resume)
+    _require_ready(config, accelerator, resume, accept_changes)
     facts = starting_facts(config)
     parts = Parts(
         config.model,
@@ -64,7 +66,9 @@ def train(
         config,
         vocab_size=parts.tokenizer.size,
         attention=plain_attention if on_cpu else None,
-        dtype=torch.float32 if config.trains == "all" or config.precision == "fp32" or on_cpu else None,
+        dtype=torch.float32
+        if config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
+        else None,
     )
     facts = replace(facts, model=model.config)
 
@@ -83,24 +87,27 @@ def train(
         decode=decode,
         tokens_to_text=parts.tokenizer.text,
     )
-    return trainer.run(resume)
+    return trainer.run(resume, accept_changes)
 
 
-def _require_ready(config: TrainConfig, accelerator: Any, resume: bool) -> None:
+def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_changes: bool) -> None:
     """Raise UniViGUError for what would end the run after hours of preparing its data."""
-    keeping.require_startable(config, clips_a_step(config, accelerator), resume)
+    accept = (lambda _: None) if accept_changes else None
+    keeping.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
     if config.trains == "lora":
         require_peft()
     if config.optimizer.kind == "adamw8bit":
         require_bitsandbytes()
-    if config.optimizer.ema:
-        require_whole_weights(accelerator)
+    if config.optimizer.kind == "muon":
+        require_muon()
+    require_whole_weights(config, accelerator)
 
 
 def make_accelerator(config: TrainConfig) -> Any:
     """Hugging Face's accelerator for this process. Raises UniViGUError where accelerate is not installed."""
     try:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
     except ImportError:
         raise UniViGUError("training needs accelerate: pip install -e '.[train]' in the project's folder") from None
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
@@ -108,6 +115,8 @@ def make_accelerator(config: TrainConfig) -> Any:
         cpu=on_cpu,
         mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
         gradient_accumulation_steps=config.accumulate,
+        # All other processes wait while the main one builds the cache.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
 
 
@@ -158,6 +167,9 @@ def make_source(config: TrainConfig, parts: Parts, say: Say) -> Source:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run, see docs/training.md")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in out")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="with --resume: go on although settings or clips have changed"
+    )
 
 
 def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int:
@@ -170,7 +182,9 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
             learning[:] = [True]
             return bool(asked)
 
-        outcome = train(config, resume=args.resume, say=say, progress=shown, watch=watch)
+        outcome = train(
+            config, resume=args.resume, accept_changes=args.accept_changes, say=say, progress=shown, watch=watch
+        )
     if not outcome.finished:
         say(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume. So far: {outcome.file}")
         return 130

@@ -28,7 +28,7 @@ from ..model import UniViGU
 from . import keeping
 from .config import TrainConfig
 from .diary import Diary, Entry
-from .jobs import Batch, Collator, Lot, Order, draw
+from .jobs import Batch, Collator, Lot, Order, draw, stream_of
 from .network import choose_trainable, save_lora, save_network
 from .objective import Objective
 from .optimizers import make_optimizers, rate_at
@@ -143,6 +143,7 @@ class Trainer:
         self.config, self.data, self.facts, self.accelerator, self.save = config, data, facts, accelerator, save
         self.watch, self.say = watch, say if accelerator.is_main_process else _nobody
         self._require_details()
+        self._require_room()
         self.network = choose_trainable(model, config)
         self.collate = Collator(model.config, facts.run, config, data.empty_states)
         objective = Objective(model, config.loss, checkpointing=config.checkpointing)
@@ -165,10 +166,21 @@ class Trainer:
                 "caption, and the stage refine learns to write them; add clip.detail.txt files, or train recall"
             )
 
+    def _require_room(self) -> None:
+        run, config = self.facts.run, self.config
+        longest = {"prompt": self.data.longest_prompt}
+        if config.stage == "refine" or config.detail_share:
+            longest["detailed caption"] = self.data.longest_detail
+        for what, tokens in longest.items():
+            if config.stage != "generate" and tokens > run.text_length:
+                raise UniViGUError(
+                    f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream "
+                    f"{run.text_length}; leave long ones out with tokens, or set clip.text_length"
+                )
+
     def _average(self) -> Average | None:
         if not self.config.optimizer.ema:
             return None
-        require_whole_weights(self.accelerator)
         bare = self.accelerator.unwrap_model(self.objective).model
         learns = {name: weight for name, weight in bare.named_parameters() if weight.requires_grad}
         average = Average(learns, self.config.optimizer.ema)
@@ -200,6 +212,9 @@ class Trainer:
     def _learn(self, lots: list[Lot], batches: list[Batch]) -> tuple[Tensor, float]:
         """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the lots, and the gradient's norm."""
         config, accelerator = self.config, self.accelerator
+        if config.trains == "lora" and config.lora.dropout:  # the only randomness that is not drawn with the lots
+            stream = stream_of(config.seed, config.stage, "dropout", self.step, accelerator.process_index)
+            torch.manual_seed(stream.initial_seed())
         makes_video = max(1, sum(lot.makes_video for lot in lots))
         makes_text = max(1, sum(lot.makes_text for lot in lots))
         # Each process's backward pass is averaged over processes and accumulation steps: undone by this factor.
@@ -241,18 +256,19 @@ class Trainer:
         last = keeping.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         return UniViGUError(
-            f"{told}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and "
-            "--resume"
+            f"{told}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and go "
+            "on with --resume --accept-changes"
         )
 
     # The run
 
-    def run(self, resume: bool = False) -> Outcome:
-        """Train to the end, or until ``watch`` says stop; both write what has been learnt.
+    def run(self, resume: bool = False, accept_changes: bool = False) -> Outcome:
+        """Train to the end, or until ``watch`` says stop; both write what has been learnt. ``accept_changes``: go on
+        with other settings than the run had before.
 
         Raises UniViGUError for a folder that holds another run, a loss that is not a number, or a full disk: the
         last good checkpoint stays."""
-        self._begin(resume)
+        self._begin(resume, accept_changes)
         config, stopped = self.config, False
         self.objective.train()
         with ThreadPoolExecutor(1) as pool:
@@ -313,9 +329,11 @@ class Trainer:
 
     # What is kept
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool, accept_changes: bool) -> None:
         folder = self.config.out_folder
-        last = keeping.require_startable(self.config, self.global_batch, resume, self.data.fingerprint)
+        accept = self.say if accept_changes else None
+        last = keeping.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
+        self._require_same_start(last)
         self._prepare(folder)
         if last is None:
             if resume:
@@ -323,12 +341,29 @@ class Trainer:
             if self.diary is not None:
                 self.diary.rewind(0)
             return
-        self.accelerator.load_state(str(last))
+        settings = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
+        ]
+        keeping.load(last, self.accelerator)
+        for optimizer, groups in zip(self.optimizers, settings, strict=True):  # this run's, not the checkpoint's
+            for group, values in zip(optimizer.param_groups, groups, strict=True):
+                group.update(values)
         self.step = keeping.step_of(last)
         self._kept = last
         if self.diary is not None:
             self.diary.rewind(self.step)
         self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
+
+    def _require_same_start(self, last: Path | None) -> None:
+        """Raise UniViGUError where the processes do not see the same checkpoint: each would go its own way."""
+        step = -1 if last is None else keeping.step_of(last)
+        found = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(found)) > 1:
+            raise UniViGUError(
+                f"{self.config.out_folder}: the processes found different checkpoints (steps {sorted(set(found))}, -1 "
+                "for none): out and cache are to be folders that all machines share"
+            )
 
     def _prepare(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -389,6 +424,7 @@ class Trainer:
         """What a file says about how it was trained."""
         config = self.config
         names = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")
+        rules = {name: getattr(config, name) for name in ("v2t_attention", "kappa_exponent")}
         return {
             **{name: getattr(config, name) for name in names},
             "step": self.step,
@@ -396,7 +432,11 @@ class Trainer:
             "clips": len(self.data),
             "jobs": asdict(config.jobs),
             "dropout": asdict(config.dropout),
+            "loss": asdict(config.loss),
+            "video_times": asdict(config.video_times),
+            "optimizer": config.optimizer.kind,
             "rate": config.optimizer.rate,
+            **{name: value for name, value in rules.items() if value is not None},
         }
 
 
@@ -405,12 +445,26 @@ def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
     return config.batch * config.accumulate * int(accelerator.num_processes)
 
 
-def require_whole_weights(accelerator: Any) -> None:
-    """Raise UniViGUError where weights cannot be averaged."""
-    if "FSDP" in str(accelerator.distributed_type):
+def is_sharded(accelerator: Any) -> bool:
+    """Whether every process holds a piece of the weights only (FSDP)."""
+    return "FSDP" in str(accelerator.distributed_type)
+
+
+def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
+    """Raise UniViGUError for what needs whole weights where processes hold pieces of them."""
+    if not is_sharded(accelerator):
+        return
+    told = "under FSDP every process holds a piece of the weights only"
+    if config.optimizer.ema:
         raise UniViGUError(
-            "optimizer.ema is on, and under FSDP every process holds a piece of the weights only: averaging "
-            "them is not supported there. Set optimizer.ema: 0"
+            f"optimizer.ema is on, and {told}: averaging them is not supported there. Set optimizer.ema: 0"
+        )
+    if config.optimizer.kind == "muon":
+        raise UniViGUError(f"optimizer.kind is muon, and {told}: it needs whole matrices. Set optimizer.kind: adamw")
+    if config.keep.sample_every:
+        raise UniViGUError(
+            f"keep.sample_every is {config.keep.sample_every}, and {told}: no samples are drawn there. Set "
+            "keep.sample_every: 0"
         )
 
 

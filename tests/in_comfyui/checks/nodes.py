@@ -87,6 +87,9 @@ def captions() -> dict[str, Any]:
     return {
         "late hint": words(hint=late),
         "free": words(),
+        "as recommended": [words(temperature=-1.0, seed=seed, steps=6)[0] for seed in range(3)],
+        "likeliest": [words(temperature=0.0, seed=seed, steps=6)[0] for seed in range(3)],
+        "drawn at random": [words(temperature=10.0, seed=seed, steps=6)[0] for seed in range(3)],
         "again": words(),
         "batch": words(two),
         "template": words(template="a ___ red ___ moves ___"),

@@ -10,7 +10,19 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
-from check_made import bridge, checkpoint, conditioning, distance, empty, joint, model_folder, plain_wan, run, sampled
+from check_made import (
+    bridge,
+    checkpoint,
+    conditioning,
+    distance,
+    empty,
+    joint,
+    load_embedded,
+    model_folder,
+    plain_wan,
+    run,
+    sampled,
+)
 
 RANK = 4
 
@@ -123,6 +135,35 @@ def patched_joint_runs() -> dict[str, Any]:
         latent, text = joint(patch(model), positive, negative, text_length=4)
         found[name] = [distance(latent["samples"], plain[0]["samples"]), list(text.tokens.shape)]
     return found
+
+
+def reading_under_patches() -> dict[str, Any]:
+    """Ranking with the embedded model, whose clean video does not see the text: a replacement that does nothing
+    changes nothing, and what patches change shows."""
+    model, clip, _ = load_embedded()
+    latent = {"samples": torch.randn(1, 16, 3, 6, 6, generator=torch.Generator().manual_seed(1))}
+    texts = "a red circle\n\na blue star"
+
+    def scores(patch: Callable[[Any], Any]) -> Any:
+        inputs = {"clip": clip, "latent": latent, "texts": texts, "samples": 2, "seed": 0}
+        return run("UniViGURankCaptions", model=patch(model), **inputs)[1]
+
+    def same_block(model: Any) -> Any:
+        patched = model.clone()
+        patched.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
+        return patched
+
+    def weaker_attention(model: Any) -> Any:
+        patched = model.clone()
+        patched.set_model_patch(lambda args: args["x"] * (0.5 if args["k"].shape[1] else 1.0), "attn1_patch")
+        return patched
+
+    return {
+        "rule": bridge.network_of(model).config.v2t_attention,
+        "bare": scores(lambda model: model),
+        "same block": scores(same_block),
+        "weaker attention": scores(weaker_attention),
+    }
 
 
 def skip_layer_text() -> dict[str, float]:

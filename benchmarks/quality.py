@@ -5,7 +5,8 @@
 Questions: ``detector`` (does it read rendered and reconstructed clips right), ``vae`` (how well clips come back, in
 dB), ``understanding`` (video to text),
 ``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
-``ranking``, ``steps`` (each job at 4 to 64 steps), ``stable`` (captions that stop when their words stand still).
+``ranking``, ``steps`` (each job at 4 to 64 steps, in bfloat16), ``stable`` (captions that stop when their words stand
+still).
 Seeds are fixed: the same machine gives the same numbers again.
 """
 
@@ -15,15 +16,18 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from uvg_core.files import write_text
 from uvg_core.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
-from uvg_core.training.measure import Exam
+from uvg_core.training.detector import read_world
+from uvg_core.training.measure import Exam, read_caption
 from uvg_core.training.vae import reconstruction
+from uvg_core.training.worlds import KINDS, World
 
 NUMBERS = Path(__file__).parent / "numbers"
 STEPS = (4, 8, 16, 32, 64)
@@ -43,9 +47,11 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
             found = reconstruction(vae, side=exam.run.height, frames=exam.run.frames, clips=len(exam.latents))
         return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
     if question == "understanding":
-        return exam.video_to_text().to_json()
+        tally = exam.video_to_text()
+        return {**tally.to_json(), "by_kind": by_kind(exam, [read_caption(text) for text in exam.captions])}
     if question == "generation":
-        return exam.text_to_video().to_json()
+        tally = exam.text_to_video()
+        return {**tally.to_json(), "by_kind": by_kind(exam, [read_world(clip, exam.objects) for clip in exam.clips])}
     if question == "plain":
         return exam.text_to_video(plain=True).to_json()
     if question == "joint":
@@ -65,6 +71,17 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
     for name, job in jobs.items():
         answers[name] = {str(steps): job(steps) for steps in STEPS}
     return answers
+
+
+def by_kind(exam: Exam, seen: Sequence[World | None]) -> dict[str, list[int]]:
+    """Hits and trials of every kind; of one object alone, since two would have to be matched first."""
+    found = {kind: [0, 0] for kind in KINDS} if exam.objects == 1 else {}
+    for world, other in zip(exam.worlds, seen, strict=True):
+        if found and world is not None:
+            kind = world.things[0].kind
+            found[kind][0] += other is not None and bool(other.things) and other.things[0].kind == kind
+            found[kind][1] += 1
+    return found
 
 
 def stable(exam: Exam, wanted: int) -> dict[str, Any]:
@@ -100,12 +117,14 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the numbers go to benchmarks/numbers/quality_NAME.json")
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 2], choices=(1, 2))
+    parser.add_argument("--guidance", type=float, help="in place of the checkpoint's, to compare two of them")
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     args = parser.parse_args()
     path = NUMBERS / f"quality_{args.name}.json"
     NUMBERS.mkdir(exist_ok=True)
     known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     of = {"model": args.model.name, "weights_sha256": digest(args.model), "clips": args.clips}
+    of |= {} if args.guidance is None else {"guidance": args.guidance}
     for name, value in of.items():
         if name != "model" and known.setdefault(name, value) != value:
             parser.error(f"{path} has numbers of another {name}, {known[name]}: choose another --name, or remove it")
@@ -113,10 +132,12 @@ def main() -> None:
     pipe = Pipeline(args.model, device="cpu")
     for objects in args.objects:
         exam = Exam(pipe, clips=args.clips, objects=objects)
+        exam.run = replace(exam.run, guidance_scale=args.guidance or exam.run.guidance_scale)
         for question in args.only:
             if question in ("vae", "steps", "stable") and objects == 2:
                 continue
             started = time.perf_counter()
+            exam.quick = question == "steps"
             answer = ask(exam, question, args.clips)
             known.setdefault(f"objects_{objects}", {})[question] = answer
             shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)

@@ -69,6 +69,16 @@ def attribute_table(rows: Sequence[tuple[str, Numbers]]) -> str:
     return table(head, [attribute_row(label, tally) for label, tally in rows])
 
 
+def kind_table(found: Numbers) -> str:
+    """Which shapes are told apart, in captions and in clips."""
+    asked = [(label, found[name]["by_kind"]) for name, label in LABELS.items() if "by_kind" in found.get(name, {})]
+    kinds = list(asked[0][1])
+    halves = [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]]
+    rows = [[label, *(percent(of[k][0] / of[k][1]) for k in half)] for half in halves for label, of in asked]
+    tables = [table(["kind", *half], rows[i * len(asked) : (i + 1) * len(asked)]) for i, half in enumerate(halves)]
+    return "\n\n".join(tables)
+
+
 def interval(values: Sequence[float]) -> str:
     """Mean and half the width of the 95 % interval (Student's t)."""
     if len(values) < 2:
@@ -96,6 +106,8 @@ def about_quality(name: str, title: str) -> str:
             rows += [("the detector on the VAE's reconstructions", found["detector"]["reconstructed"])]
         if rows:
             parts += [f"### {title}, {words}", attribute_table(rows)]
+        if found.get("understanding", {}).get("by_kind"):
+            parts.append(kind_table(found))
         told = [
             f"{percent(found[question]['hits'][name] / found[question]['trials'][name])} % of {what}"
             for question, name, what in (

@@ -35,6 +35,8 @@ def test_captions(inside: Inside) -> None:
     assert found["batch"][0][0] == SAMPLE
     assert len(found["batch"][0]) == 2
     assert "red" in found["batch"][0][1]
+    assert found["as recommended"] == found["likeliest"]
+    assert found["as recommended"] != found["drawn at random"]
     assert found["template"][0] == found["hint"][0] == found["stable"][0] == [SAMPLE]
     assert found["late hint"] == found["hint"]  # there is one time for the video, and a range would leave it out
     assert found["stable"][1][-1] < 16

@@ -45,7 +45,7 @@ RUN = RunConfig(
     steps=24,
     text_steps=16,
     shift=3.0,
-    guidance_scale=3.0,
+    guidance_scale=5.0,
     text_temperature=0.0,
 )
 SIZES: dict[str, Any] = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 6}

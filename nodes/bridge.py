@@ -31,6 +31,7 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.nested_tensor
 import comfy.patcher_extension
+import comfy.quant_ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -62,6 +63,7 @@ from ..uvg_core.flow.embedding import nearest_tokens
 from ..uvg_core.flow.time import sigma_from_model_time
 from ..uvg_core.model import Hooks, Prediction, UniViGU, VideoCache
 from ..uvg_core.model.block import Call, Streams
+from ..uvg_core.model.rope import rotate
 from ..uvg_core.sampling.modes import as_text_content
 
 log = logging.getLogger(__name__)
@@ -211,9 +213,19 @@ def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
         attention=attend_patched if after_attention else attend,
         cross_attention=attend,
         block=around,
+        rotate=rotate if comfy.model_management.in_training else _rotate,
         scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in "tyx"),
         shift=tuple(rope.get(f"shift_{axis}", 0.0) for axis in "tyx"),
     )
+
+
+def _rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
+    """``rotate`` by core's kernels (one pass on CUDA), under the names that plain Wan and the half-split models use."""
+    turn = getattr(comfy.quant_ops.ck, "apply_rope1" if pairs == "interleaved" else "apply_rope_split_half1", None)
+    if turn is None:  # an older comfy-kitchen
+        return rotate(x, rotations, heads, pairs)
+    turned: Tensor = turn(x.unflatten(-1, (heads, -1)), rotations[None, :, None])
+    return turned.flatten(-2)
 
 
 def _replaced(patch: Any, run: Callable[[Call], Streams], call: Call, options: dict[str, Any]) -> Streams:

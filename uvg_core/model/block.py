@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from .attention import Attention
 from .cache import VideoCache
 from .modulation import block_modulation
-from .rope import rotate
+from .rope import Rotate, rotate
 
 
 class Streams(NamedTuple):
@@ -48,7 +48,7 @@ class Call(NamedTuple):
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
-    or fills it.
+    or fills it. ``rotate``: how queries and keys are turned.
     """
 
     x: Streams
@@ -59,6 +59,7 @@ class Call(NamedTuple):
     one_way: bool = False
     video_mask: Tensor | None = None
     kept: Kept | None = None
+    rotate: Rotate = rotate
 
 
 class AttentionLayer(nn.Module):
@@ -83,16 +84,16 @@ class JointSelfAttention(AttentionLayer):
     def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
         with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
         if call.kept is not None and call.kept.cache.filled:
-            q, k, v = self._projected(x.text, call.rotations.text, "half")
+            q, k, v = self._projected(x.text, call.rotations.text, "half", call.rotate)
             k, v = call.kept.cache.with_text(call.kept.number, k, v)
             return Streams(x.video, self.o(attention(q, k, v, self.heads, mask=call.key_mask)))
 
-        q, k, v = self._projected(x.video, call.rotations.video, "interleaved")
+        q, k, v = self._projected(x.video, call.rotations.video, "interleaved", call.rotate)
         if call.kept is not None:
             call.kept.cache.keep(k, v, call.kept.blocks, x.text.shape[1])
         if not with_text:
             return Streams(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), x.text)
-        text = self._projected(x.text, call.rotations.text, "half")
+        text = self._projected(x.text, call.rotations.text, "half", call.rotate)
         keys, values = torch.cat([k, text.k], 1), torch.cat([v, text.v], 1)
         if call.one_way or call.video_mask is not None:
             seen = (k, v) if call.one_way else (keys, values)
@@ -103,9 +104,9 @@ class JointSelfAttention(AttentionLayer):
             video, words = out.split([x.video.shape[1], x.text.shape[1]], 1)
         return Streams(self.o(video), self.o(words))
 
-    def _projected(self, x: Tensor, rotations: Tensor, pairs: str) -> Projected:
-        q = rotate(self.norm_q(self.q(x)), rotations, self.heads, pairs)
-        k = rotate(self.norm_k(self.k(x)), rotations, self.heads, pairs)
+    def _projected(self, x: Tensor, rotations: Tensor, pairs: str, turn: Rotate) -> Projected:
+        q = turn(self.norm_q(self.q(x)), rotations, self.heads, pairs)
+        k = turn(self.norm_k(self.k(x)), rotations, self.heads, pairs)
         return Projected(q, k, self.v(x))
 
 

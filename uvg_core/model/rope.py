@@ -9,6 +9,8 @@ applies them; the streams differ in where the angles come from and in which chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -57,6 +59,9 @@ def video_rotations(
 def text_rotations(length: int, head_dim: int, device: torch.device | None = None) -> Tensor:
     """Rotations ``[L, head_dim/2, 2, 2]`` for L token positions."""
     return _rotations(torch.arange(length, device=_precise(device)), head_dim).float().to(device)
+
+
+Rotate = Callable[[Tensor, Tensor, int, str], Tensor]
 
 
 def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:

@@ -22,7 +22,7 @@ from .block import Call, JointBlock, Kept, Streams
 from .cache import VideoCache
 from .embed import time_features
 from .heads import TextHead, VideoHead
-from .rope import text_rotations, video_rotations
+from .rope import Rotate, rotate, text_rotations, video_rotations
 
 
 class Prediction(NamedTuple):
@@ -44,12 +44,14 @@ class Hooks:
     attention, cross_attention   in place of the network's own, see ``model/attention.py``
     block                        ``block(index, run, call) -> Streams`` stands around each block; ``run(call)`` is the
                                  block itself
+    rotate                       in place of ``model/rope.py``'s: where there is a fused kernel for it
     scale, shift                 of the video's rotary positions along time, height and width
     """
 
     attention: Attention | None = None
     cross_attention: Attention | None = None
     block: Callable[[int, Callable[[Call], Streams], Call], Streams] | None = None
+    rotate: Rotate = rotate
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -189,7 +191,7 @@ class UniViGU(nn.Module):
         for index, block in enumerate(self.blocks):
             run = partial(block, attention=attention, cross_attention=cross_attention)
             kept = None if cache is None else Kept(cache, index, len(self.blocks))
-            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept)
+            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept, hooks.rotate)
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None

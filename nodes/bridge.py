@@ -126,7 +126,7 @@ class HostedNetwork(UniViGU):
         text: Tensor | None = None
         want_velocity, want_logits, mask, cache = True, nested, None, None
         if text_stream is not None:
-            cache = text_stream["cache"]
+            cache = text_stream.get("cache")
             text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
             want_velocity, want_logits = text_stream["want_velocity"], text_stream["logits_rows"]
         elif nested:

@@ -1154,6 +1154,28 @@ def with_shift(model: Any, shift: float) -> Any:
     return shifted
 
 
+def guided_until(model: Any, end: float, sigmas: Tensor) -> Any:
+    """A clone of MODEL that is guided for the share ``end`` of the steps at ``sigmas``, and then makes the pass with the
+    prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes little)."""
+    if end >= 1:
+        return model
+    last = sigmas[min(len(sigmas) - 1, round(end * (len(sigmas) - 1)))]
+
+    def predict(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        kept = guider.cfg
+        try:
+            if float(timestep.max()) <= float(last):
+                guider.cfg = 1.0
+            return executor(x, timestep, *args, **kwargs)
+        finally:
+            guider.cfg = kept
+
+    guided = model.clone()
+    guided.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, "uni_vigu_guidance", predict)
+    return guided
+
+
 def prepare_noise(latent: Mapping[str, Any], seed: int) -> Any:
     """The noise that core's samplers draw for a LATENT and a seed."""
     return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
@@ -1172,8 +1194,10 @@ def sample_with_core(
     scheduler: str,
     denoise: float,
     sigmas: Tensor | None,
+    guidance_end: float = 1.0,
 ) -> Any:
-    """Core's own sampling, with its noise, previews and masks; ``sigmas`` in place of the scheduler's where given."""
+    """Core's own sampling, with its noise, previews and masks; ``sigmas`` in place of the scheduler's where given;
+    ``guidance_end`` as in ``guided_until``."""
     samples = comfy.sample.fix_empty_latent_channels(
         model,
         latent["samples"],
@@ -1181,7 +1205,8 @@ def sample_with_core(
         latent.get("downscale_ratio_temporal"),
     )
     latent = {**latent, "samples": samples}
-    if sigmas is None:
+    planned = sigmas
+    if planned is None:
         planned = comfy.samplers.KSampler(
             model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise
         ).sigmas
@@ -1190,7 +1215,7 @@ def sample_with_core(
                 f"the scheduler {scheduler} cannot make {steps} step(s): take more steps or another scheduler"
             )
     return comfy.sample.sample(
-        model,
+        guided_until(model, guidance_end, planned),
         prepare_noise(latent, seed),
         steps,
         cfg,

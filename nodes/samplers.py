@@ -39,6 +39,19 @@ def record_input() -> Any:
     )
 
 
+def guidance_end_input() -> Any:
+    return io.Float.Input(
+        "guidance_end",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        optional=True,
+        advanced=True,
+        tooltip="The share of the steps that are guided; the others take half the time.",
+    )
+
+
 class UniFlowSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -81,6 +94,7 @@ class UniFlowSampler(io.ComfyNode):
                     step=0.01,
                     tooltip="Below 1 the given latent is changed, not replaced.",
                 ),
+                guidance_end_input(),
             ],
             outputs=[io.Latent.Output()],
         )
@@ -99,6 +113,7 @@ class UniFlowSampler(io.ComfyNode):
         sampler: str,
         scheduler: str,
         denoise: float,
+        guidance_end: float = 1.0,
     ) -> io.NodeOutput:
         config = bridge.network_of(model).config
         if config.text_flow != "embedding":
@@ -120,6 +135,7 @@ class UniFlowSampler(io.ComfyNode):
             scheduler="simple" if scheduler == UNIFORM else scheduler,
             denoise=denoise,
             sigmas=sigmas,
+            guidance_end=guidance_end,
         )
         result = {**latent, "samples": samples}
         for stream in bridge.streams_of(result):
@@ -357,6 +373,7 @@ class JointSampler(io.ComfyNode):
                 ),
                 record_input(),
                 io.Clip.Input("clip", optional=True, tooltip="Shows the words in the node while they form."),
+                guidance_end_input(),
             ],
             outputs=[io.Latent.Output(), UvgText.Output(display_name="text")],
             hidden=[io.Hidden.unique_id],
@@ -379,6 +396,7 @@ class JointSampler(io.ComfyNode):
         text_update: str = "bridge",
         record: int = RECORDED,
         clip: Any | None = None,
+        guidance_end: float = 1.0,
     ) -> io.NodeOutput:
         config, run = bridge.network_of(model).config, bridge.run_facts(model)
         video = bridge.streams_of(latent)[0]
@@ -414,15 +432,16 @@ class JointSampler(io.ComfyNode):
             texts.append(result.text.cpu())
             return result.video
 
+        sigmas = video_sigmas(steps, shift)
         samples = bridge.run_job(
-            shifted,
+            bridge.guided_until(shifted, guidance_end, sigmas),
             job,
             positive=positive,
             negative=negative,
             cfg=guidance,
             noise=bridge.prepare_noise({**latent, "samples": video}, seed),
             latent=video,
-            sigmas=video_sigmas(steps, shift),
+            sigmas=sigmas,
             seed=seed,
         )
         if tokenizer is not None:

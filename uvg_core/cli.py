@@ -301,6 +301,12 @@ def _arguments() -> argparse.ArgumentParser:
     group.add_argument(
         "--guidance", dest="guidance_scale", type=_number(float, -1000, 1000), help="1 turns guidance off"
     )
+    group.add_argument(
+        "--guidance-end",
+        type=_number(float, 0, 1),
+        default=1.0,
+        help="the share of the steps that are guided; the others take half the time",
+    )
     group.add_argument("--solver", choices=("euler", "heun"), default="euler")
     group.add_argument("--negative", default="", help="what guidance leads away from (default: the empty prompt)")
     group.add_argument("--fps", type=_number(float, 0.1, 240), help="of the written file")

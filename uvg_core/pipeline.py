@@ -35,6 +35,7 @@ class Sampling:
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
+    guidance_end: float = 1.0
     solver: str = "euler"
     seed: int = 0
     temperature: float | None = None
@@ -202,6 +203,7 @@ class Pipeline:
                 steps=given(sampling.steps, run.steps),
                 shift=given(sampling.shift, run.shift),
                 guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
+                guidance_end=sampling.guidance_end,
                 solver=sampling.solver,
                 callback=callback,
             )
@@ -280,6 +282,7 @@ class Pipeline:
                 steps=steps,
                 shift=given(sampling.shift, run.shift),
                 guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
+                guidance_end=sampling.guidance_end,
                 solver=sampling.solver,
                 seed=sampling.seed,
                 temperature=given(sampling.temperature, 1.0),

@@ -167,10 +167,15 @@ def _noisy_video(noise: Tensor, steps: int, shift: float, sigmas: Tensor | Seque
     return VideoStream(noise, tuple(schedule.tolist()))
 
 
-def _predictor(model: UniViGU, context: Tensor, null_context: Tensor | None, scale: float | None) -> Predictor:
+def _predictor(
+    model: UniViGU, context: Tensor, null_context: Tensor | None, scale: float | None, end: float, video: VideoStream
+) -> Predictor:
+    if not 0 <= end <= 1:
+        raise UniViGUError(f"guidance_end is {end}; expected a share of the steps, from 0 to 1")
     if scale is None:
         scale = 1.0 if null_context is None else GUIDANCE_SCALE
-    return Predictor(model, context, null_context, scale)
+    assert video.sigmas is not None
+    return Predictor(model, context, null_context, scale, round(end * (len(video.sigmas) - 1)))
 
 
 def text_to_video(
@@ -184,6 +189,7 @@ def text_to_video(
     steps: int = 50,
     shift: float = 3.0,
     guidance_scale: float | None = None,
+    guidance_end: float = 1.0,
     sigmas: Tensor | Sequence[float] | None = None,
     solver: str = "euler",
     callback: Callback | None = None,
@@ -196,6 +202,7 @@ def text_to_video(
         context, null_context: conditions ``[B,S,E]`` of the prompt and of the empty prompt.
         steps, shift: the release's schedule; or ``sigmas``, any falling list from 1 to 0.
         guidance_scale: 1 turns guidance off and halves the cost; by default 5 where there is a null_context.
+        guidance_end: the share of the steps that are guided, from the noisiest on (arXiv 2404.07724).
         solver: ``euler`` or ``heun``.
         callback: see ``sampling/loop.py``.
 
@@ -203,7 +210,7 @@ def text_to_video(
     """
     video = _noisy_video(noise, steps, shift, sigmas)
     held = _clean_text(model, text, text_mask, noise)
-    predict = _predictor(model, context, null_context, guidance_scale)
+    predict = _predictor(model, context, null_context, guidance_scale, guidance_end, video)
     return run(video, held, predict, solver=solver, callback=callback)[0].latent
 
 
@@ -277,6 +284,7 @@ def joint(
     steps: int = 50,
     shift: float = 3.0,
     guidance_scale: float | None = None,
+    guidance_end: float = 1.0,
     seed: int | Sequence[int] = 0,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -307,6 +315,6 @@ def joint(
         rounded=False,
         like=noise,
     )
-    predict = _predictor(model, context, null_context, guidance_scale)
+    predict = _predictor(model, context, null_context, guidance_scale, guidance_end, video)
     moved, written = run(video, text, predict, solver=solver, callback=callback)
     return JointResult(moved.latent, written.words())

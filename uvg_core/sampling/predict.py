@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ Model = Callable[..., Prediction]
 class Predictor:
     """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
 
-    Both passes see the same text stream, as in the release; logits are those of the conditional pass. ``cache`` keeps
+    Both passes see the same text stream, as in the release; logits are those of the conditional pass. Steps from
+    ``guided_steps`` on make that pass alone. ``cache`` keeps
     what the network made of a held-clean video between the steps, as often as ``policy`` says.
     """
 
@@ -31,6 +32,7 @@ class Predictor:
     context: Tensor
     null_context: Tensor | None = None
     guidance_scale: float = 1.0
+    guided_steps: float = math.inf
     cache: VideoCache | None = None
     policy: CachePolicy = EXACT
 
@@ -48,7 +50,9 @@ class Predictor:
         times = video.model_time(step), text.model_time(step)
         if self.cache is not None and self.policy.due(step):
             self.cache.clear()
-        return self.at(video, text, *times, want_velocity=not video.held, want_logits=want_logits and not text.held)
+        predictor = self if step < self.guided_steps else replace(self, guidance_scale=1.0)
+        wanted = {"want_velocity": not video.held, "want_logits": want_logits and not text.held}
+        return predictor.at(video, text, *times, **wanted)
 
     def at(
         self,

@@ -1155,8 +1155,8 @@ def with_shift(model: Any, shift: float) -> Any:
 
 
 def guided_until(model: Any, end: float, sigmas: Tensor) -> Any:
-    """A clone of MODEL that is guided for the share ``end`` of the steps at ``sigmas``, and then makes the pass with the
-    prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes little)."""
+    """A clone of MODEL that is guided for the share ``end`` of the steps at ``sigmas``, and then makes the pass with
+    the prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes little)."""
     if end >= 1:
         return model
     last = sigmas[min(len(sigmas) - 1, round(end * (len(sigmas) - 1)))]

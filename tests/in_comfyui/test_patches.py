@@ -30,6 +30,16 @@ def test_patches_keep_to_who_sees_whom(inside: Inside) -> None:
     assert found["weaker attention"] != found["bare"]
 
 
+def test_guidance_may_end_before_the_run(inside: Inside) -> None:
+    found = inside.call("patches", "guidance_that_ends")
+    for node in ("UniFlowSampler", "JointSampler"):
+        never, half, whole = (found[f"{node} {end}"] for end in (0.0, 0.5, 1.0))
+        assert [rows for rows, *_ in (never, half, whole)] == [4, 6, 8]
+        assert never[2] == 0
+        assert whole[1] == 0
+        assert min(half[1:]) > 1e-3
+
+
 def test_skip_layer_guidance_leaves_the_text_alone(inside: Inside) -> None:
     found = inside.call("patches", "skip_layer_text")
     assert found["words"] == 0

@@ -121,6 +121,26 @@ def test_guidance_of_one_is_the_conditional_pass(network: UniViGU, given: dict[s
         text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=5)
 
 
+@pytest.mark.parametrize(("end", "passes"), [(0.0, 4), (0.5, 6), (1.0, 8)])
+def test_guidance_may_end_before_the_run(
+    network: UniViGU, given: dict[str, torch.Tensor], end: float, passes: int
+) -> None:
+    """Later steps cost one pass; with no guided step at all it is the conditional pass's run."""
+    calls = []
+
+    def counted(*args: object, **options: object) -> Prediction:
+        calls.append(args)
+        return network(*args, **options)
+
+    counted.config = network.config  # type: ignore[attr-defined]
+    found = text_to_video(counted, **given, steps=4, guidance_scale=5, guidance_end=end)  # type: ignore[arg-type]
+    assert len(calls) == passes
+    ends = {0.0: {"guidance_scale": 1}, 1.0: {"guidance_scale": 5}}
+    for share, options in ends.items():
+        whole = text_to_video(network, **given, steps=4, **options)  # type: ignore[arg-type]
+        assert torch.equal(found, whole) == (share == end)
+
+
 def test_any_sigma_list(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
     own = text_to_video(network, **given, sigmas=[1.0, 0.75, 0.5, 0.0], solver="heun")
     assert own.shape == given["noise"].shape

@@ -166,6 +166,38 @@ def reading_under_patches() -> dict[str, Any]:
     }
 
 
+def guidance_that_ends() -> dict[str, Any]:
+    """Both samplers with guidance for a share of their steps: how often the network ran, on how many rows, and the
+    distance from a run that is guided all along and from one that never is."""
+    model, _ = pair()
+    positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
+    rows: list[int] = []
+
+    def count(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    counted = model.clone()
+    counted.add_wrapper_with_key("diffusion_model", "count", count)
+
+    def clip(node: str, guidance: float, **changes: Any) -> torch.Tensor:
+        rows.clear()
+        given = {"positive": positive, "negative": negative, "seed": 1, "steps": 4, "guidance": guidance, "shift": 3.0}
+        if node == "UniFlowSampler":
+            given |= {"sampler": "euler", "scheduler": "uniform", "denoise": 1.0}
+        else:
+            given |= {"text_length": 4}
+        return run(node, model=counted, latent=empty(), **given, **changes)[0]["samples"]
+
+    found: dict[str, Any] = {}
+    for node in ("UniFlowSampler", "JointSampler"):
+        whole, never = clip(node, 4.0), clip(node, 1.0)
+        for end in (0.0, 0.5, 1.0):
+            part = clip(node, 4.0, guidance_end=end)
+            found[f"{node} {end}"] = [sum(rows), distance(part, whole), distance(part, never)]
+    return found
+
+
 def skip_layer_text() -> dict[str, float]:
     """Skip-layer guidance runs the network again, worse on purpose: its text is not to be heard. At a scale of almost
     nothing, a joint run is the run without it."""

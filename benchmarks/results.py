@@ -22,6 +22,10 @@ NUMBERS, DOCS = ROOT / "benchmarks" / "numbers", ROOT / "docs"
 ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of values
 POINTS = 120  # of a thinned curve
+TICKS = {
+    "video": ([0.2, 0.3, 0.5, 1.0], ["0.2", "0.3", "0.5", "1"]),
+    "text": ([0.1, 0.2, 0.5, 1.0, 5.0], ["0.1", "0.2", "0.5", "1", "5"]),
+}
 TARGETS = {"understanding": 0.97, "generation": 0.93, "joint": 0.93, "ranking": 0.97}  # one object
 TARGETS_DB = {"whole": 32.0, "boxes": 24.0}
 LABELS = {
@@ -76,7 +80,7 @@ def kind_table(found: Numbers) -> str:
     halves = [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]]
     rows = [[label, *(percent(of[k][0] / of[k][1]) for k in half)] for half in halves for label, of in asked]
     tables = [table(["kind", *half], rows[i * len(asked) : (i + 1) * len(asked)]) for i, half in enumerate(halves)]
-    return "\n\n".join(tables)
+    return "\n\n".join(["Kinds, of 24 to 50 clips each:", *tables])
 
 
 def interval(values: Sequence[float]) -> str:
@@ -87,9 +91,9 @@ def interval(values: Sequence[float]) -> str:
     return f"{percent(mean(values))} ± {percent(half)}"
 
 
-def about_quality(name: str, title: str) -> str:
+def about_quality(name: str) -> str:
     numbers, parts = read(f"quality_{name}"), []
-    for objects, words in ((1, "one object"), (2, "two objects")):
+    for objects, words in ((1, "One object"), (2, "Two objects")):
         found = numbers.get(f"objects_{objects}", {})
         rows = []
         for question, label in (
@@ -105,7 +109,7 @@ def about_quality(name: str, title: str) -> str:
             rows += [("the detector on rendered clips", found["detector"]["rendered"])]
             rows += [("the detector on the VAE's reconstructions", found["detector"]["reconstructed"])]
         if rows:
-            parts += [f"### {title}, {words}", attribute_table(rows)]
+            parts += [f"### {words}", attribute_table(rows)]
         if found.get("understanding", {}).get("by_kind"):
             parts.append(kind_table(found))
         told = [
@@ -166,7 +170,7 @@ def about_generator() -> str:
     for name, label in (
         ("generate", "before stage 1"),
         ("recall", "after stage 1"),
-        ("refine", "after stage 2 as long as the paper's order asks for it"),
+        ("refine", "after stage 2, its first run"),
         ("final", "the shipped model"),
     ):
         for objects in (1, 2):
@@ -257,11 +261,14 @@ def draw_curves(path: Path) -> bool:
     figure, panels = plot.subplots(1, 2, figsize=(9, 3.2))
     for axes, stream in zip(panels, ("video", "text"), strict=True):
         offset = 0
-        for stage, curve in curves.items():
+        for number, (stage, curve) in enumerate(curves.items()):
             if stream in curve:
-                axes.plot([offset + step for step in curve["step"]], curve[stream], label=stage)
+                steps = [(offset + step) / 1000 for step in curve["step"]]
+                axes.plot(steps, curve[stream], label=stage, color=f"C{number}")
             offset += curve["step"][-1]
-        axes.set(xlabel="steps over all stages", ylabel=f"{stream} loss", yscale="log")
+        axes.set(xlabel="thousand steps over all runs", ylabel=f"{stream} loss", yscale="log")
+        axes.set_yticks(*TICKS[stream])
+        axes.minorticks_off()
         _finish(figure, axes, path)
     return True
 
@@ -311,10 +318,8 @@ def main() -> None:
     text = (Path(__file__).parent / "results.template.md").read_text("utf-8")
     parts = {
         "targets": about_targets(),
-        "final": about_quality("final", "The shipped model"),
+        "final": about_quality("final"),
         "generator": about_generator(),
-        "recall": about_quality("recall", "After stage 1"),
-        "refine": about_quality("refine", "After the first run of stage 2"),
         "ablations": about_ablations(),
         "claims": about_claims(),
         "steps": f"{about_steps()}\n\n![steps against quality](results_steps.svg)"

@@ -59,7 +59,7 @@ def test_the_embedded_file_through_every_loader(inside: Inside) -> None:
     assert found["words"] <= 1e-5
     assert found["vae"] == found["stock"] == found["only"] == 0.0
     assert found["first in the list"] == "uvg_tiny.safetensors"
-    assert found["run"] == [16] * 5
+    assert found["run"] == [24] * 5
 
 
 def test_a_plain_wan_file_stays_plain_wan(inside: Inside) -> None:

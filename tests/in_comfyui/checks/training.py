@@ -241,7 +241,7 @@ def clips_of_all_kinds(folder: str) -> dict[str, Any]:
         InputImpl.VideoFromComponents(Types.VideoComponents(images=images.repeat(2, 1, 1, 1), frame_rate=8))
         for images in (video.get_components().images for video in videos)
     ]
-    second = [video.as_trimmed(0.2, 0) for video in videos]
+    second = [video.as_trimmed(0.5, 0) for video in videos]
     kinds = {"core": (videos, prompts), "shuffled": shuffled, "memory": (made, prompts)}
     found = {name: len(train(parts, clips, steps=2)[1]["loss"]) for name, clips in kinds.items()}
     found["twice as long"] = len(train(parts, (doubled, prompts), steps=2)[1]["loss"])

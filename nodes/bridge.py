@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -267,6 +268,9 @@ class RawWan(comfy.latent_formats.Wan21):
         return latent
 
 
+PASS_MARGIN = 1.1  # what a pass holds beside its largest tensors: rotary matrices, attention's own, rounding
+
+
 class UniViGUModel(comfy.model_base.WAN21):
     """Plain Wan to whoever asks, with a text stream beside the video.
 
@@ -393,11 +397,25 @@ class UniViGUModel(comfy.model_base.WAN21):
         return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
-        """A packed latent counts channels as pixels: it is estimated as the video that it holds."""
-        shapes = self.latent_shapes
+        """What a pass needs beside the weights: the widest moment of a block, in the middle of its feed-forward (the
+        tokens before and after attention, what goes in, and the hidden layer twice, before and after its GELU), or the
+        text's logits.
+
+        A packed latent counts channels as pixels: it is estimated as the video that it holds."""
+        shapes, config = self.latent_shapes, self.config
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
             input_shape = [input_shape[0], *shapes[0][1:]]
-        return super().memory_required(input_shape, {} if cond_shapes is None else cond_shapes)
+        rows, grid = input_shape[0], zip(input_shape[2:], config.patch_size, strict=True)
+        text = self.run_facts.text_length
+        tokens = rows * (math.prod(-(-size // patch) for size, patch in grid) + text)
+        block = tokens * (3 * config.dim + 2 * config.ffn_dim)
+        head = tokens * 2 * config.dim + rows * text * config.text_out_dim
+        number = comfy.model_management.dtype_size(self.get_dtype_inference())
+        needed = PASS_MARGIN * number * max(block, head)
+        if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
+            return needed
+        # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.
+        return max(needed, super().memory_required(input_shape, {} if cond_shapes is None else cond_shapes))
 
     # Runs of our samplers
 

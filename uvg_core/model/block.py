@@ -153,16 +153,18 @@ class JointBlock(nn.Module):
         attend_v, feed_v = block_modulation(self.modulation, call.e.video)
         attend_t, feed_t = block_modulation(self.modulation, call.e.text)
 
-        # Both streams look at each other.
+        # Both streams look at each other. What was added is let go of: the feed-forward is the widest moment.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
         seen = self.self_attn(normed, call, attention)
         video = attend_v.add(video, seen.video)
         text = attend_t.add(text, seen.text)
+        del normed, seen
 
         # Both streams read the prompt.
         read = self.cross_attn(Streams(self.norm3(video), self.norm3(text)), call.context, cross_attention)
         video = video + read.video
         text = text + read.text
+        del read
 
         # Each stream has an expert of its own.
         if video.shape[1]:

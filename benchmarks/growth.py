@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from captions import random_weights
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from uvg_core.files import write_text
 from uvg_core.model import UniViGU
@@ -33,6 +33,11 @@ SERIES: dict[str, list[tuple[int, int, int, int]]] = {
 }
 
 
+# torch counts attention on GPUs only.
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ON_CPU = {CPU_ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+
+
 def seconds(model: UniViGU, size: tuple[int, int, int, int], turns: int, device: torch.device) -> tuple[float, int]:
     """The median time of a pass, and its operations."""
     frames, side, text, rows = size
@@ -43,7 +48,7 @@ def seconds(model: UniViGU, size: tuple[int, int, int, int], turns: int, device:
     def run() -> None:
         model(video, words, clock, clock, context, want_logits=False)
 
-    with FlopCounterMode(display=False) as counted:
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counted:
         run()
     times = []
     for _ in range(turns):

@@ -228,12 +228,11 @@ def about_ablations() -> str:
         }
         says = next(iter(seeds.values()))["says"]
         shown = [interval(values[q]) if values[q] else "–" for q in ("understanding", "generation", "joint")]
-        seconds = [answers["seconds"] for answers in seeds.values()]
-        rows.append([f"**{name}**: {says}", *shown, str(len(seeds)), f"{mean(seconds) / 60:.1f}"])
+        rows.append([f"**{name}**: {says}", *shown, str(len(seeds))])
     return (
         f"Every arm: {numbers['steps']} steps of {numbers['batch']} clips on one thread; {numbers['clips']} held-out "
         "one-object clips a question and seed; mean over attributes in percent, ± half of the 95 % interval over "
-        "seeds.\n\n" + table(["arm", "video to text", "text to video", "joint agreement", "seeds", "minutes"], rows)
+        "seeds.\n\n" + table(["arm", "video to text", "text to video", "joint agreement", "seeds"], rows)
     )
 
 

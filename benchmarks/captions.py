@@ -145,7 +145,8 @@ def main() -> None:
     args = parser.parse_args()
     found = args.run(args)
     NUMBERS.mkdir(exist_ok=True)
-    write_text(NUMBERS / f"captions_{args.command}.json", json.dumps(found, indent=1) + "\n")
+    device = f"_{args.device}" if args.command == "time" else ""
+    write_text(NUMBERS / f"captions_{args.command}{device}.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""Write docs/performance.md and its plots from the numbers in benchmarks/numbers/.
+
+    python benchmarks/performance.py     (pip install -e ".[results]")
+
+What was not measured says so. The page's words stand in ``performance.template.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+
+from results import DOCS, NUMBERS, Numbers, _finish, _plot, percent, table
+
+GIB, MIB = 2**30, 2**20
+MISSING = "Not measured yet."
+
+
+def read(name: str) -> Numbers:
+    path = NUMBERS / f"{name}.json"
+    found: Numbers = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def whole(tally: Numbers) -> str:
+    """The share of clips with everything right."""
+    name = "exact" if "exact" in tally["hits"] else "whole"
+    return percent(tally["hits"][name] / tally["trials"][name])
+
+
+def both(tally: Numbers | None) -> str:
+    """Attributes, and clips or captions with everything right."""
+    return "–" if tally is None else f"{percent(tally['mean'])} / {whole(tally)}"
+
+
+def captions_accuracy() -> str:
+    found = read("captions_accuracy").get("settings", {})
+    rows = [[name, percent(tally["mean"]), whole(tally), f"{tally['seconds']:.1f}"] for name, tally in found.items()]
+    return table(["video_cache", "attributes", "exact captions", "s"], rows) if rows else MISSING
+
+
+def captions_time() -> str:
+    parts = []
+    for device in ("cpu", "cuda"):
+        found = read(f"captions_time_{device}")
+        if found:
+            exact = found["caption"]["off"]
+            rows = [[name, f"{s:.1f}", f"{exact / s:.1f}"] for name, s in found["caption"].items()]
+            frames, height, width = found["size"]
+            parts.append(
+                f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks"
+                f"{'' if '30' in found['measured'] else ', worked out from ' + ' and '.join(found['measured'])}:\n\n"
+                + table(["video_cache", "s a caption", "times faster"], rows)
+            )
+    return "\n\n".join(parts) or MISSING
+
+
+def text_samplers() -> str:
+    found, parts = read("text_samplers"), []
+    for objects, words in (("objects_1", "One object"), ("objects_2", "Two objects")):
+        ways = found.get(objects)
+        if ways:
+            steps = sorted({int(n) for of in ways.values() for n in of})
+            rows = [
+                [
+                    name,
+                    *(f"{percent(of[str(n)]['mean'])} / {whole(of[str(n)])}" if str(n) in of else "–" for n in steps),
+                ]
+                for name, of in ways.items()
+            ]
+            parts.append(f"{words}:\n\n" + table(["", *(f"{n} steps" for n in steps)], rows))
+    return "\n\n".join(parts) or MISSING
+
+
+def stopping() -> str:
+    found = read("quality_final").get("objects_1", {}).get("stable", {})
+    rows = [
+        [n, f"{tally['steps']:.1f} of {tally['of']}", percent(tally["mean"]), whole(tally)]
+        for n, tally in found.items()
+    ]
+    return table(["stop_when_stable", "steps taken", "attributes", "exact captions"], rows) if rows else MISSING
+
+
+def few_steps() -> str:
+    found = read("few_steps").get("solvers", {})
+    if not found:
+        return MISSING
+    passes = sorted({int(n) for of in found.values() for n in of})
+    rows = [[name, *(both(of.get(str(n))) for n in passes)] for name, of in found.items()]
+    return table(["passes", *map(str, passes)], rows)
+
+
+def forward() -> str:
+    parts = []
+    for device in ("cpu", "cuda"):
+        found = read(f"forward_{device}")
+        if not found:
+            continue
+        depths = sorted(found["blocks"], key=int)
+        rows = []
+        for name in found["blocks"][depths[-1]]["seconds"]:
+            base = "core, equal tokens" if "equal" in name or "and text" in name else "core"
+            cells = []
+            for depth in depths:
+                times = found["blocks"][depth]["seconds"]
+                ratio = median(a / b for a, b in zip(times[name], times[base], strict=True))
+                cells.append(f"{1000 * median(times[name]):.0f} ms ({ratio:.2f})")
+            block = found.get("block", {})
+            cells.append(f"{1000 * block[name]:.0f} ms ({block[name] / block[base]:.2f})" if block else "–")
+            rows.append([name, *cells])
+        parts.append(
+            f"{device}, {found['dtype']}, {found['video']} video tokens, {found['text']} text tokens:\n\n"
+            + table(["", *(f"{n} block{'s' * (n != '1')}" for n in depths), "a block"], rows)
+        )
+    return "\n\n".join(parts) or MISSING
+
+
+def memory() -> str:
+    parts = []
+    for device in ("cpu", "cuda"):
+        found = read(f"memory_{device}")
+        if found:
+            rows = [
+                [
+                    one["job"],
+                    f"{one['video']} + {one['text']}",
+                    f"{one['peak'] / MIB:.0f}",
+                    f"{one['estimate'] / MIB:.0f}",
+                    f"{one['estimate'] / one['peak']:.2f}",
+                ]
+                for one in found
+            ]
+            parts.append(f"{device}:\n\n" + table(["job", "tokens", "peak, MiB", "estimate, MiB", "ratio"], rows))
+    return "\n\n".join(parts) or MISSING
+
+
+def growth(path: Path) -> str:
+    found = read("growth_cpu")
+    if not found:
+        return MISSING
+    plot = _plot()
+    figure, axes = plot.subplots(figsize=(6, 3.6))
+    for name, label in (("frames", "frames"), ("side", "resolution"), ("text", "text"), ("batch", "batch")):
+        rows = sorted(found[name], key=lambda row: row["operations"])
+        points = [(row["operations"] / 1e9, 1000 * row["seconds"]) for row in rows]
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="operations a block, 10^9", ylabel="ms a block")
+    _finish(figure, axes, path)
+    rows = [
+        [
+            name,
+            "{}x{}x{}".format(4 * row["size"][0] - 3, 8 * row["size"][1], 8 * row["size"][1]),
+            str(row["size"][2]),
+            str(row["size"][3]),
+            str(row["tokens"]),
+            f"{row['operations'] / 1e9:.0f}",
+            f"{1000 * row['seconds']:.0f}",
+            f"{row['operations'] / row['seconds'] / 1e9:.0f}",
+        ]
+        for name, series in found.items()
+        for row in series
+    ]
+    head = ["what grows", "frames x pixels", "text", "batch", "tokens a row", "10^9 operations", "ms", "10^9 a second"]
+    return f"![time against operations]({path.name})\n\n{table(head, rows)}"
+
+
+def main() -> None:
+    text = (Path(__file__).parent / "performance.template.md").read_text("utf-8")
+    parts = {
+        "captions_time": captions_time(),
+        "captions_accuracy": captions_accuracy(),
+        "text_samplers": text_samplers(),
+        "stopping": stopping(),
+        "few_steps": few_steps(),
+        "forward": forward(),
+        "memory": memory(),
+        "growth": growth(DOCS / "performance_growth.svg"),
+    }
+    for name, part in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", part)
+    (DOCS / "performance.md").write_text(text, encoding="utf-8")
+    print(f"written: {DOCS / 'performance.md'}")
+
+
+if __name__ == "__main__":
+    main()

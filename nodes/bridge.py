@@ -214,6 +214,7 @@ def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
         attention=attend_patched if after_attention else attend,
         cross_attention=attend,
         block=around,
+        text_alone=not (replaced or after_attention or after_block),
         rotate=rotate if comfy.model_management.in_training else _rotate,
         scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in "tyx"),
         shift=tuple(rope.get(f"shift_{axis}", 0.0) for axis in "tyx"),
@@ -1038,16 +1039,27 @@ class GuidedNetwork:
         self.config: ModelConfig = network.config
         self.embed = network.embed
         self._last_logits: Tensor | None = None
+        self._shape: list[int] = []  # of the latent in the pass under way
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
-        """A cache within the memory that ComfyUI has left. None where one does not hold: several prompts each make
-        something else of the clip, and patches of blocks expect to see all of it."""
+        """A cache within the memory that ComfyUI has left. None where one does not hold: several prompts, and context
+        windows, each make something else of the clip, and patches of blocks expect to see all of it."""
         options = self._options.get("transformer_options", {})
         patched = any(options.get("patches", {}).values()) or options.get("patches_replace", {}).get("dit")
-        if patched or len(self._guider.conds["positive"]) != 1:
-            log.info("Uni-ViGU: every step looks at the clip, because of patches on the model or several prompts")
+        divided = any(self._options.get(name) for name in ("context_handler", "multigpu_clones"))
+        if patched or divided or len(self._guider.conds["positive"]) != 1:
+            log.info(
+                "Uni-ViGU: every step looks at the clip, because of patches on the model, context windows or several "
+                "prompts"
+            )
             return None
-        return VideoCache(free=comfy.model_management.get_free_memory, **settings)
+        return VideoCache(free=self._free_memory, **settings)
+
+    def _free_memory(self, device: torch.device) -> float:
+        """What ComfyUI could still give, weights that it may put aside included, without what the pass itself takes."""
+        model = self._guider.inner_model
+        free = model.current_patcher.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
+        return float(free - model.memory_required(self._shape))
 
     def __call__(
         self,
@@ -1063,6 +1075,7 @@ class GuidedNetwork:
         cache: VideoCache | None = None,
     ) -> Prediction:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self._shape = list(video.shape)
         run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache)
 
         def close(args: Mapping[str, Any]) -> Any:
@@ -1177,7 +1190,7 @@ def guided_until(model: Any, end: float, sigmas: Tensor) -> Any:
     the prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes little)."""
     if end >= 1:
         return model
-    last = sigmas[min(len(sigmas) - 1, round(end * (len(sigmas) - 1)))]
+    last = sigmas[math.ceil(end * (len(sigmas) - 1) - 1e-9)]
 
     def predict(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
-from uvg_core.model import VideoCache
+from uvg_core.model import Hooks, VideoCache
+from uvg_core.model.block import Call, Streams
 from uvg_core.sampling import caption_likelihood, video_to_text
 from uvg_core.sampling.video_cache import CachePolicy
 
@@ -77,7 +79,7 @@ def test_float8_is_half_as_large_and_close(one_way: UniViGU, clean: dict[str, Te
 
 def test_it_is_kept_in_what_fits(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4  # keys and values, 2 clips of 12 tokens, float32
-    for free, fp8 in ((2 * needed, False), (needed, True), (0, True)):
+    for free, fp8 in ((needed, False), (needed - 1, True), (0, True)):
         cache = VideoCache(free=lambda _, free=free: free)
         one_way(**clean, cache=cache)
         assert (cache.fp8, cache.place) == (fp8, "device")
@@ -141,7 +143,29 @@ def test_another_place_is_refused() -> None:
         VideoCache(place="disk")
 
 
-def test_ranking_looks_at_the_clip_once(one_way: UniViGU, inputs: dict[str, Tensor]) -> None:
+def test_a_pass_that_broke_off_leaves_nothing_behind(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    cache = VideoCache()
+
+    def breaks(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+        if index == 1:
+            raise KeyboardInterrupt
+        return run(call)
+
+    with pytest.raises(KeyboardInterrupt):
+        one_way(**clean, cache=cache, hooks=Hooks(block=breaks))
+    assert not cache.filled
+    for given in (clean, later(clean)):
+        torch.testing.assert_close(one_way(**given, cache=cache).logits, one_way(**given).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_where_the_video_is_not_asked_for_the_words_are_the_same(network: UniViGU, clean: dict[str, Tensor]) -> None:
+    """The last block then works for the text alone."""
+    found = network(**clean, want_velocity=False)
+    assert found.velocity is None
+    torch.testing.assert_close(found.logits, network(**clean).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_ranking_looks_at_the_clip_once(one_way: UniViGU, network: UniViGU, inputs: dict[str, Tensor]) -> None:
     clip, texts = inputs["video"][:1], [[3, 4, 5, 1], [6, 7, 1], [8, 1], [3, 4, 9, 1]]
     ranked = {
         kept: caption_likelihood(one_way, video=clip, texts=texts, samples=3, batch=3, video_cache=kept)
@@ -149,4 +173,4 @@ def test_ranking_looks_at_the_clip_once(one_way: UniViGU, inputs: dict[str, Tens
     }
     torch.testing.assert_close(ranked["auto"], ranked["off"], rtol=1e-5, atol=1e-4)
     with pytest.raises(UniViGUError, match="ranking knows auto, off and static"):
-        caption_likelihood(one_way, video=clip, texts=texts, video_cache="refresh=2")
+        caption_likelihood(network, video=clip, texts=texts, video_cache="refresh=2")

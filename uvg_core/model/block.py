@@ -48,7 +48,8 @@ class Call(NamedTuple):
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
-    or fills it. ``rotate``: how queries and keys are turned.
+    or fills it. ``rotate``: how queries and keys are turned. ``text_alone``: nobody looks at the video's stream after
+    this block: it is left as it is.
     """
 
     x: Streams
@@ -60,6 +61,7 @@ class Call(NamedTuple):
     video_mask: Tensor | None = None
     kept: Kept | None = None
     rotate: Rotate = rotate
+    text_alone: bool = False
 
 
 class AttentionLayer(nn.Module):
@@ -95,6 +97,8 @@ class JointSelfAttention(AttentionLayer):
             return Streams(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), x.text)
         text = self._projected(x.text, call.rotations.text, "half", call.rotate)
         keys, values = torch.cat([k, text.k], 1), torch.cat([v, text.v], 1)
+        if call.text_alone:
+            return Streams(x.video, self.o(attention(text.q, keys, values, self.heads, mask=call.key_mask)))
         if call.one_way or call.video_mask is not None:
             seen = (k, v) if call.one_way else (keys, values)
             video = attention(q, *seen, self.heads, mask=call.video_mask)
@@ -152,22 +156,24 @@ class JointBlock(nn.Module):
         video, text = call.x
         attend_v, feed_v = block_modulation(self.modulation, call.e.video)
         attend_t, feed_t = block_modulation(self.modulation, call.e.text)
+        moves_video = video.shape[1] > 0 and not call.text_alone
 
         # Both streams look at each other. What was added is let go of: the feed-forward is the widest moment.
         normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
         seen = self.self_attn(normed, call, attention)
-        video = attend_v.add(video, seen.video)
+        video = attend_v.add(video, seen.video) if moves_video else video
         text = attend_t.add(text, seen.text)
         del normed, seen
 
         # Both streams read the prompt.
-        read = self.cross_attn(Streams(self.norm3(video), self.norm3(text)), call.context, cross_attention)
-        video = video + read.video
+        asking = Streams(self.norm3(video) if moves_video else video[:, :0], self.norm3(text))
+        read = self.cross_attn(asking, call.context, cross_attention)
+        video = video + read.video if moves_video else video
         text = text + read.text
-        del read
+        del asking, read
 
         # Each stream has an expert of its own.
-        if video.shape[1]:
+        if moves_video:
             video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
         if text.shape[1]:
             text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))

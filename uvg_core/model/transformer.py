@@ -45,6 +45,7 @@ class Hooks:
     block                        ``block(index, run, call) -> Streams`` stands around each block; ``run(call)`` is the
                                  block itself
     rotate                       in place of ``model/rope.py``'s: where there is a fused kernel for it
+    text_alone                   whether the last block may leave the video as it is where its velocity is not wanted
     scale, shift                 of the video's rotary positions along time, height and width
     """
 
@@ -52,6 +53,7 @@ class Hooks:
     cross_attention: Attention | None = None
     block: Callable[[int, Callable[[Call], Streams], Call], Streams] | None = None
     rotate: Rotate = rotate
+    text_alone: bool = True
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -152,6 +154,8 @@ class UniViGU(nn.Module):
         """
         text = self._check(video, text, time_video, time_text, context, text_mask)
         alone = cache is not None and cache.filled
+        if cache is not None and not alone:
+            cache.clear()  # of a pass that broke off
         dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
         if self.follows_weights:
             dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
@@ -191,7 +195,9 @@ class UniViGU(nn.Module):
         for index, block in enumerate(self.blocks):
             run = partial(block, attention=attention, cross_attention=cross_attention)
             kept = None if cache is None else Kept(cache, index, len(self.blocks))
-            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept, hooks.rotate)
+            last = index == len(self.blocks) - 1
+            text_alone = last and not want_velocity and hooks.text_alone and text.shape[1] > 0
+            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept, hooks.rotate, text_alone)
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None

@@ -5,6 +5,7 @@ Legend: B batch, C channels, F H W latent frames, height, width, L text tokens, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -175,7 +176,7 @@ def _predictor(
     if scale is None:
         scale = 1.0 if null_context is None else GUIDANCE_SCALE
     assert video.sigmas is not None
-    return Predictor(model, context, null_context, scale, round(end * (len(video.sigmas) - 1)))
+    return Predictor(model, context, null_context, scale, math.ceil(end * (len(video.sigmas) - 1) - 1e-9))
 
 
 def text_to_video(

@@ -27,9 +27,10 @@ class CachePolicy:
         """What a setting means for a checkpoint.
 
         ``off``: every step is a full pass, which is exact. ``refresh=K``: every K-th is, and the others run the text
-        alone beside the keys and values of the last one. ``static``: one pass in which the video does not see the text,
-        and after it the text alone; exact for checkpoints with ``v2t_attention: one_way``. ``auto``: static where that
-        is exact, else off. Raises UniViGUError for anything else."""
+        alone beside the keys and values of the last one (where the clip does not see the text, once is enough).
+        ``static``: one pass in which the video does not see the text, and after it the text alone; exact for
+        checkpoints with ``v2t_attention: one_way``. ``auto``: static where that is exact, else off. Raises UniViGUError
+        for anything else."""
         exact = config.v2t_attention == "one_way"
         if text == "off" or (text == "auto" and not exact):
             return cls(False)
@@ -40,7 +41,7 @@ class CachePolicy:
             raise UniViGUError(
                 f"video_cache is {text!r}; expected one of {', '.join(POLICIES)}, with a number of steps for K"
             )
-        return cls(True, int(match[1]), reads_text=not exact)
+        return cls(True, 0 if exact else int(match[1]), reads_text=not exact)
 
     def cache(self, model: Any, shared: VideoCache | None = None) -> VideoCache | None:
         """The cache for a run of ``model``: the ``shared`` one where the clip is looked at once, else an empty one;

@@ -402,13 +402,18 @@ class UniViGUModel(comfy.model_base.WAN21):
         tokens before and after attention, what goes in, and the hidden layer twice, before and after its GELU), or the
         text's logits.
 
-        A packed latent counts channels as pixels: it is estimated as the video that it holds."""
+        A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
+        are not known yet, as if all of it were video."""
         shapes, config = self.latent_shapes, self.config
+        rows, text = input_shape[0], self.run_facts.text_length
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
-            input_shape = [input_shape[0], *shapes[0][1:]]
-        rows, grid = input_shape[0], zip(input_shape[2:], config.patch_size, strict=True)
-        text = self.run_facts.text_length
-        tokens = rows * (math.prod(-(-size // patch) for size, patch in grid) + text)
+            input_shape = [rows, *shapes[0][1:]]
+        if len(input_shape) == 3:
+            video = -(-math.prod(input_shape[1:]) // (config.in_dim * math.prod(config.patch_size)))
+        else:
+            grid = zip(input_shape[2:], config.patch_size, strict=True)
+            video = math.prod(-(-size // patch) for size, patch in grid)
+        tokens = rows * (video + text)
         block = tokens * (3 * config.dim + 2 * config.ffn_dim)
         head = tokens * 2 * config.dim + rows * text * config.text_out_dim
         number = comfy.model_management.dtype_size(self.get_dtype_inference())

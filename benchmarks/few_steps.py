@@ -3,8 +3,8 @@
     python benchmarks/few_steps.py [--clips 256] [--steps 4 6 8 12 16 24 50] [--solvers euler heun uni_pc dpmpp_2m]
 
 Needs a ComfyUI where the tests find one. Held-out little worlds, detailed captions, guidance and shift of the
-checkpoint. A step of heun is two passes of the network: its rows stand at the passes they cost. Numbers go into
-benchmarks/numbers/few_steps.json.
+checkpoint. A step of heun is two passes of the network: its rows stand at the passes they cost. ``--guidance-end 0.5``
+and ``--easycache 0.1`` measure what they spare. Numbers go into benchmarks/numbers/few_steps.json.
 """
 
 from __future__ import annotations
@@ -22,16 +22,31 @@ SOLVERS = ("euler", "heun", "uni_pc", "uni_pc_bh2", "dpmpp_2m", "dpmpp_2m_sde", 
 PASSES = {"heun": 2, "dpmpp_sde": 2}  # of the network a step
 
 
-def sample(file: str, out: str, sampler: str, steps: int, cfg: float, shift: float, scheduler: str) -> float:
-    """Inside ComfyUI: clips for the prompts in ``file``, their latents into ``out``; returns the seconds."""
+def sample(
+    file: str, out: str, sampler: str, steps: int, cfg: float, shift: float, scheduler: str, end: float, reuse: float
+) -> list[float]:
+    """Inside ComfyUI: clips for the prompts in ``file``, their latents into ``out``; returns the seconds, and how
+    many rows the network saw for a clip."""
     import time
 
     import torch
-    from check_made import bridge, load_embedded
+    from check_made import bridge, load_embedded, run
     from worker import pack_module
 
     asked = torch.load(file, weights_only=True)
     model, started, latents = load_embedded()[0], time.perf_counter(), []
+    seen: list[int] = []
+
+    def count(executor: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    if reuse:
+        (model,) = run(
+            "EasyCache", model=model, reuse_threshold=reuse, start_percent=0.15, end_percent=0.95, verbose=False
+        )
+    model = model.clone()
+    model.add_wrapper_with_key("diffusion_model", "count", count)  # inside of EasyCache's
     plan = None if scheduler else pack_module("uvg_core.flow.schedule").video_sigmas(steps, shift)
     for start in range(0, len(asked["context"]), 64):
         part = slice(start, start + 64)
@@ -50,10 +65,11 @@ def sample(file: str, out: str, sampler: str, steps: int, cfg: float, shift: flo
                 scheduler=scheduler or "simple",
                 denoise=1.0,
                 sigmas=plan,
+                guidance_end=end,
             )
         )
     torch.save(torch.cat(latents), out)
-    return time.perf_counter() - started
+    return [time.perf_counter() - started, sum(seen) / len(asked["context"])]
 
 
 def main() -> None:
@@ -61,6 +77,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 16, 24, 50])
     parser.add_argument("--solvers", nargs="+", default=["euler", "heun", "uni_pc", "dpmpp_2m"], choices=SOLVERS)
+    parser.add_argument("--guidance-end", type=float, default=1.0)
+    parser.add_argument("--easycache", type=float, default=0.0, help="the threshold of core's EasyCache")
     parser.add_argument("--scheduler", default="", help="one of ComfyUI's, in place of the uniform steps")
     args = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
@@ -100,7 +118,7 @@ def main() -> None:
             for solver in args.solvers:
                 for passes in args.steps:
                     steps = passes // PASSES.get(solver, 1)
-                    seconds = inside.call(
+                    seconds, rows = inside.call(
                         "../../../benchmarks/few_steps",
                         "sample",
                         timeout=3600,
@@ -111,17 +129,27 @@ def main() -> None:
                         cfg=exam.run.guidance_scale,
                         shift=exam.run.shift,
                         scheduler=args.scheduler,
+                        end=args.guidance_end,
+                        reuse=args.easycache,
                     )
                     tally = {**score(torch.load(made, weights_only=True)), "seconds": round(seconds, 1)}
+                    tally["rows"] = rows  # guidance's pass included
                     share = tally["hits"]["whole"] / tally["trials"]["whole"]
                     print(
                         f"{solver:14s} {passes:3d} passes  {100 * tally['mean']:5.1f} %  "
-                        f"everything right {100 * share:5.1f} %  {tally['seconds']} s",
+                        f"everything right {100 * share:5.1f} %  {rows:5.1f} rows a clip  {tally['seconds']} s",
                         flush=True,
                     )
                     known = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
                     known |= {"clips": args.clips}
-                    name = f"{solver} {args.scheduler}".strip()
+                    name = " ".join(
+                        [
+                            solver,
+                            *([args.scheduler] if args.scheduler else []),
+                            *([f"guidance_end {args.guidance_end:g}"] if args.guidance_end < 1 else []),
+                            *([f"EasyCache {args.easycache:g}"] if args.easycache else []),
+                        ]
+                    )
                     known.setdefault("solvers", {}).setdefault(name, {})[str(passes)] = tally
                     NUMBERS.parent.mkdir(exist_ok=True)
                     write_text(NUMBERS, json.dumps(known, indent=1) + "\n")

@@ -362,6 +362,12 @@ def _arguments() -> argparse.ArgumentParser:
         help="how often steps look at the clip: off (each), refresh=K (every K-th), static (once); auto: once where "
         "that changes nothing, else each",
     )
+    sub.add_argument(
+        "--stop-when-stable",
+        type=_number(int, 0, 1000),
+        default=0,
+        help="stop as soon as this many steps in a row draw the same words (0: take all steps)",
+    )
     sub.add_argument("--prefix", default="", help="put in front of every caption (a trigger word)")
     sub.add_argument("--overwrite", action="store_true", help="write captions that exist already anew")
     sub.add_argument("--no-recursive", action="store_true", help="leave subfolders out")

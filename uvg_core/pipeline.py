@@ -43,6 +43,7 @@ class Sampling:
     text_update: str = "bridge"
     text_length: int | None = None
     video_cache: str = "auto"
+    stop_when_stable: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,7 @@ class Pipeline:
             "top_p": sampling.top_p,
             "text_update": sampling.text_update,
             "video_cache": sampling.video_cache,
+            "stop_when_stable": sampling.stop_when_stable,
             "callback": callback,
         }
         with self.network() as model:

@@ -43,6 +43,18 @@ def test_captions(inside: Inside) -> None:
     assert found["no record"][1] == []
 
 
+def test_a_clip_is_looked_at_once_where_that_changes_nothing(inside: Inside) -> None:
+    found = inside.call("nodes", "looks_at_the_clip")
+    windows, windows_off = found.pop("windows"), found.pop("windows, off")
+    ranking = found.pop("ranking")
+    assert {words for words, _ in found.values()} == {SAMPLE}
+    looks = {name: count for name, (_, count) in found.items()}
+    assert looks == {"off": 8, "auto": 1, "static": 1, "refresh=2": 1, "template": looks["template"], "patched": 8}
+    assert looks["template"] < 8
+    assert windows == windows_off
+    assert ranking[1] == 1
+
+
 def test_the_text_shows_while_it_forms(inside: Inside) -> None:
     shown = inside.call("nodes", "live_text")
     assert len(shown) > 2

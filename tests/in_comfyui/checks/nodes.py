@@ -99,6 +99,41 @@ def captions() -> dict[str, Any]:
     }
 
 
+def looks_at_the_clip() -> dict[str, Any]:
+    """How often the steps of a caption look at the clip, and what they say, by the setting and by what hangs on the
+    model; two texts ranked with the default."""
+    import comfy.context_windows
+
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae)
+    looks: list[int] = []
+    hook = model.model.diffusion_model.patch_embedding.register_forward_hook(lambda *_: looks.append(1))
+
+    def described(model: Any = model, **changes: Any) -> list[Any]:
+        looks.clear()
+        given = {**CAPTIONING, "temperature": 0.0, "steps": 8, **changes}
+        (text,) = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **given)
+        return [run("UniViGUTextDecoder", text=text, clip=clip)[0][0], len(looks)]
+
+    patched = model.clone()
+    patched.set_model_patch(lambda args: args, "double_block")
+    windows = run("WanContextWindowsManual", model=model, context_length=5, context_overlap=1,
+        context_schedule=comfy.context_windows.ContextSchedules.STATIC_STANDARD, context_stride=1, closed_loop=False,
+        fuse_method=comfy.context_windows.ContextFuseMethods.PYRAMID, freenoise=False)[0]  # fmt: skip
+    try:
+        found = {name: described(video_cache=name) for name in ("off", "auto", "static", "refresh=2")}
+        found["template"] = described(template="a ___ red ___ moves ___")
+        found["patched"] = described(patched)
+        found["windows"] = described(windows)
+        found["windows, off"] = described(windows, video_cache="off")
+        looks.clear()
+        run("UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=f"a star\n{SAMPLE}", samples=4, seed=0)
+        found["ranking"] = ["", len(looks)]
+    finally:
+        hook.remove()
+    return found
+
+
 def live_text() -> list[str]:
     """What shows in the node while a caption forms."""
     from server import PromptServer

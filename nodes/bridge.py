@@ -291,6 +291,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         )
         self.image_to_video = False
         self.run_facts = run
+        self.text_length = run.text_length  # of the run under way, for the estimate of its memory
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -405,7 +406,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
         are not known yet, as if all of it were video."""
         shapes, config = self.latent_shapes, self.config
-        rows, text = input_shape[0], self.run_facts.text_length
+        rows, text = input_shape[0], self.text_length
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
             input_shape = [rows, *shapes[0][1:]]
         if len(input_shape) == 3:
@@ -1140,21 +1141,35 @@ def run_job(
     latent: Tensor,
     sigmas: Tensor,
     seed: int,
+    text_length: int = 0,
 ) -> Tensor:
     """Run ``job(network, noise, latent)`` with MODEL loaded and patched by ComfyUI; noise and latents inside are in the
-    network's space. Returns the job's latent in the VAE's space, on the CPU."""
+    network's space. ``text_length``: tokens of the job's text, 0 for what the checkpoint was trained with. Returns the
+    job's latent in the VAE's space, on the CPU."""
     guider = comfy.samplers.CFGGuider(model)
     if negative is None:
         guider.inner_set_conds({"positive": positive})
     else:
         guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
+    usual = model.model.run_facts.text_length
+    model.model.text_length = text_length or usual
+    try:
+        out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
+    finally:
+        model.model.text_length = usual
     return out.to(comfy.model_management.intermediate_device())
 
 
 def run_on_clip(
-    model: Any, job: Job, latent: Tensor, *, seed: int, hint: list[Any] | None = None, steps: int = 1
+    model: Any,
+    job: Job,
+    latent: Tensor,
+    *,
+    seed: int,
+    hint: list[Any] | None = None,
+    steps: int = 1,
+    text_length: int = 0,
 ) -> None:
     """``run_job`` for jobs that look at clips, clean latents in the VAE's space: no noise, no guidance, and no prompt
     but the hint."""
@@ -1166,6 +1181,7 @@ def run_on_clip(
         latent=latent,
         sigmas=torch.zeros(steps + 1),
         seed=seed,
+        text_length=text_length,
     )
 
 

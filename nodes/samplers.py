@@ -271,7 +271,7 @@ def describe(
             found.append(video_to_text(network, **options))
         return video
 
-    bridge.run_on_clip(model, job, latent, seed=settings.seed, hint=hint, steps=steps)
+    bridge.run_on_clip(model, job, latent, seed=settings.seed, hint=hint, steps=steps, text_length=length)
     text = tokenizer.text(found[0][0])
     if show is not None:
         show(text)
@@ -443,6 +443,7 @@ class JointSampler(io.ComfyNode):
             latent=video,
             sigmas=sigmas,
             seed=seed,
+            text_length=text_length,
         )
         if tokenizer is not None:
             progress.text(tokenizer.text(texts[0][0]), last=True)

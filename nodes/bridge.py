@@ -65,6 +65,7 @@ from ..uvg_core.flow.time import sigma_from_model_time
 from ..uvg_core.model import Hooks, Prediction, UniViGU, VideoCache
 from ..uvg_core.model.block import Call, Streams
 from ..uvg_core.model.rope import rotate
+from ..uvg_core.model.sizes import pass_bytes, video_tokens
 from ..uvg_core.sampling.modes import as_text_content
 
 log = logging.getLogger(__name__)
@@ -269,9 +270,6 @@ class RawWan(comfy.latent_formats.Wan21):
         return latent
 
 
-PASS_MARGIN = 1.1  # what a pass holds beside its largest tensors: rotary matrices, attention's own, rounding
-
-
 class UniViGUModel(comfy.model_base.WAN21):
     """Plain Wan to whoever asks, with a text stream beside the video.
 
@@ -399,26 +397,19 @@ class UniViGUModel(comfy.model_base.WAN21):
         return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
-        """What a pass needs beside the weights: the widest moment of a block, in the middle of its feed-forward (the
-        tokens before and after attention, what goes in, and the hidden layer twice, before and after its GELU), or the
-        text's logits.
+        """What a pass needs beside the weights (``uvg_core/model/sizes.py``).
 
         A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
         are not known yet, as if all of it were video."""
         shapes, config = self.latent_shapes, self.config
-        rows, text = input_shape[0], self.text_length
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
-            input_shape = [rows, *shapes[0][1:]]
+            input_shape = [input_shape[0], *shapes[0][1:]]
         if len(input_shape) == 3:
             video = -(-math.prod(input_shape[1:]) // (config.in_dim * math.prod(config.patch_size)))
         else:
-            grid = zip(input_shape[2:], config.patch_size, strict=True)
-            video = math.prod(-(-size // patch) for size, patch in grid)
-        tokens = rows * (video + text)
-        block = tokens * (3 * config.dim + 2 * config.ffn_dim)
-        head = tokens * 2 * config.dim + rows * text * config.text_out_dim
+            video = video_tokens(input_shape[2:], config)
         number = comfy.model_management.dtype_size(self.get_dtype_inference())
-        needed = PASS_MARGIN * number * max(block, head)
+        needed = pass_bytes(config, rows=input_shape[0], video=video, text=self.text_length, itemsize=number)
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed
         # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.

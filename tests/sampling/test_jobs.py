@@ -121,24 +121,41 @@ def test_guidance_of_one_is_the_conditional_pass(network: UniViGU, given: dict[s
         text_to_video(network, noise=given["noise"], context=given["context"], steps=2, guidance_scale=5)
 
 
-@pytest.mark.parametrize(("end", "passes"), [(0.0, 4), (0.5, 6), (1.0, 8)])
+@pytest.mark.parametrize(("end", "passes"), [(0.0, 4), (0.1, 5), (0.5, 6), (1.0, 8)])
 def test_guidance_may_end_before_the_run(
     network: UniViGU, given: dict[str, torch.Tensor], end: float, passes: int
 ) -> None:
     """Later steps cost one pass; with no guided step at all it is the conditional pass's run."""
-    calls = []
+    rows = []
 
-    def counted(*args: object, **options: object) -> Prediction:
-        calls.append(args)
-        return network(*args, **options)
+    def counted(latent: torch.Tensor, *args: object, **options: object) -> Prediction:
+        rows.append(len(latent))
+        return network(latent, *args, **options)
 
     counted.config = network.config  # type: ignore[attr-defined]
     found = text_to_video(counted, **given, steps=4, guidance_scale=5, guidance_end=end)  # type: ignore[arg-type]
-    assert len(calls) == passes
+    assert sum(rows) == passes * len(given["noise"])
     ends = {0.0: {"guidance_scale": 1}, 1.0: {"guidance_scale": 5}}
     for share, options in ends.items():
         whole = text_to_video(network, **given, steps=4, **options)  # type: ignore[arg-type]
         assert torch.equal(found, whole) == (share == end)
+
+
+def test_both_passes_of_guidance_as_one_batch_or_two(
+    any_network: UniViGU, given: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch where it fits; what comes out is the same."""
+    mask = torch.tensor([[True] * 3, [True, True, False]])
+    words = {"text": torch.tensor([[3, 4, 5], [6, 7, 0]]), "text_mask": mask}
+
+    def clips() -> tuple[torch.Tensor, ...]:
+        clip = text_to_video(any_network, **given, **words, steps=3)
+        return clip, *joint(any_network, **given, length=6, steps=3, seed=1)
+
+    together = clips()
+    monkeypatch.setattr("uvg_core.sampling.predict.free_memory", lambda device: 0)
+    for one, two in zip(together, clips(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_any_sigma_list(network: UniViGU, given: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..errors import UniViGUError
 from ..model import Prediction, VideoCache
+from ..model.cache import free_memory
+from ..model.sizes import pass_bytes, video_tokens
 from ..streams import TextStream, VideoStream
 from .guidance import guide
 from .video_cache import EXACT, CachePolicy
@@ -68,6 +70,8 @@ class Predictor:
         latent = video.latent
         rows, device = latent.shape[0], latent.device
 
+        if want_velocity and self.guidance_scale != 1 and self._together(latent, text):
+            return self._both(latent, text, time_video, time_text, want_logits)
         kept: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
 
         def run(context: Tensor, want_logits: bool) -> Prediction:
@@ -93,3 +97,33 @@ class Predictor:
             assert null is not None
             velocity = guide(null.to(latent.dtype), velocity, self.guidance_scale)
         return Prediction(velocity, logits)
+
+    def _together(self, latent: Tensor, text: TextStream) -> bool:
+        """Whether both passes of guidance go through the network as one batch: where they fit."""
+        config, null = getattr(self.model, "config", None), self.null_context
+        if config is None or null is None or null.shape[1:] != self.context.shape[1:]:
+            return False
+        rows, tokens = 2 * latent.shape[0], video_tokens(latent.shape[2:], config)
+        number = torch.promote_types(latent.dtype, torch.float32).itemsize
+        needed = pass_bytes(config, rows=rows, video=tokens, text=text.content.shape[1], itemsize=number)
+        return needed < free_memory(latent.device)
+
+    def _both(
+        self, latent: Tensor, text: TextStream, time_video: float, time_text: float, want_logits: bool
+    ) -> Prediction:
+        assert self.null_context is not None
+        rows = latent.shape[0]
+        contexts = [context.expand(rows, -1, -1) for context in (self.context, self.null_context)]
+        velocity, logits = self.model(
+            torch.cat([latent, latent]),
+            torch.cat([text.content, text.content]),
+            torch.full((2 * rows,), time_video, device=latent.device),
+            torch.full((2 * rows,), time_text, device=latent.device),
+            torch.cat(contexts),
+            None if text.mask is None else torch.cat([text.mask, text.mask]),
+            want_velocity=True,
+            want_logits=slice(0, rows) if want_logits else False,
+        )
+        assert velocity is not None
+        positive, negative = velocity.to(latent.dtype).chunk(2)
+        return Prediction(guide(negative, positive, self.guidance_scale), logits)

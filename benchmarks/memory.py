@@ -1,4 +1,4 @@
-"""What a pass needs beside the weights, against what ComfyUI is told: full width, one block (the peak of every block).
+"""What a pass needs beside the weights, against what ComfyUI is told: full width, two blocks (the peak of any number).
 
     python benchmarks/memory.py [--frames 2 8 16] [--text 256] [--device cpu]
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,21 @@ def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits
     import torch
     from check_made import bridge, core
     from comfy.ldm.modules.attention import attention_pytorch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+
+    sys.path.append(str(HERE.parent / "tests"))
+    from tensors_alive import Alive
 
     place = torch.device(device)
     state = sys.modules[__name__].__dict__.setdefault("_kept", {})
     if "model" not in state:
         known = bridge.UniViGUConfig({"image_model": "wan2.1", "model_type": "t2v", "dim": WIDTH["dim"]})
         known.set_inference_dtype(torch.bfloat16, None)
-        config = core.ModelConfig(**WIDTH, num_layers=1, vocab_size=VOCABULARY)
+        config = core.ModelConfig(**WIDTH, num_layers=2, vocab_size=VOCABULARY)
         state["model"] = bridge.UniViGUModel(known, config, core.RunConfig(), device=place)
         for weight in state["model"].diffusion_model.parameters():
             weight.data.zero_()
     model = state["model"]
+    model.text_length, model.wants_logits = text, logits
     network = model.diffusion_model
     video = torch.zeros(rows, 16, frames, side, side, device=place, dtype=torch.bfloat16)
     clock = torch.full((rows,), 500.0, device=place)
@@ -56,34 +57,6 @@ def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits
     stream = {
         "content": tokens, "mask": None, "time": clock, "want_velocity": velocity, "logits_rows": logits, "cache": None
     }  # fmt: skip
-
-    class Alive(TorchDispatchMode):
-        """Bytes of the tensors that operations made and that are still there."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.now = self.peak = 0
-            self.known: set[int] = set()
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = function(*args, **(kwargs or {}))
-            given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
-            for leaf in tree_leaves(out):
-                if not torch.is_tensor(leaf):
-                    continue
-                storage = leaf.untyped_storage()
-                place = storage.data_ptr()
-                if place in given or place in self.known:
-                    continue
-                self.known.add(place)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.gone, place, storage.nbytes())
-            return out
-
-        def gone(self, place: int, size: int) -> None:
-            self.known.discard(place)
-            self.now -= size
 
     def torchs(_: Any, *args: Any, **kwargs: Any) -> Any:
         return attention_pytorch(*args, **kwargs)  # what ComfyUI takes on CUDA; on a CPU it makes the whole matrix

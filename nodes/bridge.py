@@ -289,7 +289,8 @@ class UniViGUModel(comfy.model_base.WAN21):
         )
         self.image_to_video = False
         self.run_facts = run
-        self.text_length = run.text_length  # of the run under way, for the estimate of its memory
+        # Of the run under way, for the estimate of its memory
+        self.text_length, self.wants_logits = run.text_length, False
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -409,7 +410,14 @@ class UniViGUModel(comfy.model_base.WAN21):
         else:
             video = video_tokens(input_shape[2:], config)
         number = comfy.model_management.dtype_size(self.get_dtype_inference())
-        needed = pass_bytes(config, rows=input_shape[0], video=video, text=self.text_length, itemsize=number)
+        needed = pass_bytes(
+            config,
+            rows=input_shape[0],
+            video=video,
+            text=self.text_length,
+            itemsize=number,
+            logits=self.wants_logits,
+        )
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed
         # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.
@@ -1144,11 +1152,11 @@ def run_job(
         guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     usual = model.model.run_facts.text_length
-    model.model.text_length = text_length or usual
+    model.model.text_length, model.model.wants_logits = text_length or usual, True
     try:
         out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
     finally:
-        model.model.text_length = usual
+        model.model.text_length, model.model.wants_logits = usual, False
     return out.to(comfy.model_management.intermediate_device())
 
 

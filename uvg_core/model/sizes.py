@@ -25,5 +25,5 @@ def pass_bytes(config: ModelConfig, *, rows: int, video: int, text: int, itemsiz
     Holds for attention that does not make the matrix of all scores."""
     tokens = rows * (video + text)
     block = tokens * (3 * config.dim + 2 * config.ffn_dim)
-    head = tokens * 2 * config.dim + (rows * text * config.text_out_dim if logits else 0)
+    head = tokens * 4 * config.dim + (rows * text * config.text_out_dim if logits else 0)
     return MARGIN * itemsize * max(block, head)

@@ -18,6 +18,12 @@ def test_an_empty_text_stream_is_cores_wan_bit_for_bit(inside: Inside) -> None:
     assert found == dict.fromkeys(found, 0.0)
 
 
+def test_fused_kernels_do_what_the_network_does(inside: Inside) -> None:
+    found = inside.call("model", "fused_kernels")
+    assert set(found) == {"modulate", "interleaved", "half"}
+    assert max(found.values()) <= 1e-5
+
+
 def test_and_with_fp8_weights(inside: Inside) -> None:
     found = inside.call("model", "parity_in_fp8")
     assert all(value <= 1e-5 for value in found.values()), found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .attention import Attention
 from .cache import VideoCache
-from .modulation import block_modulation
+from .modulation import Modulate, block_modulation, modulate
 from .rope import Rotate, rotate
 
 
@@ -48,7 +48,8 @@ class Call(NamedTuple):
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
-    or fills it. ``rotate``: how queries and keys are turned. ``text_alone``: nobody looks at the video's stream after
+    or fills it. ``rotate``: how queries and keys are turned; ``modulate``: how the
+    inputs of sub-layers are normalised, scaled and shifted. ``text_alone``: nobody looks at the video's stream after
     this block: it is left as it is.
     """
 
@@ -61,6 +62,7 @@ class Call(NamedTuple):
     video_mask: Tensor | None = None
     kept: Kept | None = None
     rotate: Rotate = rotate
+    modulate: Modulate = modulate
     text_alone: bool = False
 
 
@@ -159,7 +161,7 @@ class JointBlock(nn.Module):
         moves_video = video.shape[1] > 0 and not call.text_alone
 
         # Both streams look at each other. What was added is let go of: the feed-forward is the widest moment.
-        normed = Streams(attend_v.apply(self.norm1(video)), attend_t.apply(self.norm1(text)))
+        normed = Streams(call.modulate(self.norm1, video, attend_v), call.modulate(self.norm1, text, attend_t))
         seen = self.self_attn(normed, call, attention)
         video = attend_v.add(video, seen.video) if moves_video else video
         text = attend_t.add(text, seen.text)
@@ -174,7 +176,7 @@ class JointBlock(nn.Module):
 
         # Each stream has an expert of its own.
         if moves_video:
-            video = feed_v.add(video, self.ffn(feed_v.apply(self.norm2(video))))
+            video = feed_v.add(video, self.ffn(call.modulate(self.norm2, video, feed_v)))
         if text.shape[1]:
-            text = feed_t.add(text, self.ffn_t(feed_t.apply(self.norm2(text))))
+            text = feed_t.add(text, self.ffn_t(call.modulate(self.norm2, text, feed_t)))
         return Streams(video, text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Modulation(NamedTuple):
@@ -22,6 +23,15 @@ class Modulation(NamedTuple):
     def add(self, residual_BND: Tensor, y_BND: Tensor) -> Tensor:
         """residual + gate * y, for the output of the sub-layer."""
         return torch.addcmul(residual_BND, y_BND, self.gate)
+
+
+Modulate = Callable[[nn.LayerNorm, Tensor, Modulation], Tensor]
+
+
+def modulate(norm: nn.LayerNorm, x_BND: Tensor, modulation: Modulation) -> Tensor:
+    """norm(x) * (1 + scale) + shift: the input of a sub-layer."""
+    normed: Tensor = norm(x_BND)
+    return modulation.apply(normed)
 
 
 def block_modulation(table: Tensor, e_B6D: Tensor) -> tuple[Modulation, Modulation]:

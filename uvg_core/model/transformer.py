@@ -22,6 +22,7 @@ from .block import Call, JointBlock, Kept, Streams
 from .cache import VideoCache
 from .embed import time_features
 from .heads import TextHead, VideoHead
+from .modulation import Modulate, modulate
 from .rope import Rotate, rotate, text_rotations, video_rotations
 
 
@@ -44,7 +45,8 @@ class Hooks:
     attention, cross_attention   in place of the network's own, see ``model/attention.py``
     block                        ``block(index, run, call) -> Streams`` stands around each block; ``run(call)`` is the
                                  block itself
-    rotate                       in place of ``model/rope.py``'s: where there is a fused kernel for it
+    rotate, modulate             in place of ``model/rope.py``'s and ``model/modulation.py``'s: where there are fused
+                                 kernels for them
     text_alone                   whether the last block may leave the video as it is where its velocity is not wanted
     scale, shift                 of the video's rotary positions along time, height and width
     """
@@ -53,6 +55,7 @@ class Hooks:
     cross_attention: Attention | None = None
     block: Callable[[int, Callable[[Call], Streams], Call], Streams] | None = None
     rotate: Rotate = rotate
+    modulate: Modulate = modulate
     text_alone: bool = True
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -197,7 +200,19 @@ class UniViGU(nn.Module):
             kept = None if cache is None else Kept(cache, index, len(self.blocks))
             last = index == len(self.blocks) - 1
             text_alone = last and not want_velocity and hooks.text_alone and text.shape[1] > 0
-            call = Call(x, e, rotations, context, key_mask, one_way, video_mask, kept, hooks.rotate, text_alone)
+            call = Call(
+                x,
+                e,
+                rotations,
+                context,
+                key_mask,
+                one_way=one_way,
+                video_mask=video_mask,
+                kept=kept,
+                rotate=hooks.rotate,
+                modulate=hooks.modulate,
+                text_alone=text_alone,
+            )
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
         velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None

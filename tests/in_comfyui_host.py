@@ -130,6 +130,7 @@ class Process:
 
     comfyui: ComfyUI
     base: Path
+    options: tuple[str, ...] = OPTIONS
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,7 +182,7 @@ class Server(Process):
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         started = time.monotonic()
-        options = ("--port", str(port), "--base-directory", str(self.base), *OPTIONS)
+        options = ("--port", str(port), "--base-directory", str(self.base), *self.options)
         self._process = self.start(str(HERE / "serve.py"), str(self.comfyui.folder / "main.py"), *options)
         while not self._answers():
             ended = self._process.poll() is not None
@@ -233,7 +234,7 @@ class Inside(Process):
             str(self.comfyui.folder),
             str(self.base),
             PACK,
-            *("--base-directory", str(self.base), *OPTIONS),
+            *("--base-directory", str(self.base), *self.options),
             stdout=subprocess.PIPE,
         )
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()

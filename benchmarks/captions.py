@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from uvg_core.pipeline import Pipeline
 from uvg_core.training.measure import Exam
 
 NUMBERS = Path(__file__).parent / "numbers"
-CACHES = ("off", "static", "refresh=2", "refresh=4", "refresh=8")
+CACHES = ("off", "static", "static, float8", "refresh=2", "refresh=4", "refresh=8", "refresh=8, float8")
 STEPS = (4, 8, 16, 50)
 RELEASED_BLOCKS, RELEASED_STEPS, TEXT = 30, 50, 256
 TURNS = 3
@@ -36,15 +37,19 @@ TURNS = 3
 
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     """Every way of keeping the clip, at several numbers of steps."""
-    exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips)
-    found: dict[str, Any] = {"model": args.model.name, "clips": args.clips, "settings": {}}
+    exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips, quick=True)
+    rule = exam.pipe.config.model.v2t_attention
+    found: dict[str, Any] = {"model": args.model.name, "v2t_attention": rule, "clips": args.clips, "settings": {}}
+    plain = UniViGU.video_cache
     for steps in STEPS:
         for kept in CACHES:
+            policy, _, kind = kept.partition(", ")
+            UniViGU.video_cache = partialmethod(plain, fp8=bool(kind))  # type: ignore[assignment]
             started = time.perf_counter()
-            tally = exam.video_to_text(steps, video_cache=kept).to_json()
+            tally = exam.video_to_text(steps, video_cache=policy).to_json()
             seconds = time.perf_counter() - started
             found["settings"][f"{kept}, {steps} steps"] = {**tally, "seconds": round(seconds, 2)}
-            print(f"{kept:10s} {steps:3d} steps  {100 * tally['mean']:5.1f} %  {seconds:6.1f} s", flush=True)
+            print(f"{kept:18s} {steps:3d} steps  {100 * tally['mean']:5.1f} %  {seconds:6.1f} s", flush=True)
     return found
 
 
@@ -145,8 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     found = args.run(args)
     NUMBERS.mkdir(exist_ok=True)
-    device = f"_{args.device}" if args.command == "time" else ""
-    write_text(NUMBERS / f"captions_{args.command}{device}.json", json.dumps(found, indent=1) + "\n")
+    name = args.device if args.command == "time" else found["v2t_attention"]
+    write_text(NUMBERS / f"captions_{args.command}_{name}.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,21 @@ def both(tally: Numbers | None) -> str:
 
 
 def captions_accuracy() -> str:
-    found = read("captions_accuracy").get("settings", {})
-    rows = [[name, percent(tally["mean"]), whole(tally), f"{tally['seconds']:.1f}"] for name, tally in found.items()]
-    return table(["video_cache", "attributes", "exact captions", "s"], rows) if rows else MISSING
+    parts = []
+    for rule, words in (
+        ("one_way", "`uvg_tiny`, whose clip does not see the text"),
+        ("joint", "its predecessor after `refine`, whose clip does"),
+    ):
+        found = read(f"captions_accuracy_{rule}").get("settings", {})
+        ways = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in found))
+        steps = list(dict.fromkeys(name.rsplit(", ", 1)[1] for name in found))
+        rows = []
+        for way in ways:
+            tallies = [found[f"{way}, {count}"] for count in steps]
+            rows.append([way, *(f"{both(tally)}, {tally['seconds']:.0f} s" for tally in tallies)])
+        if rows:
+            parts.append(f"{words}:\n\n{table(['video_cache', *steps], rows)}")
+    return "\n\n".join(parts) or MISSING
 
 
 def captions_time() -> str:

@@ -104,8 +104,8 @@ def score(said: World, seen: World | None, index: int = 0) -> dict[str, bool | N
 
     ``speed`` is None, not scored, where the object that was asked for stays still; where it moves and no speed was
     said, the speed is wrong. Of two objects, those seen are matched with those asked for so that most attributes agree,
-    colours first: one wrong colour must not swap the two.
-    A background counts whenever anything is seen; every other attribute of a missing object is wrong."""
+    colours first: one wrong colour must not swap the two. A background counts whenever anything is seen; every other
+    attribute of a missing object is wrong."""
     wanted = said.attributes(index)
     found: dict[str, str | None] = {}
     if seen is not None:

@@ -121,7 +121,7 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
             model,
             video=truth.latent[None].to(device),
             length=length,
-            temperature=1.0 if model.config.text_flow == "embedding" else run.text_temperature,
+            temperature=run.text_temperature,
             **shared,
         )[0]
         both = joint(model, context=context(truth.prompt_states), length=length, **guided, **shared)

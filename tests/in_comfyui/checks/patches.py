@@ -155,7 +155,7 @@ def reading_under_patches() -> dict[str, Any]:
 
     def weaker_attention(model: Any) -> Any:
         patched = model.clone()
-        patched.set_model_patch(lambda args: args["x"] * (0.5 if args["k"].shape[1] else 1.0), "attn1_patch")
+        patched.set_model_patch(lambda args: args["x"] * 0.5, "attn1_patch")
         return patched
 
     return {

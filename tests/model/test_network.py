@@ -125,8 +125,23 @@ def test_layers_and_attention_are_injected(inputs: dict[str, torch.Tensor]) -> N
     with_weights = [m for m in model.modules() if isinstance(m, tuple(getattr(nn, name) for name in names))]
     assert {id(m) for m in with_weights} == {id(m) for m in made}
     model(**{name: value.double() if value.is_floating_point() else value for name, value in inputs.items()})
-    # Per block: once over both streams, then each stream reads the prompt.
-    assert [shape[1] for shape in calls] == [12 + 5, 7, 7] * 2
+    # Per block: once over both streams, then both read the prompt.
+    assert [shape[1] for shape in calls] == [12 + 5, 7] * 2
+
+
+def test_no_layer_of_a_block_is_called_twice(network: UniViGU, inputs: dict[str, torch.Tensor]) -> None:
+    """A host that keeps weights elsewhere brings them with every call."""
+    calls: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        calls[name] = calls.get(name, 0) + 1
+
+    layers = {name: layer for name, layer in network.blocks.named_modules() if not list(layer.children())}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda *_, name=name: count(name))
+    network(**inputs)
+    streams = ("norm1", "norm2")  # no weights, once for each stream
+    assert calls == {name: 2 if name.endswith(streams) else 1 for name in layers}
 
 
 def test_patches_are_made_in_float32_whatever_the_rest_is(inputs: dict[str, torch.Tensor]) -> None:
@@ -252,7 +267,7 @@ def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]
     assert torch.equal(hooked.velocity, plain.velocity)
     assert torch.equal(hooked.logits, plain.logits)
     assert seen == [0, 1]
-    assert attended == ["self", "cross", "cross"] * 2
+    assert attended == ["self", "cross"] * 2
 
     skipped = model(**inputs, hooks=Hooks(block=lambda index, run, call: call.x if index == 1 else run(call)))
     assert not torch.allclose(skipped.velocity, plain.velocity)

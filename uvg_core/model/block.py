@@ -24,12 +24,11 @@ class Streams(NamedTuple):
     text: Tensor
 
 
-class Projected(NamedTuple):
-    """A stream's queries, keys and values ``[B,N,D]``, heads folded into D."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
+def joined(streams: Streams) -> Tensor:
+    """Both streams one behind the other; nothing is copied where one of them is empty."""
+    if not streams.text.shape[1]:
+        return streams.video
+    return torch.cat(streams, 1) if streams.video.shape[1] else streams.text
 
 
 class Kept(NamedTuple):
@@ -83,51 +82,54 @@ class AttentionLayer(nn.Module):
 
 class JointSelfAttention(AttentionLayer):
     """Attention over [video; text] with one set of weights and two rotary schemes; everybody sees everybody, or, where
-    the call says so, the video less than the text does."""
+    the call says so, the video less than the text does.
+
+    Each projection is called once for both streams: a host that brings weights to the device as they are called for
+    brings them once.
+    """
 
     def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
-        with_text = x.text.shape[1] > 0  # several attention functions refuse sequences without tokens
+        V, T = x.video.shape[1], x.text.shape[1]
         if call.kept is not None and call.kept.cache.filled:
-            q, k, v = self._projected(x.text, call.rotations.text, "half", call.rotate)
+            q, k, v = (self._turned(self.norm_q(self.q(x.text)), x, call), *self._keys(x.text, x, call))
             k, v = call.kept.cache.with_text(call.kept.number, k, v)
             return Streams(x.video, self.o(attention(q, k, v, self.heads, mask=call.key_mask)))
 
-        q, k, v = self._projected(x.video, call.rotations.video, "interleaved", call.rotate)
+        both = joined(x)
+        k, v = self._keys(both, x, call)
         if call.kept is not None:
-            call.kept.cache.keep(k, v, call.kept.blocks, x.text.shape[1])
-        if not with_text:
-            return Streams(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), x.text)
-        text = self._projected(x.text, call.rotations.text, "half", call.rotate)
-        keys, values = torch.cat([k, text.k], 1), torch.cat([v, text.v], 1)
-        if call.text_alone:
-            return Streams(x.video, self.o(attention(text.q, keys, values, self.heads, mask=call.key_mask)))
-        if call.one_way or call.video_mask is not None:
-            seen = (k, v) if call.one_way else (keys, values)
-            video = attention(q, *seen, self.heads, mask=call.video_mask)
-            words = attention(text.q, keys, values, self.heads, mask=call.key_mask)
+            call.kept.cache.keep(k[:, :V], v[:, :V], call.kept.blocks, T)
+        asking = x._replace(video=x.video[:, :0]) if call.text_alone else x
+        q = self._turned(self.norm_q(self.q(x.text if call.text_alone else both)), asking, call)
+        if call.text_alone or not (T and (call.one_way or call.video_mask is not None)):
+            out = attention(q, k, v, self.heads, mask=call.key_mask)
         else:
-            out = attention(torch.cat([q, text.q], 1), keys, values, self.heads, mask=call.key_mask)
-            video, words = out.split([x.video.shape[1], x.text.shape[1]], 1)
-        return Streams(self.o(video), self.o(words))
+            seen = (k[:, :V], v[:, :V]) if call.one_way else (k, v)
+            video = attention(q[:, :V], *seen, self.heads, mask=call.video_mask)
+            out = torch.cat([video, attention(q[:, V:], k, v, self.heads, mask=call.key_mask)], 1)
+        out = self.o(out)
+        return Streams(x.video, out) if call.text_alone else Streams(*out.split([V, T], 1))
 
-    def _projected(self, x: Tensor, rotations: Tensor, pairs: str, turn: Rotate) -> Projected:
-        q = turn(self.norm_q(self.q(x)), rotations, self.heads, pairs)
-        k = turn(self.norm_k(self.k(x)), rotations, self.heads, pairs)
-        return Projected(q, k, self.v(x))
+    def _keys(self, both: Tensor, x: Streams, call: Call) -> tuple[Tensor, Tensor]:
+        return self._turned(self.norm_k(self.k(both)), x, call), self.v(both)
+
+    def _turned(self, both: Tensor, x: Streams, call: Call) -> Tensor:
+        """Queries or keys of the streams ``x``, each turned in its own way."""
+        video, text = both.split([both.shape[1] - x.text.shape[1], x.text.shape[1]], 1)
+        if video.shape[1]:
+            video = call.rotate(video, call.rotations.video, self.heads, "interleaved")
+        if text.shape[1]:
+            text = call.rotate(text, call.rotations.text, self.heads, "half")
+        return joined(Streams(video, text))
 
 
 class CrossAttention(AttentionLayer):
-    """A stream reads the prompt condition; no rotary, no mask."""
+    """Tokens of either stream read the prompt condition; no rotary, no mask."""
 
-    def forward(self, x: Streams, context_BSD: Tensor, attention: Attention) -> Streams:
+    def forward(self, x_BND: Tensor, context_BSD: Tensor, attention: Attention) -> Tensor:
         k, v = self.norm_k(self.k(context_BSD)), self.v(context_BSD)
-
-        def read(stream: Tensor) -> Tensor:
-            if not stream.shape[1]:
-                return stream
-            return self.o(attention(self.norm_q(self.q(stream)), k, v, self.heads, mask=None))
-
-        return Streams(read(x.video), read(x.text))
+        out: Tensor = self.o(attention(self.norm_q(self.q(x_BND)), k, v, self.heads, mask=None))
+        return out
 
 
 def feed_forward(config: ModelConfig, operations: Any, **factory: Any) -> nn.Sequential:
@@ -168,10 +170,10 @@ class JointBlock(nn.Module):
         del normed, seen
 
         # Both streams read the prompt.
-        asking = Streams(self.norm3(video) if moves_video else video[:, :0], self.norm3(text))
-        read = self.cross_attn(asking, call.context, cross_attention)
-        video = video + read.video if moves_video else video
-        text = text + read.text
+        asking = joined(Streams(video if moves_video else video[:, :0], text))
+        read = self.cross_attn(self.norm3(asking), call.context, cross_attention)
+        video = video + read[:, : video.shape[1]] if moves_video else video
+        text = text + read[:, read.shape[1] - text.shape[1] :]
         del asking, read
 
         # Each stream has an expert of its own.

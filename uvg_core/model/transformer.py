@@ -168,7 +168,8 @@ class UniViGU(nn.Module):
             patches = self.patch_embedding(video.to(precise)).to(dtype)
             grid = tuple(patches.shape[2:])  # type: ignore[assignment]
         tokens = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
-        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d"), tokens)
+        # What the convolution leaves is channels first in memory; every operation after it would carry that on.
+        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d").contiguous(), tokens)
         count = cache.tokens if cache is not None and alone else x.video.shape[1]
         context = self.text_embedding(context.to(dtype))
 

@@ -4,18 +4,19 @@
     python benchmarks/captions.py time [--frames 81] [--blocks 1 2]      the released width, random weights
 
 ``time`` measures single passes at one or two depths and works out the 30 blocks from their difference (on a GPU give
-``--blocks 30``). Numbers go into benchmarks/numbers/captions_*.json, a table to the terminal.
+``--blocks 30``); and what each holds at its peak: on CUDA by the allocator, on the CPU by all tensors alive. Numbers go
+into benchmarks/numbers/captions_*.json, a table to the terminal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def random_weights(blocks: int, device: torch.device) -> UniViGU:
     return model
 
 
-def passes(blocks: int, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of single passes, medians of turns that alternate; bytes that are kept."""
+def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Of single passes: seconds, medians of turns that alternate; bytes held at the peak beside weights and cache, a
+    filling pass's cache included; of the caches: their bytes."""
     device = torch.device(args.device)
     model = random_weights(blocks, device)
     size = ((args.frames - 1) // 4 + 1, args.height // 8, args.width // 8)
@@ -81,11 +83,16 @@ def passes(blocks: int, args: argparse.Namespace) -> dict[str, float]:
     def run(cache: VideoCache | None = None) -> None:
         model(video, text, clock, clock + 500, context, want_velocity=False, cache=cache)
 
+    def fill(cache: VideoCache) -> None:
+        cache.clear()
+        run(cache)
+
     jobs: dict[str, Callable[[], None]] = {"full": run}
     for name, cache in caches.items():
-        run(cache)
-        jobs[f"text, {name}"] = lambda cache=cache: run(cache)
+        jobs[f"fill, {name}"] = partial(fill, cache)
+        jobs[f"text, {name}"] = partial(run, cache)
     times: dict[str, list[float]] = {name: [] for name in jobs}
+    peaks = {name: _peak(job, device) for name, job in jobs.items()}
     for _ in range(args.turns):
         for name, job in jobs.items():
             _wait(device)
@@ -93,8 +100,25 @@ def passes(blocks: int, args: argparse.Namespace) -> dict[str, float]:
             job()
             _wait(device)
             times[name].append(time.perf_counter() - started)
-    found = {name: statistics.median(values) for name, values in times.items()}
-    return {**found, **{f"bytes, {name}": cache.nbytes for name, cache in caches.items()}}
+    return {
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "peak": peaks,
+        "kept": {name: cache.nbytes for name, cache in caches.items()},
+    }
+
+
+def _peak(job: Callable[[], None], device: torch.device) -> int:
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        job()
+        return torch.cuda.max_memory_allocated(device) - before
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from tensors_alive import Alive
+
+    with Alive() as alive:
+        job()
+    return alive.peak
 
 
 def _wait(device: torch.device) -> None:
@@ -106,31 +130,38 @@ def _wait(device: torch.device) -> None:
 def timing(args: argparse.Namespace) -> dict[str, Any]:
     """The cost of a caption at the released size from that of its passes."""
     measured = {blocks: passes(blocks, args) for blocks in args.blocks}
-    whole = measured[max(measured)]
-    if RELEASED_BLOCKS not in measured:
-        low, high = min(measured), max(measured)
-        block = {name: (measured[high][name] - measured[low][name]) / (high - low) for name in whole}
-        whole = {name: measured[low][name] + (RELEASED_BLOCKS - low) * block[name] for name in whole}
-    exact = RELEASED_STEPS * whole["full"]
+    low, high = min(measured), max(measured)
+
+    def at_full_depth(what: str) -> dict[str, float]:
+        """From two depths where 30 blocks were not measured."""
+        few, many = measured[low][what], measured[high][what]
+        if high == RELEASED_BLOCKS or low == high:
+            return many
+        return {name: few[name] + (RELEASED_BLOCKS - low) * (many[name] - few[name]) / (high - low) for name in many}
+
+    seconds, kept = at_full_depth("seconds"), at_full_depth("kept")
+    # Blocks take turns with their memory; what grows with their number is the cache alone.
+    peak = dict(measured[high]["peak"])
+    for name in kept:
+        peak[f"fill, {name}"] += kept[name] - measured[high]["kept"][name]
+    exact = RELEASED_STEPS * seconds["full"]
     rows = {"off": exact}
-    for kept in (name.removeprefix("text, ") for name in whole if name.startswith("text, ")):
-        step = whole[f"text, {kept}"]
-        rows[f"static, {kept}"] = whole["full"] + (RELEASED_STEPS - 1) * step
+    for name in kept:
+        look, step = seconds[f"fill, {name}"], seconds[f"text, {name}"]
+        rows[f"static, {name}"] = look + (RELEASED_STEPS - 1) * step
         for refresh in (5, 10, 25):
             looks = -(-RELEASED_STEPS // refresh)
-            rows[f"refresh={refresh}, {kept}"] = looks * whole["full"] + (RELEASED_STEPS - looks) * step
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if args.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    for name, seconds in rows.items():
-        print(f"{name:32s} {seconds:10.1f} s   {exact / seconds:6.1f}")
+            rows[f"refresh={refresh}, {name}"] = looks * look + (RELEASED_STEPS - looks) * step
+    for name, total in rows.items():
+        print(f"{name:32s} {total:10.1f} s   {exact / total:6.1f}")
+    for name in seconds:
+        print(f"{name:32s} {seconds[name]:10.2f} s a pass   {peak[name] / 2**20:8.0f} MiB at its peak")
     return {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "size": [args.frames, args.height, args.width],
         "measured": {str(blocks): found for blocks, found in measured.items()},
-        "passes": whole,
+        "passes": {"seconds": seconds, "peak": peak, "kept": kept},
         "caption": rows,
-        "peak_bytes": peak,
     }
 
 

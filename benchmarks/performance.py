@@ -60,10 +60,22 @@ def captions_time() -> str:
             exact = found["caption"]["off"]
             rows = [[name, f"{s:.1f}", f"{exact / s:.1f}"] for name, s in found["caption"].items()]
             frames, height, width = found["size"]
+            one = found["passes"]
+            passes = [
+                [
+                    name,
+                    f"{s:.2f}",
+                    f"{one['peak'][name] / GIB:.2f}",
+                    f"{one['kept'].get(name.partition(', ')[2], 0) / GIB:.2f}",
+                ]
+                for name, s in one["seconds"].items()
+            ]
             parts.append(
                 f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks"
                 f"{'' if '30' in found['measured'] else ', worked out from ' + ' and '.join(found['measured'])}:\n\n"
                 + table(["video_cache", "s a caption", "times faster"], rows)
+                + "\n\nIts passes; memory is what a pass holds at its peak beside the weights and what is kept:\n\n"
+                + table(["pass", "s", "peak, GiB", "kept, GiB"], passes)
             )
     return "\n\n".join(parts) or MISSING
 

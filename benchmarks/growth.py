@@ -1,6 +1,6 @@
 """How a pass grows with frames, resolution, text and batch, against the number of its operations.
 
-    python benchmarks/growth.py [--blocks 1 3] [--turns 3] [--device cpu]
+    python benchmarks/growth.py [--blocks 1 3] [--turns 5] [--scale 1] [--device cpu]
 
 Full width, random weights, bfloat16; operations are counted by torch (multiply-adds of matrix products and attention,
 two each). Two depths give the time of a block, free of what is done once a pass. Numbers go into
@@ -38,33 +38,41 @@ CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ON_CPU = {CPU_ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
 
 
-def seconds(model: UniViGU, size: tuple[int, int, int, int], turns: int, device: torch.device) -> tuple[float, int]:
-    """The median time of a pass, and its operations."""
+def measure(
+    models: list[UniViGU], size: tuple[int, int, int, int], turns: int, device: torch.device
+) -> list[tuple[float, int]]:
+    """Of each network, in turn: the median time of a pass, and its operations."""
     frames, side, text, rows = size
     video = torch.randn(rows, 16, frames, side, side, device=device)
-    words = torch.randint(model.config.vocab_size, (rows, text), device=device)
+    words = torch.randint(models[0].config.vocab_size, (rows, text), device=device)
     clock, context = torch.full((rows,), 500.0, device=device), torch.randn(rows, 512, 4096, device=device)
-
-    def run() -> None:
-        model(video, words, clock, clock, context, want_logits=False)
-
-    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counted:
-        run()
-    times = []
+    operations: list[int] = []
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counted:
+            model(video, words, clock, clock, context, want_logits=False)
+        operations.append(int(counted.get_total_flops()))
     for _ in range(turns):
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times), int(counted.get_total_flops())
+        for model, taken in zip(models, times, strict=True):
+            _wait(device)
+            started = time.perf_counter()
+            model(video, words, clock, clock, context, want_logits=False)
+            _wait(device)
+            taken.append(time.perf_counter() - started)
+    return [(statistics.median(taken), count) for taken, count in zip(times, operations, strict=True)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs=2, default=[1, 3])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--scale", type=int, default=1, help="times as high and wide: 3 comes near the released size")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -72,8 +80,9 @@ def main() -> None:
     depth = args.blocks[1] - args.blocks[0]
     found: dict[str, Any] = {}
     for name, sizes in SERIES.items():
-        for size in sizes:
-            (low, few), (high, many) = (seconds(model, size, args.turns, device) for model in models)
+        for frames, side, text, rows in sizes:
+            size = (frames, side * args.scale, text, rows)
+            (low, few), (high, many) = measure(models, size, args.turns, device)
             tokens = size[0] * (size[1] // 2) ** 2 + size[2]
             row = {"size": size, "tokens": tokens, "seconds": (high - low) / depth, "operations": (many - few) / depth}
             found.setdefault(name, []).append(row)

@@ -140,6 +140,26 @@ def forward() -> str:
     return "\n\n".join(parts) or MISSING
 
 
+def released() -> str:
+    parts = []
+    for device in ("cpu", "cuda"):
+        found = read(f"released_{device}")
+        if not found:
+            continue
+        depths = sorted(found["blocks"], key=int)
+        rows = []
+        for name in found["blocks"][depths[-1]]["seconds"]:
+            cells = []
+            for depth in depths:
+                times = found["blocks"][depth]["seconds"]
+                ratio = median(a / b for a, b in zip(times["ours"], times[name], strict=True))
+                cells.append(f"{1000 * median(times[name]):.0f} ms ({ratio:.2f})")
+            rows.append([name, *cells, f"{100 * found['blocks'][depths[-1]]['apart'][name]:.2f} %"])
+        head = ["", *(f"{n} block{'s' * (n != '1')}" for n in depths), "velocity, apart"]
+        parts.append(f"{device}, {found['video']} video tokens, {found['text']} text tokens:\n\n{table(head, rows)}")
+    return "\n\n".join(parts) or MISSING
+
+
 def memory() -> str:
     parts = []
     for device in ("cpu", "cuda"):
@@ -160,9 +180,14 @@ def memory() -> str:
 
 
 def growth(path: Path) -> str:
-    found = read("growth_cpu")
+    parts = [_growth(device, path.with_stem(f"{path.stem}_{device}")) for device in ("cpu", "cuda")]
+    return "\n\n".join(part for part in parts if part) or MISSING
+
+
+def _growth(device: str, path: Path) -> str:
+    found = read(f"growth_{device}")
     if not found:
-        return MISSING
+        return ""
     plot = _plot()
     figure, axes = plot.subplots(figsize=(6, 3.6))
     for name, label in (("frames", "frames"), ("side", "resolution"), ("text", "text"), ("batch", "batch")):
@@ -186,7 +211,7 @@ def growth(path: Path) -> str:
         for row in series
     ]
     head = ["what grows", "frames x pixels", "text", "batch", "tokens a row", "10^9 operations", "ms", "10^9 a second"]
-    return f"![time against operations]({path.name})\n\n{table(head, rows)}"
+    return f"{device}:\n\n![time against operations]({path.name})\n\n{table(head, rows)}"
 
 
 def main() -> None:
@@ -198,6 +223,7 @@ def main() -> None:
         "stopping": stopping(),
         "few_steps": few_steps(),
         "forward": forward(),
+        "released": released(),
         "memory": memory(),
         "growth": growth(DOCS / "performance_growth.svg"),
     }

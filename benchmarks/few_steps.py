@@ -3,8 +3,9 @@
     python benchmarks/few_steps.py [--clips 256] [--steps 4 6 8 12 16 24 50] [--solvers euler heun uni_pc dpmpp_2m]
 
 Needs a ComfyUI where the tests find one. Held-out little worlds, detailed captions, guidance and shift of the
-checkpoint. A step of heun is two passes of the network: its rows stand at the passes they cost. ``--guidance-end 0.5``
-and ``--easycache 0.1`` measure what they spare. Numbers go into benchmarks/numbers/few_steps.json.
+checkpoint. A step of heun is two passes of the network, the last one alone: its rows stand at one more than the passes
+they cost. ``--guidance-end 0.5`` and ``--easycache 0.1`` measure what they spare. Numbers go into
+benchmarks/numbers/few_steps.json.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def main() -> None:
                         flush=True,
                     )
                     known = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
-                    known |= {"clips": args.clips}
+                    tally["clips"] = args.clips
                     name = " ".join(
                         [
                             solver,

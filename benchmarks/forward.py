@@ -1,11 +1,11 @@
 """One forward pass at full width: ours, core ComfyUI's Wan and diffusers' Wan, same machine, weights and token counts.
 
-    python benchmarks/forward.py [--blocks 1 3] [--frames 4] [--side 32] [--turns 7] [--device cpu] [--dtype bfloat16]
+    python benchmarks/forward.py [--blocks 1 3] [--frames 12] [--side 32] [--turns 7] [--device cpu] [--dtype bfloat16]
 
 Needs a ComfyUI where the tests find one; diffusers is taken from this command's own environment. All run in one
-process, in turn (A B A B); medians, and the median of the ratios to core's turn by turn. "Equal tokens": ours with V
-video and T text tokens against core's with V + T video tokens; two depths give the time of a block. Numbers go into
-benchmarks/numbers/forward_DEVICE.json.
+process, with torch's attention, in turn (A B A B); medians, and the median of the ratios to core's turn by turn.
+"Equal tokens": ours with V video and T text tokens against core's with V + T video tokens; two depths give the time of
+a block. Numbers go into benchmarks/numbers/forward_DEVICE.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def measure(
     """Inside ComfyUI: seconds of every turn, by name."""
     import time
 
-    import comfy.ldm.modules.attention
     import comfy.ldm.wan.model
     import comfy.ops
     import torch
@@ -37,8 +36,13 @@ def measure(
     from worker import pack_module
 
     sys.path.append(extra)  # behind ComfyUI's own packages
+    from comfy.ldm.modules.attention import attention_pytorch
     from diffusers import WanTransformer3DModel
 
+    def torchs(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return attention_pytorch(*args, **kwargs)
+
+    options = {"optimized_attention_override": torchs}
     kind, place = getattr(torch, dtype), torch.device(device)
     generator = torch.Generator().manual_seed(0)
     config = core.ModelConfig(**WIDTH, num_layers=blocks, vocab_size=VOCABULARY)
@@ -75,12 +79,12 @@ def measure(
             "content": tokens, "mask": None, "time": clock, "want_velocity": True, "logits_rows": want_logits,
             "cache": None,
         }  # fmt: skip
-        return ours(small, clock, context, {}, text_stream=stream)
+        return ours(small, clock, context, dict(options), text_stream=stream)
 
     jobs = {
-        "core": lambda: theirs(small, clock, context),
-        "core, equal tokens": lambda: theirs(large, clock, context),
-        "ours, no text": lambda: ours(small, clock, context, {}),
+        "core": lambda: theirs(small, clock, context, transformer_options=dict(options)),
+        "core, equal tokens": lambda: theirs(large, clock, context, transformer_options=dict(options)),
+        "ours, no text": lambda: ours(small, clock, context, dict(options)),
         "ours, video and text": lambda: joint(False),
         "ours, video and text, logits": lambda: joint(True),
         "diffusers": lambda: diffusers(small, clock, context, return_dict=False),
@@ -106,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--side", type=int, default=32, help="latent height and width; a token is 2x2 of it")
-    parser.add_argument("--frames", type=int, default=4, help="latent frames; one more makes up for the text")
+    parser.add_argument("--frames", type=int, default=12, help="latent frames; one more makes up for the text")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
@@ -114,7 +118,7 @@ def main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from statistics import median
 
-    from in_comfyui_host import Inside, find_comfyui
+    from in_comfyui_host import OPTIONS, Inside, find_comfyui
 
     from uvg_core.files import write_text
 
@@ -123,8 +127,9 @@ def main() -> None:
         parser.error("diffusers is not installed here: pip install diffusers")
     text = (args.side // 2) ** 2  # as many as a latent frame has tokens
     size = [args.frames, args.side, args.side]
+    start = tuple(option for option in OPTIONS if option != "--cpu" or args.device == "cpu")
     found: dict[str, Any] = {"video": args.frames * text, "text": text, "dtype": args.dtype, "blocks": {}}
-    with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base") as inside:
+    with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", start) as inside:
         for blocks in args.blocks:
             found["blocks"][str(blocks)] = inside.call(
                 "../../../benchmarks/forward", "measure", timeout=3600, blocks=blocks, video=size,

@@ -4,6 +4,8 @@
 
 Needs a CUDA GPU, a ComfyUI where the tests find one, and about 10 GB in D. The card is made small twice over: torch may
 take no more (``set_per_process_memory_fraction``), and ComfyUI is told to leave the rest alone (``--reserve-vram``).
+What is measured is the offload of ComfyUI's ModelPatcher (as with ``--disable-dynamic-vram``): dynamic VRAM, which
+ComfyUI's own start-up puts in its place on some cards, keeps weights where torch neither counts nor limits them.
 Random weights: the results are noise, time and memory are real. Numbers go into benchmarks/numbers/limits.json.
 """
 

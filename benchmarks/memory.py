@@ -87,12 +87,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-    from in_comfyui_host import Inside, find_comfyui
+    from in_comfyui_host import OPTIONS, Inside, find_comfyui
 
     from uvg_core.files import write_text
 
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base") as inside:
+    start = tuple(option for option in OPTIONS if option != "--cpu" or args.device == "cpu")
+    with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", start) as inside:
         for name, (rows, velocity, logits) in JOBS.items():
             for frames in args.frames:
                 for text in args.text:

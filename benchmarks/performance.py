@@ -179,6 +179,24 @@ def memory() -> str:
     return "\n\n".join(parts) or MISSING
 
 
+def limits() -> str:
+    found = read("limits")
+    rows = [
+        [
+            one["job"].replace("_", " "),
+            one["how"],
+            f"{one['gb']:g}",
+            f"{one['allocated'] / 1e9:.2f}",
+            f"{one['reserved'] / 1e9:.2f}",
+            f"{one['seconds']:.1f} for {one['steps']} steps",
+            one["device"],
+        ]
+        for one in found
+    ]
+    head = ["job", "", "limit, GB", "allocated, GB", "taken, GB", "s", "device"]
+    return table(head, rows) if rows else "**Not measured: there was no GPU.**"
+
+
 def growth(path: Path) -> str:
     parts = [_growth(device, path.with_stem(f"{path.stem}_{device}")) for device in ("cpu", "cuda")]
     return "\n\n".join(part for part in parts if part) or MISSING
@@ -225,6 +243,7 @@ def main() -> None:
         "forward": forward(),
         "released": released(),
         "memory": memory(),
+        "limits": limits(),
         "growth": growth(DOCS / "performance_growth.svg"),
     }
     for name, part in parts.items():

@@ -1070,7 +1070,7 @@ class GuidedNetwork:
                 "prompts"
             )
             return None
-        return VideoCache(free=self._free_memory, **settings)
+        return VideoCache(free_bytes=self._free_memory, **settings)
 
     def _free_memory(self, device: torch.device) -> float:
         """What ComfyUI could still give, weights that it may put aside included, without what the pass itself takes."""
@@ -1163,12 +1163,13 @@ def run_job(
     else:
         guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    usual = model.model.run_facts.text_length
-    model.model.text_length, model.model.wants_logits = text_length or usual, True
+    host = guider.model_patcher.model  # hooks may have put another one in its place
+    usual = host.run_facts.text_length
+    host.text_length, host.wants_logits = text_length or usual, True
     try:
         out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
     finally:
-        model.model.text_length, model.model.wants_logits = usual, False
+        host.text_length, host.wants_logits = usual, False
     return out.to(comfy.model_management.intermediate_device())
 
 

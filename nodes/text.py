@@ -93,7 +93,7 @@ class UniViGURankCaptions(io.ComfyNode):
             found.append(scores.cpu())
             return clean
 
-        bridge.run_on_clip(model, job, video, seed=seed)
+        bridge.run_on_clip(model, job, video, seed=seed, text_length=length)
         scores, shares = found[0].tolist(), found[0].softmax(0).tolist()
         order = sorted(range(len(candidates)), key=lambda n: -scores[n])
         best = candidates[order[0]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -77,12 +80,54 @@ def test_float8_is_half_as_large_and_close(one_way: UniViGU, clean: dict[str, Te
     assert 0 < float((close - exact).std() / exact.std()) < 0.1
 
 
-def test_it_is_kept_in_what_fits(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("missing", "fp8", "place", "in_float8"),
+    [
+        (0, None, "device", False),
+        (1, None, "device", True),
+        (1, False, "nowhere", False),
+        (math.inf, None, "nowhere", True),
+    ],
+)
+def test_it_is_kept_in_what_fits(
+    one_way: UniViGU, clean: dict[str, Tensor], missing: float, fp8: bool | None, place: str, in_float8: bool
+) -> None:
+    """Where nothing does, every pass is a full one."""
     needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4  # keys and values, 2 clips of 12 tokens, float32
-    for free, fp8 in ((needed, False), (needed - 1, True), (0, True)):
-        cache = VideoCache(free=lambda _, free=free: free)
-        one_way(**clean, cache=cache)
-        assert (cache.fp8, cache.place) == (fp8, "device")
+    cache = VideoCache(fp8=fp8, free_bytes=lambda _: needed - missing)
+    one_way(**clean, cache=cache)
+    assert (cache.place, cache.fp8, cache.filled) == (place, in_float8, place == "device")
+    if not cache.filled:
+        assert cache.nbytes == 0
+        wanted = one_way(**later(clean)).logits
+        torch.testing.assert_close(one_way(**later(clean), cache=cache).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["rows", "size"])
+def test_the_cache_of_other_clips_is_refused(one_way: UniViGU, clean: dict[str, Tensor], change: str) -> None:
+    cache = VideoCache()
+    one_way(**clean, cache=cache)
+    other = {name: torch.cat([value, value[:1]]) if change == "rows" else value for name, value in clean.items()}
+    if change == "size":
+        other["video"] = other["video"][:, :, :1]
+    with pytest.raises(UniViGUError, match=r"the cache holds 2 clip\(s\) of 12 tokens"):
+        one_way(**other, cache=cache)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "bfloat16"])
+def test_other_networks_keep_their_clips_as_well(clean: dict[str, Tensor], kind: str) -> None:
+    if kind == "embedding":
+        model, tolerance = random_network(replace(ONE_WAY, text_flow="embedding")), 1e-5
+        clean["text"] = torch.randn(2, 5, ONE_WAY.dim)
+        after = {**clean, "text": clean["text"] + 0.3}
+    else:
+        model, tolerance = random_network(ONE_WAY).to(torch.bfloat16), 0.03
+        after = later(clean)
+    cache = VideoCache()
+    model(**clean, cache=cache)
+    found, wanted = model(**after, cache=cache).logits.float(), model(**after).logits.float()
+    assert cache.filled
+    assert float((found - wanted).norm() / wanted.norm()) < tolerance
 
 
 def test_padded_words_stay_hidden(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
@@ -114,6 +159,35 @@ def test_captions_are_the_same_where_the_rule_is_one_way(one_way: UniViGU, input
     exact = caption(one_way, inputs["video"], video_cache="off")
     for kept in ("auto", "static", "refresh=3"):
         assert torch.equal(caption(one_way, inputs["video"], video_cache=kept), exact)
+
+
+def test_auto_never_rounds(one_way: UniViGU) -> None:
+    """It promises the words of the exact run, however little room there is; who asks for ``static`` may get float8."""
+    for setting, fp8 in (("auto", False), ("static", True), ("refresh=3", True)):
+        cache = CachePolicy.of(setting, one_way.config).cache(one_way)
+        assert cache is not None
+        cache.free_bytes = lambda _: 1000.0
+        cache.keep(torch.ones(1, 300, 2), torch.ones(1, 300, 2), 1, 0)
+        assert cache.fp8 is fp8
+
+
+@pytest.mark.parametrize("setting", ["static", "refresh=2"])
+def test_a_cancelled_caption_leaves_nothing_behind(inputs: dict[str, Tensor], setting: str) -> None:
+    model, made = random_network(), []
+
+    def remembered(**settings: object) -> VideoCache:
+        cache = VideoCache(**settings)  # type: ignore[arg-type]
+        made.append(weakref.ref(cache))
+        return cache
+
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model.video_cache = remembered  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        caption(model, inputs["video"], video_cache=setting, callback=cancel)
+    gc.collect()
+    assert [cache() for cache in made] == [None]
 
 
 def test_a_refresh_at_every_step_is_the_exact_run(network: UniViGU, inputs: dict[str, Tensor]) -> None:

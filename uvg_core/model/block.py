@@ -47,9 +47,8 @@ class Call(NamedTuple):
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
-    or fills it. ``rotate``: how queries and keys are turned; ``modulate``: how the
-    inputs of sub-layers are normalised, scaled and shifted. ``text_alone``: nobody looks at the video's stream after
-    this block: it is left as it is.
+    or fills it. ``rotate``: how queries and keys are turned; ``modulate``: how the inputs of sub-layers are normalised,
+    scaled and shifted. ``text_alone``: nobody looks at the video's stream after this block: it is left as it is.
     """
 
     x: Streams

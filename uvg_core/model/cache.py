@@ -26,19 +26,26 @@ log = logging.getLogger(__name__)
 FP8 = torch.float8_e4m3fn
 KNOWS_FP8 = ("cpu", "cuda")
 PLACES = ("device", "host")
+NOWHERE = "nowhere"
 SHARE_OF_FREE = 0.7  # of a device's free memory: the pass needs some of it too
 SLAB = 2**30  # bytes that are pinned at once: torch rounds each allocation up to a power of two
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a cache may take on ``device``; without limit where that is the machine's own memory."""
-    if device.type != "cuda":
+    """Bytes that may be taken on ``device``: no limit on the CPU, where that is the machine's own memory; 0 where torch
+    cannot tell."""
+    if device.type == "cpu":
         return math.inf
+    if device.type != "cuda":
+        try:
+            return SHARE_OF_FREE * torch.accelerator.get_memory_info(device)[0]
+        except (AttributeError, RuntimeError):  # an older torch; a device that does not know
+            return 0.0
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
-    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - reserved
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
     unused = reserved - torch.cuda.memory_allocated(device)
-    return SHARE_OF_FREE * (min(free, allowed) + unused)
+    return float(SHARE_OF_FREE * (min(free, fraction * total - reserved) + unused))
 
 
 class _Stored(NamedTuple):
@@ -68,13 +75,14 @@ class VideoCache:
     Args:
         reads_text: whether the video sees the text in the pass that fills the cache.
         fp8: keep them in float8 (e4m3, a scale per row of the batch and channel), half of bfloat16. None: only if they
-            would not fit otherwise.
+            would not fit on the device otherwise.
         place: ``device``, or ``host``: in pinned memory, from where each block's are fetched while the block before it
-            works. None: the device if they fit.
-        free: how many bytes of a device the cache may take.
+            works (CUDA alone). None: the device if they fit.
+        free_bytes: how many bytes of a device the cache may take.
 
     The pass that runs with an empty cache fills it; the passes after that leave the video out (``UniViGU.forward``).
-    At 32,760 tokens, 30 blocks and width 1536 it holds 6.0 GB in bfloat16, 3.0 GB in float8.
+    Where there is room nowhere, nothing is kept and every pass is a full one. At 32,760 tokens, 30 blocks and width
+    1536 it holds 6.0 GB in bfloat16, 3.0 GB in float8.
     """
 
     def __init__(
@@ -83,24 +91,34 @@ class VideoCache:
         reads_text: bool = False,
         fp8: bool | None = None,
         place: str | None = None,
-        free: Callable[[torch.device], float] = free_memory,
+        free_bytes: Callable[[torch.device], float] = free_memory,
     ) -> None:
         if place is not None and place not in PLACES:
             raise UniViGUError(f"place of the video cache is {place!r}; expected one of {', '.join(PLACES)}")
-        self.reads_text, self.wanted_fp8, self.wanted_place, self.free = reads_text, fp8, place, free
-        self.fp8, self.place = False, "device"
+        self.reads_text, self.wanted_fp8, self.wanted_place, self.free_bytes = reads_text, fp8, place, free_bytes
+        self._slabs: list[Tensor] = []
+        self._side: torch.cuda.Stream | None = None
+        self._said = False
         self.clear()
 
     def clear(self) -> None:
         """Forget everything; the next pass fills the cache again."""
+        if self._side is not None:
+            self._side.synchronize()  # a block may be on its way from where the next pass writes
         self.filled = False
-        self.tokens = 0
+        self.rows = self.tokens = 0
+        self.fp8, self.place = False, ""
         self._blocks: list[Pair] = []
-        self._slabs: list[Tensor] = []
-        self._used = 0  # bytes of the last slab
+        self._slab = self._used = 0  # which slab is written to, and how many bytes of it are taken
         self._stages: list[_Stage] = []
-        self._side: torch.cuda.Stream | None = None
         self._device = torch.device("cpu")
+
+    def __del__(self) -> None:
+        if getattr(self, "_slabs", None):
+            self.clear()
+            self._slabs.clear()
+            # torch would keep what was pinned until the process ends.
+            getattr(torch.accelerator, "empty_host_cache", lambda: None)()
 
     @property
     def nbytes(self) -> int:
@@ -108,15 +126,19 @@ class VideoCache:
         parts = [tensor for pair in self._blocks for stored in pair for tensor in stored if tensor is not None]
         return sum(tensor.nbytes for tensor in parts)
 
+    @torch.compiler.disable
     def keep(self, k: Tensor, v: Tensor, blocks: int, text: int) -> None:
         """Take the next block's keys and values ``[B,V,D]`` of the video; there will be ``blocks`` of them, and
         ``text`` tokens behind the video's."""
-        if not self._blocks:
+        if not self.place:
             self._choose(k, blocks)
-            self.tokens, self._device = k.shape[1], k.device
+            self.rows, self.tokens, self._device = k.shape[0], k.shape[1], k.device
+        if self.place == NOWHERE:
+            return
         self._blocks.append((self._packed(k, text, blocks), self._packed(v, text, blocks)))
         self.filled = len(self._blocks) == blocks
 
+    @torch.compiler.disable
     def with_text(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Block ``index``'s keys and values of video and text ``[B,V+T,D]``, given the text's ``[B,T,D]``. A cache of
         one clip serves any number of texts."""
@@ -125,16 +147,24 @@ class VideoCache:
 
     def _choose(self, k: Tensor, blocks: int) -> None:
         """Where and how to keep 2 * ``blocks`` tensors like ``k``."""
-        whole, room = 2 * blocks * k.nbytes, self.free(k.device)
+        whole, room = 2 * blocks * k.nbytes, self.free_bytes(k.device)
         half = whole * FP8.itemsize / k.element_size()
         may_halve = self.wanted_fp8 is not False and k.device.type in KNOWS_FP8
-        on_device = room >= (half if may_halve else whole)
-        self.place = self.wanted_place or ("device" if on_device else "host")
-        if k.device.type != "cuda":
-            self.place = "device"  # it is the host, or nothing can be fetched beside the work
-        self.fp8 = room < whole and may_halve if self.wanted_fp8 is None else self.wanted_fp8
-        kind = "float8" if self.fp8 else str(k.dtype).removeprefix("torch.")
-        log.info("video cache: %.2f GB in %s on the %s", (half if self.fp8 else whole) / 1e9, kind, self.place)
+        must_halve = may_halve and bool(self.wanted_fp8)
+        from_host = k.device.type == "cuda"  # elsewhere it is the host, or nothing can be fetched beside the work
+        if self.wanted_place is not None:
+            self.place = self.wanted_place if from_host else "device"
+        elif room >= (half if may_halve else whole):
+            self.place = "device"
+        else:
+            self.place = "host" if from_host else NOWHERE
+        self.fp8 = must_halve or (may_halve and room < whole)
+        if not self._said:
+            kind = "float8" if self.fp8 else str(k.dtype).removeprefix("torch.")
+            size = (half if self.fp8 else whole) / 1e9
+            what = "no room to keep it" if self.place == NOWHERE else f"in {kind} on the {self.place}"
+            log.info("video cache: %.2f GB, %s", size, what)
+        self._said = True
 
     def _packed(self, x: Tensor, text: int, blocks: int) -> _Stored:
         scale = None
@@ -165,9 +195,12 @@ class VideoCache:
     # On the host
 
     def _on_host(self, x: Tensor, blocks: int) -> Tensor:
-        """Room for a tensor like ``x`` in pinned memory, ordinary memory where no more can be pinned."""
+        """Room for a tensor like ``x`` in pinned memory, ordinary memory where no more can be pinned. It is used again
+        when the cache is filled again: pinning takes longer than copying."""
         size = -(-x.nbytes // 512) * 512
-        if not self._slabs or self._used + size > self._slabs[-1].numel():
+        while self._slab < len(self._slabs) and self._used + size > self._slabs[self._slab].numel():
+            self._slab, self._used = self._slab + 1, 0
+        if self._slab == len(self._slabs):
             wanted = max(size, min(SLAB, 2 * blocks * size - sum(slab.numel() for slab in self._slabs)))
             try:
                 slab = torch.empty(wanted, dtype=torch.uint8, pin_memory=True)
@@ -175,15 +208,14 @@ class VideoCache:
                 log.warning("video cache: %s; going on in memory that is not pinned, which is slower", error)
                 slab = torch.empty(wanted, dtype=torch.uint8)
             self._slabs.append(slab)
-            self._used = 0
         start, self._used = self._used, self._used + size
-        return self._slabs[-1][start : start + x.nbytes].view(x.dtype).view(x.shape)
+        return self._slabs[self._slab][start : start + x.nbytes].view(x.dtype).view(x.shape)
 
     def _fetched(self, index: int, text: int) -> Pair:
         """Block ``index``'s on the device; the next block's are on their way into the other stage from then on."""
         if not self._stages:
+            self._side = torch.cuda.Stream(self._device)
             self._stages = [self._stage(text), self._stage(text)]
-            self._side = torch.cuda.Stream(self._stages[0].k.device)
         here, other = self._stages
         if here.block != index:
             here, other = other, here
@@ -199,6 +231,9 @@ class VideoCache:
         data = self._blocks[0][0].data
         shape = (data.shape[0], self.tokens + (0 if self.fp8 else text), data.shape[2])
         k, v = (torch.empty(shape, dtype=data.dtype, device=self._device) for _ in range(2))
+        assert self._side is not None
+        for room in (k, v):
+            room.record_stream(self._side)  # whoever lets go of it, it is free once nothing is on its way into it
         return _Stage(k, v, torch.cuda.Event())
 
     def _fetch(self, index: int, stage: _Stage) -> None:

@@ -18,12 +18,12 @@ def video_tokens(size: Sequence[int], config: ModelConfig) -> int:
 def pass_bytes(config: ModelConfig, *, rows: int, video: int, text: int, itemsize: int, logits: bool = True) -> float:
     """The widest moment of a pass over ``rows`` of ``video`` and ``text`` tokens, in bytes.
 
-    That is a block in the middle of its feed-forward (its tokens before and after attention, what goes in, and the
-    hidden layer twice, before and after its GELU), or the text's ``logits``. ``itemsize``: bytes of a number of the
-    activations.
+    That is a block in the middle of a feed-forward (all tokens before and after attention, what goes in, and one
+    stream's hidden layer twice, before and after its GELU), or the text's ``logits``. ``itemsize``: bytes of a number
+    of the activations.
 
     Holds for attention that does not make the matrix of all scores."""
     tokens = rows * (video + text)
-    block = tokens * (3 * config.dim + 2 * config.ffn_dim)
+    block = tokens * 3 * config.dim + rows * max(video, text) * 2 * config.ffn_dim
     head = tokens * 4 * config.dim + (rows * text * config.text_out_dim if logits else 0)
     return MARGIN * itemsize * max(block, head)

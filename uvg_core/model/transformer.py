@@ -24,6 +24,7 @@ from .embed import time_features
 from .heads import TextHead, VideoHead
 from .modulation import Modulate, modulate
 from .rope import Rotate, rotate, text_rotations, video_rotations
+from .sizes import video_tokens
 
 
 class Prediction(NamedTuple):
@@ -149,14 +150,22 @@ class UniViGU(nn.Module):
             want_velocity, want_logits: leave a head out where the job has no use for it; a slice gives the logits
                 of these rows of the batch alone.
             cache: for a video that is held clean: an empty one is filled in passing; with a full one the text runs
-                alone beside what was kept, whatever ``video`` holds, and there is no velocity.
+                alone beside what was kept, whatever ``video`` holds, and there is no velocity. One clip's serves any
+                number of rows.
             hooks: see ``Hooks``.
 
         Raises:
-            UniViGUError: a shape does not fit the network.
+            UniViGUError: a shape does not fit the network, or the cache.
         """
         text = self._check(video, text, time_video, time_text, context, text_mask)
         alone = cache is not None and cache.filled
+        if cache is not None and alone:
+            tokens = video_tokens(video.shape[2:], self.config)
+            if cache.rows not in (1, video.shape[0]) or cache.tokens != tokens:
+                raise UniViGUError(
+                    f"the cache holds {cache.rows} clip(s) of {cache.tokens} tokens; this pass has {video.shape[0]} of "
+                    f"{tokens}: a cache serves the clips that it was filled with; clear it or take another"
+                )
         if cache is not None and not alone:
             cache.clear()  # of a pass that broke off
         dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
@@ -167,9 +176,9 @@ class UniViGU(nn.Module):
         if not alone:
             patches = self.patch_embedding(video.to(precise)).to(dtype)
             grid = tuple(patches.shape[2:])  # type: ignore[assignment]
-        tokens = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
+        words = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
         # What the convolution leaves is channels first in memory; every operation after it would carry that on.
-        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d").contiguous(), tokens)
+        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d").contiguous(), words)
         count = cache.tokens if cache is not None and alone else x.video.shape[1]
         context = self.text_embedding(context.to(dtype))
 

@@ -62,7 +62,7 @@ def caption_likelihood(
 
     Returns ``[K]`` float32: minus the text's loss in nats (discrete flow: summed cross-entropy of its tokens;
     embedding flow: summed squared velocity error).
-    Raises UniViGUError for no candidates, an empty candidate or ids outside the vocabulary.
+    Raises UniViGUError for no candidates, an empty candidate, ids outside the vocabulary or a ``refresh=K``.
     """
     tokens = padded(texts, pad_token, length).to(video.device)
     if not tokens.numel():

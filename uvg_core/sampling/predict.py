@@ -19,6 +19,9 @@ from .guidance import guide
 from .video_cache import EXACT, CachePolicy
 
 Model = Callable[..., Prediction]
+CPU_TOGETHER = (
+    2**30
+)  # bytes: a CPU gains by one batch where passes are small, and nothing but memory is lost after that
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Predictor:
     """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
 
     Both passes see the same text stream, as in the release; logits are those of the conditional pass. Steps from
-    ``guided_steps`` on make that pass alone. ``cache`` keeps
-    what the network made of a held-clean video between the steps, as often as ``policy`` says.
+    ``guided_steps`` on make that pass alone. ``cache`` keeps what the network made of a held-clean video between the
+    steps, as often as ``policy`` says.
     """
 
     model: Model
@@ -106,11 +109,12 @@ class Predictor:
         rows, tokens = 2 * latent.shape[0], video_tokens(latent.shape[2:], config)
         number = torch.promote_types(latent.dtype, torch.float32).itemsize
         needed = pass_bytes(config, rows=rows, video=tokens, text=text.content.shape[1], itemsize=number)
-        return needed < free_memory(latent.device)
+        return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))
 
     def _both(
         self, latent: Tensor, text: TextStream, time_video: float, time_text: float, want_logits: bool
     ) -> Prediction:
+        """Both passes over ``latent`` ``[B,C,F,H,W]`` as one of 2 * B rows."""
         assert self.null_context is not None
         rows = latent.shape[0]
         contexts = [context.expand(rows, -1, -1) for context in (self.context, self.null_context)]

@@ -16,11 +16,13 @@ POLICIES = ("auto", "off", "static", "refresh=K")
 @dataclass(frozen=True)
 class CachePolicy:
     """``refresh``: every how many steps the clip is looked at anew, 0 for once; ``reads_text``: whether it sees the
-    text when it is. ``kept`` is False where every step looks at the clip: the exact run."""
+    text when it is; ``rounds``: whether it may be kept in float8 where that makes it fit the device. ``kept`` is False
+    where every step looks at the clip: the exact run."""
 
     kept: bool
     refresh: int = 0
     reads_text: bool = False
+    rounds: bool = False
 
     @classmethod
     def of(cls, text: str, config: ModelConfig) -> CachePolicy:
@@ -29,26 +31,28 @@ class CachePolicy:
         ``off``: every step is a full pass, which is exact. ``refresh=K``: every K-th is, and the others run the text
         alone beside the keys and values of the last one (where the clip does not see the text, once is enough).
         ``static``: one pass in which the video does not see the text, and after it the text alone; exact for
-        checkpoints with ``v2t_attention: one_way``. ``auto``: static where that is exact, else off. Raises UniViGUError
-        for anything else."""
+        checkpoints with ``v2t_attention: one_way``, as long as float8 is not needed to keep it on the device. ``auto``:
+        static where that is exact, and then never in float8, else off. Raises UniViGUError for anything else."""
         exact = config.v2t_attention == "one_way"
         if text == "off" or (text == "auto" and not exact):
             return cls(False)
         if text in ("static", "auto"):
-            return cls(True)
+            return cls(True, rounds=text == "static")
         match = re.fullmatch(r"refresh=([1-9][0-9]{0,3})", text)
         if match is None:
             raise UniViGUError(
                 f"video_cache is {text!r}; expected one of {', '.join(POLICIES)}, with a number of steps for K"
             )
-        return cls(True, 0 if exact else int(match[1]), reads_text=not exact)
+        return cls(True, 0 if exact else int(match[1]), reads_text=not exact, rounds=True)
 
     def cache(self, model: Any, shared: VideoCache | None = None) -> VideoCache | None:
         """The cache for a run of ``model``: the ``shared`` one where the clip is looked at once, else an empty one;
         None where the run needs none or the model can use none."""
         if shared is not None and self.kept and not self.refresh:
             return shared
-        cache: VideoCache | None = model.video_cache(reads_text=self.reads_text) if self.kept else None
+        if not self.kept:
+            return None
+        cache: VideoCache | None = model.video_cache(reads_text=self.reads_text, fp8=None if self.rounds else False)
         return cache
 
     def due(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -111,8 +112,8 @@ def looks_at_the_clip() -> dict[str, Any]:
 
     def described(model: Any = model, **changes: Any) -> list[Any]:
         looks.clear()
-        given = {**CAPTIONING, "temperature": 0.0, "steps": 8, **changes}
-        (text,) = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **given)
+        given = {**CAPTIONING, "latent": latent, "temperature": 0.0, "steps": 8, **changes}
+        (text,) = run("VideoToTextDenoise", model=model, clip=clip, **given)
         return [run("UniViGUTextDecoder", text=text, clip=clip)[0][0], len(looks)]
 
     patched = model.clone()
@@ -123,12 +124,25 @@ def looks_at_the_clip() -> dict[str, Any]:
     try:
         found = {name: described(video_cache=name) for name in ("off", "auto", "static", "refresh=2")}
         found["template"] = described(template="a ___ red ___ moves ___")
+        found["two clips"] = described(latent={"samples": torch.cat([latent["samples"]] * 2)}, video_cache="static")
         found["patched"] = described(patched)
+        said = io.StringIO()
+        handler = logging.StreamHandler(said)
+        logging.getLogger().addHandler(handler)
+        try:
+            prompts = run("UniViGUTextEncode", clip=clip, text="a circle", stream_text="")[0] * 2
+            found["several prompts"] = described(hint=prompts)
+        finally:
+            logging.getLogger().removeHandler(handler)
+        found["log"] = [said.getvalue(), 0]
         found["windows"] = described(windows)
         found["windows, off"] = described(windows, video_cache="off")
         looks.clear()
         run("UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=f"a star\n{SAMPLE}", samples=4, seed=0)
         found["ranking"] = ["", len(looks)]
+        network = model.model.diffusion_model
+        network.config = dataclasses.replace(network.config, v2t_attention="joint")
+        found |= {f"joint, {name}": described(video_cache=name) for name in ("off", "auto", "static", "refresh=2")}
     finally:
         hook.remove()
     return found

@@ -27,7 +27,8 @@ from ..uvg_core.training.folder import (
     too_short,
 )
 from ..uvg_core.training.sources import Item, digest
-from . import bridge, bridge_training
+from . import bridge
+from .bridge import training as bridge_training
 from .text import as_image
 from .types import CATEGORY
 from .video import folder_inputs, look_at, read, required_folder, state_of

@@ -223,9 +223,8 @@ def test_the_server_has_nothing_but_this_pack(server: Server) -> None:
     assert {path.name for path in (server.base / "custom_nodes").iterdir()} == {PACK}
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    broken = Server(server.comfyui, tmp_path / "base")
-    monkeypatch.setattr("in_comfyui_host.OPTIONS", ("--no-such-option",))
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, server: Server) -> None:
+    broken = Server(server.comfyui, tmp_path / "base", ("--no-such-option",))
     with pytest.raises(RuntimeError, match=r"(?s)ended at its start.*unrecognized arguments: --no-such-option"):
         broken.__enter__()
 

@@ -66,13 +66,13 @@ def fused_kernels() -> dict[str, float]:
     """What stands in for the network's own on CUDA, here by the same package's plain code."""
     g = torch.Generator().manual_seed(4)
     x, parts = torch.randn(2, 7, 64, generator=g), torch.randn(3, 2, 1, 64, generator=g)
-    modulation = bridge.Modulation(*parts)
+    hosted, rope = pack_module("nodes.bridge.network"), pack_module("uvg_core.model.rope")
+    modulation = hosted.Modulation(*parts)
     norm = torch.nn.LayerNorm(64, 1e-6, elementwise_affine=False)
-    rope = pack_module("uvg_core.model.rope")
-    found = {"modulate": distance(bridge._fused_modulate(norm, x, modulation), bridge.modulate(norm, x, modulation))}
+    found = {"modulate": distance(hosted._fused_modulate(norm, x, modulation), hosted.modulate(norm, x, modulation))}
     turns = {"interleaved": rope.video_rotations((1, 1, 7), 32), "half": rope.text_rotations(7, 32)}
     for pairs, rotations in turns.items():
-        found[pairs] = distance(bridge._rotate(x, rotations, 2, pairs), rope.rotate(x, rotations, 2, pairs))
+        found[pairs] = distance(hosted._rotate(x, rotations, 2, pairs), rope.rotate(x, rotations, 2, pairs))
     return found
 
 

@@ -32,6 +32,7 @@ from worker import node_class, pack_module
 
 import nodes
 
+keys = pack_module("uvg_core.checkpoint.keys")
 CAPTIONING = {
     "length": 0,
     "steps": 0,
@@ -319,7 +320,7 @@ def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
     text = pack_module("uvg_core.codec.text")
     path = bridge.checkpoint_path(bridge.EMBEDDED)
-    weights = {k: v.float() for k, v in core.checkpoint.read_part(path, bridge.ENCODER_PREFIX).items()}
+    weights = {k: v.float() for k, v in core.checkpoint.read_part(path, keys.ENCODER_PREFIX).items()}
     found = {}
     for states in ("umT5", "release"):
         _, clip, _ = load_embedded(text_states=states)
@@ -343,9 +344,9 @@ def separate_files() -> dict[str, Any]:
     released = {from_native(k.removeprefix(prefix), "release"): v for k, v in tensors.items() if k.startswith(prefix)}
     released["rotary_emb_text.inv_freq"] = torch.ones(16)
     torch.save({"model": released, "optimizer": {"state": {}}, "step": 7}, model_folder() / "released.pth")
-    vae = {k.removeprefix(bridge.VAE_PREFIX): v for k, v in tensors.items() if k.startswith(bridge.VAE_PREFIX)}
+    vae = {k.removeprefix(keys.VAE_PREFIX): v for k, v in tensors.items() if k.startswith(keys.VAE_PREFIX)}
     comfy.utils.save_torch_file(vae, str(model_folder("vae") / "alone.safetensors"))
-    prefix = bridge.ENCODER_PREFIX
+    prefix = keys.ENCODER_PREFIX
     encoder = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     encoders = {"fp16": encoder, "fp32": {k: v.float() for k, v in encoder.items()}}
     matrices = [k for k in encoder if "DenseReluDense" in k or ("SelfAttention." in k and "bias" not in k)]
@@ -357,7 +358,7 @@ def separate_files() -> dict[str, Any]:
         scaled[name.removesuffix("weight") + "scale_weight"] = scale
     encoders["scaled fp8"] = {**scaled, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
     for name, weights in encoders.items():
-        stored = {**weights, "spiece_model": tensors[bridge.TOKENIZER_KEY]}
+        stored = {**weights, "spiece_model": tensors[keys.TOKENIZER_KEY]}
         comfy.utils.save_torch_file(stored, str(model_folder("text_encoders") / f"alone {name}.safetensors"))
     folder_paths.filename_list_cache.clear()
 
@@ -394,10 +395,10 @@ def wrong_use() -> dict[str, str]:
     other = bridge.load_network(checkpoint("another", torch.float32), "default", None)
     folder_of_models = model_folder()
     tensors = comfy.utils.load_torch_file(bridge.checkpoint_path(bridge.EMBEDDED))
-    prefix = bridge.ENCODER_PREFIX
+    prefix = keys.ENCODER_PREFIX
     encoder = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     comfy.utils.save_torch_file(
-        {**encoder, "spiece_model": tensors[bridge.TOKENIZER_KEY]},
+        {**encoder, "spiece_model": tensors[keys.TOKENIZER_KEY]},
         str(model_folder("text_encoders") / "narrow.safetensors"),
     )
     comfy.utils.save_torch_file(encoder, str(model_folder("text_encoders") / "no_tokenizer.safetensors"))

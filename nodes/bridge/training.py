@@ -25,20 +25,20 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..uvg_core.codec.sheet import SheetRow, draw_sheet
-from ..uvg_core.config import CheckpointConfig, RunConfig
-from ..uvg_core.errors import UniViGUError
-from ..uvg_core.model import UniViGU
-from ..uvg_core.training.config import TrainConfig
-from ..uvg_core.training.diary import draw_samples
-from ..uvg_core.training.folder import tally
-from ..uvg_core.training.network import lora_weights, require_vocabulary, save_lora
-from ..uvg_core.training.objective import plain_attention
-from ..uvg_core.training.run import make_accelerator
-from ..uvg_core.training.shards import Encoders, Shards, build_shards, shard_clips
-from ..uvg_core.training.sources import Source
-from ..uvg_core.training.trainer import Step, Trainer
-from . import bridge
+from ...uvg_core.codec.sheet import SheetRow, draw_sheet
+from ...uvg_core.config import CheckpointConfig, RunConfig
+from ...uvg_core.errors import UniViGUError
+from ...uvg_core.model import UniViGU
+from ...uvg_core.training.config import TrainConfig
+from ...uvg_core.training.diary import draw_samples
+from ...uvg_core.training.folder import tally
+from ...uvg_core.training.network import lora_weights, require_vocabulary, save_lora
+from ...uvg_core.training.objective import plain_attention
+from ...uvg_core.training.run import make_accelerator
+from ...uvg_core.training.shards import Encoders, Shards, build_shards, shard_clips
+from ...uvg_core.training.sources import Source
+from ...uvg_core.training.trainer import Step, Trainer
+from .. import bridge
 
 log = logging.getLogger(__name__)
 

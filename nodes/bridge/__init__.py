@@ -1,0 +1,102 @@
+"""The bridge to ComfyUI: what knows its internals is here and nowhere else.
+
+Nodes read their widgets and call one function from here. ``network``: our network, open to core's patches; ``model``:
+as one of ComfyUI's models, registered, so that core's own loaders find it; ``sampling``: both streams inside ComfyUI's
+guider; ``training`` is imported by its node alone, as it needs more packages.
+"""
+
+from __future__ import annotations
+
+from .conditioning import encode_prompt, no_prompt, tokenizer_of, with_tokens_of
+from .latents import (
+    decode_latent,
+    empty_latent,
+    encode_pixels,
+    nearest_words,
+    nested,
+    require_video_latent,
+    require_video_vae,
+    streams_of,
+)
+from .loading import (
+    WEIGHT_DTYPES,
+    checkpoint_names,
+    checkpoint_path,
+    file_names,
+    file_path,
+    fit_preview,
+    load_encoder,
+    load_network,
+    load_vae,
+    parts_of,
+)
+from .lora import apply_lora, is_text_weight
+from .model import UniViGUConfig, UniViGUModel, register
+from .names import EMBEDDED, FROM_CHECKPOINT, TEXT_MASK, TEXT_TOKENS
+from .network import HostedNetwork, network_of, run_facts, weights_of
+from .sampling import (
+    GuidedNetwork,
+    core_samplers,
+    core_schedulers,
+    guided_until,
+    prepare_noise,
+    run_job,
+    run_on_clip,
+    sample_with_core,
+    with_shift,
+)
+from .saving import output_file, save_checkpoint, value_of
+from .showing import Progress, input_directory, offer_samples
+
+__all__ = [
+    "EMBEDDED",
+    "FROM_CHECKPOINT",
+    "TEXT_MASK",
+    "TEXT_TOKENS",
+    "WEIGHT_DTYPES",
+    "GuidedNetwork",
+    "HostedNetwork",
+    "Progress",
+    "UniViGUConfig",
+    "UniViGUModel",
+    "apply_lora",
+    "checkpoint_names",
+    "checkpoint_path",
+    "core_samplers",
+    "core_schedulers",
+    "decode_latent",
+    "empty_latent",
+    "encode_pixels",
+    "encode_prompt",
+    "file_names",
+    "file_path",
+    "fit_preview",
+    "guided_until",
+    "input_directory",
+    "is_text_weight",
+    "load_encoder",
+    "load_network",
+    "load_vae",
+    "nearest_words",
+    "nested",
+    "network_of",
+    "no_prompt",
+    "offer_samples",
+    "output_file",
+    "parts_of",
+    "prepare_noise",
+    "register",
+    "require_video_latent",
+    "require_video_vae",
+    "run_facts",
+    "run_job",
+    "run_on_clip",
+    "sample_with_core",
+    "save_checkpoint",
+    "streams_of",
+    "tokenizer_of",
+    "value_of",
+    "weights_of",
+    "with_shift",
+    "with_tokens_of",
+]

@@ -1,0 +1,83 @@
+"""Latents of one stream and of two, and what turns them into pixels and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.ldm.wan.vae
+import comfy.model_management
+import comfy.nested_tensor
+import comfy.taesd.taehv
+import torch
+from torch import Tensor
+
+from ...uvg_core.config import ModelConfig
+from ...uvg_core.errors import UniViGUError
+from ...uvg_core.flow.embedding import nearest_tokens
+from .network import network_of
+
+
+def require_video_latent(samples: Any, config: ModelConfig) -> None:
+    """Raise UniViGUError unless ``samples`` are a video latent ``[B,16,F,H,W]`` of this model."""
+    if getattr(samples, "is_nested", False):
+        raise UniViGUError(
+            "found a latent with a text stream (nested); expected the video alone: take it out with Split Uni-ViGU "
+            "Latent"
+        )
+    if samples.ndim != 5 or samples.shape[1] != config.in_dim:
+        raise UniViGUError(
+            f"found a latent of shape {list(samples.shape)}; expected [batch, {config.in_dim}, frames, height/8, "
+            "width/8]: it was made for another model. Make it with Empty Uni-ViGU Latent, or with Encode Video for "
+            "Uni-ViGU and the VAE of Load Uni-ViGU"
+        )
+
+
+def nested(video: Tensor, text: Tensor) -> Any:
+    """A latent of two streams."""
+    return comfy.nested_tensor.NestedTensor((video, text))
+
+
+def streams_of(latent: Mapping[str, Any]) -> list[Tensor]:
+    """Video ``[B,C,F,H,W]`` and, in a nested latent, text ``[B,D,L]``."""
+    samples = latent["samples"]
+    return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+
+
+def empty_latent(shape: Sequence[int]) -> Tensor:
+    return torch.zeros(tuple(shape), device=comfy.model_management.intermediate_device())
+
+
+def nearest_words(model: Any, vectors: Tensor) -> Tensor:
+    """Token ids ``[B,L]`` of the rows of E nearest to ``vectors`` ``[B,L,D]``, with MODEL loaded for it."""
+    network = network_of(model)
+    comfy.model_management.load_models_gpu([model])
+    vectors = vectors.to(model.load_device)
+    return nearest_tokens(network.embed, network.config.token_rows, vectors).cpu()
+
+
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
+    """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` in the VAE's space."""
+    return vae.encode(pixels.float() / 255)
+
+
+def decode_latent(vae: Any, latent: Tensor) -> Tensor:
+    """Latent ``[1,16,F,h,w]`` in the VAE's space -> uint8 ``[T,H,W,3]``."""
+    pixels = vae.decode(latent)
+    return (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def is_wan_vae(vae: Any) -> bool:
+    """Whether VAE speaks Wan 2.1's latents: Wan's own, or a tiny one made for them. (HunyuanVideo's and Cosmos' have 16
+    channels as well.)"""
+    kinds = (comfy.ldm.wan.vae.WanVAE, comfy.taesd.taehv.TAEHV)
+    return isinstance(getattr(vae, "first_stage_model", None), kinds) and vae.latent_channels == 16
+
+
+def require_video_vae(vae: Any) -> None:
+    """Raise UniViGUError unless VAE is one whose latents the network reads."""
+    if not is_wan_vae(vae):
+        raise UniViGUError(
+            f"found a VAE with {getattr(vae, 'latent_channels', 'unknown')} latent channels, expected the Wan 2.1 VAE "
+            "(16, video): take the VAE of Load Uni-ViGU, or Load VAE with wan_2.1_vae"
+        )

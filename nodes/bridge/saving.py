@@ -1,0 +1,97 @@
+"""Whole checkpoints, with what ComfyUI has patched into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...uvg_core.checkpoint.convert import packed
+from ...uvg_core.checkpoint.keys import VAE_PREFIX
+from ...uvg_core.checkpoint.quant import FP8_DTYPES, METADATA_KEY, dequantise, is_companion, quantisation_metadata
+from ...uvg_core.checkpoint.read import Stored
+from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safetensors
+from ...uvg_core.config import CheckpointConfig
+from ...uvg_core.errors import UniViGUError
+from .network import network_of, run_facts
+
+
+def save_checkpoint(
+    path: Path,
+    model: Any,
+    clip: Any | None,
+    vae: Any | None,
+    dtype: str | None,
+    report: Callable[[int, int], Any],
+    learnt: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write MODEL, with whatever LoRA is on it, and the parts that are given, as one file of ours.
+
+    ``dtype`` as for ``convert``; None keeps what is loaded. Text encoder and VAE stay as they are. ``learnt``: weights
+    by name that take the place of MODEL's own.
+    """
+    network, run = network_of(model), run_facts(model)
+    patchers = [model, *([clip.load_model()] if clip is not None else [])]
+    comfy.model_management.load_models_gpu(patchers)
+    stored = model.model_state_dict_for_saving(network, "diffusion_model.")
+    quantised = any(name.endswith(".weight_scale") for name in stored)
+    whole = clip is not None or vae is not None
+    prefix = ALL_IN_ONE_PREFIX if whole else ""
+    pending: dict[str, Any] = {}
+    layers: list[str] = []
+    for name, tensor in stored.items():
+        if is_companion(name):
+            continue
+        like = Stored.like(tensor.shape, tensor.dtype)
+        if like.torch_dtype in FP8_DTYPES:
+            like = Stored.like(tensor.shape, torch.bfloat16)
+        chosen = "fp8" if dtype is None and quantised else dtype
+        origin = learnt if learnt is not None and name in learnt else stored
+        entries = packed(name, like, partial(value_of, origin, name), chosen)
+        pending |= {prefix + entry: value for entry, value in entries.items()}
+        if len(entries) > 1:
+            layers.append(prefix + name.removesuffix(".weight"))
+    parts: dict[str, Tensor] = {}
+    if clip is not None:
+        parts |= {f"text_encoders.{k}": v for k, v in clip.state_dict_for_saving().items() if "logit_scale" not in k}
+    if vae is not None:
+        parts |= {f"{VAE_PREFIX}{k}": v for k, v in vae.get_sd().items()}
+    for name, tensor in parts.items():
+        pending[name] = Pending(Stored.like(tensor.shape, tensor.dtype), partial(_on_cpu, tensor))
+    config = CheckpointConfig(model=network.config, run=run)
+    metadata = {"config": config.to_json(), "format": "pt"}
+    if layers:
+        metadata[METADATA_KEY] = quantisation_metadata(layers)
+    write_safetensors(path, pending, metadata, report)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu")  # core's lazy weights are cast and patched here
+
+
+def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight as numbers, whatever it is stored as."""
+    tensor = stored[name].to("cpu")
+    scale = stored.get(name.removesuffix(".weight") + ".weight_scale")
+    return tensor if scale is None else dequantise(tensor, scale.to("cpu"))
+
+
+def output_file(prefix: str, kind: str) -> Path:
+    """The next free ``output/<kind>/<prefix>_00001_.safetensors``; ComfyUI's loaders look there too.
+
+    Raises UniViGUError for a prefix that is empty or leads out of that folder."""
+    home = Path(folder_paths.get_output_directory()) / kind
+    if not prefix.strip() or not (home / prefix).resolve().is_relative_to(home.resolve()):
+        raise UniViGUError(
+            f"filename_prefix is {prefix!r}; expected a name such as uni_vigu, or a path inside {home}, such as "
+            "mine/uni_vigu"
+        )
+    home.mkdir(parents=True, exist_ok=True)
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(home))
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"

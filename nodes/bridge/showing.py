@@ -1,0 +1,70 @@
+"""What is shown while a node works, and the clips that the workflows start from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import latent_preview
+from server import PromptServer
+from torch import Tensor
+
+from .names import PACK
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """The bar, the preview and the live text of one node while it works. Raises where the user has cancelled."""
+
+    def __init__(self, node_id: str | None, model: Any | None = None, steps: int = 1) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(steps)
+        self._preview = None if model is None else latent_preview.prepare_callback(model, steps)
+        self._last = 0.0
+
+    def step(self, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(done, total)
+
+    def video(self, done: int, total: int, estimate: Tensor, latent: Tensor) -> None:
+        """A step of a run that forms video: the stock preview of where it points."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        assert self._preview is not None
+        self._preview(done - 1, estimate, latent, total)
+
+    def picture(self, done: int, total: int, picture: Any) -> None:
+        """A step with a Pillow picture to show for it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(done, total, ("JPEG", picture, None))
+
+    def text(self, text: str, *, last: bool = False) -> None:
+        """Show text in the node, at most ten times a second."""
+        now = time.monotonic()
+        server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
+        if server is not None and self._node_id is not None and (last or now - self._last > 0.1):
+            server.send_progress_text("".join(c if c.isprintable() or c == "\n" else "·" for c in text), self._node_id)
+            self._last = now
+
+
+def input_directory() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def offer_samples() -> None:
+    """Put the sample clips that the shipped workflows name, and their texts, into ComfyUI's input folder, where they
+    are not there yet: it is the only place that Load Video reads from."""
+    for sample in (path for path in (PACK / "samples").rglob("*") if path.suffix in (".mp4", ".txt")):
+        target = input_directory() / sample.relative_to(PACK / "samples")
+        if not target.exists():
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sample, target)
+            except OSError as error:  # a read-only input folder
+                log.warning("Uni-ViGU: the sample clip %s could not be put into %s (%s)", sample.name, target, error)

@@ -95,6 +95,7 @@ def test_weights_cast_and_patched_layer_by_layer(inside: Inside) -> None:
 def check_compiled(inside: Inside, backend: str) -> None:
     found = inside.call("patches", "compiled", timeout=500, backend=backend)
     assert found.pop("joint text")
+    assert found.pop("caption")
     assert all(value <= 1e-4 for value in found.values()), found
 
 

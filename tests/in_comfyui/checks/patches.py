@@ -23,6 +23,8 @@ from check_made import (
     run,
     sampled,
 )
+from torch import Tensor
+from worker import pack_module
 
 RANK = 4
 
@@ -372,14 +374,29 @@ def _without_loading(model: Any, positive: list[Any], negative: list[Any]) -> to
         comfy.model_management.load_models_gpu = kept
 
 
+def _caption(model: Any) -> Tensor:
+    """Tokens for a clip that is looked at once."""
+    modes, found = pack_module("uvg_core.sampling.modes"), []
+
+    def job(network: Any, _: Tensor, clip: Tensor) -> Tensor:
+        found.append(modes.video_to_text(network, video=clip, length=4, steps=3, temperature=0.0, video_cache="static"))
+        return clip
+
+    clip = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(6))
+    bridge.run_on_clip(model, job, clip, seed=0, steps=3, text_length=4)
+    return found[0]
+
+
 def compiled(backend: str) -> dict[str, Any]:
-    """The stock compile node: with a held-clean text, and under our joint sampler."""
+    """The stock compile node: with a held-clean text, under our joint sampler, and for a caption beside a kept clip."""
     ours, _ = pair()
     model = run("TorchCompileModel", model=ours, backend=backend)[0]
     positive, negative = conditioning(2, tokens=[3, 4, 1]), conditioning(3)
     text = [sampled(m, positive, negative, empty(), steps=2) for m in (ours, model)]
     runs = [joint(m, positive, negative, text_length=4, steps=4) for m in (ours, model)]
+    words = [_caption(m) for m in (ours, model)]
     return {
+        "caption": torch.equal(*words),
         "text": distance(*text),
         "joint video": distance(runs[0][0]["samples"], runs[1][0]["samples"]),
         "joint text": torch.equal(runs[0][1].tokens, runs[1][1].tokens),

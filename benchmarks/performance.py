@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from results import DOCS, NUMBERS, Numbers, _finish, _plot, percent, table
 
@@ -80,8 +81,31 @@ def captions_time() -> str:
     return "\n\n".join(parts) or MISSING
 
 
-def text_samplers() -> str:
+def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: Any) -> str:
+    """Lines through points, drawn into a file; the line of the page that shows it."""
+    plot = _plot()
+    figure, axes = plot.subplots(figsize=(8.5, 4))
+    for number, (name, points) in enumerate(series.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, ls=("-", "--", ":")[number // 10], label=name)
+    axes.set(xscale="log", **axes_of)
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which(plot.matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    return f"![{axes_of['ylabel']} against {axes_of['xlabel']}]({path.name})"
+
+
+def text_samplers(path: Path) -> str:
     found, parts = read("text_samplers"), []
+    if found:
+        series = {
+            name: [(tally["seconds"], 100 * tally["hits"]["exact"] / tally["trials"]["exact"]) for tally in of.values()]
+            for name, of in found["objects_1"].items()
+        }
+        axes = {"xlabel": f"seconds for {found['clips']} captions", "ylabel": "exact captions, %"}
+        parts.append(curves(series, path, **axes))
     for objects, words in (("objects_1", "One object"), ("objects_2", "Two objects")):
         ways = found.get(objects)
         if ways:
@@ -106,13 +130,15 @@ def stopping() -> str:
     return table(["stop_when_stable", "steps taken", "attributes", "exact captions"], rows) if rows else MISSING
 
 
-def few_steps() -> str:
+def few_steps(path: Path) -> str:
     found = read("few_steps").get("solvers", {})
     if not found:
         return MISSING
     passes = sorted({int(n) for of in found.values() for n in of})
     rows = [[name, *(both(of.get(str(n))) for n in passes)] for name, of in found.items()]
-    return table(["passes", *map(str, passes)], rows)
+    cost = {name: [(tally["rows"], 100 * tally["mean"]) for tally in of.values()] for name, of in found.items()}
+    plot = curves(cost, path, xlabel="passes a clip, guidance's among them", ylabel="attributes right, %")
+    return f"{plot}\n\n{table(['passes', *map(str, passes)], rows)}"
 
 
 def forward() -> str:
@@ -237,9 +263,9 @@ def main() -> None:
     parts = {
         "captions_time": captions_time(),
         "captions_accuracy": captions_accuracy(),
-        "text_samplers": text_samplers(),
+        "text_samplers": text_samplers(DOCS / "performance_words.svg"),
         "stopping": stopping(),
-        "few_steps": few_steps(),
+        "few_steps": few_steps(DOCS / "performance_few_steps.svg"),
         "forward": forward(),
         "released": released(),
         "memory": memory(),

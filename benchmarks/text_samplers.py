@@ -1,4 +1,4 @@
-"""Ways of drawing a caption's words at equal numbers of passes: which of them earn their place?
+"""Ways of drawing a caption's words at equal numbers of steps: which of them earn their place?
 
     python benchmarks/text_samplers.py [MODEL.safetensors] [--clips 512] [--steps 2 4 8 16] [--only NAME ...]
 

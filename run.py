@@ -69,7 +69,7 @@ def main() -> int:
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"the environment could not be made: {error}\nDelete the folder .venv and try again.")
         return 1
-    command = ["-m", "uvg_core", "demo"] if job == "demo" else ["-m", "pytest"]
+    command = ["-m", "uvg_core", "demo"] if job == "demo" else ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]
     return subprocess.run([str(python), *command, *rest], cwd=ROOT, check=False).returncode
 
 

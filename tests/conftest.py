@@ -9,6 +9,14 @@ from tiny_networks import random_network
 from uvg_core import UniViGU
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side (``-n 2 --dist loadgroup``) a file stays whole, and so does all that shares one ComfyUI."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "in_comfyui" if "in_comfyui" in item.path.parts else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def network() -> UniViGU:
     return random_network()

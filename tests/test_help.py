@@ -151,7 +151,7 @@ def test_every_picture_belongs_to_a_page() -> None:
 def messages() -> list[str]:
     """Every text in the pack's source, with … where a value is filled in."""
     found: list[str] = []
-    for file in sorted([*(ROOT / "nodes").glob("*.py"), *(ROOT / "uvg_core").rglob("*.py")]):
+    for file in sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "uvg_core").rglob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]

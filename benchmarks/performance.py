@@ -35,6 +35,54 @@ def both(tally: Numbers | None) -> str:
     return "–" if tally is None else f"{percent(tally['mean'])} / {whole(tally)}"
 
 
+def targets() -> str:
+    """What was to be reached, and what was: of the GPU where there are numbers of one, else of the CPU."""
+
+    def found(name: str) -> Numbers:
+        return read(f"{name}_cuda") or read(f"{name}_cpu")
+
+    rows: list[list[str]] = []
+
+    def row(what: str, wanted: str, got: str, reached: bool) -> None:
+        rows.append([what, wanted, got, "reached" if reached else "**missed**"])
+
+    if captions := found("captions_time").get("caption"):
+        times = captions["off"] / captions["static, bfloat16"]
+        row("a caption at full size, static against every step", "20 times faster", f"{times:.0f} times", times >= 20)
+    if settings := read("captions_accuracy_one_way").get("settings"):
+        lost = 100 * (settings["off, 50 steps"]["mean"] - settings["static, 50 steps"]["mean"])
+        row("the same setting on the embedded model", "within 1 point", f"{lost:.1f} points lost", lost <= 1)
+    if block := found("forward").get("block"):
+        ratio = block["ours, video and text"] / block["core, equal tokens"]
+        row(
+            "a joint block against core's Wan on as many tokens",
+            "at most 1.05 of the time",
+            f"{ratio:.2f}",
+            ratio <= 1.05,
+        )
+    if blocks := found("released").get("blocks"):
+        times_of = blocks[max(blocks, key=int)]["seconds"]
+        ratio = median(a / b for a, b in zip(times_of["ours"], times_of["released code, bfloat16"], strict=True))
+        row("a pass against the released code's", "less than 1 of the time", f"{ratio:.2f}", ratio < 1)
+    if passes := found("memory"):
+        ratios = [one["estimate"] / one["peak"] for one in passes]
+        inside = min(ratios) >= 0.8 and max(ratios) <= 1.2
+        row(
+            "memory that ComfyUI is told of",
+            "within 20 %",
+            f"{min(ratios):.2f} to {max(ratios):.2f} of the peak",
+            inside,
+        )
+    for job, limit in (("text_to_video", 8), ("video_to_text", 6)):
+        taken = [one["reserved"] for one in read("limits") if (one["job"], one["gb"]) == (job, limit)]
+        what, wanted = f"{job.replace('_', ' ')} at 832x480x81", f"under {limit} GB"
+        if taken:
+            row(what, wanted, f"{max(taken) / 1e9:.1f} GB", max(taken) < limit * 1e9)
+        else:
+            rows.append([what, wanted, "not measured: no GPU", "open"])
+    return table(["", "target", "measured", ""], rows)
+
+
 def captions_accuracy() -> str:
     parts = []
     for rule, words in (
@@ -261,6 +309,7 @@ def _growth(device: str, path: Path) -> str:
 def main() -> None:
     text = (Path(__file__).parent / "performance.template.md").read_text("utf-8")
     parts = {
+        "targets": targets(),
         "captions_time": captions_time(),
         "captions_accuracy": captions_accuracy(),
         "text_samplers": text_samplers(DOCS / "performance_words.svg"),

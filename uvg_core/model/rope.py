@@ -69,8 +69,12 @@ def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
 
     Works in float32 and returns the dtype of ``x``.
     """
-    interleaved = pairs == "interleaved"
-    p = x.unflatten(-1, (heads, -1, 2)) if interleaved else x.unflatten(-1, (heads, 2, -1)).transpose(-1, -2)
-    p, r = p.to(rotations.dtype)[..., None, :], rotations[:, None]
-    turned = torch.addcmul(r[..., 0] * p[..., 0], r[..., 1], p[..., 1])
-    return (turned if interleaved else turned.transpose(-1, -2)).flatten(-3).to(x.dtype)
+    whole = x.to(rotations.dtype)
+    if pairs == "interleaved":  # a turn of neighbours is a complex product, which every device does in one pass
+        turns = torch.view_as_complex(rotations[..., 0].contiguous())
+        turned = torch.view_as_complex(whole.unflatten(-1, (heads, -1, 2))) * turns[:, None]
+        return torch.view_as_real(turned).flatten(-3).to(x.dtype)
+    first, second = whole.unflatten(-1, (heads, 2, -1)).unbind(-2)
+    cos, sin = rotations[:, None, :, 0, 0], rotations[:, None, :, 1, 0]
+    halves = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(first * sin, second, cos)
+    return torch.stack(halves, -2).flatten(-3).to(x.dtype)

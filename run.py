@@ -71,8 +71,8 @@ def main() -> int:
         return 1
     command = ["-m", "uvg_core", "demo"] if job == "demo" else ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]
     # Two test processes that each take every core for themselves wait for each other most of the time.
-    threads = {"OMP_NUM_THREADS": "1"} if job == "test" else {}
-    return subprocess.run([str(python), *command, *rest], cwd=ROOT, env={**threads, **os.environ}, check=False).returncode
+    settings = {**({"OMP_NUM_THREADS": "1"} if job == "test" else {}), **os.environ}
+    return subprocess.run([str(python), *command, *rest], cwd=ROOT, env=settings, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def main() -> int:
         print(f"the environment could not be made: {error}\nDelete the folder .venv and try again.")
         return 1
     command = ["-m", "uvg_core", "demo"] if job == "demo" else ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]
-    # Two test processes that each take every core for themselves wait for each other most of the time.
-    settings = {**({"OMP_NUM_THREADS": "1"} if job == "test" else {}), **os.environ}
-    return subprocess.run([str(python), *command, *rest], cwd=ROOT, env=settings, check=False).returncode
+    if job == "test":  # two processes that each take every core wait for each other most of the time
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return subprocess.run([str(python), *command, *rest], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Job, in_turn, peak
 from torch import nn
 
 from uvg_core.config import ModelConfig
@@ -96,43 +95,17 @@ def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]
         cache.clear()
         run(cache)
 
-    jobs: dict[str, Callable[[], None]] = {"full": run}
+    jobs: dict[str, Job] = {"full": run}
     for name, cache in caches.items():
         jobs[f"fill, {name}"] = partial(fill, cache)
         jobs[f"text, {name}"] = partial(run, cache)
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    peaks = {name: _peak(job, device) for name, job in jobs.items()}
-    for _ in range(args.turns):
-        for name, job in jobs.items():
-            _wait(device)
-            started = time.perf_counter()
-            job()
-            _wait(device)
-            times[name].append(time.perf_counter() - started)
+    peaks = {name: peak(job, device) for name, job in jobs.items()}
+    times = in_turn(jobs, args.turns, device)
     return {
         "seconds": {name: statistics.median(values) for name, values in times.items()},
         "peak": peaks,
         "kept": {name: cache.nbytes for name, cache in caches.items()},
     }
-
-
-def _peak(job: Callable[[], None], device: torch.device) -> int:
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        job()
-        return torch.cuda.max_memory_allocated(device) - before
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from tensors_alive import Alive
-
-    with Alive() as alive:
-        job()
-    return alive.peak
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @torch.no_grad()
@@ -150,10 +123,10 @@ def timing(args: argparse.Namespace) -> dict[str, Any]:
 
     seconds, kept = at_full_depth("seconds"), at_full_depth("kept")
     # Blocks take turns with their memory; what grows with their number is the cache alone.
-    peak = dict(measured[high]["peak"])
+    peaks = dict(measured[high]["peak"])
     for name in kept:
         if "host" not in name:
-            peak[f"fill, {name}"] += kept[name] - measured[high]["kept"][name]
+            peaks[f"fill, {name}"] += kept[name] - measured[high]["kept"][name]
     exact = RELEASED_STEPS * seconds["full"]
     rows = {"off": exact}
     for name in kept:
@@ -165,12 +138,12 @@ def timing(args: argparse.Namespace) -> dict[str, Any]:
     for name, total in rows.items():
         print(f"{name:32s} {total:10.1f} s   {exact / total:6.1f}")
     for name in seconds:
-        print(f"{name:32s} {seconds[name]:10.2f} s a pass   {peak[name] / 2**20:8.0f} MiB at its peak")
+        print(f"{name:32s} {seconds[name]:10.2f} s a pass   {peaks[name] / 2**20:8.0f} MiB at its peak")
     return {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "size": [args.frames, args.height, args.width],
         "measured": {str(blocks): found for blocks, found in measured.items()},
-        "passes": {"seconds": seconds, "peak": peak, "kept": kept},
+        "passes": {"seconds": seconds, "peak": peaks, "kept": kept},
         "caption": rows,
     }
 

@@ -27,17 +27,16 @@ def measure(
     blocks: int, video: list[int], longer: list[int], text: int, turns: int, device: str, dtype: str, extra: str
 ) -> dict[str, Any]:
     """Inside ComfyUI: seconds of every turn, by name."""
-    import time
-
     import comfy.ldm.wan.model
     import comfy.ops
     import torch
     from check_made import bridge, core
     from worker import pack_module
 
-    sys.path.append(extra)  # behind ComfyUI's own packages
+    sys.path += [str(HERE), extra]  # behind ComfyUI's own packages
     from comfy.ldm.modules.attention import attention_pytorch
     from diffusers import WanTransformer3DModel
+    from measuring import in_turn
 
     def torchs(_: Any, *args: Any, **kwargs: Any) -> Any:
         return attention_pytorch(*args, **kwargs)
@@ -93,17 +92,7 @@ def measure(
     for job in jobs.values():
         job()
     same = (jobs["ours, no text"]() - jobs["core"]()).abs().max()
-    found: dict[str, Any] = {"seconds": {name: [] for name in jobs}, "difference from core": float(same)}
-    for _ in range(turns):
-        for name, job in jobs.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            job()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            found["seconds"][name].append(time.perf_counter() - started)
-    return found
+    return {"seconds": in_turn(jobs, turns, place), "difference from core": float(same)}
 
 
 def main() -> None:
@@ -118,7 +107,7 @@ def main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from statistics import median
 
-    from in_comfyui_host import OPTIONS, Inside, find_comfyui
+    from in_comfyui_host import Inside, find_comfyui, options_for
 
     from uvg_core.files import write_text
 
@@ -127,9 +116,11 @@ def main() -> None:
         parser.error("diffusers is not installed here: pip install diffusers")
     text = (args.side // 2) ** 2  # as many as a latent frame has tokens
     size = [args.frames, args.side, args.side]
-    start = tuple(option for option in OPTIONS if option != "--cpu" or args.device == "cpu")
     found: dict[str, Any] = {"video": args.frames * text, "text": text, "dtype": args.dtype, "blocks": {}}
-    with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", start) as inside:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Inside(find_comfyui(), Path(folder) / "base", options_for(args.device)) as inside,
+    ):
         for blocks in args.blocks:
             found["blocks"][str(blocks)] = inside.call(
                 "../../../benchmarks/forward", "measure", timeout=3600, blocks=blocks, video=size,

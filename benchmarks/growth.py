@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from captions import random_weights
+from measuring import in_turn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from uvg_core.files import write_text
@@ -31,8 +32,6 @@ SERIES: dict[str, list[tuple[int, int, int, int]]] = {
     "text": [(4, 32, n, 1) for n in (0, 64, 256, 512, 1024)],
     "batch": [(4, 32, 256, n) for n in (1, 2, 4)],
 }
-
-
 # torch counts attention on GPUs only.
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ON_CPU = {CPU_ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
@@ -46,25 +45,17 @@ def measure(
     video = torch.randn(rows, 16, frames, side, side, device=device)
     words = torch.randint(models[0].config.vocab_size, (rows, text), device=device)
     clock, context = torch.full((rows,), 500.0, device=device), torch.randn(rows, 512, 4096, device=device)
+    jobs = {
+        str(len(model.blocks)): partial(model, video, words, clock, clock, context, want_logits=False)
+        for model in models
+    }
     operations: list[int] = []
-    times: list[list[float]] = [[] for _ in models]
-    for model in models:
+    for job in jobs.values():
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counted:
-            model(video, words, clock, clock, context, want_logits=False)
+            job()
         operations.append(int(counted.get_total_flops()))
-    for _ in range(turns):
-        for model, taken in zip(models, times, strict=True):
-            _wait(device)
-            started = time.perf_counter()
-            model(video, words, clock, clock, context, want_logits=False)
-            _wait(device)
-            taken.append(time.perf_counter() - started)
+    times = in_turn(jobs, turns, device).values()
     return [(statistics.median(taken), count) for taken, count in zip(times, operations, strict=True)]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here: nothing to measure")
-    from in_comfyui_host import OPTIONS, Inside, find_comfyui
+    from in_comfyui_host import Inside, find_comfyui, options_for
 
     from uvg_core.files import write_text
 
@@ -103,7 +103,7 @@ def main() -> None:
         whole.unlink()
     total = torch.cuda.get_device_properties(0).total_memory
     spare = f"{max(0.5, total / GB - args.gb):.1f}"
-    options = (*(option for option in OPTIONS if option != "--cpu"), "--reserve-vram", spare)
+    options = (*options_for("cuda"), "--reserve-vram", spare)
     known: list[dict[str, Any]] = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else []
     for job in args.job:
         with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", options) as inside:

@@ -2,9 +2,7 @@
 
     python benchmarks/memory.py [--frames 2 8 16] [--text 256] [--device cpu]
 
-Needs a ComfyUI where the tests find one. On CUDA the peak is the allocator's; on the CPU it is that of all tensors
-alive (what a process holds there is mostly its allocator's habits). Numbers go into
-benchmarks/numbers/memory_DEVICE.json.
+Needs a ComfyUI where the tests find one. Numbers go into benchmarks/numbers/memory_DEVICE.json.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits
     from check_made import bridge, core
     from comfy.ldm.modules.attention import attention_pytorch
 
-    sys.path.append(str(HERE.parent / "tests"))
-    from tensors_alive import Alive
+    sys.path.append(str(HERE))
+    from measuring import peak
 
     place = torch.device(device)
     state = sys.modules[__name__].__dict__.setdefault("_kept", {})
@@ -65,18 +63,10 @@ def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits
         options = {"optimized_attention_override": torchs}
         network(video, clock, context, options, **({"text_stream": stream} if text else {}))
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        job()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        with Alive() as alive:
-            job()
-        peak = alive.peak
+    needed = peak(job, place)
     comfy.model_management.pytorch_attention_flash_attention = lambda: True  # as on CUDA
     shapes = {"text_tokens": [list(tokens.shape)]} if text else {}
-    return {"peak": peak, "estimate": float(model.memory_required(list(video.shape), shapes))}
+    return {"peak": needed, "estimate": float(model.memory_required(list(video.shape), shapes))}
 
 
 def main() -> None:
@@ -87,12 +77,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-    from in_comfyui_host import OPTIONS, Inside, find_comfyui
+    from in_comfyui_host import Inside, find_comfyui, options_for
 
     from uvg_core.files import write_text
 
     found: list[dict[str, Any]] = []
-    start = tuple(option for option in OPTIONS if option != "--cpu" or args.device == "cpu")
+    start = options_for(args.device)
     with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", start) as inside:
         for name, (rows, velocity, logits) in JOBS.items():
             for frames in args.frames:

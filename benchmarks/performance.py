@@ -7,21 +7,15 @@ What was not measured says so. The page's words stand in ``performance.template.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from results import DOCS, NUMBERS, Numbers, _finish, _plot, percent, table
+from results import DOCS, Numbers, _finish, _plot, percent, read, table
 
 GIB, MIB = 2**30, 2**20
 MISSING = "Not measured yet."
-
-
-def read(name: str) -> Numbers:
-    path = NUMBERS / f"{name}.json"
-    found: Numbers = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return found
 
 
 def whole(tally: Numbers) -> str:
@@ -33,6 +27,27 @@ def whole(tally: Numbers) -> str:
 def both(tally: Numbers | None) -> str:
     """Attributes, and clips or captions with everything right."""
     return "–" if tally is None else f"{percent(tally['mean'])} / {whole(tally)}"
+
+
+def by_device(name: str, shown: Callable[[str, Any], str]) -> str:
+    """``shown(device, numbers)`` for every device that there are numbers of."""
+    found = {device: read(f"{name}_{device}") for device in ("cpu", "cuda")}
+    return "\n\n".join(shown(device, numbers) for device, numbers in found.items() if numbers) or MISSING
+
+
+def in_turn(times: Sequence[float], base: Sequence[float]) -> float:
+    """The median ratio of what was timed in turn."""
+    return median(a / b for a, b in zip(times, base, strict=True))
+
+
+def took(seconds: float, ratio: float) -> str:
+    return f"{1000 * seconds:.0f} ms ({ratio:.2f})"
+
+
+def depths_of(found: Numbers) -> tuple[list[str], list[str]]:
+    """The numbers of blocks, and the heads of their columns."""
+    depths = sorted(found["blocks"], key=int)
+    return depths, [f"{n} block{'s' * (n != '1')}" for n in depths]
 
 
 def targets() -> str:
@@ -62,7 +77,7 @@ def targets() -> str:
         )
     if blocks := found("released").get("blocks"):
         times_of = blocks[max(blocks, key=int)]["seconds"]
-        ratio = median(a / b for a, b in zip(times_of["ours"], times_of["released code, bfloat16"], strict=True))
+        ratio = in_turn(times_of["ours"], times_of["released code, bfloat16"])
         row("a pass against the released code's", "less than 1 of the time", f"{ratio:.2f}", ratio < 1)
     if passes := found("memory"):
         ratios = [one["estimate"] / one["peak"] for one in passes]
@@ -102,31 +117,23 @@ def captions_accuracy() -> str:
 
 
 def captions_time() -> str:
-    parts = []
-    for device in ("cpu", "cuda"):
-        found = read(f"captions_time_{device}")
-        if found:
-            exact = found["caption"]["off"]
-            rows = [[name, f"{s:.1f}", f"{exact / s:.1f}"] for name, s in found["caption"].items()]
-            frames, height, width = found["size"]
-            one = found["passes"]
-            passes = [
-                [
-                    name,
-                    f"{s:.2f}",
-                    f"{one['peak'][name] / GIB:.2f}",
-                    f"{one['kept'].get(name.partition(', ')[2], 0) / GIB:.2f}",
-                ]
-                for name, s in one["seconds"].items()
-            ]
-            parts.append(
-                f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks"
-                f"{'' if '30' in found['measured'] else ', worked out from ' + ' and '.join(found['measured'])}:\n\n"
-                + table(["video_cache", "s a caption", "times faster"], rows)
-                + "\n\nIts passes; memory is what a pass holds at its peak beside the weights and what is kept:\n\n"
-                + table(["pass", "s", "peak, GiB", "kept, GiB"], passes)
-            )
-    return "\n\n".join(parts) or MISSING
+    def shown(_: str, found: Numbers) -> str:
+        exact, one = found["caption"]["off"], found["passes"]
+        frames, height, width = found["size"]
+        depths = "" if "30" in found["measured"] else f", worked out from {' and '.join(found['measured'])}"
+        rows = [[name, f"{s:.1f}", f"{exact / s:.1f}"] for name, s in found["caption"].items()]
+        passes = []
+        for name, s in one["seconds"].items():
+            kept = one["kept"].get(name.partition(", ")[2], 0)
+            passes.append([name, f"{s:.2f}", f"{one['peak'][name] / GIB:.2f}", f"{kept / GIB:.2f}"])
+        return (
+            f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks{depths}:\n\n"
+            + table(["video_cache", "s a caption", "times faster"], rows)
+            + "\n\nIts passes; memory is what a pass holds at its peak beside the weights and what is kept:\n\n"
+            + table(["pass", "s", "peak, GiB", "kept, GiB"], passes)
+        )
+
+    return by_device("captions_time", shown)
 
 
 def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: Any) -> str:
@@ -138,10 +145,7 @@ def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: 
     axes.set(xscale="log", **axes_of)
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(plot.matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    _finish(figure, axes, path, loc="center left", bbox_to_anchor=(1, 0.5))
     return f"![{axes_of['ylabel']} against {axes_of['xlabel']}]({path.name})"
 
 
@@ -158,13 +162,7 @@ def text_samplers(path: Path) -> str:
         ways = found.get(objects)
         if ways:
             steps = sorted({int(n) for of in ways.values() for n in of})
-            rows = [
-                [
-                    name,
-                    *(f"{percent(of[str(n)]['mean'])} / {whole(of[str(n)])}" if str(n) in of else "–" for n in steps),
-                ]
-                for name, of in ways.items()
-            ]
+            rows = [[name, *(both(of.get(str(n))) for n in steps)] for name, of in ways.items()]
             parts.append(f"{words}:\n\n" + table(["", *(f"{n} steps" for n in steps)], rows))
     return "\n\n".join(parts) or MISSING
 
@@ -190,67 +188,44 @@ def few_steps(path: Path) -> str:
 
 
 def forward() -> str:
-    parts = []
-    for device in ("cpu", "cuda"):
-        found = read(f"forward_{device}")
-        if not found:
-            continue
-        depths = sorted(found["blocks"], key=int)
-        rows = []
+    def shown(device: str, found: Numbers) -> str:
+        depths, heads = depths_of(found)
+        block, rows = found.get("block", {}), []
         for name in found["blocks"][depths[-1]]["seconds"]:
             base = "core, equal tokens" if "equal" in name or "and text" in name else "core"
-            cells = []
-            for depth in depths:
-                times = found["blocks"][depth]["seconds"]
-                ratio = median(a / b for a, b in zip(times[name], times[base], strict=True))
-                cells.append(f"{1000 * median(times[name]):.0f} ms ({ratio:.2f})")
-            block = found.get("block", {})
-            cells.append(f"{1000 * block[name]:.0f} ms ({block[name] / block[base]:.2f})" if block else "–")
-            rows.append([name, *cells])
-        parts.append(
-            f"{device}, {found['dtype']}, {found['video']} video tokens, {found['text']} text tokens:\n\n"
-            + table(["", *(f"{n} block{'s' * (n != '1')}" for n in depths), "a block"], rows)
-        )
-    return "\n\n".join(parts) or MISSING
+            turns = [found["blocks"][depth]["seconds"] for depth in depths]
+            cells = [took(median(times[name]), in_turn(times[name], times[base])) for times in turns]
+            rows.append([name, *cells, took(block[name], block[name] / block[base]) if block else "–"])
+        about = f"{device}, {found['dtype']}, {found['video']} video tokens, {found['text']} text tokens"
+        return f"{about}:\n\n{table(['', *heads, 'a block'], rows)}"
+
+    return by_device("forward", shown)
 
 
 def released() -> str:
-    parts = []
-    for device in ("cpu", "cuda"):
-        found = read(f"released_{device}")
-        if not found:
-            continue
-        depths = sorted(found["blocks"], key=int)
+    def shown(device: str, found: Numbers) -> str:
+        depths, heads = depths_of(found)
         rows = []
-        for name in found["blocks"][depths[-1]]["seconds"]:
-            cells = []
-            for depth in depths:
-                times = found["blocks"][depth]["seconds"]
-                ratio = median(a / b for a, b in zip(times["ours"], times[name], strict=True))
-                cells.append(f"{1000 * median(times[name]):.0f} ms ({ratio:.2f})")
-            rows.append([name, *cells, f"{100 * found['blocks'][depths[-1]]['apart'][name]:.2f} %"])
-        head = ["", *(f"{n} block{'s' * (n != '1')}" for n in depths), "velocity, apart"]
-        parts.append(f"{device}, {found['video']} video tokens, {found['text']} text tokens:\n\n{table(head, rows)}")
-    return "\n\n".join(parts) or MISSING
+        for name, apart in found["blocks"][depths[-1]]["apart"].items():
+            turns = [found["blocks"][depth]["seconds"] for depth in depths]
+            cells = [took(median(times[name]), in_turn(times["ours"], times[name])) for times in turns]
+            rows.append([name, *cells, f"{100 * apart:.2f} %"])
+        about = f"{device}, {found['video']} video tokens, {found['text']} text tokens"
+        return f"{about}:\n\n{table(['', *heads, 'velocity, apart'], rows)}"
+
+    return by_device("released", shown)
 
 
 def memory() -> str:
-    parts = []
-    for device in ("cpu", "cuda"):
-        found = read(f"memory_{device}")
-        if found:
-            rows = [
-                [
-                    one["job"],
-                    f"{one['video']} + {one['text']}",
-                    f"{one['peak'] / MIB:.0f}",
-                    f"{one['estimate'] / MIB:.0f}",
-                    f"{one['estimate'] / one['peak']:.2f}",
-                ]
-                for one in found
-            ]
-            parts.append(f"{device}:\n\n" + table(["job", "tokens", "peak, MiB", "estimate, MiB", "ratio"], rows))
-    return "\n\n".join(parts) or MISSING
+    def shown(device: str, found: list[Numbers]) -> str:
+        rows = []
+        for one in found:
+            told = [f"{one[name] / MIB:.0f}" for name in ("peak", "estimate")]
+            tokens = f"{one['video']} + {one['text']}"
+            rows.append([one["job"], tokens, *told, f"{one['estimate'] / one['peak']:.2f}"])
+        return f"{device}:\n\n{table(['job', 'tokens', 'peak, MiB', 'estimate, MiB', 'ratio'], rows)}"
+
+    return by_device("memory", shown)
 
 
 def limits() -> str:
@@ -272,38 +247,32 @@ def limits() -> str:
 
 
 def growth(path: Path) -> str:
-    parts = [_growth(device, path.with_stem(f"{path.stem}_{device}")) for device in ("cpu", "cuda")]
-    return "\n\n".join(part for part in parts if part) or MISSING
+    def shown(device: str, found: Numbers) -> str:
+        picture = path.with_stem(f"{path.stem}_{device}")
+        _draw_growth(found, picture)
+        rows = []
+        for name, series in found.items():
+            for one in series:
+                frames, side, text, batch = one["size"]
+                size = f"{4 * frames - 3}x{8 * side}x{8 * side}"
+                count, seconds = one["operations"] / 1e9, one["seconds"]
+                costs = [f"{value:.0f}" for value in (count, 1000 * seconds, count / seconds)]
+                rows.append([name, size, str(text), str(batch), str(one["tokens"]), *costs])
+        head = ["what grows", "frames x pixels", "text", "batch", "tokens a row"]
+        listed = table([*head, "10^9 operations", "ms", "10^9 a second"], rows)
+        return f"{device}:\n\n![time against operations]({picture.name})\n\n{listed}"
+
+    return by_device("growth", shown)
 
 
-def _growth(device: str, path: Path) -> str:
-    found = read(f"growth_{device}")
-    if not found:
-        return ""
-    plot = _plot()
-    figure, axes = plot.subplots(figsize=(6, 3.6))
+def _draw_growth(found: Numbers, path: Path) -> None:
+    figure, axes = _plot().subplots(figsize=(6, 3.6))
     for name, label in (("frames", "frames"), ("side", "resolution"), ("text", "text"), ("batch", "batch")):
         rows = sorted(found[name], key=lambda row: row["operations"])
         points = [(row["operations"] / 1e9, 1000 * row["seconds"]) for row in rows]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="operations a block, 10^9", ylabel="ms a block")
     _finish(figure, axes, path)
-    rows = [
-        [
-            name,
-            "{}x{}x{}".format(4 * row["size"][0] - 3, 8 * row["size"][1], 8 * row["size"][1]),
-            str(row["size"][2]),
-            str(row["size"][3]),
-            str(row["tokens"]),
-            f"{row['operations'] / 1e9:.0f}",
-            f"{1000 * row['seconds']:.0f}",
-            f"{row['operations'] / row['seconds'] / 1e9:.0f}",
-        ]
-        for name, series in found.items()
-        for row in series
-    ]
-    head = ["what grows", "frames x pixels", "text", "batch", "tokens a row", "10^9 operations", "ms", "10^9 a second"]
-    return f"{device}:\n\n![time against operations]({path.name})\n\n{table(head, rows)}"
 
 
 def main() -> None:

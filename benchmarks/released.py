@@ -14,12 +14,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Job, in_turn
 from torch import Tensor, nn
 
 from uvg_core.checkpoint.keys import from_native
@@ -79,27 +78,15 @@ def measure(blocks: int, args: argparse.Namespace) -> dict[str, Any]:
         with torch.autocast(device.type, torch.bfloat16):  # on CUDA it does so itself
             return as_run(*given)
 
-    jobs: dict[str, Callable[[], Any]] = {
+    jobs: dict[str, Job] = {
         "ours": lambda: ours(*given),
         "released code, bfloat16": lambda: plain(*given),
         "released code, float32 under autocast": under_autocast,
     }
     said = {name: job()[0].float() for name, job in jobs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(args.turns):
-        for name, job in jobs.items():
-            _wait(device)
-            started = time.perf_counter()
-            job()
-            _wait(device)
-            seconds[name].append(time.perf_counter() - started)
+    seconds = in_turn(jobs, args.turns, device)
     apart = {name: float((v - said["ours"]).norm() / said["ours"].norm()) for name, v in said.items()}
     return {"seconds": seconds, "apart": apart}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

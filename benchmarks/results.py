@@ -282,9 +282,9 @@ def _plot() -> Any:
     return plot
 
 
-def _finish(figure: Any, axes: Any, path: Path) -> None:
+def _finish(figure: Any, axes: Any, path: Path, **legend: Any) -> None:
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, **legend)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 

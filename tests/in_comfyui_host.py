@@ -41,6 +41,11 @@ STOP_SECONDS = 10.0
 OPTIONS = ("--cpu", "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 
 
+def options_for(device: str) -> tuple[str, ...]:
+    """Start options for ComfyUI on ``device``: "cpu" or "cuda"."""
+    return tuple(option for option in OPTIONS if option != "--cpu" or device == "cpu")
+
+
 class NoComfyUI(Exception):
     """Why there is no ComfyUI to test in."""
 

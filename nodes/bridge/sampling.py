@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from ...uvg_core.config import ModelConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.flow.time import sigma_from_model_time
 from ...uvg_core.model import Prediction, VideoCache
+from ...uvg_core.sampling.guidance import guided_steps
 from .conditioning import at_all_times, no_prompt
 from .names import TEXT_STREAM
 
@@ -253,10 +253,10 @@ def with_shift(model: Any, shift: float) -> Any:
 
 def guided_until(model: Any, end: float, sigmas: Tensor) -> Any:
     """A clone of MODEL that is guided for the share ``end`` of the steps at ``sigmas``, and then makes the pass with
-    the prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes little)."""
+    the prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes less)."""
     if end >= 1:
         return model
-    last = sigmas[math.ceil(end * (len(sigmas) - 1) - 1e-9)]
+    last = sigmas[guided_steps(end, len(sigmas) - 1)]
 
     def predict(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj

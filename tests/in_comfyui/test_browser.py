@@ -26,6 +26,7 @@ SAMPLE = "a large red circle moves right quickly on a navy background"
 SENTENCE = r"a (small|large) \w+ \w+ (moves|stays|grows)[a-z ]* on a \w+ background"
 WIDTH, HEIGHT = 1600, 900
 SECONDS = 30.0  # for whatever is waited for
+FADES = 10.0  # for the errors of the graph before, the front end's default one among them, to leave the canvas
 LONG = {"train_two_stages": 600.0}  # and for runs that take longer
 SHORTER = {"train_two_stages": {"UniViGUTrain": 30}}  # steps: what it learns in full is test_workflows.py's to see
 BAR, SIDE = 100, 60  # pixels that the top bar and the side bar of the front end take from the canvas
@@ -176,9 +177,17 @@ class Canvas:
 
     def faults(self) -> list[str]:
         found = [*self.complaints, *self.page.evaluate(FAULTS)]
-        dialog, overlay = self.page.get_by_role("dialog"), self.page.get_by_test_id("error-overlay")
-        found += [f"a dialog is open: {text}" for text in dialog.all_inner_texts() if text.strip()]
-        found += [f"errors are shown: {overlay.inner_text()}"] if overlay.is_visible() else []
+        dialogs = self.page.get_by_role("dialog").all_inner_texts()
+        found += [f"a dialog is open: {text}" for text in dialogs if text.strip()]
+        self.page.evaluate(
+            """async ([overlay, seconds]) => {
+              const end = performance.now() + 1000 * seconds;
+              while (document.querySelector(overlay) && performance.now() < end)
+                await new Promise(requestAnimationFrame);
+            }""",
+            ['[data-testid="error-overlay"]', FADES],
+        )
+        found += [f"errors are shown: {text}" for text in self.page.get_by_test_id("error-overlay").all_inner_texts()]
         return found
 
     def run(self, seconds: float = SECONDS) -> Run:

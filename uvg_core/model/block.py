@@ -90,16 +90,15 @@ class JointSelfAttention(AttentionLayer):
     def forward(self, x: Streams, call: Call, attention: Attention) -> Streams:
         V, T = x.video.shape[1], x.text.shape[1]
         if call.kept is not None and call.kept.cache.filled:
-            q, k, v = (self._turned(self.norm_q(self.q(x.text)), x, call), *self._keys(x.text, x, call))
+            q, k, v = (self._turned(self.norm_q(self.q(x.text)), T, call), *self._keys(x.text, T, call))
             k, v = call.kept.cache.with_text(call.kept.number, k, v)
             return Streams(x.video, self.o(attention(q, k, v, self.heads, mask=call.key_mask)))
 
         both = joined(x)
-        k, v = self._keys(both, x, call)
+        k, v = self._keys(both, T, call)
         if call.kept is not None:
             call.kept.cache.keep(k[:, :V], v[:, :V], call.kept.blocks, T)
-        asking = x._replace(video=x.video[:, :0]) if call.text_alone else x
-        q = self._turned(self.norm_q(self.q(x.text if call.text_alone else both)), asking, call)
+        q = self._turned(self.norm_q(self.q(x.text if call.text_alone else both)), T, call)
         if call.text_alone or not (T and (call.one_way or call.video_mask is not None)):
             out = attention(q, k, v, self.heads, mask=call.key_mask)
         else:
@@ -109,12 +108,12 @@ class JointSelfAttention(AttentionLayer):
         out = self.o(out)
         return Streams(x.video, out) if call.text_alone else Streams(*out.split([V, T], 1))
 
-    def _keys(self, both: Tensor, x: Streams, call: Call) -> tuple[Tensor, Tensor]:
-        return self._turned(self.norm_k(self.k(both)), x, call), self.v(both)
+    def _keys(self, both: Tensor, T: int, call: Call) -> tuple[Tensor, Tensor]:
+        return self._turned(self.norm_k(self.k(both)), T, call), self.v(both)
 
-    def _turned(self, both: Tensor, x: Streams, call: Call) -> Tensor:
-        """Queries or keys of the streams ``x``, each turned in its own way."""
-        video, text = both.split([both.shape[1] - x.text.shape[1], x.text.shape[1]], 1)
+    def _turned(self, both: Tensor, T: int, call: Call) -> Tensor:
+        """Queries or keys, of the text the last ``T``, each stream's turned in its own way."""
+        video, text = both.split([both.shape[1] - T, T], 1)
         if video.shape[1]:
             video = call.rotate(video, call.rotations.video, self.heads, "interleaved")
         if text.shape[1]:

@@ -159,14 +159,14 @@ class UniViGU(nn.Module):
         """
         text = self._check(video, text, time_video, time_text, context, text_mask)
         alone = cache is not None and cache.filled
-        if cache is not None and alone:
+        if cache is not None and cache.filled:
             tokens = video_tokens(video.shape[2:], self.config)
             if cache.rows not in (1, video.shape[0]) or cache.tokens != tokens:
                 raise UniViGUError(
                     f"the cache holds {cache.rows} clip(s) of {cache.tokens} tokens; this pass has {video.shape[0]} of "
                     f"{tokens}: a cache serves the clips that it was filled with; clear it or take another"
                 )
-        if cache is not None and not alone:
+        elif cache is not None:
             cache.clear()  # of a pass that broke off
         dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
         if self.follows_weights:

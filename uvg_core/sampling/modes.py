@@ -5,7 +5,6 @@ Legend: B batch, C channels, F H W latent frames, height, width, L text tokens, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from ..flow.text import MixturePath, source_tokens
 from ..flow.time import tau_from_sigma
 from ..model import UniViGU, VideoCache
 from ..streams import TextStream, TextUpdate, VideoStream
+from .guidance import guided_steps
 from .loop import Callback, run
 from .predict import Predictor
 from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw
@@ -171,12 +171,10 @@ def _noisy_video(noise: Tensor, steps: int, shift: float, sigmas: Tensor | Seque
 def _predictor(
     model: UniViGU, context: Tensor, null_context: Tensor | None, scale: float | None, end: float, video: VideoStream
 ) -> Predictor:
-    if not 0 <= end <= 1:
-        raise UniViGUError(f"guidance_end is {end}; expected a share of the steps, from 0 to 1")
     if scale is None:
         scale = 1.0 if null_context is None else GUIDANCE_SCALE
     assert video.sigmas is not None
-    return Predictor(model, context, null_context, scale, math.ceil(end * (len(video.sigmas) - 1) - 1e-9))
+    return Predictor(model, context, null_context, scale, guided_steps(end, len(video.sigmas) - 1))
 
 
 def text_to_video(

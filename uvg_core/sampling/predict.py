@@ -19,9 +19,7 @@ from .guidance import guide
 from .video_cache import EXACT, CachePolicy
 
 Model = Callable[..., Prediction]
-CPU_TOGETHER = (
-    2**30
-)  # bytes: a CPU gains by one batch where passes are small, and nothing but memory is lost after that
+CPU_TOGETHER = 2**30  # bytes of a batch: a CPU gains by one of both passes only where they are small
 
 
 @dataclass(frozen=True)
@@ -72,34 +70,37 @@ class Predictor:
         """Predict at given times on the network's clock."""
         latent = video.latent
         rows, device = latent.shape[0], latent.device
-
-        if want_velocity and self.guidance_scale != 1 and self._together(latent, text):
-            return self._both(latent, text, time_video, time_text, want_logits)
         kept: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
 
-        def run(context: Tensor, want_logits: bool) -> Prediction:
-            return self.model(
-                latent,
-                text.content,
-                torch.full((rows,), time_video, device=device),
-                torch.full((rows,), time_text, device=device),
-                context.expand(rows, -1, -1),
-                text.mask,
+        def run(*contexts: Tensor, want_logits: bool | slice) -> Prediction:
+            """One batch of as many passes as there are conditions."""
+            count = len(contexts)
+            velocity, logits = self.model(
+                torch.cat([latent] * count),
+                torch.cat([text.content] * count),
+                torch.full((count * rows,), time_video, device=device),
+                torch.full((count * rows,), time_text, device=device),
+                torch.cat([context.expand(rows, -1, -1) for context in contexts]),
+                None if text.mask is None else torch.cat([text.mask] * count),
                 want_velocity=want_velocity,
                 want_logits=want_logits,
                 **kept,
             )
+            return Prediction(None if velocity is None else velocity.to(latent.dtype), logits)
 
-        velocity, logits = run(self.context, want_logits)
-        if velocity is None:
-            return Prediction(None, logits)
-        velocity = velocity.to(latent.dtype)
-        if self.guidance_scale != 1:
-            assert self.null_context is not None
-            null = run(self.null_context, False).velocity
-            assert null is not None
-            velocity = guide(null.to(latent.dtype), velocity, self.guidance_scale)
-        return Prediction(velocity, logits)
+        if not want_velocity or self.guidance_scale == 1:
+            return run(self.context, want_logits=want_logits)
+        assert self.null_context is not None
+        if not self._together(latent, text):
+            velocity, logits = run(self.context, want_logits=want_logits)
+            null = run(self.null_context, want_logits=False).velocity
+        else:
+            contexts = self.context, self.null_context
+            both, logits = run(*contexts, want_logits=slice(0, rows) if want_logits else False)
+            velocity, null = (None, None) if both is None else both.chunk(2)
+        assert velocity is not None
+        assert null is not None
+        return Prediction(guide(null, velocity, self.guidance_scale), logits)
 
     def _together(self, latent: Tensor, text: TextStream) -> bool:
         """Whether both passes of guidance go through the network as one batch: where they fit."""
@@ -110,24 +111,3 @@ class Predictor:
         number = torch.promote_types(latent.dtype, torch.float32).itemsize
         needed = pass_bytes(config, rows=rows, video=tokens, text=text.content.shape[1], itemsize=number)
         return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))
-
-    def _both(
-        self, latent: Tensor, text: TextStream, time_video: float, time_text: float, want_logits: bool
-    ) -> Prediction:
-        """Both passes over ``latent`` ``[B,C,F,H,W]`` as one of 2 * B rows."""
-        assert self.null_context is not None
-        rows = latent.shape[0]
-        contexts = [context.expand(rows, -1, -1) for context in (self.context, self.null_context)]
-        velocity, logits = self.model(
-            torch.cat([latent, latent]),
-            torch.cat([text.content, text.content]),
-            torch.full((2 * rows,), time_video, device=latent.device),
-            torch.full((2 * rows,), time_text, device=latent.device),
-            torch.cat(contexts),
-            None if text.mask is None else torch.cat([text.mask, text.mask]),
-            want_velocity=True,
-            want_logits=slice(0, rows) if want_logits else False,
-        )
-        assert velocity is not None
-        positive, negative = velocity.to(latent.dtype).chunk(2)
-        return Prediction(guide(negative, positive, self.guidance_scale), logits)

@@ -12,7 +12,6 @@ is the sum of its passes (drawing the words is left out; a pass of ``refresh`` t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from functools import partial
@@ -21,15 +20,14 @@ from typing import Any
 
 import torch
 from measuring import Job, in_turn, peak
+from saved import save
 from torch import nn
 
 from uvg_core.config import ModelConfig
-from uvg_core.files import write_text
 from uvg_core.model import UniViGU, VideoCache
 from uvg_core.pipeline import Pipeline
 from uvg_core.training.measure import Exam
 
-NUMBERS = Path(__file__).parent / "numbers"
 CACHES = ("off", "static", "static, float8", "refresh=2", "refresh=4", "refresh=8", "refresh=8, float8")
 STEPS = (4, 8, 16, 50)
 RELEASED_BLOCKS, RELEASED_STEPS, TEXT = 30, 50, 256
@@ -163,9 +161,7 @@ def main() -> None:
     sub.set_defaults(run=timing)
     args = parser.parse_args()
     found = args.run(args)
-    NUMBERS.mkdir(exist_ok=True)
-    name = args.device if args.command == "time" else found["v2t_attention"]
-    write_text(NUMBERS / f"captions_{args.command}_{name}.json", json.dumps(found, indent=1) + "\n")
+    save(f"captions_{args.command}_{args.device if args.command == 'time' else found['v2t_attention']}", found)
 
 
 if __name__ == "__main__":

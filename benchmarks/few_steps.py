@@ -11,14 +11,12 @@ benchmarks/numbers/few_steps.json.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NUMBERS = HERE / "numbers" / "few_steps.json"
 SOLVERS = ("euler", "heun", "uni_pc", "uni_pc_bh2", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "res_multistep")
 PASSES = {"heun": 2, "dpmpp_sde": 2}  # of the network a step
 
@@ -85,8 +83,8 @@ def main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     import torch
     from in_comfyui_host import Inside, find_comfyui
+    from saved import read, save
 
-    from uvg_core.files import write_text
     from uvg_core.pipeline import Pipeline
     from uvg_core.training.measure import Exam
     from uvg_core.training.vae import decode_latent
@@ -141,7 +139,7 @@ def main() -> None:
                         f"everything right {100 * share:5.1f} %  {rows:5.1f} rows a clip  {tally['seconds']} s",
                         flush=True,
                     )
-                    known = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+                    known = read("few_steps")
                     tally["clips"] = args.clips
                     name = " ".join(
                         [
@@ -152,8 +150,7 @@ def main() -> None:
                         ]
                     )
                     known.setdefault("solvers", {}).setdefault(name, {})[str(passes)] = tally
-                    NUMBERS.parent.mkdir(exist_ok=True)
-                    write_text(NUMBERS, json.dumps(known, indent=1) + "\n")
+                    save("few_steps", known)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -108,8 +107,7 @@ def main() -> None:
     from statistics import median
 
     from in_comfyui_host import Inside, find_comfyui, options_for
-
-    from uvg_core.files import write_text
+    from saved import save
 
     spec = importlib.util.find_spec("diffusers")
     if spec is None or spec.origin is None:
@@ -141,8 +139,7 @@ def main() -> None:
         found["block"] = block
         for name, seconds in block.items():
             print(f"a block: {name:30s} {1000 * seconds:9.1f} ms   x {seconds / block['core, equal tokens']:.3f}")
-    (HERE / "numbers").mkdir(exist_ok=True)
-    write_text(HERE / "numbers" / f"forward_{args.device}.json", json.dumps(found, indent=1) + "\n")
+    save(f"forward_{args.device}", found)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Makes the release's ``.pth`` (3.05B parameters, bf16, FSDP prefixes) and a Wan2.1 folder in diffusers layout (the VAE at
 full width; the text encoder at full width with --encoder-layers of its 24 layers), then runs the commands of this
 project on them, each in a process of its own, and prints time and peak memory. The words and pictures are noise: the
-released weights themselves have never been seen here.
+released weights themselves have never been seen here. Numbers go into benchmarks/numbers/full_size.json.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-from load_memory import GIB, make_file
+from load_memory import make_file
+from measuring import GIB
 from safetensors.torch import save_file
+from saved import save
 
 from uvg_core.codec.text import build_encoder
 from uvg_core.training.tokenizer import train_tokenizer
@@ -50,8 +52,8 @@ def make_wan_folder(folder: Path, layers: int) -> None:
     save_file(weights, folder / "text_encoder" / "model.safetensors")
 
 
-def run(label: str, *arguments: str) -> None:
-    """Run a command of the project; print its time and peak memory, and its last line."""
+def run(label: str, *arguments: str) -> dict[str, float]:
+    """Run a command of the project; print its time, peak memory and last line, and return the former two."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen([sys.executable, "-m", "uvg_core", *arguments], stdout=output, stderr=output)
@@ -61,10 +63,8 @@ def run(label: str, *arguments: str) -> None:
     if status:
         sys.exit(f"{label} failed:\n" + "\n".join(lines))
     seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024
-    print(
-        f"{label:28s} {seconds:7.1f} s   peak {peak / GIB:5.2f} GiB   {lines[-1][:90]}",
-        flush=True,
-    )
+    print(f"{label:38s} {seconds:7.1f} s   peak {peak / GIB:5.2f} GiB   {lines[-1][:90]}", flush=True)
+    return {"seconds": seconds, "peak": peak}
 
 
 def main() -> None:
@@ -87,17 +87,19 @@ def main() -> None:
             # In a process of its own: a child's peak starts from its parent's.
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make"], check=True)
         size = ["--height", "64", "--width", "64", "--frames", "5"]
-        shared = ["--wan", str(wan), "--device", "cpu", *size]
-        run("inspect the .pth", "inspect", str(released))
-        run("convert to bf16", "convert", str(released), str(native), "--dtype", "bf16")
-        run("inspect the result", "inspect", str(native))
-        run("generate, 2 steps, guidance", "generate", "a red circle", "--model", str(native), *shared, "--steps", "2",
-            "-o", str(clip))  # fmt: skip
-        run("caption, 2 steps, 16 tokens", "caption", str(clip), "--model", str(released), *shared, "--steps", "2",
-            "--length", "16")  # fmt: skip
-        run("joint, 2 steps, 16 tokens", "joint", "a red circle", "--model", str(native), *shared, "--steps", "2",
-            "--length", "16", "-o", str(folder / "joint.mp4"))  # fmt: skip
-        run("convert to fp8", "convert", str(released), str(folder / "fp8.safetensors"), "--dtype", "fp8")
+        quick = ["--wan", str(wan), "--device", "cpu", *size, "--steps", "2"]
+        ours, theirs, words = ["--model", str(native)], ["--model", str(released)], ["--length", "16"]
+        joint, fp8 = str(folder / "joint.mp4"), str(folder / "fp8.safetensors")
+        commands = {
+            "`inspect` the `.pth`": ["inspect", str(released)],
+            "`convert` to bf16": ["convert", str(released), str(native), "--dtype", "bf16"],
+            "`inspect` the result": ["inspect", str(native)],
+            "`generate`, 2 steps with guidance": ["generate", "a red circle", *ours, *quick, "-o", str(clip)],
+            "`caption` with the `.pth`, 2 steps, 16 tokens": ["caption", str(clip), *theirs, *quick, *words],
+            "`joint`, 2 steps with guidance, 16 tokens": ["joint", "a red circle", *ours, *quick, *words, "-o", joint],
+            "`convert` to fp8": ["convert", str(released), fp8, "--dtype", "fp8"],
+        }
+        save("full_size", {name: run(name, *command) for name, command in commands.items()})
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,21 +10,18 @@ benchmarks/numbers/growth_DEVICE.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from captions import random_weights
 from measuring import in_turn
+from saved import save
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from uvg_core.files import write_text
 from uvg_core.model import UniViGU
 
-NUMBERS = Path(__file__).parent / "numbers"
 # What grows: (latent frames, height and width, text tokens, batch); the first of each is the common one.
 SERIES: dict[str, list[tuple[int, int, int, int]]] = {
     "frames": [(n, 32, 256, 1) for n in (1, 2, 4, 8, 16)],
@@ -79,8 +76,7 @@ def main() -> None:
             found.setdefault(name, []).append(row)
             rate = row["operations"] / row["seconds"] / 1e9
             print(f"{name:7s} {size!s:20s} {1000 * row['seconds']:9.1f} ms a block   {rate:7.0f} G/s", flush=True)
-    NUMBERS.mkdir(exist_ok=True)
-    write_text(NUMBERS / f"growth_{args.device}.json", json.dumps(found, indent=1) + "\n")
+    save(f"growth_{args.device}", found)
 
 
 if __name__ == "__main__":

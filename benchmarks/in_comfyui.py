@@ -5,7 +5,8 @@
 Makes the release's ``.pth`` (3.05B parameters, bf16), a umT5-XXL text encoder in ComfyUI's layout (full width and
 vocabulary, --encoder-layers of its 24 layers) and a Wan VAE of full width, starts a ComfyUI server on the CPU with this
 pack, and runs text-to-video, video-to-text and joint through its API, in turn. Peak memory is the server process's.
-The words and pictures are noise: the released weights themselves have never been seen here.
+The words and pictures are noise: the released weights themselves have never been seen here. Numbers go into
+benchmarks/numbers/in_comfyui.json.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import torch
 from full_size import UMT5_XXL, VAE_WIDTH
 from in_comfyui_host import Server, find_comfyui, load_client
-from load_memory import GIB, make_file, random_weight
+from load_memory import make_file, random_weight
+from measuring import GIB, resident
 from safetensors.torch import save_file
+from saved import save
 
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.codec.text import build_encoder
@@ -102,11 +105,6 @@ def graphs(side: int, frames: int, steps: int) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def peak_of(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024 / GIB
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dir", type=Path, required=True)
@@ -126,10 +124,14 @@ def main() -> None:
         # In a process of its own: making the files takes memory that is not to be counted.
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", str(models)], check=True)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        run(Server(find_comfyui(), Path(folder)), models, graphs(args.side, args.frames, args.steps))
+        jobs = run(Server(find_comfyui(), Path(folder)), models, graphs(args.side, args.frames, args.steps))
+    files = sum(file.stat().st_size for file in models.rglob("*") if file.is_file())
+    save("in_comfyui", {"size": [args.frames, args.side, args.side], "files": files, "jobs": jobs})
 
 
-def run(server: Server, models: Path, jobs: dict[str, dict[str, Any]]) -> None:
+def run(server: Server, models: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Seconds of each job, and the server's peak until then."""
+    found = {}
     shutil.rmtree(server.base / "models")
     (server.base / "models").symlink_to(models.resolve(), target_is_directory=True)
     with server:
@@ -139,7 +141,11 @@ def run(server: Server, models: Path, jobs: dict[str, dict[str, Any]]) -> None:
             result = client.run(graph)
             seconds = time.perf_counter() - started
             said = next(iter(result.texts.values()), [f"{len(result.files)} pictures"])[0]
-            print(f"{name:14s} {seconds:7.1f} s   peak {peak_of(server.pid):5.2f} GiB   {said[:60]!r}", flush=True)
+            found[name] = {"seconds": seconds, "peak": resident("VmHWM", server.pid)}
+            print(
+                f"{name:14s} {seconds:7.1f} s   peak {found[name]['peak'] / GIB:5.2f} GiB   {said[:60]!r}", flush=True
+            )
+    return found
 
 
 if __name__ == "__main__":

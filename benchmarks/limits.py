@@ -12,7 +12,6 @@ Random weights: the results are noise, time and memory are real. Numbers go into
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NUMBERS = HERE / "numbers" / "limits.json"
 GB = 1e9
 SIZE = (21, 60, 104)  # latent frames, height, width
 CACHES = ("auto", "refresh=10", "static")
@@ -90,8 +88,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here: nothing to measure")
     from in_comfyui_host import Inside, find_comfyui, options_for
-
-    from uvg_core.files import write_text
+    from saved import read, save
 
     model = args.dir / "uni-vigu-fp8.safetensors"
     if not model.exists():
@@ -104,7 +101,7 @@ def main() -> None:
     total = torch.cuda.get_device_properties(0).total_memory
     spare = f"{max(0.5, total / GB - args.gb):.1f}"
     options = (*options_for("cuda"), "--reserve-vram", spare)
-    known: list[dict[str, Any]] = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else []
+    known: list[dict[str, Any]] = read("limits") or []
     for job in args.job:
         with tempfile.TemporaryDirectory() as folder, Inside(find_comfyui(), Path(folder) / "base", options) as inside:
             told = inside.call(
@@ -123,8 +120,7 @@ def main() -> None:
                 flush=True,
             )
         known = [old for old in known if (old["job"], old["gb"]) != (job, args.gb)] + told
-        NUMBERS.parent.mkdir(exist_ok=True)
-        write_text(NUMBERS, json.dumps(known, indent=1) + "\n")
+        save("limits", known)
 
 
 if __name__ == "__main__":

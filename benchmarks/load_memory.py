@@ -5,13 +5,13 @@
 
 Each measured step runs in a process of its own; its peak (VmHWM) is reported above what importing torch takes.
 Requirement: loading peaks at no more than 1.15 times the file's size (an fp8 file becomes bf16: 1.57 times its own).
+Numbers go into benchmarks/numbers/load_memory.json. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from measuring import GIB, reset_peak, resident
+from saved import read, save
 
 from uvg_core.checkpoint import convert, load_model
 from uvg_core.checkpoint.keys import from_native
@@ -30,7 +32,6 @@ from uvg_core.config import CheckpointConfig, ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
 
 LIMIT = 1.15
-GIB = 1 << 30
 
 
 def random_weight(shape: torch.Size) -> torch.Tensor:
@@ -52,16 +53,9 @@ def make_file(path: Path, layout: str) -> None:
     torch.save({"model": state, "step": 20000}, path)
 
 
-def resident() -> tuple[float, float]:
-    """(now, peak so far) of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return now, peak
-
-
 def measure(job: str, path: Path) -> None:
     """Run one job in this process and print what it took as JSON."""
-    before, peak_before = resident()
+    before = reset_peak()
     start = time.perf_counter()
     if job == "load":
         model = load_model(path)
@@ -71,24 +65,21 @@ def measure(job: str, path: Path) -> None:
     else:
         convert(path, path.with_name(f"converted-{job}.safetensors"), dtype=job)
         loaded = time.perf_counter() - start
-    after, peak = resident()
-    print(json.dumps({"before": before, "peak_before": peak_before, "after": after, "peak": peak, "seconds": loaded}))
+    print(json.dumps({"before": before, "added": resident("VmHWM") - before, "seconds": loaded}))
 
 
-def report(job: str, path: Path) -> float:
-    """Measure in a fresh process; print and return peak over file size."""
-    done = subprocess.run([sys.executable, __file__, "--measure", job, str(path)], capture_output=True, text=True)
+def report(job: str, path: Path) -> dict[str, float]:
+    """Measure in a fresh process; print and return what it took."""
+    command = [sys.executable, __file__, "--measure", job, str(path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(done.stderr)
-    result = json.loads(done.stdout)
-    size = path.stat().st_size
-    added = result["peak"] - result["before"]
+        sys.exit(done.returncode)
+    found: dict[str, float] = {**json.loads(done.stdout), "file": path.stat().st_size}
+    added, size = found["added"] / GIB, found["file"] / GIB
     print(
-        f"{job:<6}{result['seconds']:7.1f} s   file {size / GIB:.2f} GiB   baseline {result['before'] / GIB:.2f} GiB   "
-        f"peak {result['peak'] / GIB:.2f} GiB   after {result['after'] / GIB:.2f} GiB   "
-        f"added {added / GIB:.2f} GiB = {added / size:.3f} x file"
+        f"{job:<6}{found['seconds']:7.1f} s   file {size:.2f} GiB   added {added:.2f} GiB = {added / size:.3f} x file"
     )
-    return added / size
+    return found
 
 
 def main() -> None:
@@ -115,12 +106,15 @@ def main() -> None:
                 ],
                 check=True,
             )
-        ratio = report("load", path)
+        what = "the release's `.pth`" if arguments.layout == "release-pth" else "native bf16"
+        found = {f"load {what}": report("load", path)}
+        ratio = found[f"load {what}"]["added"] / path.stat().st_size
         if arguments.layout == "release-pth":
             for job in ("bf16", "fp8"):
                 made.append(path.with_name(f"converted-{job}.safetensors"))
-                report(job, path)
-                report("load", made[-1])
+                found[f"convert the `.pth` to {job}"] = report(job, path)
+                found[f"load the {job} result"] = report("load", made[-1])
+        save("load_memory", {**read("load_memory"), **found})
     finally:
         if not arguments.keep:
             for file in made:

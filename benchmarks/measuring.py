@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: jobs timed in turn, and the peak of memory."""
+"""What the benchmarks measure with: jobs timed in turn, and peaks of memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+GIB = 2**30
 Job = Callable[[], Any]
 
 
@@ -40,6 +41,20 @@ def peak(job: Job, device: torch.device) -> int:
     with Alive() as alive:
         job()
     return alive.peak
+
+
+def resident(entry: str, process: int | str = "self") -> int:
+    """Bytes of a process on Linux: VmRSS now, VmHWM at its peak. (A child's peak would start from its parent's.)"""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith(entry):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/{process}/status has no {entry}: this is measured on Linux only")
+
+
+def reset_peak() -> int:
+    """Set this process's peak back to what it holds now, and return that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def _wait(device: torch.device) -> None:

@@ -8,7 +8,6 @@ Needs a ComfyUI where the tests find one. Numbers go into benchmarks/numbers/mem
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -78,8 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from in_comfyui_host import Inside, find_comfyui, options_for
-
-    from uvg_core.files import write_text
+    from saved import save
 
     found: list[dict[str, Any]] = []
     start = options_for(args.device)
@@ -98,8 +96,7 @@ def main() -> None:
                         f"estimate {told['estimate'] / MIB:8.1f}   x {told['estimate'] / told['peak']:.2f}",
                         flush=True,
                     )
-    (HERE / "numbers").mkdir(exist_ok=True)
-    write_text(HERE / "numbers" / f"memory_{args.device}.json", json.dumps(found, indent=1) + "\n")
+    save(f"memory_{args.device}", found)
 
 
 if __name__ == "__main__":

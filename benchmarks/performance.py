@@ -12,9 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from results import DOCS, Numbers, _finish, _plot, percent, read, table
+from measuring import GIB
+from results import DOCS, Numbers, _finish, _plot, percent, table
+from saved import read
+from text_step import KINDS
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 MISSING = "Not measured yet."
 
 
@@ -275,6 +278,35 @@ def _draw_growth(found: Numbers, path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def text_step() -> str:
+    rows = [
+        [KINDS[kind], f"{median(one['bytes']) / GIB:.2f}", f"{median(one['seconds']):.2f}"]
+        for kind, one in read("text_step").items()
+    ]
+    return table(["", "GiB more", "s"], rows) if rows else MISSING
+
+
+def load_memory() -> str:
+    rows = []
+    for name, one in read("load_memory").items():
+        sizes = [f"{one[what] / GIB:.2f}" for what in ("file", "added")]
+        rows.append([name, f"{one['seconds']:.1f}", *sizes, f"{one['added'] / one['file']:.3f}"])
+    return table(["step", "s", "file, GiB", "added, GiB", "x file"], rows) if rows else MISSING
+
+
+def full_size() -> str:
+    rows = [[name, f"{one['seconds']:.1f}", f"{one['peak'] / GIB:.2f}"] for name, one in read("full_size").items()]
+    return table(["command", "s", "peak, GiB"], rows) if rows else MISSING
+
+
+def in_comfyui() -> str:
+    found = read("in_comfyui")
+    rows = [[name, f"{one['seconds']:.1f}", f"{one['peak'] / GIB:.1f}"] for name, one in found.get("jobs", {}).items()]
+    if not rows:
+        return MISSING
+    return f"{table(['job', 's', 'peak until then, GiB'], rows)}\n\nThe files are {found['files'] / 1e9:.1f} GB."
+
+
 def main() -> None:
     text = (Path(__file__).parent / "performance.template.md").read_text("utf-8")
     parts = {
@@ -289,6 +321,10 @@ def main() -> None:
         "memory": memory(),
         "limits": limits(),
         "growth": growth(DOCS / "performance_growth.svg"),
+        "text_step": text_step(),
+        "load_memory": load_memory(),
+        "full_size": full_size(),
+        "in_comfyui": in_comfyui(),
     }
     for name, part in parts.items():
         text = text.replace(f"{{{{{name}}}}}", part)

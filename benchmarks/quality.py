@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uvg_core.files import write_text
+from saved import read, save
+
 from uvg_core.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
 from uvg_core.training.detector import read_world
@@ -29,7 +29,6 @@ from uvg_core.training.measure import Exam, read_caption
 from uvg_core.training.vae import reconstruction
 from uvg_core.training.worlds import KINDS, World
 
-NUMBERS = Path(__file__).parent / "numbers"
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
 QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable")
@@ -120,14 +119,14 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="in place of the checkpoint's, to compare two of them")
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     args = parser.parse_args()
-    path = NUMBERS / f"quality_{args.name}.json"
-    NUMBERS.mkdir(exist_ok=True)
-    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    file = f"quality_{args.name}"
+    known: dict[str, Any] = read(file)
     of = {"model": args.model.name, "weights_sha256": digest(args.model), "clips": args.clips}
     of |= {} if args.guidance is None else {"guidance": args.guidance}
     for name, value in of.items():
         if name != "model" and known.setdefault(name, value) != value:
-            parser.error(f"{path} has numbers of another {name}, {known[name]}: choose another --name, or remove it")
+            has = f"{file}.json has numbers of another {name}, {known[name]}"
+            parser.error(f"{has}: choose another --name, or remove it")
     known |= of
     pipe = Pipeline(args.model, device="cpu")
     for objects in args.objects:
@@ -142,7 +141,7 @@ def main() -> None:
             known.setdefault(f"objects_{objects}", {})[question] = answer
             shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)
             print(f"{objects} object(s)  {question:14s} {shown}  {time.perf_counter() - started:.0f} s", flush=True)
-            write_text(path, json.dumps(known, indent=1) + "\n")
+            save(file, known)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ its script runs it, float32 weights under autocast. Numbers go into benchmarks/n
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import Any
 
 import torch
 from measuring import Job, in_turn
+from saved import save
 from torch import Tensor, nn
 
 from uvg_core.checkpoint.keys import from_native
 from uvg_core.config import ModelConfig
-from uvg_core.files import write_text
 from uvg_core.model import UniViGU
 
-NUMBERS = Path(__file__).parent / "numbers"
 VOCABULARY = 32_000  # for the logits; the released model's 256,300 rows take most of a small pass
 
 
@@ -105,8 +103,7 @@ def main() -> None:
             ratio = statistics.median(a / b for a, b in zip(one["seconds"]["ours"], times, strict=True))
             took, apart = 1000 * statistics.median(times), 100 * one["apart"][name]
             print(f"{blocks} blocks, {name:38s} {took:7.0f} ms   ours x {ratio:.2f}   {apart:.2f} % apart", flush=True)
-    NUMBERS.mkdir(exist_ok=True)
-    write_text(NUMBERS / f"released_{args.device}.json", json.dumps(found, indent=1) + "\n")
+    save(f"released_{args.device}", found)
 
 
 if __name__ == "__main__":

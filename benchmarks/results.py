@@ -15,10 +15,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from saved import read, save
+
 from uvg_core.training.embedded import RUNS
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERS, DOCS = ROOT / "benchmarks" / "numbers", ROOT / "docs"
+DOCS = ROOT / "docs"
 ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of values
 POINTS = 120  # of a thinned curve
@@ -46,12 +48,6 @@ CLAIMS = {  # what is to be better than which arm
 }
 
 Numbers = dict[str, Any]
-
-
-def read(name: str) -> Numbers:
-    path = NUMBERS / f"{name}.json"
-    found: Numbers = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return found
 
 
 def percent(share: float) -> str:
@@ -305,7 +301,7 @@ def thin_curves(workdir: Path) -> None:
                 curve[stream] = [round(mean(e[stream] for e in g if stream in e), 4) for g in groups]
         curve["hours"] = round(sum(entry["seconds"] for entry in entries) / 3600, 2)
         curves[stage] = curve
-    (NUMBERS / "curves.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
+    save("curves", curves, indent=None)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ Numbers go into benchmarks/numbers/text_samplers.json.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from saved import read, save
 from torch import Tensor
 
-from uvg_core.files import write_text
 from uvg_core.flow.schedule import text_times
 from uvg_core.flow.text import MixturePath, source_tokens
 from uvg_core.model import Prediction, UniViGU
@@ -34,7 +33,6 @@ from uvg_core.sampling.video_cache import CachePolicy
 from uvg_core.streams import TextStream, VideoStream
 from uvg_core.training.measure import BATCH, Exam
 
-NUMBERS = Path(__file__).parent / "numbers" / "text_samplers.json"
 STEPS = (2, 4, 8, 16)
 
 
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     args = parser.parse_args()
     exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips, objects=args.objects, quick=True)
-    found: dict[str, Any] = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+    found: dict[str, Any] = read("text_samplers")
     found |= {"model": args.model.name, "clips": args.clips}
     with exam.pipe.network() as model, torch.autocast("cpu", dtype=torch.bfloat16):
         for name in args.only:
@@ -173,7 +171,7 @@ def main() -> None:
                     f"{tally['seconds']} s",
                     flush=True,
                 )
-    write_text(NUMBERS, json.dumps(found, indent=1) + "\n")
+    save("text_samplers", found)
 
 
 if __name__ == "__main__":

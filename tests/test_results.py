@@ -1,15 +1,16 @@
-"""The page of results says what its numbers say."""
+"""The pages of results and performance say what their numbers say."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "results.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ATTRIBUTES = ("kind", "colour", "size", "motion", "speed", "background", "whole")
 
 
@@ -19,18 +20,26 @@ def tally(share: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("results", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "NUMBERS", tmp_path)
-    monkeypatch.setattr(module, "DOCS", tmp_path)
-    return module
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """The module that writes a page, from numbers in ``tmp_path`` and into it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(importlib.import_module("saved"), "NUMBERS", tmp_path)
+
+    def load(name: str) -> Any:
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "DOCS", tmp_path)
+        monkeypatch.setattr("sys.argv", [f"{name}.py"])
+        return module
+
+    return load
 
 
-def write(folder: Path, name: str, numbers: dict[str, Any]) -> None:
+@pytest.fixture
+def results(page: Callable[[str], Any]) -> Any:
+    return page("results")
+
+
+def write(folder: Path, name: str, numbers: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(numbers), encoding="utf-8")
 
 
@@ -61,13 +70,29 @@ def test_a_claim_is_judged_by_its_interval(results: Any, tmp_path: Path) -> None
     assert "81.0 ± 2.5" in results.about_ablations()
 
 
-def test_the_page_is_written_whole_with_what_is_there(
-    results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["results.py"])
+def test_the_page_is_written_whole_with_what_is_there(results: Any, tmp_path: Path) -> None:
     write(tmp_path, "quality_generate", {"objects_1": {"plain": tally(0.91)}})
     results.main()
     page = (tmp_path / "results.md").read_text("utf-8")
     assert "before stage 1, 1 object | **91.0**" in page
     assert "Not measured yet." in page
     assert "{{" not in page
+
+
+def test_performance_says_what_was_missed_and_what_was_not_measured(page: Callable[[str], Any], tmp_path: Path) -> None:
+    performance = page("performance")
+    passes = [{"job": "joint", "video": 1024, "text": 256, "peak": 100.0, "estimate": e} for e in (90.0, 125.0)]
+    write(tmp_path, "memory_cpu", passes)
+    turns = {"ours": [1.0, 2.0], "released code, bfloat16": [1.25, 2.5]}
+    of = {"seconds": turns, "apart": dict.fromkeys(turns, 0.004)}
+    write(tmp_path, "released_cpu", {"video": 64, "text": 16, "blocks": {"1": of}})
+    write(tmp_path, "load_memory", {"load native bf16": {"seconds": 4.0, "file": 2.0**31, "added": 2.0**32}})
+    performance.main()
+    told = (tmp_path / "performance.md").read_text("utf-8")
+    assert "| memory that ComfyUI is told of | within 20 % | 0.90 to 1.25 of the peak | **missed** |" in told
+    assert "| a pass against the released code's | less than 1 of the time | 0.80 | reached |" in told
+    assert "| released code, bfloat16 | 1875 ms (0.80) | 0.40 % |" in told
+    assert "| load native bf16 | 4.0 | 2.00 | 4.00 | 2.000 |" in told
+    assert "| text to video at 832x480x81 | under 8 GB | not measured: no GPU | open |" in told
+    assert "Not measured yet." in told
+    assert "{{" not in told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,16 @@ def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
     text = (out / "captions.txt").read_text("utf-8")
     assert re.search(r"template “a ___ ___ circle moves ___”: a \w+ \w+ circle moves \w+", text)
     assert "All in" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    """As in ``inspect FILE | head -1``, with a reader that reads nothing at all."""
+    command = [sys.executable, "-m", "uvg_core", "inspect", str(EMBEDDED_MODEL)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_caption_command_on_foreign_clips_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -439,7 +439,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     with bars() as shown:
         try:
-            return int(args.run(args, shown) or 0)
+            code = int(args.run(args, shown) or 0)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # `... | head` has read enough; what is left to write at the exit goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except UniViGUError as error:
             shown.close()
             say(f"error: {error}")

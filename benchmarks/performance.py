@@ -146,8 +146,7 @@ def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: 
     for number, (name, points) in enumerate(series.items()):
         axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, ls=("-", "--", ":")[number // 10], label=name)
     axes.set(xscale="log", **axes_of)
-    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(plot.matplotlib.ticker.FormatStrFormatter("%g"))
+    _plain_ticks(axes.xaxis)
     _finish(figure, axes, path, loc="center left", bbox_to_anchor=(1, 0.5))
     return f"![{axes_of['ylabel']} against {axes_of['xlabel']}]({path.name})"
 
@@ -187,7 +186,8 @@ def few_steps(path: Path) -> str:
     found = {name: found[name] for name in sorted(found, key=lambda name: " " in name)}  # the plain solvers first
     rows = [[name, *(both(of.get(str(n))) for n in passes)] for name, of in found.items()]
     cost = {name: [(tally["rows"], 100 * tally["mean"]) for tally in of.values()] for name, of in found.items()}
-    plot = curves(cost, path, xlabel="passes a clip, guidance's among them", ylabel="attributes right, %")
+    axes = {"xlabel": "passes a clip, guidance's among them", "ylabel": "attributes right, %", "ylim": (90, 98)}
+    plot = curves(cost, path, **axes)
     return f"{plot}\n\n{table(['passes', *map(str, passes)], rows)}"
 
 
@@ -269,6 +269,15 @@ def growth(path: Path) -> str:
     return by_device("growth", shown)
 
 
+def _plain_ticks(axis: Any) -> None:
+    """1, 2, 5, 10 and so on, on a logarithmic axis."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
+
+
 def _draw_growth(found: Numbers, path: Path) -> None:
     figure, axes = _plot().subplots(figsize=(6, 3.6))
     for name, label in (("frames", "frames"), ("side", "resolution"), ("text", "text"), ("batch", "batch")):
@@ -276,6 +285,8 @@ def _draw_growth(found: Numbers, path: Path) -> None:
         points = [(row["operations"] / 1e9, 1000 * row["seconds"]) for row in rows]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="operations a block, 10^9", ylabel="ms a block")
+    _plain_ticks(axes.xaxis)
+    _plain_ticks(axes.yaxis)
     _finish(figure, axes, path)
 
 

@@ -19,4 +19,4 @@ def guided_steps(end: float, steps: int) -> int:
     begun within the share is. Raises UniViGUError for an ``end`` off [0, 1]."""
     if not 0 <= end <= 1:
         raise UniViGUError(f"guidance_end is {end}; expected a share of the steps, from 0 to 1")
-    return math.ceil(end * steps - 1e-9)  # 0.3 * 10 is a little more than 3
+    return math.ceil(end * steps - 1e-9)  # 0.55 * 100 is a little more than 55

@@ -31,7 +31,9 @@ class Bars:
         if what != self._what or self._bar is None:
             self.close()
             # The delay keeps short jobs quiet: a bar is for what takes more than two seconds.
-            self._bar = self._tqdm(desc=what, total=total, delay=2, leave=False, file=sys.stderr, dynamic_ncols=True)
+            # Bytes are shown as 0.8G of 3.9G, steps as they are.
+            look = {"leave": False, "dynamic_ncols": True, "unit_scale": total >= 10**6}
+            self._bar = self._tqdm(desc=what, total=total, delay=2, file=sys.stderr, **look)
             self._what = what
         if note:
             self._bar.set_postfix_str(note[:60], refresh=False)

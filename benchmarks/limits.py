@@ -88,6 +88,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here: nothing to measure")
     from in_comfyui_host import Inside, find_comfyui, options_for
+    from measuring import GIB
     from saved import read, save
 
     model = args.dir / "uni-vigu-fp8.safetensors"
@@ -99,7 +100,7 @@ def main() -> None:
         subprocess.run([sys.executable, *convert], check=True, cwd=HERE.parent)
         whole.unlink()
     total = torch.cuda.get_device_properties(0).total_memory
-    spare = f"{max(0.5, total / GB - args.gb):.1f}"
+    spare = f"{max(0.5, (total - args.gb * GB) / GIB):.2f}"  # in ComfyUI's unit
     options = (*options_for("cuda"), "--reserve-vram", spare)
     known: list[dict[str, Any]] = read("limits") or []
     for job in args.job:

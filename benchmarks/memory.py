@@ -17,15 +17,16 @@ HERE = Path(__file__).resolve().parent
 WIDTH = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "text_dim": 4096}
 MIB = 2**20
 VOCABULARY = 256_300
-JOBS = {  # name: rows of a batch, want_velocity, want_logits
-    "text to video, one pass": (1, True, False),
-    "text to video, both passes of guidance": (2, True, False),
-    "video to text": (1, False, True),
-    "joint": (1, True, True),
+JOBS = {  # name: rows of a batch, want_velocity, how many of the rows want logits
+    "text to video, one pass": (1, True, 0),
+    "text to video, both passes of guidance": (2, True, 0),
+    "video to text": (1, False, 1),
+    "joint, one pass": (1, True, 1),
+    "joint, both passes of guidance": (2, True, 1),
 }
 
 
-def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits: bool, device: str) -> dict[str, Any]:
+def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits: int, device: str) -> dict[str, Any]:
     """Inside ComfyUI: the peak of one pass above what was held before, and the estimate."""
     import comfy.model_management
     import torch
@@ -45,14 +46,15 @@ def measure(frames: int, side: int, text: int, rows: int, velocity: bool, logits
         for weight in state["model"].diffusion_model.parameters():
             weight.data.zero_()
     model = state["model"]
-    model.text_length, model.wants_logits = text, logits
+    model.text_length, model.told = text, logits
     network = model.diffusion_model
     video = torch.zeros(rows, 16, frames, side, side, device=place, dtype=torch.bfloat16)
     clock = torch.full((rows,), 500.0, device=place)
     context = torch.zeros(rows, 512, WIDTH["text_dim"], device=place, dtype=torch.bfloat16)
     tokens = torch.zeros(rows, text, dtype=torch.long, device=place)
     stream = {
-        "content": tokens, "mask": None, "time": clock, "want_velocity": velocity, "logits_rows": logits, "cache": None
+        "content": tokens, "mask": None, "time": clock, "want_velocity": velocity, "cache": None,
+        "logits_rows": slice(0, logits) if logits else False,
     }  # fmt: skip
 
     def torchs(_: Any, *args: Any, **kwargs: Any) -> Any:

@@ -73,7 +73,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.image_to_video = False
         self.run_facts = run
         # Of the run under way, for the estimate of its memory
-        self.text_length, self.wants_logits = run.text_length, False
+        self.text_length, self.told = run.text_length, 0  # tokens of the text; rows that words are drawn for
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -192,14 +192,14 @@ class UniViGUModel(comfy.model_base.WAN21):
             video = -(-math.prod(input_shape[1:]) // (config.in_dim * math.prod(config.patch_size)))
         else:
             video = video_tokens(input_shape[2:], config)
-        number = comfy.model_management.dtype_size(self.get_dtype_inference())
+        rows = input_shape[0]
         needed = pass_bytes(
             config,
-            rows=input_shape[0],
+            rows=rows,
             video=video,
             text=self.text_length,
-            itemsize=number,
-            logits=self.wants_logits,
+            itemsize=comfy.model_management.dtype_size(self.get_dtype_inference()),
+            logits=min(rows, max(self.told, rows - self.told)) if self.told else 0,  # one pass of guidance has none
         )
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed

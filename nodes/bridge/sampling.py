@@ -198,11 +198,11 @@ def run_job(
     guider.set_cfg(cfg)
     host = guider.model_patcher.model  # hooks may have put another one in its place
     usual = host.run_facts.text_length
-    host.text_length, host.wants_logits = text_length or usual, True
+    host.text_length, host.told = text_length or usual, latent.shape[0]
     try:
         out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
     finally:
-        host.text_length, host.wants_logits = usual, False
+        host.text_length, host.told = usual, 0
     return out.to(comfy.model_management.intermediate_device())
 
 
@@ -256,13 +256,13 @@ def guided_until(model: Any, end: float, sigmas: Tensor) -> Any:
     the prompt alone (arXiv 2404.07724: late guidance costs as much as early guidance and changes less)."""
     if end >= 1:
         return model
-    last = sigmas[guided_steps(end, len(sigmas) - 1)]
+    last = float(sigmas[guided_steps(end, len(sigmas) - 1)]) * (1 + 1e-5)  # they come back through a clock, rounded
 
     def predict(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         kept = guider.cfg
         try:
-            if float(timestep.max()) <= float(last):
+            if float(timestep.max()) <= last:
                 guider.cfg = 1.0
             return executor(x, timestep, *args, **kwargs)
         finally:

@@ -35,6 +35,7 @@ def test_guidance_may_end_before_the_run(inside: Inside) -> None:
     for node in ("UniFlowSampler", "JointSampler"):
         never, half, whole = (found[f"{node} {end}"] for end in (0.0, 0.5, 1.0))
         assert [rows for rows, *_ in (never, half, whole)] == [4, 6, 8]
+        assert found[f"{node}, 17 of 20"] == 2 * 17 + 3
         assert never[2] == 0
         assert whole[1] == 0
         assert min(half[1:]) > 1e-3

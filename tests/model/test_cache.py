@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
 from uvg_core.model import Hooks, VideoCache
 from uvg_core.model.block import Call, Streams
+from uvg_core.model.cache import free_memory
 from uvg_core.sampling import caption_likelihood, video_to_text
 from uvg_core.sampling.video_cache import CachePolicy
 
@@ -101,6 +103,27 @@ def test_it_is_kept_in_what_fits(
         assert cache.nbytes == 0
         wanted = one_way(**later(clean)).logits
         torch.testing.assert_close(one_way(**later(clean), cache=cache).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_machines_memory_is_no_bottomless_pit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux tells how much is left; other systems do not, and then nothing is refused."""
+    told = tmp_path / "meminfo"
+    monkeypatch.setattr("uvg_core.model.cache.MEMORY_OF_LINUX", told)
+    assert free_memory(torch.device("cpu")) == math.inf
+    told.write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  2000 kB\n")
+    assert free_memory(torch.device("cpu")) == pytest.approx(0.7 * 2000 * 1024)
+
+
+def test_ranking_without_room_is_ranking_without_a_cache(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
+    """Also where room appears once the ranking is under way."""
+    texts, clip = [[3, 4], [5, 6], [7, 8]], clean["video"][:1]
+    room = iter([0.0])
+    cache = VideoCache(free_bytes=lambda _: next(room, 1e9))
+    settings = {"video": clip, "texts": texts, "batch": 2, "samples": 2}
+    found = caption_likelihood(one_way, **settings, video_cache="static", cache=cache)  # type: ignore[arg-type]
+    assert not cache.filled
+    exact = caption_likelihood(one_way, **settings, video_cache="off")  # type: ignore[arg-type]
+    torch.testing.assert_close(found, exact)
 
 
 @pytest.mark.parametrize("change", ["rows", "size"])

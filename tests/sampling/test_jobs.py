@@ -152,9 +152,15 @@ def test_both_passes_of_guidance_as_one_batch_or_two(
         clip = text_to_video(any_network, **given, **words, steps=3)
         return clip, *joint(any_network, **given, length=6, steps=3, seed=1)
 
+    rows: list[int] = []
+    any_network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     together = clips()
-    monkeypatch.setattr("uvg_core.sampling.predict.free_memory", lambda device: 0)
-    for one, two in zip(together, clips(), strict=True):
+    assert set(rows) == {4}
+    rows.clear()
+    monkeypatch.setattr("uvg_core.sampling.predict.CPU_TOGETHER", 0)
+    apart = clips()
+    assert set(rows) == {2}
+    for one, two in zip(together, apart, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
@@ -347,6 +353,23 @@ def test_a_text_that_stands_ends_the_run(given: dict[str, torch.Tensor], stop_wh
     )
     assert text.tolist() == [words, words]
     assert sure.calls == len(seen) == (2 + stop_when_stable if stop_when_stable else 20)
+
+
+def test_pinned_words_are_not_waited_for(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    """What is drawn where a word is pinned may change for ever: nobody sees it."""
+    seen: list[int] = []
+    text = video_to_text(
+        network,
+        video=given["noise"],
+        length=3,
+        steps=9,
+        temperature=5.0,
+        fixed={0: 4, 1: 5, 2: 6},
+        stop_when_stable=2,
+        callback=lambda step, state: seen.append(step),
+    )
+    assert text.tolist() == [[4, 5, 6]] * 2
+    assert len(seen) == 2
 
 
 def test_an_unsure_text_takes_every_step(network: UniViGU, given: dict[str, torch.Tensor]) -> None:

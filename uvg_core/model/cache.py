@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,15 +28,18 @@ FP8 = torch.float8_e4m3fn
 KNOWS_FP8 = ("cpu", "cuda")
 PLACES = ("device", "host")
 NOWHERE = "nowhere"
+MEMORY_OF_LINUX = Path("/proc/meminfo")
 SHARE_OF_FREE = 0.7  # of a device's free memory: the pass needs some of it too
 SLAB = 2**30  # bytes that are pinned at once: torch rounds each allocation up to a power of two
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that may be taken on ``device``: no limit on the CPU, where that is the machine's own memory; 0 where torch
-    cannot tell."""
+    """Bytes that may be taken on ``device``: of the machine's own memory what Linux says, elsewhere without a limit; of
+    other devices 0 where torch cannot tell."""
     if device.type == "cpu":
-        return math.inf
+        lines = MEMORY_OF_LINUX.read_text().splitlines() if MEMORY_OF_LINUX.exists() else []
+        told = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        return SHARE_OF_FREE * told[0] if told else math.inf
     if device.type != "cuda":
         try:
             return SHARE_OF_FREE * torch.accelerator.get_memory_info(device)[0]
@@ -156,8 +160,10 @@ class VideoCache:
             self.place = self.wanted_place if from_host else "device"
         elif room >= (half if may_halve else whole):
             self.place = "device"
+        elif from_host and self._host_room() >= (half if may_halve else whole):
+            self.place = "host"
         else:
-            self.place = "host" if from_host else NOWHERE
+            self.place = NOWHERE
         self.fp8 = must_halve or (may_halve and room < whole)
         if not self._said:
             kind = "float8" if self.fp8 else str(k.dtype).removeprefix("torch.")
@@ -193,6 +199,10 @@ class VideoCache:
         return whole
 
     # On the host
+
+    def _host_room(self) -> float:
+        """Bytes that may be kept there, what is pinned already among them."""
+        return free_memory(torch.device("cpu")) + sum(slab.numel() for slab in self._slabs)
 
     def _on_host(self, x: Tensor, blocks: int) -> Tensor:
         """Room for a tensor like ``x`` in pinned memory, ordinary memory where no more can be pinned. It is used again

@@ -123,6 +123,8 @@ def caption_likelihood(
             want_logits=False,
             **kept,
         )
+        if not cache.filled:  # there was no room: another batch must not try again with its own rows
+            kept.clear()
     for sample in range(samples):
         tau = (sample + float(torch.rand((), generator=generator))) / samples
         keep_seed = int(torch.randint(2**31, (), generator=generator))

@@ -138,7 +138,11 @@ def _noisy_text(
             step = ReleaseRedraw(**draws)
         else:
             step = JumpProcess(
-                path=MixturePath(config.kappa_exponent), rule=update, stop_when_stable=stop_when_stable, **draws
+                path=MixturePath(config.kappa_exponent),
+                rule=update,
+                stop_when_stable=stop_when_stable,
+                pinned=None if pinned is None else pinned >= 0,
+                **draws,
             )
     return TextStream(
         content,

@@ -91,7 +91,7 @@ class Predictor:
         if not want_velocity or self.guidance_scale == 1:
             return run(self.context, want_logits=want_logits)
         assert self.null_context is not None
-        if not self._together(latent, text):
+        if not self._together(latent, text, want_logits):
             velocity, logits = run(self.context, want_logits=want_logits)
             null = run(self.null_context, want_logits=False).velocity
         else:
@@ -102,12 +102,12 @@ class Predictor:
         assert null is not None
         return Prediction(guide(null, velocity, self.guidance_scale), logits)
 
-    def _together(self, latent: Tensor, text: TextStream) -> bool:
+    def _together(self, latent: Tensor, text: TextStream, want_logits: bool) -> bool:
         """Whether both passes of guidance go through the network as one batch: where they fit."""
         config, null = getattr(self.model, "config", None), self.null_context
         if config is None or null is None or null.shape[1:] != self.context.shape[1:]:
             return False
-        rows, tokens = 2 * latent.shape[0], video_tokens(latent.shape[2:], config)
-        number = torch.promote_types(latent.dtype, torch.float32).itemsize
-        needed = pass_bytes(config, rows=rows, video=tokens, text=text.content.shape[1], itemsize=number)
+        rows, number = latent.shape[0], torch.promote_types(latent.dtype, torch.float32).itemsize
+        sizes = {"video": video_tokens(latent.shape[2:], config), "text": text.content.shape[1], "itemsize": number}
+        needed = pass_bytes(config, rows=2 * rows, logits=rows if want_logits else 0, **sizes)
         return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))

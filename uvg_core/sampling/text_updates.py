@@ -52,13 +52,14 @@ class JumpProcess(TokenDraws):
     """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text).
 
     With ``stop_when_stable`` n > 0 the text is settled as soon as n steps in a row draw the same words at every
-    position: they are taken as they are, without waiting for the last jumps. (Only a posterior that is sure draws the
-    same words.)
+    position that is not ``pinned`` ``[B,L]``: they are taken as they are, without waiting for the last jumps. (Only a
+    posterior that is sure draws the same words.)
     """
 
     path: MixturePath
     rule: str = "bridge"
     stop_when_stable: int = 0
+    pinned: Tensor | None = None
     drawn: list[Tensor] = field(default_factory=list)  # by the last steps of this run
 
     @property
@@ -70,7 +71,7 @@ class JumpProcess(TokenDraws):
         probability = self.path.jump(self.rule, times[step], times[step + 1])
         moved, words = self.jumped(content, logits, probability)
         if self.stop_when_stable:
-            self.drawn.append(words)
+            self.drawn.append(words if self.pinned is None else words.masked_fill(self.pinned, 0))
             del self.drawn[: -self.stop_when_stable]
         return words if self.settled else moved
 

@@ -1,6 +1,6 @@
 """Ways of drawing a caption's words at equal numbers of steps: which of them earn their place?
 
-    python benchmarks/text_samplers.py [MODEL.safetensors] [--clips 512] [--steps 2 4 8 16] [--only NAME ...]
+    python benchmarks/text_samplers.py [MODEL.safetensors] [--objects 1] [--clips 512] [--steps 2 4 8 16] [--only NAME ...]
 
 All run the same jump process (``uvg_core/flow/text.py``) on held-out little worlds and differ in how x1 is drawn, or in
 what becomes of tokens that were drawn before. Those that are no better than temperature 0 live here and nowhere else.
@@ -105,14 +105,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "temperature 0.3": {"temperature": 0.3},
     "temperature 0": {"temperature": 0.0},
     "top-p 0.9": {"top_p": 0.9},
+    "top-p 0.7": {"top_p": 0.7},
+    "top-k 10": {"top_k": 10},
     "top-k 3": {"top_k": 3},
     "greedy from 0.5": {"greedy_from": 0.5},
+    "greedy from 0.25": {"greedy_from": 0.25},
     "end bias 1": {"end_bias": 1.0},
     "corrector 0.2": {"renoise": 0.2},
+    "corrector 0.1, temperature 0": {"renoise": 0.1, "temperature": 0.0},
     "corrector 0.2, temperature 0": {"renoise": 0.2, "temperature": 0.0},
+    "corrector 0.4, temperature 0": {"renoise": 0.4, "temperature": 0.0},
     "resample 0.1, temperature 0": {"resample": 0.1, "temperature": 0.0},
+    "resample 0.3, temperature 0": {"resample": 0.3, "temperature": 0.0},
+    "guidance 0.5, temperature 0": {"temperature": 0.0, "guidance": 0.5},
     "guidance 1, temperature 0": {"temperature": 0.0, "guidance": 1.0},
+    "guidance 2, temperature 0": {"temperature": 0.0, "guidance": 2.0},
     "end bias 1, temperature 0": {"end_bias": 1.0, "temperature": 0.0},
+    "end bias 3, temperature 0": {"end_bias": 3.0, "temperature": 0.0},
 }
 
 
@@ -171,7 +180,7 @@ def main() -> None:
                     f"{tally['seconds']} s",
                     flush=True,
                 )
-    save("text_samplers", found)
+                save("text_samplers", found)
 
 
 if __name__ == "__main__":

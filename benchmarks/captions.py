@@ -1,7 +1,7 @@
 """Captions with and without keeping the clip between the steps: how right they are, and what they cost.
 
-    python benchmarks/captions.py accuracy [--clips 512] [--model FILE]  on held-out worlds, the embedded model's by default
-    python benchmarks/captions.py time [--frames 81] [--blocks 1 2]      the released width, random weights
+    python benchmarks/captions.py accuracy [--model FILE] [--only static ...]   the embedded model, held-out worlds
+    python benchmarks/captions.py time [--frames 81] [--blocks 1 2]             the released width, random weights
 
 ``time`` measures single passes at one or two depths and works out the 30 blocks from their difference (on a GPU give
 ``--blocks 30``); and what each holds at its peak: on CUDA by the allocator, on the CPU by all tensors alive. A caption

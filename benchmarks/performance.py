@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from measuring import GIB
-from results import DOCS, Numbers, _finish, _plot, percent, table
+from results import ATTRIBUTES, DOCS, Numbers, _finish, _plot, percent, table
 from saved import read
 from text_step import KINDS
 
@@ -64,9 +64,10 @@ def targets() -> str:
     def row(what: str, wanted: str, got: str, reached: bool) -> None:
         rows.append([what, wanted, got, "reached" if reached else "**missed**"])
 
-    if captions := found("captions_time").get("caption"):
-        times = captions["off"] / captions["static, bfloat16"]
-        row("a caption at full size, static against every step", "20 times faster", f"{times:.0f} times", times >= 20)
+    if captions := found("captions_time"):
+        times = captions["caption"]["off"] / captions["caption"]["static, bfloat16"]
+        got = f"{times:.0f} times{worked_out(captions)}"
+        row("a caption at full size, static against every step", "20 times faster", got, times >= 20)
     if settings := read("captions_accuracy_one_way").get("settings"):
         lost = 100 * (settings["off, 50 steps"]["mean"] - settings["static, 50 steps"]["mean"])
         row("the same setting on the embedded model", "within 1 point", f"{lost:.1f} points lost", lost <= 1)
@@ -101,6 +102,19 @@ def targets() -> str:
     return table(["", "target", "measured", ""], rows)
 
 
+def worked_out(found: Numbers) -> str:
+    depths = " and ".join(found["measured"])
+    return "" if "30" in found["measured"] else f", worked out from {depths} blocks"
+
+
+def about_devices() -> str:
+    named = {read(name).get("device") for name in ("captions_time_cuda",)} | {one["device"] for one in read("limits")}
+    devices = sorted(name for name in named if name)
+    if devices:
+        return f"What is headed cuda ran on: {', '.join(devices)}."
+    return "**No number here comes from a GPU: none was at hand.**"
+
+
 def captions_accuracy() -> str:
     parts = []
     for rule, words in (
@@ -116,6 +130,12 @@ def captions_accuracy() -> str:
             rows.append([way, *(f"{both(tally)}, {tally['seconds']:.0f} s" for tally in tallies)])
         if rows:
             parts.append(f"{words}:\n\n{table(['video_cache', *steps], rows)}")
+            last = {way: found[f"{way}, {steps[-1]}"] for way in ways}
+            shares = [
+                [way, *(percent(one["hits"][name] / one["trials"][name]) for name in ATTRIBUTES[:-1])]
+                for way, one in last.items()
+            ]
+            parts.append(f"Attribute by attribute, {steps[-1]}:\n\n{table(['', *ATTRIBUTES[:-1]], shares)}")
     return "\n\n".join(parts) or MISSING
 
 
@@ -123,16 +143,17 @@ def captions_time() -> str:
     def shown(_: str, found: Numbers) -> str:
         exact, one = found["caption"]["off"], found["passes"]
         frames, height, width = found["size"]
-        depths = "" if "30" in found["measured"] else f", worked out from {' and '.join(found['measured'])}"
         rows = [[name, f"{s:.1f}", f"{exact / s:.1f}"] for name, s in found["caption"].items()]
         passes = []
         for name, s in one["seconds"].items():
             kept = one["kept"].get(name.partition(", ")[2], 0)
             passes.append([name, f"{s:.2f}", f"{one['peak'][name] / GIB:.2f}", f"{kept / GIB:.2f}"])
         return (
-            f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks{depths}:\n\n"
+            f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks"
+            f"{worked_out(found)}:\n\n"
             + table(["video_cache", "s a caption", "times faster"], rows)
-            + "\n\nIts passes; memory is what a pass holds at its peak beside the weights and what is kept:\n\n"
+            + "\n\nIts passes. The peak is what a pass adds to what was there before: a full or a filling pass to the "
+            "weights (the latter's contains what it keeps), a text pass to the weights and what is kept:\n\n"
             + table(["pass", "s", "peak, GiB", "kept, GiB"], passes)
         )
 
@@ -204,6 +225,12 @@ def forward() -> str:
         return f"{about}:\n\n{table(['', *heads, 'a block'], rows)}"
 
     return by_device("forward", shown)
+
+
+def parity() -> str:
+    """Between ours without text and core's Wan."""
+    found = [one["difference from core"] for one in read("forward_cpu").get("blocks", {}).values()]
+    return f"{max(found):g}" if found else "(not measured yet)"
 
 
 def released() -> str:
@@ -322,6 +349,7 @@ def in_comfyui() -> str:
 def main() -> None:
     text = (Path(__file__).parent / "performance.template.md").read_text("utf-8")
     parts = {
+        "devices": about_devices(),
         "targets": targets(),
         "captions_time": captions_time(),
         "captions_accuracy": captions_accuracy(),
@@ -329,6 +357,7 @@ def main() -> None:
         "stopping": stopping(),
         "few_steps": few_steps(DOCS / "performance_few_steps.svg"),
         "forward": forward(),
+        "parity": parity(),
         "released": released(),
         "memory": memory(),
         "limits": limits(),

@@ -1,6 +1,6 @@
 """Ways of drawing a caption's words at equal numbers of steps: which of them earn their place?
 
-    python benchmarks/text_samplers.py [MODEL.safetensors] [--objects 1] [--clips 512] [--steps 2 4 8 16] [--only NAME ...]
+    python benchmarks/text_samplers.py [MODEL.safetensors] [--objects 1] [--steps 2 4 8 16] [--only NAME ...]
 
 All run the same jump process (``uvg_core/flow/text.py``) on held-out little worlds and differ in how x1 is drawn, or in
 what becomes of tokens that were drawn before. Those that are no better than temperature 0 live here and nowhere else.

@@ -15,6 +15,7 @@ from typing import Any
 from measuring import GIB
 from results import ATTRIBUTES, DOCS, Numbers, _finish, _plot, percent, table
 from saved import read
+from text_samplers import WAYS
 from text_step import KINDS
 
 MIB = 2**20
@@ -152,7 +153,7 @@ def captions_time() -> str:
             f"{found['device']}, {width}x{height}, {frames} frames, 256 text tokens, 50 steps, 30 blocks"
             f"{worked_out(found)}:\n\n"
             + table(["video_cache", "s a caption", "times faster"], rows)
-            + "\n\nIts passes. The peak is what a pass adds to what was there before: a full or a filling pass to the "
+            + "\n\nIts passes. The peak is what a pass adds to what was there before: a full or a filling pass to the\n"
             "weights (the latter's contains what it keeps), a text pass to the weights and what is kept:\n\n"
             + table(["pass", "s", "peak, GiB", "kept, GiB"], passes)
         )
@@ -163,7 +164,7 @@ def captions_time() -> str:
 def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: Any) -> str:
     """Lines through points, drawn into a file; the line of the page that shows it."""
     plot = _plot()
-    figure, axes = plot.subplots(figsize=(8.5, 4))
+    figure, axes = plot.subplots(figsize=(8.5, max(4, 0.24 * len(series))))
     for number, (name, points) in enumerate(series.items()):
         axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, ls=("-", "--", ":")[number // 10], label=name)
     axes.set(xscale="log", **axes_of)
@@ -174,19 +175,19 @@ def curves(series: dict[str, list[tuple[float, float]]], path: Path, **axes_of: 
 
 def text_samplers(path: Path) -> str:
     found, parts = read("text_samplers"), []
-    if found:
+    for objects, words in (("objects_1", "One object"), ("objects_2", "Two objects")):
+        ways = {name: found[objects][name] for name in WAYS if name in found.get(objects, {})}
+        if not ways:
+            continue
         series = {
             name: [(tally["seconds"], 100 * tally["hits"]["exact"] / tally["trials"]["exact"]) for tally in of.values()]
-            for name, of in found["objects_1"].items()
+            for name, of in ways.items()
         }
         axes = {"xlabel": f"seconds for {found['clips']} captions", "ylabel": "exact captions, %"}
-        parts.append(curves(series, path, **axes))
-    for objects, words in (("objects_1", "One object"), ("objects_2", "Two objects")):
-        ways = found.get(objects)
-        if ways:
-            steps = sorted({int(n) for of in ways.values() for n in of})
-            rows = [[name, *(both(of.get(str(n))) for n in steps)] for name, of in ways.items()]
-            parts.append(f"{words}:\n\n" + table(["", *(f"{n} steps" for n in steps)], rows))
+        plot = curves(series, path.with_stem(f"{path.stem}_{objects[-1]}"), **axes)
+        steps = sorted({int(n) for of in ways.values() for n in of})
+        rows = [[name, *(both(of.get(str(n))) for n in steps)] for name, of in ways.items()]
+        parts.append(f"{words}:\n\n{plot}\n\n{table(['', *(f'{n} steps' for n in steps)], rows)}")
     return "\n\n".join(parts) or MISSING
 
 

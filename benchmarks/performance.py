@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import saved
 from measuring import GIB
 from results import ATTRIBUTES, DOCS, Numbers, _finish, _plot, percent, table
 from saved import read
@@ -109,11 +110,10 @@ def worked_out(found: Numbers) -> str:
 
 
 def about_devices() -> str:
-    named = {read(name).get("device") for name in ("captions_time_cuda",)} | {one["device"] for one in read("limits")}
-    devices = sorted(name for name in named if name)
-    if devices:
-        return f"What is headed cuda ran on: {', '.join(devices)}."
-    return "**No number here comes from a GPU: none was at hand.**"
+    if not read("limits") and not list(saved.NUMBERS.glob("*_cuda.json")):
+        return "**No number here comes from a GPU: none was at hand.**"
+    named = {one["device"] for one in [read("captions_time_cuda"), *read("limits")] if one}
+    return f"What is headed cuda ran on a GPU{': ' if named else ''}{', '.join(sorted(named))}."
 
 
 def captions_accuracy() -> str:

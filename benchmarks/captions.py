@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Job, in_turn, peak
+from measuring import MIB, Job, in_turn, peak
 from quality import digest
 from saved import read, save
 from torch import nn
@@ -141,7 +141,7 @@ def timing(args: argparse.Namespace) -> dict[str, Any]:
     for name, total in rows.items():
         print(f"{name:32s} {total:10.1f} s   {exact / total:6.1f}")
     for name in seconds:
-        print(f"{name:32s} {seconds[name]:10.2f} s a pass   {peaks[name] / 2**20:8.0f} MiB at its peak")
+        print(f"{name:32s} {seconds[name]:10.2f} s a pass   {peaks[name] / MIB:8.0f} MiB at its peak")
     return {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "size": [args.frames, args.height, args.width],

@@ -94,6 +94,11 @@ def measure(
     return {"seconds": in_turn(jobs, turns, place), "difference from core": float(same)}
 
 
+def base_of(name: str) -> str:
+    """The network that ``name`` is compared with: core's Wan on as many tokens."""
+    return "core, equal tokens" if "equal" in name or "and text" in name else "core"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 3])
@@ -107,6 +112,7 @@ def main() -> None:
     from statistics import median
 
     from in_comfyui_host import Inside, find_comfyui, options_for
+    from measuring import ratio_of
     from saved import save
 
     spec = importlib.util.find_spec("diffusers")
@@ -129,8 +135,7 @@ def main() -> None:
             times = measured["seconds"]
             print(f"{blocks} blocks; ours without text is core's within {measured['difference from core']:g}")
             for name, values in times.items():
-                base = times["core, equal tokens" if "equal" in name or "and text" in name else "core"]
-                ratio = median(a / b for a, b in zip(values, base, strict=True))
+                ratio = ratio_of(values, times[base_of(name)])
                 print(f"  {name:30s} {1000 * median(values):9.1f} ms   x {ratio:.3f}", flush=True)
     if len(args.blocks) > 1:
         low, high = (found["blocks"][str(n)]["seconds"] for n in (min(args.blocks), max(args.blocks)))

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from measuring import GIB, reset_peak, resident
+from measuring import GIB, alone, reset_peak, resident
 from saved import read, save
 
 from uvg_core.checkpoint import convert, load_model
@@ -70,11 +70,7 @@ def measure(job: str, path: Path) -> None:
 
 def report(job: str, path: Path) -> dict[str, float]:
     """Measure in a fresh process; print and return what it took."""
-    command = [sys.executable, __file__, "--measure", job, str(path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    found: dict[str, float] = {**json.loads(done.stdout), "file": path.stat().st_size}
+    found = {**alone(__file__, job, str(path)), "file": path.stat().st_size}
     added, size = found["added"] / GIB, found["file"] / GIB
     print(
         f"{job:<6}{found['seconds']:7.1f} s   file {size:.2f} GiB   added {added:.2f} GiB = {added / size:.3f} x file"

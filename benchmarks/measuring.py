@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 Job = Callable[[], Any]
 
 
@@ -25,6 +28,19 @@ def in_turn(jobs: Mapping[str, Job], turns: int, device: torch.device) -> dict[s
             _wait(device)
             seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def ratio_of(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """The median ratio, turn by turn, of what was timed in turn."""
+    return median(a / b for a, b in zip(seconds, base, strict=True))
+
+
+def alone(script: str, *arguments: str) -> dict[str, float]:
+    """What ``script --measure ARGUMENTS`` prints as JSON, in a process of its own."""
+    command = [sys.executable, script, "--measure", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def peak(job: Job, device: torch.device) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WIDTH = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "text_dim": 4096}
-MIB = 2**20
 VOCABULARY = 256_300
 JOBS = {  # name: rows of a batch, want_velocity, how many of the rows want logits
     "text to video, one pass": (1, True, 0),
@@ -79,6 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from in_comfyui_host import Inside, find_comfyui, options_for
+    from measuring import MIB
     from saved import save
 
     found: list[dict[str, Any]] = []

@@ -7,26 +7,25 @@ What was not measured says so. The page's words stand in ``performance.template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import saved
-from measuring import GIB
-from results import ATTRIBUTES, DOCS, Numbers, _finish, _plot, percent, table
+from forward import base_of
+from measuring import GIB, MIB, ratio_of
+from results import DOCS, Numbers, _finish, _plot, attribute_table, percent, share, table
 from saved import read
 from text_samplers import WAYS
 from text_step import KINDS
 
-MIB = 2**20
 MISSING = "Not measured yet."
 
 
 def whole(tally: Numbers) -> str:
     """The share of clips with everything right."""
-    name = "exact" if "exact" in tally["hits"] else "whole"
-    return percent(tally["hits"][name] / tally["trials"][name])
+    return percent(share(tally, "exact" if "exact" in tally["hits"] else "whole"))
 
 
 def both(tally: Numbers | None) -> str:
@@ -38,11 +37,6 @@ def by_device(name: str, shown: Callable[[str, Any], str]) -> str:
     """``shown(device, numbers)`` for every device that there are numbers of."""
     found = {device: read(f"{name}_{device}") for device in ("cpu", "cuda")}
     return "\n\n".join(shown(device, numbers) for device, numbers in found.items() if numbers) or MISSING
-
-
-def in_turn(times: Sequence[float], base: Sequence[float]) -> float:
-    """The median ratio of what was timed in turn."""
-    return median(a / b for a, b in zip(times, base, strict=True))
 
 
 def took(seconds: float, ratio: float) -> str:
@@ -83,7 +77,7 @@ def targets() -> str:
         )
     if blocks := found("released").get("blocks"):
         times_of = blocks[max(blocks, key=int)]["seconds"]
-        ratio = in_turn(times_of["ours"], times_of["released code, bfloat16"])
+        ratio = ratio_of(times_of["ours"], times_of["released code, bfloat16"])
         row("a pass against the released code's", "less than 1 of the time", f"{ratio:.2f}", ratio < 1)
     if passes := found("memory"):
         ratios = [one["estimate"] / one["peak"] for one in passes]
@@ -131,12 +125,8 @@ def captions_accuracy() -> str:
             rows.append([way, *(f"{both(tally)}, {tally['seconds']:.0f} s" for tally in tallies)])
         if rows:
             parts.append(f"{words}:\n\n{table(['video_cache', *steps], rows)}")
-            last = {way: found[f"{way}, {steps[-1]}"] for way in ways}
-            shares = [
-                [way, *(percent(one["hits"][name] / one["trials"][name]) for name in ATTRIBUTES[:-1])]
-                for way, one in last.items()
-            ]
-            parts.append(f"Attribute by attribute, {steps[-1]}:\n\n{table(['', *ATTRIBUTES[:-1]], shares)}")
+            last = [(way, found[f"{way}, {steps[-1]}"]) for way in ways]
+            parts.append(f"Attribute by attribute, {steps[-1]}:\n\n{attribute_table(last)}")
     return "\n\n".join(parts) or MISSING
 
 
@@ -180,7 +170,7 @@ def text_samplers(path: Path) -> str:
         if not ways:
             continue
         series = {
-            name: [(tally["seconds"], 100 * tally["hits"]["exact"] / tally["trials"]["exact"]) for tally in of.values()]
+            name: [(tally["seconds"], 100 * share(tally, "exact")) for tally in of.values()]
             for name, of in ways.items()
         }
         axes = {"xlabel": f"seconds for {found['clips']} captions", "ylabel": "exact captions, %"}
@@ -218,9 +208,9 @@ def forward() -> str:
         depths, heads = depths_of(found)
         block, rows = found.get("block", {}), []
         for name in found["blocks"][depths[-1]]["seconds"]:
-            base = "core, equal tokens" if "equal" in name or "and text" in name else "core"
+            base = base_of(name)
             turns = [found["blocks"][depth]["seconds"] for depth in depths]
-            cells = [took(median(times[name]), in_turn(times[name], times[base])) for times in turns]
+            cells = [took(median(times[name]), ratio_of(times[name], times[base])) for times in turns]
             rows.append([name, *cells, took(block[name], block[name] / block[base]) if block else "–"])
         about = f"{device}, {found['dtype']}, {found['video']} video tokens, {found['text']} text tokens"
         return f"{about}:\n\n{table(['', *heads, 'a block'], rows)}"
@@ -240,7 +230,7 @@ def released() -> str:
         rows = []
         for name, apart in found["blocks"][depths[-1]]["apart"].items():
             turns = [found["blocks"][depth]["seconds"] for depth in depths]
-            cells = [took(median(times[name]), in_turn(times["ours"], times[name])) for times in turns]
+            cells = [took(median(times[name]), ratio_of(times["ours"], times[name])) for times in turns]
             rows.append([name, *cells, f"{100 * apart:.2f} %"])
         about = f"{device}, {found['video']} video tokens, {found['text']} text tokens"
         return f"{about}:\n\n{table(['', *heads, 'velocity, apart'], rows)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Job, in_turn
+from measuring import Job, in_turn, ratio_of
 from saved import save
 from torch import Tensor, nn
 
@@ -100,7 +100,7 @@ def main() -> None:
         found["blocks"][str(blocks)] = measure(blocks, args)
         one = found["blocks"][str(blocks)]
         for name, times in one["seconds"].items():
-            ratio = statistics.median(a / b for a, b in zip(one["seconds"]["ours"], times, strict=True))
+            ratio = ratio_of(one["seconds"]["ours"], times)
             took, apart = 1000 * statistics.median(times), 100 * one["apart"][name]
             print(f"{blocks} blocks, {name:38s} {took:7.0f} ms   ours x {ratio:.2f}   {apart:.2f} % apart", flush=True)
     save(f"released_{args.device}", found)

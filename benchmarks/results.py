@@ -59,8 +59,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def share(tally: Numbers, name: str) -> float:
+    return float(tally["hits"][name] / tally["trials"][name])
+
+
 def attribute_row(label: str, tally: Numbers) -> list[str]:
-    shares = [percent(tally["hits"][name] / tally["trials"][name]) for name in ATTRIBUTES]
+    shares = [percent(share(tally, name)) for name in ATTRIBUTES]
     return [label, f"**{percent(tally['mean'])}**", *shares]
 
 
@@ -109,7 +113,7 @@ def about_quality(name: str) -> str:
         if found.get("understanding", {}).get("by_kind"):
             parts.append(kind_table(found))
         told = [
-            f"{percent(found[question]['hits'][name] / found[question]['trials'][name])} % of {what}"
+            f"{percent(share(found[question], name))} % of {what}"
             for question, name, what in (
                 ("understanding", "exact", "the captions are the very sentence of the truth"),
                 ("generation", "alone", "the generated clips show nothing besides what they should"),

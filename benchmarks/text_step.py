@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import GIB, reset_peak, resident
+from measuring import GIB, alone, reset_peak, resident
 from saved import save
 from torch import Tensor
 
@@ -72,9 +70,7 @@ def main() -> None:
     turns: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(args.turns):
         for kind, taken in turns.items():
-            command = [sys.executable, __file__, "--measure", kind]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            taken.append(json.loads(done.stdout))
+            taken.append(alone(__file__, kind))
     found = {kind: {what: [one[what] for one in taken] for what in taken[0]} for kind, taken in turns.items()}
     for kind, one in found.items():
         print(f"{KINDS[kind]:56s} {median(one['bytes']) / GIB:6.2f} GiB more   {median(one['seconds']):6.2f} s")

@@ -176,18 +176,16 @@ class Canvas:
         return expected
 
     def faults(self) -> list[str]:
+        from playwright.sync_api import TimeoutError
+
         found = [*self.complaints, *self.page.evaluate(FAULTS)]
         dialogs = self.page.get_by_role("dialog").all_inner_texts()
         found += [f"a dialog is open: {text}" for text in dialogs if text.strip()]
-        self.page.evaluate(
-            """async ([overlay, seconds]) => {
-              const end = performance.now() + 1000 * seconds;
-              while (document.querySelector(overlay) && performance.now() < end)
-                await new Promise(requestAnimationFrame);
-            }""",
-            ['[data-testid="error-overlay"]', FADES],
-        )
-        found += [f"errors are shown: {text}" for text in self.page.get_by_test_id("error-overlay").all_inner_texts()]
+        errors = self.page.get_by_test_id("error-overlay")
+        try:
+            errors.wait_for(state="hidden", timeout=FADES * 1000)
+        except TimeoutError:
+            found.append(f"errors are shown: {errors.inner_text()}")
         return found
 
     def run(self, seconds: float = SECONDS) -> Run:

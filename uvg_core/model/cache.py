@@ -155,12 +155,13 @@ class VideoCache:
         half = whole * FP8.itemsize / k.element_size()
         may_halve = self.wanted_fp8 is not False and k.device.type in KNOWS_FP8
         must_halve = may_halve and bool(self.wanted_fp8)
+        least = half if may_halve else whole
         from_host = k.device.type == "cuda"  # elsewhere it is the host, or nothing can be fetched beside the work
         if self.wanted_place is not None:
             self.place = self.wanted_place if from_host else "device"
-        elif room >= (half if may_halve else whole):
+        elif room >= least:
             self.place = "device"
-        elif from_host and self._host_room() >= (half if may_halve else whole):
+        elif from_host and self._host_room() >= least:
             self.place = "host"
         else:
             self.place = NOWHERE

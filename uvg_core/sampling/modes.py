@@ -109,8 +109,9 @@ def _noisy_text(
     if update not in TEXT_UPDATES:
         raise UniViGUError(f"text update is {update!r}; expected one of {', '.join(TEXT_UPDATES)}")
     rows_of_numbers = generators(seed, rows)
-    pinned = _pins(fixed, rows, length, like.device)
-    anchor = None if pinned is None else as_text_content(model, pinned.clamp(min=0))
+    pins = _pins(fixed, rows, length, like.device)
+    pinned = None if pins is None else pins >= 0
+    anchor = None if pins is None else as_text_content(model, pins.clamp(min=0))
     step: TextUpdate
     if config.text_flow == "embedding":
         if temperature != 1 or top_p != 1 or update != "bridge" or stop_when_stable:
@@ -141,14 +142,14 @@ def _noisy_text(
                 path=MixturePath(config.kappa_exponent),
                 rule=update,
                 stop_when_stable=stop_when_stable,
-                pinned=None if pinned is None else pinned >= 0,
+                pinned=pinned,
                 **draws,
             )
     return TextStream(
         content,
         tuple(taus.tolist()),
         update=step,
-        pinned=None if pinned is None else pinned >= 0,
+        pinned=pinned,
         anchor=anchor,
         rounded=rounded,
     )

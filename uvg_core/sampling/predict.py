@@ -22,6 +22,11 @@ Model = Callable[..., Prediction]
 CPU_TOGETHER = 2**30  # bytes of a batch: a CPU gains by one of both passes only where they are small
 
 
+def _one_batch(parts: list[Tensor]) -> Tensor:
+    """The rows of all; nothing is copied for one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
@@ -76,12 +81,12 @@ class Predictor:
             """One batch of as many passes as there are conditions."""
             count = len(contexts)
             velocity, logits = self.model(
-                torch.cat([latent] * count),
-                torch.cat([text.content] * count),
+                _one_batch([latent] * count),
+                _one_batch([text.content] * count),
                 torch.full((count * rows,), time_video, device=device),
                 torch.full((count * rows,), time_text, device=device),
-                torch.cat([context.expand(rows, -1, -1) for context in contexts]),
-                None if text.mask is None else torch.cat([text.mask] * count),
+                _one_batch([context.expand(rows, -1, -1) for context in contexts]),
+                None if text.mask is None else _one_batch([text.mask] * count),
                 want_velocity=want_velocity,
                 want_logits=want_logits,
                 **kept,
@@ -97,7 +102,8 @@ class Predictor:
         else:
             contexts = self.context, self.null_context
             both, logits = run(*contexts, want_logits=slice(0, rows) if want_logits else False)
-            velocity, null = (None, None) if both is None else both.chunk(2)
+            assert both is not None
+            velocity, null = both.chunk(2)
         assert velocity is not None
         assert null is not None
         return Prediction(guide(null, velocity, self.guidance_scale), logits)

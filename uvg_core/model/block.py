@@ -8,27 +8,37 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from .attention import Attention
 from .cache import VideoCache
-from .modulation import Modulate, block_modulation, modulate
-from .rope import Rotate, rotate
+from .modulation import Modulate, Modulation, block_modulations, modulate
+from .rope import Rotate, rotate_both_in_place, rotate_in_place
 
 
 class Streams(NamedTuple):
-    """A pair of values, one per stream."""
+    """A pair of values, one per stream; ``whole``: both one behind the other, where they are its parts."""
 
     video: Tensor
     text: Tensor
+    whole: Tensor | None = None
+
+    @classmethod
+    def of(cls, whole: Tensor, text: int) -> Streams:
+        """The parts of ``[B,V+T,D]``, of which the last ``text`` are the text's."""
+        video = whole.shape[1] - text
+        return cls(whole[:, :video], whole[:, video:], whole)
 
 
 def joined(streams: Streams) -> Tensor:
-    """Both streams one behind the other; nothing is copied where one of them is empty."""
+    """Both streams one behind the other; nothing is copied where they lie so, or where one of them is empty."""
+    if streams.whole is not None:
+        return streams.whole
     if not streams.text.shape[1]:
         return streams.video
-    return torch.cat(streams, 1) if streams.video.shape[1] else streams.text
+    return torch.cat([streams.video, streams.text], 1) if streams.video.shape[1] else streams.text
 
 
 class Kept(NamedTuple):
@@ -42,13 +52,14 @@ class Kept(NamedTuple):
 class Call(NamedTuple):
     """What a block works on.
 
-    ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``; ``rotations`` rotary matrices of
-    both streams; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
+    ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``, stacked as its ``whole``;
+    ``rotations`` rotary matrices of both streams, or what ``rotate`` takes in their place; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
     or fills it. ``rotate``: how queries and keys are turned; ``modulate``: how the inputs of sub-layers are normalised,
     scaled and shifted. ``text_alone``: nobody looks at the video's stream after this block: it is left as it is.
+    ``in_place``: nobody looks at ``x`` after this block, which may write over it.
     """
 
     x: Streams
@@ -59,9 +70,10 @@ class Call(NamedTuple):
     one_way: bool = False
     video_mask: Tensor | None = None
     kept: Kept | None = None
-    rotate: Rotate = rotate
+    rotate: Rotate = rotate_in_place
     modulate: Modulate = modulate
     text_alone: bool = False
+    in_place: bool = False
 
 
 class AttentionLayer(nn.Module):
@@ -92,7 +104,7 @@ class JointSelfAttention(AttentionLayer):
         if call.kept is not None and call.kept.cache.filled:
             q, k, v = (self._turned(self.norm_q(self.q(x.text)), T, call), *self._keys(x.text, T, call))
             k, v = call.kept.cache.with_text(call.kept.number, k, v)
-            return Streams(x.video, self.o(attention(q, k, v, self.heads, mask=call.key_mask)))
+            return Streams.of(self.o(attention(q, k, v, self.heads, mask=call.key_mask)), T)
 
         both = joined(x)
         k, v = self._keys(both, T, call)
@@ -106,19 +118,23 @@ class JointSelfAttention(AttentionLayer):
             video = attention(q[:, :V], *seen, self.heads, mask=call.video_mask)
             out = torch.cat([video, attention(q[:, V:], k, v, self.heads, mask=call.key_mask)], 1)
         out = self.o(out)
-        return Streams(x.video, out) if call.text_alone else Streams(*out.split([V, T], 1))
+        return Streams(x.video, out) if call.text_alone else Streams.of(out, T)
 
     def _keys(self, both: Tensor, T: int, call: Call) -> tuple[Tensor, Tensor]:
         return self._turned(self.norm_k(self.k(both)), T, call), self.v(both)
 
     def _turned(self, both: Tensor, T: int, call: Call) -> Tensor:
-        """Queries or keys, of the text the last ``T``, each stream's turned in its own way."""
-        video, text = both.split([both.shape[1] - T, T], 1)
+        """Queries or keys, of the text the last ``T``, each stream's turned in its own way. They are nobody else's: a
+        ``rotate`` may write over what it is given, which it then gives back."""
+        if call.in_place and call.rotate is rotate_in_place and call.rotations.whole is not None:
+            return rotate_both_in_place(both, call.rotations.whole[-both.shape[1] :], T, self.heads)
+        given = Streams.of(both, T)
+        video, text = given.video, given.text
         if video.shape[1]:
             video = call.rotate(video, call.rotations.video, self.heads, "interleaved")
         if text.shape[1]:
             text = call.rotate(text, call.rotations.text, self.heads, "half")
-        return joined(Streams(video, text))
+        return both if video is given.video and text is given.text else joined(Streams(video, text))
 
 
 class CrossAttention(AttentionLayer):
@@ -130,11 +146,22 @@ class CrossAttention(AttentionLayer):
         return out
 
 
+class GELU(nn.Module):
+    """GELU(tanh), written over its input where no gradient may be asked for (the same to the bit): a feed-forward's
+    hidden layer is the largest tensor of a pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.gelu(x, approximate="tanh")
+        out: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+        return out
+
+
 def feed_forward(config: ModelConfig, operations: Any, **factory: Any) -> nn.Sequential:
     """One expert: linear, GELU(tanh), linear."""
     return nn.Sequential(
         operations.Linear(config.dim, config.ffn_dim, **factory),
-        nn.GELU(approximate="tanh"),
+        GELU(),
         operations.Linear(config.ffn_dim, config.dim, **factory),
     )
 
@@ -155,28 +182,62 @@ class JointBlock(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim, **factory))
 
     def forward(self, call: Call, attention: Attention, cross_attention: Attention) -> Streams:
-        video, text = call.x
-        attend_v, feed_v = block_modulation(self.modulation, call.e.video)
-        attend_t, feed_t = block_modulation(self.modulation, call.e.text)
-        moves_video = video.shape[1] > 0 and not call.text_alone
+        x, plain = call.x, call.modulate is modulate
+        e = torch.stack([call.e.video, call.e.text]) if call.e.whole is None else call.e.whole
+        of_video, of_text = block_modulations(self.modulation, e, factors=plain)
+        (attend_v, feed_v), (attend_t, feed_t) = of_video, of_text
+        moves_video = x.video.shape[1] > 0 and not call.text_alone
+        in_place = call.in_place and x.whole is not None and not call.text_alone
 
         # Both streams look at each other. What was added is let go of: the feed-forward is the widest moment.
-        normed = Streams(call.modulate(self.norm1, video, attend_v), call.modulate(self.norm1, text, attend_t))
+        normed = self._modulated(self.norm1, x, attend_v, attend_t, call, in_place and plain)
         seen = self.self_attn(normed, call, attention)
-        video = attend_v.add(video, seen.video) if moves_video else video
-        text = attend_t.add(text, seen.text)
+        x = self._moved(x, seen, attend_v, attend_t, in_place, moves_video)
         del normed, seen
 
         # Both streams read the prompt.
-        asking = joined(Streams(video if moves_video else video[:, :0], text))
+        asking = joined(x if moves_video else Streams(x.video[:, :0], x.text))
         read = self.cross_attn(self.norm3(asking), call.context, cross_attention)
-        video = video + read[:, : video.shape[1]] if moves_video else video
-        text = text + read[:, read.shape[1] - text.shape[1] :]
+        if in_place:
+            asking.add_(read)
+        else:
+            video = x.video + read[:, : x.video.shape[1]] if moves_video else x.video
+            x = Streams(video, x.text + read[:, read.shape[1] - x.text.shape[1] :])
         del asking, read
 
         # Each stream has an expert of its own.
+        video, text = x.video, x.text
+        once = in_place and plain and len(video) == 1  # else the parts do not lie in one piece
+        normed = self._modulated(self.norm2, x, feed_v, feed_t, call, True) if once else None
         if moves_video:
-            video = feed_v.add(video, self.ffn(call.modulate(self.norm2, video, feed_v)))
+            fed = self.ffn(normed.video if normed else call.modulate(self.norm2, video, feed_v))
+            video = feed_v.add_(video, fed) if in_place else feed_v.add(video, fed)
+            del fed
         if text.shape[1]:
-            text = feed_t.add(text, self.ffn_t(call.modulate(self.norm2, text, feed_t)))
-        return Streams(video, text)
+            fed = self.ffn_t(normed.text if normed else call.modulate(self.norm2, text, feed_t))
+            text = feed_t.add_(text, fed) if in_place else feed_t.add(text, fed)
+        return x if in_place else Streams(video, text)
+
+    @staticmethod
+    def _modulated(
+        norm: nn.LayerNorm, x: Streams, video: Modulation, text: Modulation, call: Call, in_place: bool
+    ) -> Streams:
+        """The input of a sub-layer: normalised once and modulated where it lies, or stream by stream."""
+        if not in_place or x.whole is None:
+            return Streams(call.modulate(norm, x.video, video), call.modulate(norm, x.text, text))
+        normed = Streams.of(norm(x.whole), x.text.shape[1])
+        for part, modulation in ((normed.video, video), (normed.text, text)):
+            if part.shape[1]:
+                modulation.apply(part, out=part)
+        return normed
+
+    @staticmethod
+    def _moved(x: Streams, seen: Streams, video: Modulation, text: Modulation, in_place: bool, both: bool) -> Streams:
+        """What attention has ``seen`` added to the streams, to the text alone where not ``both``."""
+        if not in_place:
+            return Streams(video.add(x.video, seen.video) if both else x.video, text.add(x.text, seen.text))
+        if both:
+            video.add_(x.video, seen.video)
+        if x.text.shape[1]:
+            text.add_(x.text, seen.text)
+        return x

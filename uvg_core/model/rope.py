@@ -1,7 +1,7 @@
 """Rotary position embeddings of the two streams (RoFormer, arXiv 2104.09864).
 
 Both are kept as rotation matrices ``[N, head_dim/2, 2, 2]`` in float32 (angles in float64), so that one function
-applies them; the streams differ in where the angles come from and in which channels pair up:
+applies them (a host's kernels take them so; the network itself their complex form); the streams differ in where the angles come from and in which channels pair up:
 
 * video: Wan's three axes (time, height, width), neighbouring channels pair up (interleaved);
 * text: the token index, channel i pairs up with channel i + head_dim/2 (half-split).
@@ -64,17 +64,47 @@ def text_rotations(length: int, head_dim: int, device: torch.device | None = Non
 Rotate = Callable[[Tensor, Tensor, int, str], Tensor]
 
 
+def turns(rotations: Tensor) -> Tensor:
+    """The same rotations as complex numbers ``[N, head_dim/2]``; such are taken as they are."""
+    return rotations if rotations.is_complex() else torch.complex(rotations[..., 0, 0], rotations[..., 1, 0])
+
+
+def _paired(x: Tensor, heads: int, pairs: str) -> Tensor:
+    """``[B,N,heads*d]`` as ``[B,N,heads,d/2,2]``, a view: what turns together lies in the last axis."""
+    return x.unflatten(-1, (heads, -1, 2)) if pairs == "interleaved" else x.unflatten(-1, (heads, 2, -1)).mT
+
+
 def rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
     """Turn queries or keys ``[B,N,heads*d]``; ``pairs`` is ``interleaved`` (video) or ``half`` (text).
 
-    Works in float32 and returns the dtype of ``x``.
-    """
-    whole = x.to(rotations.dtype)
-    if pairs == "interleaved":  # a turn of neighbours is a complex product, which every device does in one pass
-        turns = torch.view_as_complex(rotations[..., 0].contiguous())
-        turned = torch.view_as_complex(whole.unflatten(-1, (heads, -1, 2))) * turns[:, None]
-        return torch.view_as_real(turned).flatten(-3).to(x.dtype)
-    first, second = whole.unflatten(-1, (heads, 2, -1)).unbind(-2)
-    cos, sin = rotations[:, None, :, 0, 0], rotations[:, None, :, 1, 0]
-    halves = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(first * sin, second, cos)
-    return torch.stack(halves, -2).flatten(-3).to(x.dtype)
+    ``rotations`` as made here, or their ``turns``. Works in float32 and returns the dtype of ``x``. A turn is a complex
+    product, which every device does in one pass."""
+    known = turns(rotations)
+    whole = _paired(x.to(known.real.dtype), heads, pairs).contiguous()
+    turned = torch.view_as_real(torch.view_as_complex(whole) * known[:, None])
+    return (turned if pairs == "interleaved" else turned.mT).flatten(-3).to(x.dtype)
+
+
+def rotate_in_place(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
+    """``rotate``, to the bit, written over ``x`` (which may be a part of a tensor); returns ``x``. Where a gradient may
+    be asked for, and in a compiled network, which does so by itself, it is ``rotate``."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return rotate(x, rotations, heads, pairs)
+    text = x.shape[1] if pairs == "half" else 0
+    return rotate_both_in_place(x, turns(rotations), text, heads)
+
+
+def rotate_both_in_place(x: Tensor, rotations: Tensor, text: int, heads: int) -> Tensor:
+    """``rotate`` of video and text ``[B,V+T,heads*d]``, the last ``text`` tokens, written over ``x``, given the
+    ``turns`` of all of them."""
+    video = x.shape[1] - text
+    whole = torch.empty(*x.shape[:2], heads, x.shape[2] // heads // 2, 2, dtype=rotations.real.dtype, device=x.device)
+    kinds = (slice(0, video), "interleaved"), (slice(video, None), "half")
+    parts = [(whole[:, part], _paired(x[:, part], heads, pairs)) for part, pairs in kinds]
+    parts = [pair for pair in parts if pair[0].shape[1]]
+    for wide, narrow in parts:
+        wide.copy_(narrow)
+    torch.view_as_complex(whole).mul_(rotations[:, None])
+    for wide, narrow in parts:
+        narrow.copy_(wide)
+    return x

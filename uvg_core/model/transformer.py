@@ -23,7 +23,7 @@ from .cache import VideoCache
 from .embed import time_features
 from .heads import TextHead, VideoHead
 from .modulation import Modulate, modulate
-from .rope import Rotate, rotate, text_rotations, video_rotations
+from .rope import Rotate, rotate, rotate_in_place, text_rotations, turns, video_rotations
 from .sizes import video_tokens
 
 
@@ -47,7 +47,9 @@ class Hooks:
     block                        ``block(index, run, call) -> Streams`` stands around each block; ``run(call)`` is the
                                  block itself
     rotate, modulate             in place of ``model/rope.py``'s and ``model/modulation.py``'s: where there are fused
-                                 kernels for them
+                                 kernels for them; a ``rotate`` may write over the tensor it is given and give it back
+    in_place                     whether blocks may write over their input where no gradient may be asked for; None:
+                                 if nothing stands around them
     text_alone                   whether the last block may leave the video as it is where its velocity is not wanted
     scale, shift                 of the video's rotary positions along time, height and width
     """
@@ -55,9 +57,10 @@ class Hooks:
     attention: Attention | None = None
     cross_attention: Attention | None = None
     block: Callable[[int, Callable[[Call], Streams], Call], Streams] | None = None
-    rotate: Rotate = rotate
+    rotate: Rotate = rotate_in_place
     modulate: Modulate = modulate
     text_alone: bool = True
+    in_place: bool | None = None
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -178,22 +181,30 @@ class UniViGU(nn.Module):
             grid = tuple(patches.shape[2:])  # type: ignore[assignment]
         words = text.to(dtype) if text.is_floating_point() else self.embed(text, dtype)
         # What the convolution leaves is channels first in memory; every operation after it would carry that on.
-        x = Streams(rearrange(patches, "b d f h w -> b (f h w) d").contiguous(), words)
+        patches = rearrange(patches, "b d f h w -> b (f h w) d")
+        in_place = hooks.block is None if hooks.in_place is None else hooks.in_place
+        if in_place and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            x = Streams.of(torch.cat([patches, words], 1), words.shape[1])
+        else:
+            x, in_place = Streams(patches.contiguous(), words), False
+        del patches, words  # the blocks need the room
         count = cache.tokens if cache is not None and alone else x.video.shape[1]
         context = self.text_embedding(context.to(dtype))
 
         freq_dim = self.config.freq_dim
         time_v = self.time_embedding(time_features(time_video, freq_dim).to(dtype))
         time_t = self.time_embedding_t(time_features(time_text, freq_dim).to(dtype))
-        e = Streams(
-            self.time_projection(time_v).unflatten(1, (6, -1)), self.time_projection_t(time_t).unflatten(1, (6, -1))
-        )
+        times = torch.stack([self.time_projection(time_v), self.time_projection_t(time_t)]).unflatten(2, (6, -1))
+        e = Streams(times[0], times[1], times)
 
         head_dim, device = self.config.head_dim, video.device
         rotations = Streams(
             video_rotations(grid, head_dim, device, hooks.scale, hooks.shift),
             text_rotations(text.shape[1], head_dim, device),
         )
+        if hooks.rotate in (rotate, rotate_in_place):
+            both = torch.cat([turns(rotations.video), turns(rotations.text)])
+            rotations = Streams(*both.split([len(rotations.video), len(rotations.text)]), both)
         key_mask = None
         if text_mask is not None:
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
@@ -222,6 +233,7 @@ class UniViGU(nn.Module):
                 rotate=hooks.rotate,
                 modulate=hooks.modulate,
                 text_alone=text_alone,
+                in_place=in_place,
             )
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 

@@ -34,6 +34,10 @@ class TextUpdate(Protocol):
         """The text stream's content after ``step``, from the network's prediction."""
         ...
 
+    def checks(self) -> list[Tensor]:
+        """Whether what was predicted since the last call is finite: boolean scalars."""
+        ...
+
     def words(self, content: Tensor) -> Tensor:
         """Token ids ``[B,L]`` to show for a content."""
         ...
@@ -121,6 +125,10 @@ class TextStream:
         """After the extra pass at time 0."""
         assert self.update is not None
         return replace(self, content=self.update.finish(self.content, logits)).with_pins()
+
+    def checks(self) -> list[Tensor]:
+        """Whether what the words of the last step were drawn from is finite: boolean scalars."""
+        return [] if self.update is None else self.update.checks()
 
     @property
     def settled(self) -> bool:

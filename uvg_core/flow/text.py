@@ -22,6 +22,17 @@ from ..errors import UniViGUError
 
 # Numbers that one chunk of logits may hold in float32: 2**22 are 16 MiB.
 CHUNK_NUMBERS = 2**22
+NOT_FINITE = (
+    "the network's text logits hold values that are not numbers; expected finite numbers. Run in float32 "
+    "or bfloat16 instead of float16, or check the checkpoint"
+)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU's on ``device``; a CUDA card goes on working meanwhile."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,13 @@ def source_tokens(
     if mask_token is not None:
         return torch.full(shape, mask_token, dtype=torch.long, device=device)
     drawn = torch.randint(vocab_size, shape, generator=generator, device=generator.device)
-    return drawn.to(device)
+    return sent(drawn, device)
 
 
 def corrupt(tokens: Tensor, tau_B: Tensor, path: MixturePath, source: Tensor, generator: torch.Generator) -> Tensor:
     """A sample of the path at times ``tau_B``: each token is kept with probability kappa, else taken from source."""
-    keep = torch.rand(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
-    kappa = tau_B.to(tokens.device).pow(path.exponent)
+    keep = sent(torch.rand(tokens.shape, generator=generator, device=generator.device), tokens.device)
+    kappa = sent(tau_B.pow(path.exponent), tokens.device)
     return torch.where(keep < kappa[:, None], tokens, source)
 
 
@@ -102,6 +113,7 @@ def draw_clean_tokens(
     temperature: float = 1.0,
     top_p: float = 1.0,
     forbidden: int | None = None,
+    checks: list[Tensor] | None = None,
 ) -> Tensor:
     """Draw x1 ~ softmax(logits / temperature) for every position.
 
@@ -109,10 +121,12 @@ def draw_clean_tokens(
         logits: ``[B,L,V]``, any float dtype.
         temperature: 0 takes the most likely token. top_p: nucleus in (0, 1].
         forbidden: an id that is never drawn (the mask token: it is noise, not a word).
+        checks: takes whether the logits are finite, a boolean scalar, for the caller to look at when it likes; without
+            it one look is taken here, which waits for a card.
 
     Returns ``[B,L]`` ids. Rows are reduced in chunks in float32 by inverting their cumulative sums, so that no second
     [L, V] tensor exists and a row costs one random number. Those come from the generator's device: a seed gives the
-    same draws wherever the logits lie.
+    same draws wherever the logits lie. Raises UniViGUError for settings out of range, and logits that are not finite.
     """
     if not 0 <= temperature < math.inf:
         raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
@@ -120,19 +134,16 @@ def draw_clean_tokens(
         raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
     rows = logits.flatten(0, -2)
     drawn = torch.empty(rows.shape[0], dtype=torch.long, device=logits.device)
-    chance = torch.rand(rows.shape[0], 1, generator=generator, device=generator.device).to(logits.device)
+    chance = sent(torch.rand(rows.shape[0], 1, generator=generator, device=generator.device), logits.device)
+    peaks = []
     step = max(1, CHUNK_NUMBERS // rows.shape[-1])
     for start in range(0, rows.shape[0], step):
         chunk = slice(start, start + step)
         part = rows[chunk].float()
         if forbidden is not None:
-            part = part.index_fill(-1, torch.tensor([forbidden], device=part.device), -math.inf)
+            part = part.index_fill(-1, torch.full((1,), forbidden, device=part.device), -math.inf)
         highest = part.amax(-1, keepdim=True)
-        if not bool(highest.isfinite().all()):
-            raise UniViGUError(
-                "the network's text logits hold values that are not numbers; expected finite numbers. Run in float32 "
-                "or bfloat16 instead of float16, or check the checkpoint"
-            )
+        peaks.append(highest)
         if temperature == 0:
             drawn[chunk] = part.argmax(-1)
             continue
@@ -144,6 +155,11 @@ def draw_clean_tokens(
         # Strictly below the total, or rounding could pick a token behind the last one with any probability.
         goal = torch.minimum(chance[chunk] * total, total.nextafter(torch.zeros_like(total)))
         drawn[chunk] = torch.searchsorted(reached, goal, right=True)[:, 0].clamp(max=part.shape[-1] - 1)
+    finite = torch.cat(peaks).isfinite().all()
+    if checks is not None:
+        checks.append(finite)
+    elif not bool(finite):
+        raise UniViGUError(NOT_FINITE)
     return drawn.view(logits.shape[:-1])
 
 
@@ -152,8 +168,8 @@ def jump_step(tokens: Tensor, clean: Tensor, probability: float, generator: torc
     already nothing changes, which is what the law says."""
     if probability >= 1:
         return clean
-    jumps = torch.rand(tokens.shape, generator=generator, device=generator.device).to(tokens.device) < probability
-    return torch.where(jumps, clean, tokens)
+    chance = sent(torch.rand(tokens.shape, generator=generator, device=generator.device), tokens.device)
+    return torch.where(chance < probability, clean, tokens)
 
 
 def token_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..flow.text import MixturePath, corrupt, source_tokens, token_log_likelihood
+from ..flow.text import MixturePath, corrupt, sent, source_tokens, token_log_likelihood
 from ..flow.time import model_time_from_sigma, sigma_from_tau, text_model_time_from_tau
 from ..flow.video import interpolate, velocity_target
 from ..model import UniViGU, VideoCache
-from .modes import as_text_content, zero_context
+from .modes import as_text_content, require_ids, zero_context
 from .video_cache import CachePolicy
 
 LOGITS_AT_ONCE = 2**28
@@ -64,7 +64,7 @@ def caption_likelihood(
     embedding flow: summed squared velocity error).
     Raises UniViGUError for no candidates, an empty candidate, ids outside the vocabulary or a ``refresh=K``.
     """
-    tokens = padded(texts, pad_token, length).to(video.device)
+    tokens = padded(texts, pad_token, length)
     if not tokens.numel():
         raise UniViGUError("there is no text to rank; pass at least one candidate with at least one token")
     if video.shape[0] != 1:
@@ -74,7 +74,8 @@ def caption_likelihood(
         batch = min(8, max(1, LOGITS_AT_ONCE // (tokens.shape[1] * config.text_out_dim)))
     if samples < 1 or batch < 1:
         raise UniViGUError(f"samples is {samples} and batch {batch}; expected at least 1")
-    as_text_content(model, tokens)  # checks the ids
+    require_ids(config, tokens)
+    tokens = sent(tokens, video.device)
     context = zero_context(model, video) if context is None else context
     count, width = tokens.shape
     mask_token = config.mask_token if config.text_flow == "discrete" and config.source == "mask" else None
@@ -91,8 +92,8 @@ def caption_likelihood(
         time_text = torch.full((rows,), text_model_time_from_tau(tau), device=video.device)
         time_video = torch.full((rows,), model_time_from_sigma(0.0), device=video.device)
         if config.text_flow == "embedding":
-            data = as_text_content(model, chosen)
-            spread = noise.to(data).expand_as(data)
+            data = as_text_content(model, chosen, checked=True)
+            spread = sent(noise, data.device).expand_as(data)
             text = interpolate(data, spread, torch.tensor(sigma_from_tau(tau)))
         else:
             # One row of random numbers for everybody: the same positions are noise in every candidate.
@@ -115,7 +116,7 @@ def caption_likelihood(
         clock = torch.zeros(1, device=video.device)
         model(
             video,
-            as_text_content(model, tokens[:1]),
+            as_text_content(model, tokens[:1], checked=True),
             clock,
             clock,
             context,

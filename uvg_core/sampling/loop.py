@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
+from ..flow.text import NOT_FINITE
 from ..streams import TextStream, VideoStream, steps_of
+from .finite import FiniteCheck
 from .predict import Predictor
 
 SOLVERS = ("euler", "heun")
@@ -40,12 +42,11 @@ class State:
 Callback = Callable[[int, State], object]
 
 
-def _require_finite(latent: Tensor, where: str) -> None:
-    if not bool(latent.isfinite().all()):
-        raise UniViGUError(
-            f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
-            "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint"
-        )
+def _latent_not_finite(where: str) -> str:
+    return (
+        f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
+        "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint"
+    )
 
 
 @torch.no_grad()
@@ -56,23 +57,28 @@ def run(
 
     ``callback(step, state)`` is called after every step, ``step`` counting from 1; when it returns False the run stops
     there and gives what it has. ``solver``: ``euler`` or ``heun`` (two predictions a step, second order).
-    Raises UniViGUError for a latent that is not finite, before the run or after any step.
+    Raises UniViGUError for a latent or logits that are not finite, before the run or after any step; on CUDA a step or
+    two later, at the latest when the run is over (``FiniteCheck``).
     """
     if solver not in SOLVERS:
         raise UniViGUError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
     steps = steps_of(video, text)
-    _require_finite(video.latent, "before the first step")
+    finite = FiniteCheck()
+    finite.add(video.latent.isfinite().all(), _latent_not_finite("before the first step"))
     text = text.with_pins()
     for step in range(steps):
         here = predict(video, text, step)
         moved = video.advanced(here.velocity, step)
         text = text.advanced(here.logits, step)
+        for check in text.checks():
+            finite.add(check, NOT_FINITE)
         if solver == "heun" and video.sigmas is not None and video.sigmas[step + 1] > 0:
             there = predict(moved, text, step + 1, want_logits=False)
             assert here.velocity is not None
             assert there.velocity is not None
             moved = video.corrected(here.velocity, there.velocity, step)
-        _require_finite(moved.latent, f"after step {step + 1} of {steps}")
+        if not video.held:  # else nothing has moved
+            finite.add(moved.latent.isfinite().all(), _latent_not_finite(f"after step {step + 1} of {steps}"))
         if callback is not None:
             state = State(
                 step=step + 1,
@@ -84,14 +90,18 @@ def run(
                 tau=1.0 if text.taus is None else text.taus[step + 1],
             )
             if callback(step + 1, state) is False:
+                finite.close()
                 return moved, text
+            del state
         video = moved
+        del here, moved  # a vocabulary of logits, which the next pass has no use for
         if text.settled and video.held:
             break
     if text.update is not None and text.update.final_pass:
         last = predict.at(video, text, 0.0, 0.0, want_velocity=False)
         assert last.logits is not None
         text = text.finished(last.logits)
+    finite.close()
     return video, text
 
 

@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..errors import UniViGUError
 from ..flow.embedding import normalised_rows
 from ..flow.schedule import checked_sigmas, checked_taus, text_times, video_sigmas
-from ..flow.text import MixturePath, source_tokens
+from ..flow.text import MixturePath, sent, source_tokens
 from ..flow.time import tau_from_sigma
 from ..model import UniViGU, VideoCache
 from ..streams import TextStream, TextUpdate, VideoStream
@@ -54,20 +54,26 @@ def zero_context(model: UniViGU, like: Tensor) -> Tensor:
     return torch.zeros(1, 1, model.config.text_dim, device=like.device, dtype=like.dtype)
 
 
-def as_text_content(model: UniViGU, tokens: Tensor) -> Tensor:
-    """What the network takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow.
+def as_text_content(model: UniViGU, tokens: Tensor, *, checked: bool = False) -> Tensor:
+    """What the network takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow. ``checked``: the
+    ids are known to be in the vocabulary; else they are looked at, for which tokens on a card make the program wait.
 
     Raises UniViGUError for ids that are not in the vocabulary."""
-    config = model.config
+    if not checked:
+        require_ids(model.config, tokens)
+    return normalised_rows(model.embed(tokens)) if model.config.text_flow == "embedding" else tokens
+
+
+def require_ids(config: ModelConfig, tokens: Tensor) -> None:
+    """Raise UniViGUError for ids that are not in the vocabulary. Waits for a card on which they lie."""
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.token_rows:
         raise UniViGUError(
             f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
             f"{config.token_rows} rows: the tokenizer belongs to another model"
         )
-    return normalised_rows(model.embed(tokens)) if config.text_flow == "embedding" else tokens
 
 
-def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> Tensor | None:
+def _pins(fixed: Fixed | None, rows: int, length: int) -> Tensor | None:
     """Pinned ids ``[B,L]``, -1 where free."""
     if fixed is None:
         return None
@@ -84,7 +90,7 @@ def _pins(fixed: Fixed | None, rows: int, length: int, device: torch.device) -> 
                 f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
                 "-1 where the model may choose"
             )
-    return pinned.expand(rows, length).to(device)
+    return pinned.expand(rows, length)
 
 
 def _noisy_text(
@@ -109,9 +115,12 @@ def _noisy_text(
     if update not in TEXT_UPDATES:
         raise UniViGUError(f"text update is {update!r}; expected one of {', '.join(TEXT_UPDATES)}")
     rows_of_numbers = generators(seed, rows)
-    pins = _pins(fixed, rows, length, like.device)
-    pinned = None if pins is None else pins >= 0
-    anchor = None if pins is None else as_text_content(model, pins.clamp(min=0))
+    pins, pinned, anchor = _pins(fixed, rows, length), None, None
+    if pins is not None:
+        words = pins.clamp(min=0)
+        require_ids(config, words)
+        pinned = sent(pins >= 0, like.device)
+        anchor = as_text_content(model, sent(words, like.device), checked=True)
     step: TextUpdate
     if config.text_flow == "embedding":
         if temperature != 1 or top_p != 1 or update != "bridge" or stop_when_stable:
@@ -120,7 +129,7 @@ def _noisy_text(
                 "checkpoint has the embedding flow: leave them at their defaults"
             )
         noise = [torch.randn(length, config.dim, generator=g) for g in rows_of_numbers]
-        content = torch.stack(noise).to(like.device)
+        content = sent(torch.stack(noise), like.device)
         step = EmbeddingEuler(model.embed, config.token_rows)
     else:
         mask_token = config.mask_token if config.source == "mask" else None
@@ -128,7 +137,7 @@ def _noisy_text(
             source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask_token, generator=g)
             for g in rows_of_numbers
         ]
-        content = torch.stack(noise).to(like.device)
+        content = sent(torch.stack(noise), like.device)
         draws: dict[str, Any] = {
             "generators": rows_of_numbers,
             "temperature": temperature,
@@ -162,10 +171,11 @@ def _clean_text(model: UniViGU, tokens: Tensor | None, mask: Tensor | None, like
         if model.config.text_flow == "embedding":
             return TextStream(torch.zeros(rows, 0, model.config.dim, device=like.device))
         return TextStream(torch.zeros(rows, 0, dtype=torch.long, device=like.device))
-    tokens = tokens.to(like.device).expand(rows, -1)
+    require_ids(model.config, tokens)  # before they go to a card
+    content = as_text_content(model, sent(tokens, like.device).expand(rows, -1), checked=True)
     # A mask that hides nothing only keeps attention from its fastest kernels.
-    mask = None if mask is None or bool(mask.all()) else mask.to(like.device).expand(rows, -1)
-    return TextStream(as_text_content(model, tokens), mask=mask)
+    mask = None if mask is None or bool(mask.all()) else sent(mask, like.device).expand(rows, -1)
+    return TextStream(content, mask=mask)
 
 
 def _noisy_video(noise: Tensor, steps: int, shift: float, sigmas: Tensor | Sequence[float] | None) -> VideoStream:

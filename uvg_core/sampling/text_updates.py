@@ -25,6 +25,7 @@ class TokenDraws:
     temperature: float = 1.0
     top_p: float = 1.0
     forbidden: int | None = None
+    finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
     final_pass = False
     settled = False
 
@@ -34,11 +35,21 @@ class TokenDraws:
         rows, words = [], []
         for tokens, row, generator in zip(content, logits, self.generators, strict=True):
             clean = draw_clean_tokens(
-                row, generator=generator, temperature=self.temperature, top_p=self.top_p, forbidden=self.forbidden
+                row,
+                generator=generator,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                forbidden=self.forbidden,
+                checks=self.finite,
             )
             rows.append(jump_step(tokens, clean, probability, generator))
             words.append(clean)
         return torch.stack(rows), torch.stack(words)
+
+    def checks(self) -> list[Tensor]:
+        found = list(self.finite)
+        self.finite.clear()
+        return found
 
     def words(self, content: Tensor) -> Tensor:
         return content
@@ -89,7 +100,7 @@ class ReleaseRedraw(TokenDraws):
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
         if self.forbidden is not None:
-            logits = logits.index_fill(-1, torch.tensor([self.forbidden], device=logits.device), -torch.inf)
+            logits = logits.index_fill(-1, torch.full((1,), self.forbidden, device=logits.device), -torch.inf)
         return logits.argmax(-1)
 
 
@@ -105,6 +116,9 @@ class EmbeddingEuler:
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         here, there = sigma_from_tau(times[step]), sigma_from_tau(times[step + 1])
         return euler_step(content, logits.to(content.dtype), here, there)
+
+    def checks(self) -> list[Tensor]:
+        return []
 
     def words(self, content: Tensor) -> Tensor:
         return nearest_tokens(self.embed, self.count, content)

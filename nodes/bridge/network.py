@@ -70,8 +70,9 @@ class HostedNetwork(UniViGU):
         time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
         text: Tensor | None = None
         want_velocity, want_logits, mask, cache = True, nested, None, None
+        video_clean: bool | None = None
         if text_stream is not None:
-            cache = text_stream.get("cache")
+            cache, video_clean = text_stream.get("cache"), text_stream.get("video_clean")
             text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
             want_velocity, want_logits = text_stream["want_velocity"], text_stream["logits_rows"]
         elif nested:
@@ -95,6 +96,7 @@ class HostedNetwork(UniViGU):
             want_logits=want_logits,
             cache=cache,
             hooks=_hooks(self, padded, options),
+            video_clean=video_clean,
         )
         if text_stream is not None:
             text_stream["logits"] = logits

@@ -44,6 +44,7 @@ class TextRun:
     want_logits: bool
     cache: VideoCache | None = None
     seen: list[Tensor] = field(default_factory=list)
+    video_clean: bool | None = None  # as the network's argument of that name
     closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
 
     def for_batch(self, x: Tensor, passes: Sequence[int]) -> dict[str, Any]:
@@ -57,6 +58,7 @@ class TextRun:
             "time": torch.cat([self.time] * count).to(x.device),
             "mask": None if self.mask is None else torch.cat([self.mask] * count).to(x.device),
             "cache": self.cache,
+            "video_clean": self.video_clean,
             "want_velocity": self.want_velocity,
             "logits_rows": slice(wanted[0] * rows, (wanted[-1] + 1) * rows) if wanted else False,
             "chunks": [n - wanted[0] for n in wanted],
@@ -123,10 +125,11 @@ class GuidedNetwork:
         want_velocity: bool = True,
         want_logits: bool = True,
         cache: VideoCache | None = None,
+        video_clean: bool | None = None,
     ) -> Prediction:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._shape = list(video.shape)
-        run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache)
+        run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache, video_clean=video_clean)
 
         def close(args: Mapping[str, Any]) -> Any:
             run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose

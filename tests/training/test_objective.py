@@ -108,7 +108,8 @@ def test_a_clips_losses_do_not_depend_on_its_company() -> None:
     objective = Objective(network, Loss())
     together = objective(batch)
     for i in range(3):
-        alone = objective(Batch(**{name: value[[i]] for name, value in vars(batch).items()}))
+        own = {name: value[[i]] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        alone = objective(Batch(**own))
         torch.testing.assert_close(alone.video[0], together.video[i], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(alone.text[0], together.text[i], atol=1e-5, rtol=1e-4)
 

@@ -140,6 +140,7 @@ class UniViGU(nn.Module):
         want_logits: bool | slice = True,
         cache: VideoCache | None = None,
         hooks: Hooks = Hooks(),
+        video_clean: bool | None = None,
     ) -> Prediction:
         """Predict both streams.
 
@@ -156,6 +157,8 @@ class UniViGU(nn.Module):
                 alone beside what was kept, whatever ``video`` holds, and there is no velocity. One clip's serves any
                 number of rows.
             hooks: see ``Hooks``.
+            video_clean: whether the video of every row is held clean (``time_video`` 0), False where none is; None: as
+                ``time_video`` says, which is looked at where the checkpoint needs to know: that waits for a card.
 
         Raises:
             UniViGUError: a shape does not fit the network, or the cache.
@@ -171,9 +174,9 @@ class UniViGU(nn.Module):
                 )
         elif cache is not None:
             cache.clear()  # of a pass that broke off
-        dtype, precise = video.dtype, torch.promote_types(video.dtype, torch.float32)
+        dtype, precise = self.computes_in(video), torch.promote_types(video.dtype, torch.float32)
         if self.follows_weights:
-            dtype, precise = _weight_dtype(self.token_embedding), _weight_dtype(self.patch_embedding)
+            precise = _weight_dtype(self.patch_embedding)
         grid: tuple[int, int, int] = (0, 0, 0)
         patches = video.new_zeros(video.shape[0], self.config.dim, *grid, dtype=dtype)
         if not alone:
@@ -210,9 +213,12 @@ class UniViGU(nn.Module):
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)
             hidden = hidden.masked_fill(~text_mask.bool(), torch.finfo(dtype).min)
             key_mask = F.pad(hidden, (count, 0))[:, None]  # the video's keys come first and are all seen
-        one_way, video_mask = cache is not None and not cache.reads_text, None
+        one_way = cache is not None and not cache.reads_text
+        video_mask: Tensor | None = None
         if self.config.v2t_attention == "one_way" and text.shape[1] and not one_way and not alone:
-            one_way, video_mask = self._one_way(time_video == 0, key_mask, x)
+            one_way = bool(video_clean)
+            if video_clean is None:
+                one_way, video_mask = self._one_way(time_video == 0, key_mask, x)
 
         attention = hooks.attention or self.attention
         cross_attention = hooks.cross_attention or attention
@@ -257,6 +263,10 @@ class UniViGU(nn.Module):
         hidden = torch.zeros(clean.shape[0], 1, x.text.shape[1], dtype=x.video.dtype, device=clean.device)
         hidden = F.pad(hidden.masked_fill(clean[:, None, None], lowest), (x.video.shape[1], 0))
         return False, hidden if key_mask is None else torch.minimum(hidden, key_mask)
+
+    def computes_in(self, video: Tensor) -> torch.dtype:
+        """The dtype of a pass over this ``video``."""
+        return _weight_dtype(self.token_embedding) if self.follows_weights else video.dtype
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
         """An empty cache for ``forward``, None from networks that cannot use one. ``settings`` as of ``VideoCache``."""

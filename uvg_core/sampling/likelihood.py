@@ -86,6 +86,8 @@ def caption_likelihood(
         raise UniViGUError(f"video_cache is {video_cache!r}; ranking knows auto, off and static")
     cache = policy.cache(model, cache)
     kept: dict[str, Any] = {} if cache is None else {"cache": cache}
+    if config.v2t_attention == "one_way":
+        kept["video_clean"] = True
 
     def losses(chosen: Tensor, tau: float, keep_seed: int, noise: Tensor) -> Tensor:
         rows = chosen.shape[0]
@@ -125,7 +127,7 @@ def caption_likelihood(
             **kept,
         )
         if not cache.filled:  # there was no room: another batch must not try again with its own rows
-            kept.clear()
+            del kept["cache"]
     for sample in range(samples):
         tau = (sample + float(torch.rand((), generator=generator))) / samples
         keep_seed = int(torch.randint(2**31, (), generator=generator))

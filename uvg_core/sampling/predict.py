@@ -76,6 +76,8 @@ class Predictor:
         latent = video.latent
         rows, device = latent.shape[0], latent.device
         kept: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
+        if getattr(getattr(self.model, "config", None), "v2t_attention", "") == "one_way":
+            kept["video_clean"] = video.held or time_video == 0
 
         def run(*contexts: Tensor, want_logits: bool | slice) -> Prediction:
             """One batch of as many passes as there are conditions."""
@@ -113,7 +115,8 @@ class Predictor:
         config, null = getattr(self.model, "config", None), self.null_context
         if config is None or null is None or null.shape[1:] != self.context.shape[1:]:
             return False
-        rows, number = latent.shape[0], torch.promote_types(latent.dtype, torch.float32).itemsize
+        rows = latent.shape[0]
+        number = getattr(self.model, "computes_in", lambda video: torch.float32)(latent).itemsize
         sizes = {"video": video_tokens(latent.shape[2:], config), "text": text.content.shape[1], "itemsize": number}
         needed = pass_bytes(config, rows=2 * rows, logits=rows if want_logits else 0, **sizes)
         return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))

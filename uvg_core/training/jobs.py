@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,6 +122,9 @@ class Batch:
     noisy tokens; the target itself in the embedding flow, where ``text_noise`` ``[B,L,D]`` is mixed in; D is 0 else);
     ``mask`` ``[B,L]`` false for positions nobody sees; ``weight`` ``[B,L]`` of each position in the
     loss; ``makes_video``, ``makes_text`` ``[B]`` 0 or 1.
+
+    ``hides``: whether the mask hides anything; ``video_clean``: whether the video of every clip is clean, None where
+    some are. They say what the tensors say, without a look at a card.
     """
 
     latents: Tensor
@@ -136,9 +139,13 @@ class Batch:
     weight: Tensor
     makes_video: Tensor
     makes_text: Tensor
+    hides: bool = True
+    video_clean: bool | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 class Collator:
@@ -151,7 +158,13 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], lots: Sequence[Lot]) -> Batch:
         rows = [self._row(sample, lot) for sample, lot in zip(samples, lots, strict=True)]
-        return Batch(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        parts = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        clean = {lot.sigma_video == 0 for lot in lots}
+        return Batch(
+            **parts,
+            hides=not bool(parts["mask"].all()),
+            video_clean=clean.pop() if len(clean) == 1 else None,
+        )
 
     def _row(self, sample: Sample, lot: Lot) -> dict[str, Tensor]:
         generator = stream_of(self.config.seed, self.config.stage, "noise", lot.position)

@@ -88,8 +88,9 @@ class Objective(nn.Module):
             model_time_from_sigma(batch.sigma_video),
             model_time_from_sigma(batch.sigma_text),
             batch.context,
-            batch.mask if has_text else None,
+            batch.mask if has_text and batch.hides else None,
             want_logits=has_text,
+            video_clean=batch.video_clean,
             hooks=self.hooks,
         )
         error = velocity.float() - velocity_target(batch.latents, batch.noise)

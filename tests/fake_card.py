@@ -425,6 +425,7 @@ def fake_card(memory: float = 80e9) -> Iterator[FakeCard]:
         for name in ("memory_allocated", "memory_reserved"):
             replace(torch.cuda, name, lambda device=None: card.now)
         replace(torch.cuda, "get_per_process_memory_fraction", lambda device=None: 1.0)
+        replace(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
         replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replace(torch.Tensor, "record_stream", lambda tensor, stream: card.orders.append(("kept for", stream.name)))
         inside.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 GUARDS, CUDA, META = "_ZN3c104impl26device_guard_impl_registryE", 1, 14
 ROUNDED_TO = 512  # bytes: the caching allocator's smallest block
@@ -147,8 +147,10 @@ class FakeCard(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        name, ins = op.overloadpacket.__name__, _tensors((args, kwargs))
+        kwargs, name = dict(kwargs or {}), op.overloadpacket.__name__
+        if name == "device":  # asked for all the time
+            return op(*args)
+        ins = _tensors((args, kwargs))
         fake = any(isinstance(tensor, FakeTensor) for tensor in ins)
         target = torch.device(kwargs.get("device") or "cpu").type
         if name in ("is_pinned", "_pin_memory") and not fake:
@@ -167,10 +169,10 @@ class FakeCard(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             out = self._copied(name, op, args, kwargs)
         else:
-            out = op(*tree_map_only(FakeTensor, _forgetful, args), **tree_map_only(FakeTensor, _forgetful, kwargs))
-        outs = _tensors(out)
-        for tensor in outs:
-            _forgetful(tensor)
+            _forget(ins)
+            out = op(*args, **kwargs)
+        outs = [out] if isinstance(out, Tensor) else _tensors(out)
+        _forget(outs)
         if name not in NO_LAUNCH and any(tensor.device.type == "cuda" for tensor in (*ins, *outs)):
             self.launches[name] += 1
             self.traffic[name] += sum(_bytes(tensor) for tensor in (*ins, *outs) if tensor.device.type == "cuda")
@@ -282,11 +284,11 @@ def _indices(name: str, args: tuple[Any, ...]) -> list[Any]:
     return list(args[1]) if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
 
 
-def _forgetful(tensor: Tensor) -> Tensor:
+def _forget(tensors: list[Tensor]) -> None:
     """Fake tensors remember the value of small ones that were made from the host; a card does not tell it."""
-    if isinstance(tensor, FakeTensor):
-        tensor.constant = None
-    return tensor
+    for tensor in tensors:
+        if isinstance(tensor, FakeTensor):
+            tensor.constant = None
 
 
 # Kernels that a CPU build does not choose by itself

@@ -52,17 +52,17 @@ def one_pass(
 
 
 @needs_a_fake_card
-def test_a_pass_of_all_thirty_blocks_stays_on_the_card(card: FakeCard) -> None:
-    found = one_pass(card, released(card, 30), want_logits=slice(0, 1))
+def test_a_pass_stays_on_the_card(card: FakeCard) -> None:
+    found = one_pass(card, released(card, 6), want_logits=slice(0, 1))
     assert found.velocity is not None
     assert found.logits is not None
     assert {(part.device.type, part.dtype) for part in found} == {("cuda", torch.bfloat16)}
     assert not card.waits
     assert not card.copies
-    assert card.masked == {("flash", False): 60}
+    assert card.masked == {("flash", False): 12}
     # Nothing large is in float32 but the patches and, while they are turned, queries and keys.
     assert {operation for operation, *_ in card.wide} == {"convolution", "empty"}
-    assert card.wide.total() == 61
+    assert card.wide.total() == 13
 
 
 @needs_a_fake_card
@@ -89,7 +89,7 @@ JOBS: dict[str, tuple[int, bool, bool | slice]] = {
 
 @needs_a_fake_card
 @pytest.mark.parametrize("job", list(JOBS))
-@pytest.mark.parametrize(("frames", "text"), [(17, 256), (17, 512), (81, 256), (161, 512)])
+@pytest.mark.parametrize(("frames", "text"), [(17, 512), (81, 256), (161, 512)])
 def test_memory_is_what_was_said(card: FakeCard, frames: int, text: int, job: str) -> None:
     rows, velocity, logits = JOBS[job]
     latents = (frames - 1) // 4 + 1
@@ -137,7 +137,9 @@ def test_turning_in_place_is_turning(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("job", ["joint", "text to video", "video to text", "no text", "one clip"])
-def test_a_pass_without_gradients_is_the_pass_with_them(job: str, dtype: torch.dtype, inputs: dict[str, Tensor]) -> None:
+def test_a_pass_without_gradients_is_the_pass_with_them(
+    job: str, dtype: torch.dtype, inputs: dict[str, Tensor]
+) -> None:
     model = random_network().to(dtype)
     if job == "no text":
         inputs["text"] = inputs["text"][:, :0]

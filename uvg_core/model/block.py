@@ -53,7 +53,8 @@ class Call(NamedTuple):
     """What a block works on.
 
     ``x`` tokens ``[B,V,D]`` and ``[B,T,D]``; ``e`` six time vectors each, ``[B,6,D]``, stacked as its ``whole``;
-    ``rotations`` rotary matrices of both streams, or what ``rotate`` takes in their place; ``context`` the projected prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
+    ``rotations`` rotary matrices of both streams, or what ``rotate`` takes in their place; ``context`` the projected
+    prompt condition ``[B,S,D]``; ``key_mask`` ``[B,1,V+T]`` hides padded text
     keys from both streams. ``one_way``: the video of every row sees itself alone, the text sees both; ``video_mask``
     ``[B,1,V+T]``: what the video's queries have in the place of ``key_mask``, where only some rows are so. ``kept``:
     the block takes the video's part of its attention from there and leaves the video alone (its stream is then empty),
@@ -208,13 +209,13 @@ class JointBlock(nn.Module):
         # Each stream has an expert of its own.
         video, text = x.video, x.text
         once = in_place and plain and len(video) == 1  # else the parts do not lie in one piece
-        normed = self._modulated(self.norm2, x, feed_v, feed_t, call, True) if once else None
+        fresh = self._modulated(self.norm2, x, feed_v, feed_t, call, True) if once else None
         if moves_video:
-            fed = self.ffn(normed.video if normed else call.modulate(self.norm2, video, feed_v))
+            fed = self.ffn(fresh.video if fresh else call.modulate(self.norm2, video, feed_v))
             video = feed_v.add_(video, fed) if in_place else feed_v.add(video, fed)
             del fed
         if text.shape[1]:
-            fed = self.ffn_t(normed.text if normed else call.modulate(self.norm2, text, feed_t))
+            fed = self.ffn_t(fresh.text if fresh else call.modulate(self.norm2, text, feed_t))
             text = feed_t.add_(text, fed) if in_place else feed_t.add(text, fed)
         return x if in_place else Streams(video, text)
 

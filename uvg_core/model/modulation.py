@@ -19,7 +19,7 @@ class Modulation:
     factor: Tensor | None = None
 
     def apply(self, x_BND: Tensor, out: Tensor | None = None) -> Tensor:
-        """x * (1 + scale) + shift, for the normalised input of the sub-layer; written over ``out`` where it is given."""
+        """x * (1 + scale) + shift, for the normalised input of the sub-layer; written over ``out`` where given."""
         factor = 1 + self.scale if self.factor is None else self.factor
         if out is None:
             return torch.addcmul(self.shift, x_BND, factor)

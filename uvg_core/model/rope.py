@@ -1,7 +1,8 @@
 """Rotary position embeddings of the two streams (RoFormer, arXiv 2104.09864).
 
 Both are kept as rotation matrices ``[N, head_dim/2, 2, 2]`` in float32 (angles in float64), so that one function
-applies them (a host's kernels take them so; the network itself their complex form); the streams differ in where the angles come from and in which channels pair up:
+applies them (a host's kernels take them so; the network itself their complex form); the streams differ in where the
+angles come from and in which channels pair up:
 
 * video: Wan's three axes (time, height, width), neighbouring channels pair up (interleaved);
 * text: the token index, channel i pairs up with channel i + head_dim/2 (half-split).

@@ -207,7 +207,7 @@ class UniViGU(nn.Module):
         )
         if hooks.rotate in (rotate, rotate_in_place):
             both = torch.cat([turns(rotations.video), turns(rotations.text)])
-            rotations = Streams(*both.split([len(rotations.video), len(rotations.text)]), both)
+            rotations = Streams(both[: len(rotations.video)], both[len(rotations.video) :], both)
         key_mask = None
         if text_mask is not None:
             hidden = torch.zeros(text_mask.shape, dtype=dtype, device=device)

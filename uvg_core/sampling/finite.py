@@ -11,7 +11,7 @@ from ..errors import UniViGUError
 class FiniteCheck:
     """Raises UniViGUError with the message of the first check that failed.
 
-    On CUDA the answer to a check comes on its own way into pinned memory, and is looked at with the checks after it, once
+    On CUDA the answer to a check makes its own way into pinned memory, and is looked at with the checks after it, once
     it is there: a pass or two late, and without holding up what the card is given to do. ``close`` waits for the rest.
     Elsewhere a check is answered at once.
     """

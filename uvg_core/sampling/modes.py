@@ -55,8 +55,9 @@ def zero_context(model: UniViGU, like: Tensor) -> Tensor:
 
 
 def as_text_content(model: UniViGU, tokens: Tensor, *, checked: bool = False) -> Tensor:
-    """What the network takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow. ``checked``: the
-    ids are known to be in the vocabulary; else they are looked at, for which tokens on a card make the program wait.
+    """What the network takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow.
+
+    ``checked``: the ids are known to be in the vocabulary; else they are looked at (``require_ids``).
 
     Raises UniViGUError for ids that are not in the vocabulary."""
     if not checked:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,8 +144,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return Batch(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
+        )
 
 
 class Collator:

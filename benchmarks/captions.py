@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import MIB, Job, in_turn, peak
+from measuring import MIB, Job, in_turn, peak, random_weights
 from quality import digest
 from saved import read, save
-from torch import nn
 
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, VideoCache
@@ -65,24 +64,11 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def random_weights(blocks: int, device: torch.device) -> UniViGU:
-    """The released model's width and vocabulary at ``blocks`` blocks, bfloat16."""
-    with torch.device("meta"):
-        model = UniViGU(ModelConfig(num_layers=blocks), dtype=torch.bfloat16)
-    model = model.to_empty(device=device).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if "norm" in name:
-            nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
-        else:
-            nn.init.normal_(weight, std=0.02)
-    return model
-
-
 def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Of single passes: seconds, medians of turns that alternate; bytes held at the peak beside weights and cache, a
     filling pass's cache included; of the caches: their bytes."""
     device = torch.device(args.device)
-    model = random_weights(blocks, device)
+    model = random_weights(ModelConfig(num_layers=blocks), device)
     size = ((args.frames - 1) // 4 + 1, args.height // 8, args.width // 8)
     video = torch.randn(1, 16, *size, device=device)
     text = torch.randint(model.config.vocab_size, (1, TEXT), device=device)

@@ -23,9 +23,17 @@ VOCABULARY = 32_000  # for the logits; the released model's 256,300 rows take mo
 
 
 def measure(
-    blocks: int, video: list[int], longer: list[int], text: int, turns: int, device: str, dtype: str, extra: str
+    blocks: int,
+    video: list[int],
+    longer: list[int],
+    text: int,
+    turns: int,
+    device: str,
+    dtype: str,
+    extra: str,
+    width: dict[str, int] = WIDTH,
 ) -> dict[str, Any]:
-    """Inside ComfyUI: seconds of every turn, by name."""
+    """Inside ComfyUI: seconds of every turn and, on CUDA, kernels of a pass, by name."""
     import comfy.ldm.wan.model
     import comfy.ops
     import torch
@@ -35,7 +43,7 @@ def measure(
     sys.path += [str(HERE), extra]  # behind ComfyUI's own packages
     from comfy.ldm.modules.attention import attention_pytorch
     from diffusers import WanTransformer3DModel
-    from measuring import in_turn
+    from measuring import in_turn, kernels
 
     def torchs(_: Any, *args: Any, **kwargs: Any) -> Any:
         return attention_pytorch(*args, **kwargs)
@@ -43,7 +51,7 @@ def measure(
     options = {"optimized_attention_override": torchs}
     kind, place = getattr(torch, dtype), torch.device(device)
     generator = torch.Generator().manual_seed(0)
-    config = core.ModelConfig(**WIDTH, num_layers=blocks, vocab_size=VOCABULARY)
+    config = core.ModelConfig(**width, num_layers=blocks, vocab_size=VOCABULARY)
     ours = bridge.HostedNetwork(config, device=place, dtype=kind, operations=comfy.ops.disable_weight_init).eval()
     with torch.no_grad():
         for name, weight in ours.named_parameters():
@@ -52,12 +60,12 @@ def measure(
     weights = dict(ours.named_parameters())
     theirs = comfy.ldm.wan.model.WanModel(
         model_type="t2v", in_dim=16, out_dim=16, num_layers=blocks, freq_dim=256, device=place, dtype=kind,
-        operations=comfy.ops.disable_weight_init, **WIDTH,
+        operations=comfy.ops.disable_weight_init, **width,
     ).eval()  # fmt: skip
     theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
     diffusers = WanTransformer3DModel(
-        num_attention_heads=WIDTH["num_heads"], attention_head_dim=WIDTH["dim"] // WIDTH["num_heads"], in_channels=16,
-        out_channels=16, text_dim=WIDTH["text_dim"], freq_dim=256, ffn_dim=WIDTH["ffn_dim"], num_layers=blocks,
+        num_attention_heads=width["num_heads"], attention_head_dim=width["dim"] // width["num_heads"], in_channels=16,
+        out_channels=16, text_dim=width["text_dim"], freq_dim=256, ffn_dim=width["ffn_dim"], num_layers=blocks,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     ).eval().to(place, kind)  # fmt: skip
     keys = pack_module("uvg_core.checkpoint.keys")
@@ -69,7 +77,7 @@ def measure(
 
     small, large = latent(video), latent(longer)
     clock = torch.full((1,), 500.0, device=place)
-    context = torch.randn(1, 512, WIDTH["text_dim"], generator=generator).to(place, kind)
+    context = torch.randn(1, 512, width["text_dim"], generator=generator).to(place, kind)
     tokens = torch.randint(VOCABULARY, (1, text), generator=generator).to(place)
 
     def joint(want_logits: bool) -> Any:
@@ -91,7 +99,8 @@ def measure(
     for job in jobs.values():
         job()
     same = (jobs["ours, no text"]() - jobs["core"]()).abs().max()
-    return {"seconds": in_turn(jobs, turns, place), "difference from core": float(same)}
+    launches = {name: kernels(job) for name, job in jobs.items()} if place.type == "cuda" else {}
+    return {"seconds": in_turn(jobs, turns, place), "difference from core": float(same), "launches": launches}
 
 
 def base_of(name: str) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/limits.py --dir D [--gb 8] [--job text_to_video video_to_text] [--steps 3]
 
-Needs a CUDA GPU, a ComfyUI where the tests find one, and about 10 GB in D. The card is made small twice over: torch may
+Needs a CUDA GPU, a ComfyUI where the tests find one, and 4 GB in D. The card is made small twice over: torch may
 take no more (``set_per_process_memory_fraction``), and ComfyUI is told to leave the rest alone (``--reserve-vram``).
 What is measured is the offload of ComfyUI's ModelPatcher (as with ``--disable-dynamic-vram``): dynamic VRAM, which
 ComfyUI's own start-up puts in its place on some cards, keeps weights where torch neither counts nor limits them.
@@ -12,9 +12,9 @@ Random weights: the results are noise, time and memory are real. Numbers go into
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +24,82 @@ SIZE = (21, 60, 104)  # latent frames, height, width
 CACHES = ("auto", "refresh=10", "static")
 
 
-def measure(model: str, gb: float, job: str, steps: int) -> list[dict[str, Any]]:
-    """Inside ComfyUI: peak memory and seconds."""
+def fp8_file(path: Path, config: Any) -> Path:
+    """A native fp8 file with random weights."""
+    from functools import partial
+
+    import torch
+
+    from uvg_core.checkpoint.convert import packed
+    from uvg_core.checkpoint.quant import METADATA_KEY, quantisation_metadata
+    from uvg_core.checkpoint.read import Stored
+    from uvg_core.checkpoint.write import write_safetensors
+    from uvg_core.config import CheckpointConfig
+    from uvg_core.model import UniViGU, sdpa_attention
+
+    pattern = torch.randn(2**20).mul_(0.02).bfloat16()
+
+    def noise(shape: Any) -> Any:
+        count = shape.numel()  # a short pattern repeated: drawing 3 billion numbers would take minutes
+        return pattern.repeat(-(-count // pattern.numel()))[:count].reshape(shape)
+
+    weights = UniViGU(config, attention=sdpa_attention, device="meta").state_dict()
+    pending, layers = {}, []
+    for name, weight in weights.items():
+        entries = packed(name, Stored.like(weight.shape, torch.bfloat16), partial(noise, weight.shape), "fp8")
+        pending |= entries
+        layers += [name.removesuffix(".weight")] if len(entries) > 1 else []
+    metadata = {"config": CheckpointConfig(config).to_json(), METADATA_KEY: quantisation_metadata(layers)}
+    write_safetensors(path, pending, {**metadata, "format": "pt"})
+    return path
+
+
+def measure(
+    model: str,
+    gb: float,
+    job: str,
+    steps: int,
+    size: Sequence[int] = SIZE,
+    text: int = 256,
+    context: int = 512,
+    caches: Sequence[str] = CACHES,
+) -> list[dict[str, Any]]:
+    """Inside ComfyUI: peak memory and seconds, on a card of ``gb`` or, for a rehearsal, on a CPU (its memory is what
+    the network's estimate says)."""
     import time
 
     import comfy.model_management
     import torch
     from check_made import bridge, pack_module, run
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gb * GB / total), device)
+    device = comfy.model_management.get_torch_device()
+    on_card = device.type == "cuda"
+    if on_card:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gb * GB / total), device)
     network = bridge.load_network(model, "default", None)
+    config = bridge.network_of(network).config
     g = torch.Generator().manual_seed(0)
-    states = torch.randn(1, 512, 4096, generator=g)
-    words = torch.randint(32_000, (1, 256), generator=g)
+    states = torch.randn(1, context, config.text_dim, generator=g)
+    words = torch.randint(config.vocab_size, (1, text), generator=g)
     prompt = [[states, {bridge.TEXT_TOKENS: words}]]
-    latent = {"samples": torch.zeros(1, 16, *SIZE)}
+    latent = {"samples": torch.zeros(1, config.in_dim, *size)}
     modes = pack_module("uvg_core.sampling.modes")
     found = []
 
     def timed(name: str, act: Any) -> None:
         comfy.model_management.soft_empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        if on_card:
+            torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         act()
-        torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - started
-        found.append({"job": job, "how": name, "steps": steps, "seconds": seconds, "gb": gb,
-                      "allocated": torch.cuda.max_memory_allocated(device),
-                      "reserved": torch.cuda.max_memory_reserved(device),
-                      "device": torch.cuda.get_device_name(device)})  # fmt: skip
+        if on_card:
+            torch.cuda.synchronize(device)
+        told = network.model_size() + network.model.memory_required(list(latent["samples"].shape))
+        found.append({"job": job, "how": name, "steps": steps, "seconds": time.perf_counter() - started, "gb": gb,
+                      "allocated": torch.cuda.max_memory_allocated(device) if on_card else told,
+                      "reserved": torch.cuda.max_memory_reserved(device) if on_card else told,
+                      "device": torch.cuda.get_device_name(device) if on_card else "cpu"})  # fmt: skip
 
     if job == "text_to_video":
         inputs = {"positive": prompt, "negative": prompt, "latent": latent, "seed": 0, "steps": steps, "guidance": 5.0}
@@ -62,14 +107,15 @@ def measure(model: str, gb: float, job: str, steps: int) -> list[dict[str, Any]]
         for name in ("loading included", "loaded"):
             timed(name, lambda: run("UniFlowSampler", model=network, **inputs))
         return found
-    for kept in CACHES:
+    for kept in caches:
 
         def caption(kept: str = kept) -> None:
             def describe(guided: Any, noise: Any, video: Any) -> Any:
-                modes.video_to_text(guided, video=video, length=256, steps=steps, temperature=0.0, video_cache=kept)
+                modes.video_to_text(guided, video=video, length=text, steps=steps, temperature=0.0, video_cache=kept)
                 return video
 
-            bridge.run_on_clip(network, describe, torch.randn(1, 16, *SIZE), seed=0, steps=steps, text_length=256)
+            clip = torch.randn(latent["samples"].shape, generator=g)
+            bridge.run_on_clip(network, describe, clip, seed=0, steps=steps, text_length=text)
 
         timed(f"video_cache {kept}", caption)
     return found
@@ -91,14 +137,11 @@ def main() -> None:
     from measuring import GIB
     from saved import read, save
 
+    from uvg_core.config import ModelConfig
+
     model = args.dir / "uni-vigu-fp8.safetensors"
     if not model.exists():
-        whole = args.dir / "uni-vigu-bf16.safetensors"
-        make = f"import load_memory as m; from pathlib import Path; m.make_file(Path({str(whole)!r}), 'native')"
-        subprocess.run([sys.executable, "-c", make], check=True, cwd=HERE)  # in a process of its own: it takes memory
-        convert = ["-m", "uvg_core", "convert", str(whole), str(model), "--dtype", "fp8"]
-        subprocess.run([sys.executable, *convert], check=True, cwd=HERE.parent)
-        whole.unlink()
+        fp8_file(model, ModelConfig())
     total = torch.cuda.get_device_properties(0).total_memory
     spare = f"{max(0.5, (total - args.gb * GB) / GIB):.2f}"  # in ComfyUI's unit
     options = (*options_for("cuda"), "--reserve-vram", spare)

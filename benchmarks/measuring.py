@@ -59,6 +59,30 @@ def peak(job: Job, device: torch.device) -> int:
     return alive.peak
 
 
+def kernels(job: Job) -> int:
+    """Kernels that a job launches on CUDA, copies and fills not among them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        job()
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
+
+
+def random_weights(config: Any, device: torch.device) -> Any:
+    """A network of ``config`` in bfloat16 with random weights, for use only."""
+    from uvg_core.model import UniViGU  # here: ComfyUI's processes know the pack by another name
+
+    with torch.device("meta"):
+        model = UniViGU(config, dtype=torch.bfloat16)
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.constant_(weight, float(name.endswith("weight")))
+        else:
+            torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
 def resident(entry: str, process: int | str = "self") -> int:
     """Bytes of a process on Linux: VmRSS now, VmHWM at its peak. (A child's peak would start from its parent's.)"""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():

@@ -94,6 +94,7 @@ def main() -> None:
     for name, default in (("frames", 12), ("side", 32), ("text", 256), ("turns", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-save", action="store_true", help="only print")
     args = parser.parse_args()
     found: dict[str, Any] = {"video": args.frames * (args.side // 2) ** 2, "text": args.text, "blocks": {}}
     for blocks in args.blocks:
@@ -103,7 +104,8 @@ def main() -> None:
             ratio = ratio_of(one["seconds"]["ours"], times)
             took, apart = 1000 * statistics.median(times), 100 * one["apart"][name]
             print(f"{blocks} blocks, {name:38s} {took:7.0f} ms   ours x {ratio:.2f}   {apart:.2f} % apart", flush=True)
-    save(f"released_{args.device}", found)
+    if not args.no_save:
+        save(f"released_{args.device}", found)
 
 
 if __name__ == "__main__":

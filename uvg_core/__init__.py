@@ -14,7 +14,7 @@ from .sampling import (
     video_to_text,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CheckpointConfig",

@@ -12,7 +12,10 @@ from torch import Tensor
 from uvg_core import UniViGU
 from uvg_core.model import VideoCache
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 ONE_WAY = replace(TINY, v2t_attention="one_way", num_layers=5)  # odd: the stages meet each other at the end
 DEVICES = ["cuda:0", pytest.param("cuda:1", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU"))]
 

@@ -61,7 +61,7 @@ def kind_of(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(256)
+            start = file.read(512)
     except OSError as error:
         raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not start:
@@ -82,6 +82,11 @@ def kind_of(path: Path) -> str:
         return "safetensors"
     if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80":
         return "torch"
+    if start[257:262] == b"ustar":
+        raise UniViGUError(
+            f"{path}: found a tar archive (torch wrote its files so until 2017), which is not read here. Unpack it, or ask "
+            "for a safetensors version"
+        )
     raise UniViGUError(
         f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
         "file that holds the weights"

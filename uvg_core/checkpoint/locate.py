@@ -84,8 +84,8 @@ def kind_of(path: Path) -> str:
         return "torch"
     if start[257:262] == b"ustar":
         raise UniViGUError(
-            f"{path}: found a tar archive (torch wrote its files so until 2017), which is not read here. Unpack it, or ask "
-            "for a safetensors version"
+            f"{path}: found a tar archive, which is not read here (torch wrote such files until 2017). Unpack it, or "
+            "ask for a safetensors version"
         )
     raise UniViGUError(
         f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "

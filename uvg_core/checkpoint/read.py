@@ -84,7 +84,7 @@ class Stored:
 class WeightFile(ABC):
     """An opened checkpoint: ``tensors`` by name, string ``metadata``, ``facts`` of a config.json, training ``step``.
 
-    ``ignored`` says how many things beside the weights a trainer left in it, and names the first; empty if none.
+    ``ignored`` counts and names what a trainer left beside the weights; empty if there is nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,7 +103,7 @@ class WeightFile(ABC):
     def tell_ignored(self) -> None:
         """Say what is left in the file. For whoever loads the weights, once; ``inspect`` shows it in its report."""
         if self.ignored:
-            log.info("%s: ignored beside the weights: %s", self.path, self.ignored)
+            log.info("%s: ignored %s", self.path, self.ignored)
 
     def _bytes_at(self, begin: int, name: str) -> Tensor:
         """A tensor's bytes, which lie in one piece in the file."""
@@ -285,7 +285,8 @@ class TorchFile(WeightFile):
         if isinstance(step, (int, float)) and 0 <= step < _COUNT_LIMIT:
             self.step = int(step)
             others.pop(counter, None)
-        self.ignored = _listed(others) if others else ""
+        if others:
+            self.ignored = f"{len(others)} thing{'s' * (len(others) > 1)} beside the weights: {_listed(others)}"
         return views
 
     def _add(self, name: str, view: View, place: tuple[int, int] | None) -> None:
@@ -354,10 +355,10 @@ def _kind(value: Any) -> str:
 
 
 def _listed(entries: dict[Any, Any], most: int = 5) -> str:
-    """How many there are, the first by name and kind."""
+    """The first by name and kind."""
     named = [f"{shown(key).strip(chr(39))} ({_kind(value)})" for key, value in islice(entries.items(), most)]
     more = [f"{len(entries) - most} more"] if len(entries) > most else []
-    return f"{len(entries)}: {', '.join(named + more)}" if entries else "none"
+    return ", ".join(named + more) or "none"
 
 
 class _Shards(WeightFile):

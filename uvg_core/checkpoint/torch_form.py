@@ -61,6 +61,8 @@ def _zipped(data: Buffer) -> Contents:
     if root + "byteorder" in members:
         begin, size = _member(data, members, root + "byteorder")
         order = str(data[begin : begin + min(size, 16)], "utf-8", "replace")
+    if order not in ("little", "big"):
+        raise Malformed(f"found byte order {order!r}, expected little or big")
     return Contents(saved, {key: _member(data, members, f"{root}data/{key}") for key in keys}, order)
 
 

@@ -293,6 +293,7 @@ class Unpickler:
             self.stack[-1].parts.append(state)
 
     def name(self) -> Named:
+        self._charge(3)
         module = self.line()
         return Named(module, self.line())
 

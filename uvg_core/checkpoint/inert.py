@@ -1,7 +1,7 @@
 """A pickle read without running anything in it.
 
 A pickle is a small program: it names classes and functions, and says what to call with what. Here a name stays a name
-(``Named``), a call that is not known below becomes a ``Thing`` that remembers what it was made of, and tensors become
+(``Named``), a call that is not known below becomes a ``Thing`` that remembers only that name, and tensors become
 ``View``s, places in the file. Nothing is imported, looked up or called on the pickle's word, nothing is as large as the
 pickle claims but only as the bytes that are there, and the work is bounded by ``MOST_STEPS``.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from mmap import mmap
 from typing import Any
 
@@ -68,10 +68,9 @@ class Named:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Thing:
-    """In the place of an object: the class or function that would have made it, from what, and a dict's entries."""
+    """In the place of an object: the class or function that would have made it, and a dict's entries."""
 
     of: Named
-    parts: list[Any] = field(default_factory=list)
     entries: dict[Any, Any] | None = None
 
     @property
@@ -274,9 +273,10 @@ class Unpickler:
 
     def add(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, (list, Thing)):
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Thing):
             raise Malformed(f"{_BROKEN}: items for a {type(target).__name__}")
-        (target if isinstance(target, list) else target.parts).extend(items)
 
     def enter(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -287,15 +287,14 @@ class Unpickler:
             raise Malformed(f"{_BROKEN}: entries for a {type(target).__name__}")
         _fill(entries, items[::2], items[1::2])
 
-    def set_state(self) -> None:
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], Thing):
-            self.stack[-1].parts.append(state)
-
     def name(self) -> Named:
         self._charge(3)
         module = self.line()
         return Named(module, self.line())
+
+    def make(self, made: Any, *_: Any) -> None:
+        """An object of a class, from whatever it is made of."""
+        self.put(Thing(made if isinstance(made, Named) else _OBJECT))
 
     def name_from_stack(self) -> None:
         module, name = self.last(2)
@@ -306,7 +305,7 @@ class Unpickler:
     def stored(self, label: Any) -> Any:
         """The storage that a label names: kind, key, device, size, and in the older format the part that is seen."""
         if not isinstance(label, tuple) or len(label) < 5 or not isinstance(label[1], Named):
-            return Thing(_PERSISTENT, [label])
+            return Thing(_PERSISTENT)
         if label[0] == "module":  # the older format keeps the source of classes beside them
             return label[1]
         kind, key, _, count = label[1:5]
@@ -314,7 +313,7 @@ class Unpickler:
         start, count = part[1:] if isinstance(part, tuple) and len(part) == 3 else (0, count)
         dtype = _DTYPES.get(_STORAGES.get(kind.name, ""))
         if label[0] != "storage" or dtype is None or not isinstance(key, str) or not _are_sizes((start, count)):
-            return Thing(_PERSISTENT, [label])
+            return Thing(_PERSISTENT)
         if self.storages.setdefault(key, dtype) != dtype:
             raise Malformed(f"storage {key[:50]} has two types")
         return Storage(key, dtype, count, start)
@@ -337,7 +336,8 @@ class Unpickler:
                 return arguments[0]
         if _is(function, _DICTS) and isinstance(arguments, tuple):
             return self._dict(arguments[0] if arguments else None)
-        return _stand_in(made or function, arguments)
+        made = made or function
+        return Thing(made if isinstance(made, Named) else _OBJECT)
 
     def _dict(self, given: Any) -> dict[Any, Any]:
         made: dict[Any, Any] = {}
@@ -349,10 +349,6 @@ class Unpickler:
             pairs = [pair for pair in given if isinstance(pair, (list, tuple)) and len(pair) == 2]
             _fill(made, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
         return made
-
-
-def _stand_in(made: Any, *parts: Any) -> Thing:
-    return Thing(made if isinstance(made, Named) else _OBJECT, list(parts))
 
 
 def _dict_of(items: list[Any]) -> dict[Any, Any]:
@@ -414,36 +410,36 @@ _OPERATIONS: dict[str, Callable[[Unpickler], object]] = {
     "L": lambda m: m.put(m.number_line(int)),
     "S": lambda m: m.put(m.line().strip("'\"")),
     "V": lambda m: m.put(m.line()),
-    "P": lambda m: m.put(_stand_in(_PERSISTENT, m.line())),
+    "P": lambda m: m.put(m.stored(m.line())),
     "Q": lambda m: m.put(m.stored(m.stack.pop())),
     "R": lambda m: m.put(m.call(*m.last(2))),
     "a": lambda m: m.add(m.last(1)),
-    "b": Unpickler.set_state,
+    "b": lambda m: m.last(1),  # a state for what stays on the stack
     "c": lambda m: m.put(m.name()),
     "d": lambda m: m.put(_dict_of(m.since_mark())),
     "}": lambda m: m.put({}),
     "e": lambda m: m.add(m.since_mark()),
-    "i": lambda m: m.put(_stand_in(m.name(), *m.since_mark())),
+    "i": lambda m: m.make(m.name(), m.since_mark()),
     "l": lambda m: m.put(m.since_mark()),
     "]": lambda m: m.put([]),
-    "o": lambda m: m.put(_stand_in(*m.since_mark())),
+    "o": lambda m: m.make(*m.since_mark()),
     "s": lambda m: m.enter(m.last(2)),
     "t": lambda m: m.put(tuple(m.since_mark())),
     "u": lambda m: m.enter(m.since_mark()),
     "\x80": lambda m: m.skip(1),
-    "\x81": lambda m: m.put(_stand_in(*m.last(2))),
+    "\x81": lambda m: m.make(*m.last(2)),
     "\x82": lambda m: m.put(Named("copyreg", f"extension {m.number('<B')}")),
     "\x83": lambda m: m.put(Named("copyreg", f"extension {m.number('<H')}")),
     "\x84": lambda m: m.put(Named("copyreg", f"extension {m.number('<i')}")),
     "\x85": lambda m: m.put(tuple(m.last(1))),
     "\x86": lambda m: m.put(tuple(m.last(2))),
     "\x87": lambda m: m.put(tuple(m.last(3))),
-    "\x8f": lambda m: m.put(_stand_in(_SET)),
+    "\x8f": lambda m: m.make(_SET),
     "\x90": lambda m: m.add(m.since_mark()),
-    "\x91": lambda m: m.put(_stand_in(_SET, *m.since_mark())),
-    "\x92": lambda m: m.put(_stand_in(*m.last(3))),
+    "\x91": lambda m: m.make(_SET, m.since_mark()),
+    "\x92": lambda m: m.make(*m.last(3)),
     "\x93": Unpickler.name_from_stack,
     "\x95": lambda m: m.skip(8),  # a frame
-    "\x97": lambda m: m.put(_stand_in(_OBJECT)),  # a buffer kept elsewhere
+    "\x97": lambda m: m.make(_OBJECT),  # a buffer kept elsewhere
     "\x98": lambda m: None,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     names = {name: from_native(name, "release") for name in weights}
     assert None not in names.values()
     released = {f"_fsdp_wrapped_module.{names[name]}": weight for name, weight in weights.items()}
-    torch.save({"model": released, "step": 7}, root / "uni-vigu.pth")
+    left = {"args": argparse.Namespace(out=root), "optimizer": {"state": {0: torch.ones(2)}}}
+    torch.save({"model": released, "step": 7, **left}, root / "uni-vigu.pth")
 
     wan = root / "wan"
     (wan / "tokenizer").mkdir(parents=True)
@@ -69,12 +71,13 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
-def test_generate(files: list[str], tmp_path: Path) -> None:
+def test_generate(files: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "clip.mp4"
     assert main(["generate", "a red circle", *files, *SIZE, "--steps", "2", "-o", str(out), "--fps", "16"]) == 0
     info = probe(out)
     assert (info.frames, info.fps) == (5, 16)
     assert info.width / info.height == 48 / 32
+    assert caplog.text.count("uni-vigu.pth: ignored 2 things beside the weights: args (argparse.Namespace)") == 1
 
 
 def test_caption_is_the_same_every_time(files: list[str], clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -426,6 +426,7 @@ def _arguments() -> argparse.ArgumentParser:
 def _quiet_libraries() -> None:
     """Libraries print notes about their own options; users of a command want to see ours."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("uvg_core.checkpoint").setLevel(logging.INFO)
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -80,6 +80,7 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     config = whole_config(weights, network, latent_space=latent_space)
     require_fit(weights, network, compare(weights, network, config.model))
+    weights.tell_ignored()
     metadata = {**weights.metadata, "config": config.to_json()}
     if Path(path).suffix in (".safetensors", ".sft"):
         stored = comfy.utils.load_torch_file(path)  # core's reader: memory-mapped as its offload wants it

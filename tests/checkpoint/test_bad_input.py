@@ -69,7 +69,7 @@ def test_bad_files(message, name, tmp_path):
 def test_hostile_pickles_are_refused_and_never_run(zipped, tmp_path):
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
     if zipped:
-        torch.save({"model": {"x": torch.ones(1)}, "args": Hostile(marker)}, path)
+        torch.save({"model": Hostile(marker)}, path)
     else:
         path.write_bytes(pickle.dumps({"model": Hostile(marker)}))
     for attempt in (load_model, inspect_checkpoint, read_config):
@@ -77,7 +77,7 @@ def test_hostile_pickles_are_refused_and_never_run(zipped, tmp_path):
             attempt(path)
     assert not marker.exists()
     if zipped:
-        with pytest.raises(UniViGUError, match=r"refused: found \w+\.mkdir, expected tensors"):
+        with pytest.raises(UniViGUError, match=r"no tensors in it \(entries: model \(\w+\.mkdir\)"):
             load_model(path)
 
 
@@ -249,8 +249,8 @@ def test_types_of_tomorrow_are_still_carried(tmp_path):
         (torch.ones(1).expand(1240, 1240, 1_000_000), r"found 4 bytes for shape \[1240, 1240, 1000000\]"),
         (torch.ones(3, 1).expand(3, 2), "found 12 bytes"),
         (torch.ones(5).as_strided((3, 3), (1, 1)), "found 20 bytes"),
-        (torch.eye(3).to_sparse(), "sparse_coo"),
-        (torch.ones(3, device="meta"), "meta"),
+        (torch.eye(3).to_sparse(), "found a sparse tensor"),
+        (torch.ones(3, device="meta"), "found a meta tensor"),
     ],
 )
 def test_tensors_that_are_not_stored_in_full(tensor, says, tmp_path):

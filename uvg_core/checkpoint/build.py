@@ -61,6 +61,7 @@ def load_model(
         weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
     )
     require_fit(weights, network, compare(weights, network, config))
+    weights.tell_ignored()
     dtype = dtype or usual_dtype(weights, network)
 
     sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}
@@ -123,6 +124,7 @@ def init_from_wan(
             f"{WAN_CHANNELS} input channels: image-to-video, VACE, camera, audio and Wan2.2-5B models do not fit"
         )
     require_fit(weights, network, misfit)
+    weights.tell_ignored()
     dtype = dtype or usual_dtype(weights, network)
     generator = torch.Generator().manual_seed(seed)
 

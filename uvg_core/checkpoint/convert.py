@@ -56,6 +56,7 @@ def convert(
         weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
     )
     require_fit(weights, network, compare(weights, network, stated.model))
+    weights.tell_ignored()
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""

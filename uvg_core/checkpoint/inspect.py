@@ -29,7 +29,8 @@ class CheckpointReport:
 
     ``layout`` is ``native``, ``release``, ``wan``, ``diffusers`` or ``unknown``; ``dtypes`` and ``parts`` count
     parameters. ``config`` is None where the file is not recognised or ``problem`` prevents it; its entries named in
-    ``assumed`` are nowhere stated. For a Wan base only the sizes in ``config`` mean anything.
+    ``assumed`` are nowhere stated. For a Wan base only the sizes in ``config`` mean anything. ``ignored`` counts and
+    names what a trainer left beside the weights.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class CheckpointReport:
     unexpected: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
     step: int | None = None
+    ignored: str = ""
     foreign: str = ""
     problem: str = ""
 
@@ -68,6 +70,8 @@ class CheckpointReport:
         rows += [(f"  {part}", _short(count)) for part, count in self.parts.items()]
         if self.step is not None:
             rows.append(("step", str(self.step)))
+        if self.ignored:
+            rows.append(("ignored", self.ignored))
         for label, names in (("missing", self.missing), ("unexpected", self.unexpected), ("shape", self.misshapen)):
             if names:
                 rows.append((label, f"{len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"))
@@ -129,6 +133,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
         unexpected=misfit.unexpected,
         misshapen=tuple(f"{n} {list(found)} for {list(expected)}" for n, found, expected in misfit.misshapen),
         step=weights.step,
+        ignored=weights.ignored,
         foreign=describe_foreign(weights.tensors) if network.layout == "unknown" else "",
         problem=problem,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 from ..errors import UniViGUError
 
-INDEX = ".safetensors.index.json"
+# Names as diffusers and transformers give them: BASE.safetensors, or shards BASE-00001-of-00002.safetensors and their
+# index BASE.safetensors.index.json. A precision (.fp16) may stand before any dot or dash.
+_WEIGHTS = re.compile(r"(?P<base>.+?)(?:-\d+-of-\d+)?\.(?P<kind>safetensors|sft|pth|pt|bin)(?P<index>\.index\.json)?")
+_VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|fp8\w*)(?=[.-])")
 _AGAIN = "Download the file again"
 
 
@@ -26,6 +30,7 @@ class Location:
 def locate(path: str | Path) -> Location:
     """Resolve a weights file, a shard index, or a folder (with an index, one weights file, or ``transformer/``).
 
+    In a folder, safetensors go before pickles, an index before its shards, and weights before their half precision.
     Raises UniViGUError when nothing is there, a shard is missing, or the folder holds several candidates.
     """
     if not str(path):  # Path("") would be the working directory
@@ -46,7 +51,7 @@ def locate(path: str | Path) -> Location:
         return _in_folder(path)
     if not stat.S_ISREG(mode):
         raise UniViGUError(f"{path}: found a device or a pipe, expected a checkpoint file or folder. Name another")
-    if path.name.endswith(INDEX):
+    if _is_index(path):
         return Location(path, _shards(path), _facts(path.parent))
     # Only a file that diffusers named belongs to the config.json beside it.
     facts = _facts(path.parent) if path.name.startswith("diffusion_pytorch_model") else {}
@@ -61,7 +66,7 @@ def kind_of(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(256)
+            start = file.read(512)
     except OSError as error:
         raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not start:
@@ -82,6 +87,11 @@ def kind_of(path: Path) -> str:
         return "safetensors"
     if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80":
         return "torch"
+    if start[257:262] == b"ustar":
+        raise UniViGUError(
+            f"{path}: found a tar archive, which is not read here (torch wrote such files until 2017). Unpack it, or "
+            "ask for a safetensors version"
+        )
     raise UniViGUError(
         f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
         "file that holds the weights"
@@ -98,21 +108,34 @@ def _in_folder(folder: Path) -> Location:
             f"{folder}: this folder cannot be read ({error.strerror or error}); expected one with weights. Check its "
             "permissions"
         ) from error
-    indices = [file for file in files if file.name.endswith(INDEX)]
-    safetensors = [file for file in files if file.suffix in (".safetensors", ".sft")]
-    pickles = [file for file in files if file.suffix in (".pth", ".pt")]
-    if len(indices) == 1:
-        return Location(folder, _shards(indices[0]), _facts(folder))
-    candidates = indices or safetensors or pickles
+    named = [(file, match) for file in files if (match := _named(file))]
+    safetensors = [(file, match) for file, match in named if match["kind"] in ("safetensors", "sft")]
+    # What a trainer keeps of its own, such as optimizer.bin, is no model.
+    found = safetensors or [
+        (f, match) for f, match in named if match["kind"] != "bin" or match["base"].endswith("model")
+    ]
+    plain = {match["base"] for file, match in found if not _VARIANT.search(file.name)}
+    found = [(file, match) for file, match in found if match["base"] not in plain or not _VARIANT.search(file.name)]
+    indices = [file for file, match in found if match["index"]]
+    candidates = indices or [file for file, _ in found]
     if not candidates:
         raise UniViGUError(
-            f"{folder}: no weights in this folder; expected a *.safetensors, *.pth or *{INDEX} file. "
+            f"{folder}: no weights in this folder; expected a *.safetensors, *.pth or *.index.json file. "
             "Check the path, or name the file itself"
         )
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates[:5])
         raise UniViGUError(f"{folder}: several files could be meant ({names}); name the one to load")
-    return Location(folder, (candidates[0],), _facts(folder))
+    return Location(folder, _shards(indices[0]) if indices else (candidates[0],), _facts(folder))
+
+
+def _named(file: Path) -> re.Match[str] | None:
+    return _WEIGHTS.fullmatch(_VARIANT.sub("", file.name))
+
+
+def _is_index(file: Path) -> bool:
+    match = _named(file)
+    return match is not None and match["index"] is not None
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
-import pickle
-import re
+import mmap
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,11 @@ from torch import Tensor
 
 from ..config import shown
 from ..errors import UniViGUError
+from .inert import Malformed, Named, Refused, Storage, Thing, View
 from .locate import kind_of, locate
+from .torch_form import contents
+
+log = logging.getLogger(__name__)
 
 # Names of dtypes in safetensors headers. Types that this torch does not have are carried as raw bytes.
 _DTYPE_NAMES = {
@@ -50,8 +56,7 @@ _NAME_OF_DTYPE = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # as in the safetensors format
 _DIMENSIONS_LIMIT = 64  # torch's own
 _COUNT_LIMIT = 1 << 63  # sizes and offsets are signed 64-bit numbers in torch and in every system
-# Pages of a mapped file count as used memory until it is unmapped: map it anew after so many bytes.
-_REMAP_BYTES = 1 << 28
+_MOST_SHARING = 16  # tensors of a file, in multiples of its size: tied weights are stored once
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,10 @@ class Stored:
 
 
 class WeightFile(ABC):
-    """An opened checkpoint: ``tensors`` by name, string ``metadata``, ``facts`` of a config.json, training ``step``."""
+    """An opened checkpoint: ``tensors`` by name, string ``metadata``, ``facts`` of a config.json, training ``step``.
+
+    ``ignored`` counts and names what a trainer left beside the weights; empty if there is nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,11 +93,38 @@ class WeightFile(ABC):
         self.metadata: dict[str, str] = {}
         self.facts: dict[str, Any] = {}
         self.step: int | None = None
+        self.ignored = ""
         self.nbytes = path.stat().st_size if path.is_file() else 0
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in memory of its own; flat bytes when its dtype is not one of torch's."""
+
+    def tell_ignored(self) -> None:
+        """Say what is left in the file. For whoever loads the weights, once; ``inspect`` shows it in its report."""
+        if self.ignored:
+            log.info("%s: ignored %s", self.path, self.ignored)
+
+    def _bytes_at(self, begin: int, name: str) -> Tensor:
+        """A tensor's bytes, which lie in one piece in the file."""
+        tensor = torch.empty(self.tensors[name].nbytes, dtype=torch.uint8)
+        view = bytes_of(tensor)
+        done = 0
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(begin)
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise self._truncated(begin + len(view))
+                    done += count
+        except OSError as error:
+            raise UniViGUError(f"{self.path}: reading {name} failed ({error.strerror or error})") from error
+        return tensor
+
+    def _truncated(self, expected: int) -> UniViGUError:
+        """What to raise for a file that has become shorter than it was."""
+        return UniViGUError(f"{self.path}: the file ends before byte {expected}. Download or copy it again")
 
 
 def open_weights(path: str | Path) -> WeightFile:
@@ -175,21 +210,8 @@ class SafetensorsFile(WeightFile):
 
     def read(self, name: str) -> Tensor:
         stored = self.tensors[name]
-        dtype = stored.torch_dtype
-        tensor = torch.empty(stored.nbytes, dtype=torch.uint8)
-        view = bytes_of(tensor)
-        done = 0
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self._offsets[name])
-                while done < stored.nbytes:
-                    count = file.readinto(view[done:])
-                    if not count:
-                        raise self._truncated(self._offsets[name] + stored.nbytes)
-                    done += count
-        except OSError as error:
-            raise UniViGUError(f"{self.path}: reading {name} failed ({error.strerror or error})") from error
-        return tensor if dtype is None else tensor.view(dtype).reshape(stored.shape)
+        flat, dtype = self._bytes_at(self._offsets[name], name), stored.torch_dtype
+        return flat if dtype is None else flat.view(dtype).reshape(stored.shape)
 
     def _truncated(self, expected: int) -> UniViGUError:
         return UniViGUError(
@@ -211,59 +233,132 @@ def _are_counts(values: Any) -> bool:
 
 
 class TorchFile(WeightFile):
-    """A ``.pth``: a dict of tensors, bare or as its entry ``model`` (or ``state_dict``), never unpickled freely."""
+    """A ``.pth``: a dict of tensors, bare or as its entry ``model`` (or ``state_dict``). Nothing in it is executed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._mapped: dict[str, Tensor] = {}
-        self._touched = 0
-        self._map()
-        unstorable = [name for name, tensor in self._mapped.items() if tensor.dtype not in _NAME_OF_DTYPE]
-        if unstorable:
-            name = unstorable[0]
-            raise UniViGUError(f"{path}: {name} is {self._mapped[name].dtype}, which is not a dtype of weights")
-        self.tensors = {name: Stored.like(tensor.shape, tensor.dtype) for name, tensor in self._mapped.items()}
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                opened = contents(data)
+        except Refused as error:
+            raise UniViGUError(f"{path}: {error}") from None
+        except Malformed as error:
+            raise self._damaged(str(error)) from error
+        except (OSError, ValueError) as error:
+            raise UniViGUError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        self._swapped = opened.byteorder != sys.byteorder
+        self._offsets: dict[str, int] = {}
+        self._views = self._weights(opened.saved)
+        for name, view in self._views.items():
+            self._add(name, view, opened.places.get(view.storage.key))
+        total = sum(stored.nbytes for stored in self.tensors.values())
+        if total > _MOST_SHARING * self.nbytes:
+            raise UniViGUError(
+                f"{path}: found tensors of {total} bytes in a file of {self.nbytes}: they show the same numbers again "
+                "and again; expected plain weights. Ask for a safetensors version"
+            )
 
-    def read(self, name: str) -> Tensor:
-        tensor = self._mapped[name].clone(memory_format=torch.contiguous_format)
-        self._touched += tensor.nbytes
-        if self._touched > _REMAP_BYTES:
-            self._mapped = {}
-            self._map()
-            self._touched = 0
-        return tensor
+    def _weights(self, saved: Any) -> dict[str, View]:
+        """The tensors by name; sets ``step`` and ``ignored``."""
+        whole = _entries(saved)
+        if whole is None:
+            raise UniViGUError(f"{self.path}: found a {_kind(saved)}, expected a dict of tensors by name")
+        choices = {key: _entries(whole.get(key)) or {} for key in ("model", "state_dict")}
+        inside = next((key for key, state in choices.items() if any(map(_is_tensor, state.values()))), None)
+        state = whole if inside is None else choices[inside]
+        views: dict[str, View] = {}
+        others = {} if inside is None else {key: value for key, value in whole.items() if key != inside}
+        for name, value in state.items():
+            if isinstance(value, View) and isinstance(name, str):
+                views[name] = value
+            elif _is_tensor(value):
+                raise self._not_stored(str(name), f"a {_kind(value)}")
+            else:
+                others[name] = value
+        if not views:
+            raise UniViGUError(
+                f"{self.path}: no tensors in it (entries: {_listed(others)}; nothing in it was executed); expected a "
+                "dict of tensors by name"
+            )
+        counter = "step" if "step" in whole else "global_step"
+        step = whole.get(counter)
+        if isinstance(step, (int, float)) and 0 <= step < _COUNT_LIMIT:
+            self.step = int(step)
+            others.pop(counter, None)
+        if others:
+            self.ignored = f"{len(others)} thing{'s' * (len(others) > 1)} beside the weights: {_listed(others)}"
+        return views
 
-    def _map(self) -> None:
-        whole = _load_safely(self.path)
-        state = whole
-        if isinstance(whole, dict):
-            step = whole.get("step", whole.get("global_step"))
-            self.step = int(step) if isinstance(step, (int, float)) and 0 <= step < _COUNT_LIMIT else None
-            state = next((whole[key] for key in ("model", "state_dict") if isinstance(whole.get(key), dict)), whole)
-        if not isinstance(state, dict):
-            raise UniViGUError(f"{self.path}: found a {type(state).__name__}, expected a dict of tensors by name")
-        self._mapped = {
-            name: value.detach() for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        for name, tensor in self._mapped.items():
-            self._require_stored(name, tensor)
-        if not self._mapped:
-            keys = ", ".join(shown(key) for key in list(state)[:5]) or "none"
-            raise UniViGUError(f"{self.path}: no tensors in it (entries: {keys}); expected a dict of tensors by name")
-
-    def _require_stored(self, name: str, tensor: Tensor) -> None:
+    def _add(self, name: str, view: View, place: tuple[int, int] | None) -> None:
         """Raise UniViGUError for a tensor that is not there in full: one number shown as a million costs a few bytes
         in the file and a million in memory."""
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            found = f"{tensor.layout} on {tensor.device}".replace("torch.", "")
-        elif (needed := tensor.numel() * tensor.element_size()) > (present := tensor.untyped_storage().nbytes()):
-            found = f"{present} bytes for shape {list(tensor.shape)}, which takes {needed}"
-        else:
-            return
-        raise UniViGUError(
-            f"{self.path}: {name} is not stored in full (found {found}); expected plain weights. Save it anew after "
-            ".contiguous(), or ask for a safetensors version"
+        if view.dtype not in _NAME_OF_DTYPE:
+            raise UniViGUError(f"{self.path}: {name} is {view.dtype}, which is not a dtype of weights")
+        storage, itemsize = view.storage, view.storage.dtype.itemsize
+        if place is None:
+            raise self._damaged(f"the numbers of {name} are not in it")
+        present = storage.count * itemsize
+        if storage.start * itemsize + present > place[1]:
+            raise self._damaged(f"of the numbers of {name}, {present} bytes, {place[1]} are in it")
+        if view.needed > present:
+            raise self._not_stored(name, f"{present} bytes for shape {list(view.shape)}, which takes {view.needed}")
+        first = view.offset * view.dtype.itemsize
+        if first + view.span > present:
+            raise self._damaged(f"{name} goes beyond its {present} bytes")
+        self.tensors[name] = Stored.like(view.shape, view.dtype)
+        self._offsets[name] = place[0] + storage.start * itemsize + first
+
+    def read(self, name: str) -> Tensor:
+        view, begin = self._views[name], self._offsets[name]
+        if view.contiguous:
+            tensor = self._bytes_at(begin, name).view(view.dtype).reshape(view.shape)
+        else:  # numbers of other tensors lie between: mapped, so that only what is needed is read
+            with self.path.open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if len(data) < begin + view.span:
+                raise self._truncated(begin + view.span)
+            numbers = torch.frombuffer(data, dtype=torch.uint8, count=view.span, offset=begin).view(view.dtype)
+            tensor = numbers.as_strided(view.shape, view.stride).clone(memory_format=torch.contiguous_format)
+        if self._swapped:
+            tensor.untyped_storage().byteswap(view.dtype)
+        return tensor
+
+    def _truncated(self, expected: int) -> UniViGUError:
+        return self._damaged(f"it ends before byte {expected}")
+
+    def _damaged(self, reason: str) -> UniViGUError:
+        return UniViGUError(
+            f"{self.path}: cannot be read as a torch checkpoint ({reason}). The file is damaged or incomplete: "
+            "download or copy it again"
         )
+
+    def _not_stored(self, name: str, found: str) -> UniViGUError:
+        return UniViGUError(
+            f"{self.path}: {name} is not stored in full (found {found}); expected plain weights. Save it anew after "
+            ".contiguous() (of sharded weights, the full ones), or ask for a safetensors version"
+        )
+
+
+def _entries(value: Any) -> dict[Any, Any] | None:
+    """The entries of a dict, or of what was made by a class of dicts."""
+    return value.entries if isinstance(value, Thing) else value if isinstance(value, dict) else None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, View) or (isinstance(value, Thing) and value.is_tensor)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (View, Storage)):
+        return type(value).__name__.lower().replace("view", "tensor")
+    return repr(value) if isinstance(value, (Thing, Named)) else type(value).__name__
+
+
+def _listed(entries: dict[Any, Any], most: int = 5) -> str:
+    """The first by name and kind."""
+    named = [f"{shown(key).strip(chr(39))} ({_kind(value)})" for key, value in islice(entries.items(), most)]
+    more = [f"{len(entries) - most} more"] if len(entries) > most else []
+    return ", ".join(named + more) or "none"
 
 
 class _Shards(WeightFile):
@@ -274,32 +369,8 @@ class _Shards(WeightFile):
         self._home = {name: file for file in files for name in file.tensors}
         self.tensors = {name: file.tensors[name] for name, file in self._home.items()}
         self.metadata = files[0].metadata
+        self.ignored = "; ".join(file.ignored for file in files if file.ignored)
         self.nbytes = sum(file.nbytes for file in files)
 
     def read(self, name: str) -> Tensor:
         return self._home[name].read(name)
-
-
-def _load_safely(path: Path) -> Any:
-    """``torch.load`` that maps the file and builds nothing but tensors and plain containers."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            raise UniViGUError(
-                f"{path}: found a bare pickle (or torch's format from before 2020), expected a checkpoint written by "
-                "torch.save; pickles can run code, so it was not opened. Ask for a safetensors version"
-            )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # torch's advice to allow it is not passed on
-        found = f"found {named[1]}, " if named else ""
-        raise UniViGUError(
-            f"{path}: refused: {found}expected tensors and plain numbers only, since anything else may be code; "
-            "nothing in it was executed. Ask for a safetensors version, or for one with weights only"
-        ) from None
-    except Exception as error:  # torch reports a damaged archive in many ways
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UniViGUError(
-            f"{path}: cannot be read as a torch checkpoint ({reason}). The file is damaged or incomplete: download or "
-            "copy it again"
-        ) from error

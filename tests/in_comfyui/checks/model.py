@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -155,7 +156,8 @@ def every_file() -> dict[str, Any]:
     released = {f"_fsdp_wrapped_module.{from_native(name, 'release')}": tensor for name, tensor in tensors.items()}
     released["rotary_emb_text.inv_freq"] = torch.ones(16)  # tells the size of a head
     files["release .pth"] = str(folder / "kinds_release.pth")
-    torch.save({"model": released, "step": 1}, files["release .pth"])
+    left = {"step": 1, "args": argparse.Namespace(out=folder), "optimizer": {"state": {}}, "best": argparse.Namespace}
+    torch.save({"model": released, **left}, files["release .pth"])
     found: dict[str, Any] = {}
     for kind, path in files.items():
         model = bridge.load_network(path, "default", None)

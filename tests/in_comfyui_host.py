@@ -7,6 +7,7 @@ The tests' own process never imports it.
     COMFYUI_PYTHON       its interpreter; else the virtual environment in it or beside it; else this one
     COMFYUI_PYTHONPATH   put before PYTHONPATH for it; else a folder ``cpu_torch`` beside it, where there is one (for
                          installations whose torchvision and torchaudio were built for CUDA and whose torch was not)
+    COMFYUI_FRONT_END    a folder with a front end (its index.html) in place of the one that it is installed with
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -57,6 +59,18 @@ class ComfyUI:
     folder: Path
     python: Path
     environment: Mapping[str, str]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Start options that belong to the installation."""
+        front_end = self.environment.get("COMFYUI_FRONT_END")
+        return ("--front-end-root", front_end) if front_end else ()
+
+    @property
+    def version(self) -> str:
+        """What it says of itself, e.g. ``0.33.0``."""
+        said = re.search(r'"([\d.]+)"', (self.folder / "comfyui_version.py").read_text(encoding="utf-8"))
+        return said[1] if said else "of an unknown version"
 
 
 def load_client() -> ModuleType:
@@ -187,7 +201,7 @@ class Server(Process):
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         started = time.monotonic()
-        options = ("--port", str(port), "--base-directory", str(self.base), *self.options)
+        options = ("--port", str(port), "--base-directory", str(self.base), *self.options, *self.comfyui.options)
         self._process = self.start(str(HERE / "serve.py"), str(self.comfyui.folder / "main.py"), *options)
         while not self._answers():
             ended = self._process.poll() is not None

@@ -13,6 +13,8 @@ from ..uvg_core.errors import UniViGUError
 from . import bridge
 from .types import CATEGORY, GeneratedText, UvgText
 
+LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
+
 
 def sized(run: RunConfig, *, width: int = 0, height: int = 0, frames: int = 0) -> RunConfig:
     """``run`` with other sizes, 0 for its own. Raises UniViGUError off the model's grid."""
@@ -67,7 +69,11 @@ class UniViGUEmptyLatent(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64),
             ],
-            outputs=[io.Latent.Output(), io.Float.Output(display_name="fps")],
+            outputs=[
+                io.Latent.Output(),
+                io.Float.Output(display_name="fps"),
+                io.Float.Output(display_name="enlarge"),
+            ],
         )
 
     @classmethod
@@ -78,10 +84,11 @@ class UniViGUEmptyLatent(io.ComfyNode):
         run = sized(bridge.run_facts(model), width=width, height=height, frames=frames)
         shape = latent_shape(run.frames, run.height, run.width, config.in_dim)
         video = bridge.empty_latent((batch_size, *shape[1:]))
+        enlarge = float(max(1, LARGE_ENOUGH // max(run.width, run.height)))
         if config.text_flow != "embedding":
-            return io.NodeOutput({"samples": video}, run.fps)
+            return io.NodeOutput({"samples": video}, run.fps, enlarge)
         text = bridge.empty_latent((batch_size, config.dim, text_length or run.text_length))
-        return io.NodeOutput({"samples": bridge.nested(video, text)}, run.fps)
+        return io.NodeOutput({"samples": bridge.nested(video, text)}, run.fps, enlarge)
 
 
 class UniViGUSplitLatent(io.ComfyNode):

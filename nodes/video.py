@@ -56,12 +56,12 @@ def size_inputs() -> list[Any]:
         io.Float.Input(
             "fps",
             display_name="fps (-1 = auto)",
-            default=0.0,
+            default=-1.0,
             min=-1.0,
             max=240.0,
             step=0.5,
-            tooltip="0 spreads the frames evenly over the whole clip. Otherwise this many frames a second from the "
-            "start on; -1: as many as the checkpoint was trained with.",
+            tooltip="Frames a second, from the start on. -1: what the checkpoint was trained with; 0 spreads the "
+            "frames evenly over the whole clip instead.",
         ),
     ]
 
@@ -109,8 +109,9 @@ class UniViGUEncodeVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
         run = bridge.facts_of_vae(vae) if model is None else bridge.run_facts(model)
-        size = fitting(run, width, height, frames, fps)
-        pixels, note = fit_pixels(as_pixels(video), **size) if isinstance(video, torch.Tensor) else read(video, **size)
+        images = isinstance(video, torch.Tensor)
+        size = fitting(run, width, height, frames, 0.0 if images and fps < 0 else fps)  # images have no rate
+        pixels, note = fit_pixels(as_pixels(video), **size) if images else read(video, **size)
         bridge.Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
 

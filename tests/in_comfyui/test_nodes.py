@@ -33,7 +33,7 @@ def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
 
 def test_what_is_left_to_the_checkpoint_is_what_it_carries(inside: Inside) -> None:
     found = inside.call("nodes", "auto")
-    assert found["latent"] == [[1, 16, 3, 6, 6], 4.0, [1, 16, 3, 6, 12]]
+    assert found["latent"] == [[1, 16, 3, 6, 6], 4.0, 6.0, [1, 16, 3, 6, 12]]
     assert found["clips"] == 0.0
     assert found["joint"] == [0.0, True]
     assert found["read"] == [0.0, True]

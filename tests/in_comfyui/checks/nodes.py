@@ -103,8 +103,8 @@ def auto() -> dict[str, Any]:
     """What nodes make of 0, and -1, against the numbers that the embedded checkpoint carries."""
     model, clip, vae = load_embedded()
     left_to_it = {"width": 0, "height": 0, "frames": 0}
-    latent, fps = run("UniViGUEmptyLatent", model=model, **left_to_it, text_length=0, batch_size=1)
-    wide, _ = run("UniViGUEmptyLatent", model=model, **{**left_to_it, "width": 96}, text_length=0, batch_size=1)
+    latent, fps, enlarge = run("UniViGUEmptyLatent", model=model, **left_to_it, text_length=0, batch_size=1)
+    wide, *_ = run("UniViGUEmptyLatent", model=model, **{**left_to_it, "width": 96}, text_length=0, batch_size=1)
     explicit, automatic = {"steps": 24, "guidance": 5.0, "shift": 3.0}, {"steps": 0, "guidance": -1.0, "shift": 0.0}
     positive, negative = (run("UniViGUTextEncode", clip=clip, text=text)[0] for text in ("a red circle", ""))
     given = {"model": model, "positive": positive, "negative": negative, "latent": latent, "seed": 1}
@@ -118,7 +118,7 @@ def auto() -> dict[str, Any]:
     video = sample_clip()
     by_model, _ = run("UniViGUEncodeVideo", video=video, vae=plain, model=model, **left_to_it, fps=0.0)
     return {
-        "latent": [list(latent["samples"].shape), fps, list(wide["samples"].shape)],
+        "latent": [list(latent["samples"].shape), fps, enlarge, list(wide["samples"].shape)],
         "clips": distance(*clips),
         "joint": [distance(*(j[0]["samples"] for j in joints)), torch.equal(*(j[1].tokens for j in joints))],
         "read": [distance(chosen["samples"], read["samples"]), noted == read_note],

@@ -31,6 +31,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, from_native
+from uvg_core.checkpoint.read import open_weights
+from uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX
 
 ROOT = Path(__file__).absolute().parents[1]
 HERE = ROOT / "tests" / "in_comfyui"
@@ -141,6 +147,27 @@ def make_base(folder: Path, pack: Path = ROOT) -> Path:
     except OSError:  # Windows without the right to make links
         shutil.copytree(pack, link, ignore=shutil.ignore_patterns(*NOT_COPIED))
     return folder
+
+
+def put_stand_ins(models: Path) -> None:
+    """Files under the names that the workflow first_try asks for: the embedded model, taken apart as the released one
+    comes, in ``models`` of a base directory."""
+    graph = json.loads((ROOT / "workflows" / "api" / "first_try.json").read_text(encoding="utf-8"))
+    names = next(node["inputs"] for node in graph.values() if node["class_type"] == "UniViGULoader")
+    whole = open_weights(ROOT / "models" / "uvg_tiny.safetensors")
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): whole.read(name) for name in whole.tensors if name.startswith(prefix)}
+
+    network = {from_native(name, "release"): tensor for name, tensor in part(ALL_IN_ONE_PREFIX).items()}
+    # The release keeps its text rotations' frequencies beside the weights: they show how wide a head is (32 here).
+    network["rotary_emb_text.inv_freq"] = 10000.0 ** -(torch.arange(0, 32, 2) / 32)
+    for folder in ("uni_vigu", "text_encoders", "vae"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network, "step": 7}, models / "uni_vigu" / names["checkpoint"])
+    encoder = part(ENCODER_PREFIX) | {"spiece_model": whole.read(TOKENIZER_KEY)}
+    save_file(encoder, models / "text_encoders" / names["text_encoder"])
+    save_file(part(VAE_PREFIX), models / "vae" / names["vae"])
 
 
 @dataclass

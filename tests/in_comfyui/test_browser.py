@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import PACK, Server
+from in_comfyui_host import PACK, Server, put_stand_ins
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
@@ -379,8 +379,33 @@ def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[
     SHOWS[name](page.run(LONG.get(name, SECONDS)))
     assert page.faults() == []
     assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+    picture_of(page, name)
+
+
+def test_the_first_try_opens_whole(canvas: Callable[..., Canvas], server: Server) -> None:
+    """It cannot run here: the files under its names are stand-ins."""
+    put_stand_ins(server.base / "models")
+    page = canvas()
+    file = page.open_template("first_try")
+    assert page.faults() == []
+    assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+    api_form = json.loads((WORKFLOWS / "api" / "first_try.json").read_text(encoding="utf-8"))
+    assert differences(page.page.evaluate("app.graphToPrompt().then(both => both.output)"), api_form) == []
+    picture_of(page, "first_try")
+    page = canvas(VueNodes_Enabled=True)
+    page.open_template("first_try")
+    page.page.wait_for_function(
+        "n => document.querySelectorAll('.lg-node[data-node-id]').length === n", arg=len(file["nodes"])
+    )
+    assert page.faults() == []
+    assert misplaced(page.page.evaluate(VUE_BOXES)) == []
+    picture_of(page, "first_try_nodes_2")
+
+
+def picture_of(page: Canvas, name: str) -> None:
     if os.environ.get("UVG_SCREENSHOTS"):
         page.picture(Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}.jpg")
+        page.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas]) -> None:
@@ -393,9 +418,7 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas])
         )
         assert page.faults() == []
         assert misplaced(page.page.evaluate(VUE_BOXES)) == [], name
-        if os.environ.get("UVG_SCREENSHOTS"):
-            page.picture(Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}_nodes_2.jpg")
-            page.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+        picture_of(page, f"{name}_nodes_2")
 
 
 def test_canvases_of_older_versions_load_and_run(canvas: Callable[..., Canvas], server: Server) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import Server, load_client
+from in_comfyui_host import Server, load_client, put_stand_ins
 from PIL import Image
 
 from uvg_core.codec.video_file import read_clip
@@ -19,7 +19,7 @@ from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
-NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages")
+NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages", "first_try")
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/api/*.json"))
 SAMPLE = "a large red circle moves right quickly on a navy background"
 api = load_client()
@@ -79,6 +79,31 @@ def test_every_workflow_has_its_api_form_and_thumbnail() -> None:
         notes = ("Note", "MarkdownNote")
         assert sorted(n["type"] for n in canvas["nodes"] if n["type"] not in notes) == kinds, name
         assert (WORKFLOWS / f"{name}.jpg").stat().st_size < 100_000
+
+
+def test_the_first_try_names_its_files_where_they_go_and_where_they_are(client: Any, server: Server) -> None:
+    """The same in the canvas (ComfyUI offers the downloads) and in what the node says of a missing file."""
+    canvas = json.loads((WORKFLOWS / "first_try.json").read_text(encoding="utf-8"))
+    (loader,) = (node for node in canvas["nodes"] if node["type"] == "UniViGULoader")
+    graph = graph_of("first_try")
+    names = ("checkpoint", "text_encoder", "vae")
+    listed = {entry["name"]: entry for entry in loader["properties"]["models"]}
+    assert list(listed) == loader["widgets_values"][:3] == [graph["1"]["inputs"][name] for name in names]
+    with pytest.raises(api.ClientError) as missing:
+        client.run(graph)
+    assert f"models/{listed['uni_vigu.pth']['directory']}" in str(missing.value)
+    for name in names:  # each missing in turn, the others there
+        put_stand_ins(server.base / "models")
+        entry = listed[graph["1"]["inputs"][name]]
+        (server.base / "models" / entry["directory"] / entry["name"]).unlink()
+        with pytest.raises(api.ClientError) as missing:
+            client.run(changed(graph, "UniFlowSampler", seed=len(name)))
+        for word in (entry["name"], entry["url"], f"models/{entry['directory']}", "GB" if name != "vae" else "MB"):
+            assert word in str(missing.value), (name, word)
+    put_stand_ins(server.base / "models")
+    small = changed(changed(graph, "UniViGUEmptyLatent", width=64, height=48, frames=5), "UniFlowSampler", steps=2)
+    (video,) = client.run(small).files
+    assert video.filename.endswith(".mp4")
 
 
 def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -> None:

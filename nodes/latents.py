@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..uvg_core.codec.latents import latent_shape
+from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from . import bridge
 from .types import CATEGORY, GeneratedText, UvgText
+
+LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
+
+
+def sized(run: RunConfig, *, width: int = 0, height: int = 0, frames: int = 0) -> RunConfig:
+    """``run`` with other sizes, 0 for its own. Raises UniViGUError off the model's grid."""
+    size = {"frames": frames or run.frames, "height": height or run.height, "width": width or run.width}
+    latent_shape(**size)
+    return replace(run, **size)
 
 
 class UniViGUEmptyLatent(io.ComfyNode):
@@ -22,11 +33,35 @@ class UniViGUEmptyLatent(io.ComfyNode):
             description="An empty clip; for checkpoints with the embedding text flow, with a text stream beside it.",
             inputs=[
                 io.Model.Input("model"),
-                io.Int.Input("width", default=832, min=16, max=8192, step=16),
-                io.Int.Input("height", default=480, min=16, max=8192, step=16),
-                io.Int.Input("frames", default=81, min=1, max=1025, step=4, tooltip="4n+1: 81 is 5 s at 16 fps."),
+                io.Int.Input(
+                    "width",
+                    display_name="width (0 = auto)",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
+                ),
+                io.Int.Input(
+                    "height",
+                    display_name="height (0 = auto)",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    display_name="frames (0 = auto)",
+                    default=0,
+                    min=0,
+                    max=1025,
+                    tooltip="4n+1: 81 is 5 s at 16 fps. 0: what the checkpoint was trained with.",
+                ),
                 io.Int.Input(
                     "text_length",
+                    display_name="text_length (0 = auto)",
                     default=0,
                     min=0,
                     max=4096,
@@ -34,7 +69,11 @@ class UniViGUEmptyLatent(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[
+                io.Latent.Output(),
+                io.Float.Output(display_name="fps"),
+                io.Float.Output(display_name="enlarge"),
+            ],
         )
 
     @classmethod
@@ -42,13 +81,14 @@ class UniViGUEmptyLatent(io.ComfyNode):
         cls, model: Any, width: int, height: int, frames: int, text_length: int, batch_size: int
     ) -> io.NodeOutput:
         config = bridge.network_of(model).config
-        shape = latent_shape(frames, height, width, config.in_dim)
+        run = sized(bridge.run_facts(model), width=width, height=height, frames=frames)
+        shape = latent_shape(run.frames, run.height, run.width, config.in_dim)
         video = bridge.empty_latent((batch_size, *shape[1:]))
+        enlarge = float(max(1, LARGE_ENOUGH // max(run.width, run.height)))
         if config.text_flow != "embedding":
-            return io.NodeOutput({"samples": video})
-        length = text_length or bridge.run_facts(model).text_length
-        text = bridge.empty_latent((batch_size, config.dim, length))
-        return io.NodeOutput({"samples": bridge.nested(video, text)})
+            return io.NodeOutput({"samples": video}, run.fps, enlarge)
+        text = bridge.empty_latent((batch_size, config.dim, text_length or run.text_length))
+        return io.NodeOutput({"samples": bridge.nested(video, text)}, run.fps, enlarge)
 
 
 class UniViGUSplitLatent(io.ComfyNode):

@@ -73,20 +73,23 @@ class UniViGULoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, checkpoint: str, text_encoder: str, vae: str) -> bool:
+        """Files that are not there are for ``execute`` to refuse: it says where to get them, the server only that they
+        are not in its list."""
+        return True
+
+    @classmethod
     def execute(
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
         path = bridge.checkpoint_path(checkpoint)
         own = bridge.FROM_CHECKPOINT
         carried = bridge.parts_of(path) if own in (text_encoder, vae) else set()
-        for part, chosen, example in (
-            ("text encoder", text_encoder, "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
-            ("VAE", vae, "wan_2.1_vae.safetensors"),
-        ):
+        for part, chosen in (("text encoder", text_encoder), ("VAE", vae)):
             if chosen == own and part not in carried:
                 raise UniViGUError(
-                    f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses, e.g. {example}, in "
-                    f"the widget {part.replace(' ', '_').lower()}"
+                    f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses in the widget "
+                    f"{part.replace(' ', '_').lower()}. To get it: {bridge.PARTS[part]}"
                 )
         model = bridge.load_network(path, weight_dtype, None if latent_space == own else latent_space)
         clip = bridge.load_encoder(
@@ -97,6 +100,7 @@ class UniViGULoader(io.ComfyNode):
         )
         decoder = bridge.load_vae(path if vae == own else bridge.file_path("vae", vae))
         bridge.fit_preview(model, decoder)
+        bridge.belong_to(decoder, bridge.run_facts(model))
         return io.NodeOutput(model, clip, decoder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
 from ..uvg_core.flow.time import sigma_from_tau
@@ -52,6 +53,46 @@ def guidance_end_input() -> Any:
     )
 
 
+def sampling_inputs() -> list[Any]:
+    """The widgets of a run that forms video. What stands for the checkpoint's own was out of range before there was
+    such a thing, so that every saved number means what it meant."""
+    return [
+        io.Int.Input(
+            "steps",
+            display_name="steps (0 = auto)",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="0: what the checkpoint recommends.",
+        ),
+        io.Float.Input(
+            "guidance",
+            display_name="guidance (-1 = auto)",
+            default=-1.0,
+            min=-1.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="How strongly the clip follows the prompt; 1 is none. Below 0: what the checkpoint recommends.",
+        ),
+        io.Float.Input(
+            "shift",
+            display_name="shift (0 = auto)",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Above 1: more of the steps at high noise. 0: what the checkpoint recommends.",
+        ),
+    ]
+
+
+def sampling_of(run: RunConfig, steps: int, guidance: float, shift: float) -> tuple[int, float, float]:
+    """What those widgets stand for with a checkpoint."""
+    return steps or run.steps, run.guidance_scale if guidance < 0 else guidance, shift or run.shift
+
+
 class UniFlowSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -68,17 +109,7 @@ class UniFlowSampler(io.ComfyNode):
                 io.Conditioning.Input("negative"),
                 io.Latent.Input("latent"),
                 seed_input(),
-                io.Int.Input("steps", default=50, min=1, max=1000),
-                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01),
-                io.Float.Input(
-                    "shift",
-                    default=3.0,
-                    min=0.01,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Above 1: more of the steps at high noise.",
-                ),
+                *sampling_inputs(),
                 io.Combo.Input("sampler", options=bridge.core_samplers(), default="euler"),
                 io.Combo.Input(
                     "scheduler",
@@ -116,6 +147,7 @@ class UniFlowSampler(io.ComfyNode):
         guidance_end: float = 1.0,
     ) -> io.NodeOutput:
         config = bridge.network_of(model).config
+        steps, guidance, shift = sampling_of(bridge.run_facts(model), steps, guidance, shift)
         if config.text_flow != "embedding":
             bridge.require_video_latent(latent["samples"], config)
         if denoise <= 0:
@@ -166,15 +198,24 @@ class Captioning:
         return [
             io.Int.Input(
                 "length",
+                display_name="length (0 = auto)",
                 default=0,
                 min=0,
                 max=4096,
                 tooltip="Tokens of the text. 0: what the checkpoint was trained with.",
             ),
-            io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0: what the checkpoint recommends."),
+            io.Int.Input(
+                "steps",
+                display_name="steps (0 = auto)",
+                default=0,
+                min=0,
+                max=1000,
+                tooltip="0: what the checkpoint recommends.",
+            ),
             seed_input(),
             io.Float.Input(
                 "temperature",
+                display_name="temperature (-1 = auto)",
                 default=-1.0,
                 min=-1.0,
                 max=10.0,
@@ -352,15 +393,14 @@ class JointSampler(io.ComfyNode):
                 io.Latent.Input("latent"),
                 io.Int.Input(
                     "text_length",
+                    display_name="text_length (0 = auto)",
                     default=0,
                     min=0,
                     max=4096,
                     tooltip="Tokens of the text. 0: what the checkpoint was trained with.",
                 ),
                 seed_input(),
-                io.Int.Input("steps", default=50, min=1, max=1000),
-                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01),
-                io.Float.Input("shift", default=3.0, min=0.01, max=100.0, step=0.1, round=0.01),
+                *sampling_inputs(),
                 io.Float.Input("temperature", default=1.0, min=0.0, max=10.0, step=0.05, optional=True, advanced=True),
                 io.Float.Input("top_p", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, advanced=True),
                 io.Combo.Input(
@@ -399,6 +439,7 @@ class JointSampler(io.ComfyNode):
         guidance_end: float = 1.0,
     ) -> io.NodeOutput:
         config, run = bridge.network_of(model).config, bridge.run_facts(model)
+        steps, guidance, shift = sampling_of(run, steps, guidance, shift)
         video = bridge.streams_of(latent)[0]
         bridge.require_video_latent(video, config)
         shifted = bridge.with_shift(model, shift)

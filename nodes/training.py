@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
-from ..uvg_core.codec.latents import latent_shape
 from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
@@ -29,6 +28,7 @@ from ..uvg_core.training.folder import (
 from ..uvg_core.training.sources import Item, digest
 from . import bridge
 from .bridge import training as bridge_training
+from .latents import sized
 from .text import as_image
 from .types import CATEGORY
 from .video import folder_inputs, look_at, read, required_folder, state_of
@@ -60,6 +60,7 @@ class UniViGULoadClips(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames",
+                    display_name="frames (0 = auto)",
                     default=0,
                     min=0,
                     max=1025,
@@ -107,13 +108,6 @@ class UniViGULoadClips(io.ComfyNode):
             [pair.detail or "" for pair in found.usable],
             report,
         )
-
-
-def sized(run: RunConfig, **sizes: int) -> RunConfig:
-    """``run`` with other sizes, 0 for its own. Raises UniViGUError off the model's grid."""
-    changed = replace(run, **{name: size for name, size in sizes.items() if size})
-    latent_shape(changed.frames, changed.height, changed.width)
-    return changed
 
 
 def most_tokens(run: RunConfig) -> TextLimits:
@@ -323,6 +317,7 @@ class UniViGUTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "width",
+                    display_name="width (0 = auto)",
                     default=0,
                     min=0,
                     max=8192,
@@ -332,6 +327,7 @@ class UniViGUTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "height",
+                    display_name="height (0 = auto)",
                     default=0,
                     min=0,
                     max=8192,
@@ -341,6 +337,7 @@ class UniViGUTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames",
+                    display_name="frames (0 = auto)",
                     default=0,
                     min=0,
                     max=1025,

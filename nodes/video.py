@@ -14,10 +14,11 @@ import torch
 from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.captioning import caption_folder
-from ..uvg_core.codec.latents import latent_shape
 from ..uvg_core.codec.video_file import ClipInfo, fit_pixels, probe, read_clip
+from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from . import bridge
+from .latents import sized
 from .samplers import Captioning, describe, video_cache_input
 from .types import CATEGORY
 
@@ -25,32 +26,57 @@ from .types import CATEGORY
 def size_inputs() -> list[Any]:
     """The widgets that fit a clip to the model."""
     return [
-        io.Int.Input("width", default=832, min=16, max=8192, step=16),
-        io.Int.Input("height", default=480, min=16, max=8192, step=16),
+        io.Int.Input(
+            "width",
+            display_name="width (0 = auto)",
+            default=0,
+            min=0,
+            max=8192,
+            step=16,
+            tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
+        ),
+        io.Int.Input(
+            "height",
+            display_name="height (0 = auto)",
+            default=0,
+            min=0,
+            max=8192,
+            step=16,
+            tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
+        ),
         io.Int.Input(
             "frames",
-            default=81,
-            min=1,
+            display_name="frames (0 = auto)",
+            default=0,
+            min=0,
             max=1025,
-            step=4,
-            tooltip="At most this many (4n+1); a shorter clip gives as many as it has.",
+            tooltip="At most this many (4n+1); a shorter clip gives as many as it has. 0: what the checkpoint was "
+            "trained with.",
         ),
         io.Float.Input(
             "fps",
-            default=0.0,
-            min=0.0,
+            display_name="fps (-1 = auto)",
+            default=-1.0,
+            min=-1.0,
             max=240.0,
             step=0.5,
-            tooltip="0 spreads the frames evenly over the whole clip. Otherwise this many frames a second from the "
-            "start on; 16 is what the released model was trained at.",
+            tooltip="Frames a second, from the start on. -1: what the checkpoint was trained with; 0 spreads the "
+            "frames evenly over the whole clip instead.",
         ),
     ]
 
 
-def fitting(width: int, height: int, frames: int, fps: float) -> dict[str, Any]:
-    """What those widgets say, as ``read_clip`` and ``fit_pixels`` take it. Raises UniViGUError off the model's grid."""
-    latent_shape(frames, height, width)
-    return {"frames": frames, "height": height, "width": width, "fps": fps or None, "at_most": True}
+def fitting(run: RunConfig | None, width: int, height: int, frames: int, fps: float) -> dict[str, Any]:
+    """What those widgets say with a checkpoint that was trained as ``run`` says, as ``read_clip`` and ``fit_pixels``
+    take it. Raises UniViGUError off the model's grid, and where a checkpoint is asked for and none is known."""
+    if run is None and (not (width and height and frames) or fps < 0):
+        raise UniViGUError(
+            "the size of the clip is left to the checkpoint, and this VAE does not say which one: connect MODEL to the "
+            "input model, take the VAE of Load Uni-ViGU, or set width, height, frames and fps"
+        )
+    size = sized(run or RunConfig(), width=width, height=height, frames=frames)
+    rate = size.fps if fps < 0 else fps or None
+    return {"frames": size.frames, "height": size.height, "width": size.width, "fps": rate, "at_most": True}
 
 
 class UniViGUEncodeVideo(io.ComfyNode):
@@ -67,23 +93,32 @@ class UniViGUEncodeVideo(io.ComfyNode):
                 io.MultiType.Input("video", types=[io.Video, io.Image], tooltip="A video, or a batch of images."),
                 io.Vae.Input("vae"),
                 *size_inputs(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Says what 0 (auto) means. Needed only with a VAE that is not from Load Uni-ViGU.",
+                ),
             ],
             outputs=[io.Latent.Output(), io.String.Output(display_name="note")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float) -> io.NodeOutput:
+    def execute(
+        cls, video: Any, vae: Any, width: int, height: int, frames: int, fps: float, model: Any | None = None
+    ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
-        size = fitting(width, height, frames, fps)
-        pixels, note = fit_pixels(as_pixels(video), **size) if isinstance(video, torch.Tensor) else read(video, **size)
+        run = bridge.facts_of_vae(vae) if model is None else bridge.run_facts(model)
+        images = isinstance(video, torch.Tensor)
+        size = fitting(run, width, height, frames, 0.0 if images and fps < 0 else fps)  # images have no rate
+        pixels, note = fit_pixels(as_pixels(video), **size) if images else read(video, **size)
         bridge.Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
 
 
 def read(video: Any, **size: Any) -> tuple[torch.Tensor, str]:
     """The frames of a VIDEO as ``read_clip`` gives them, and the note on what was done."""
-    if isinstance(video, InputImpl.VideoFromComponents):  # in memory: a file of it would only lose
+    if isinstance(video, InputImpl.VideoFromComponents) or edited(video):  # a file of it would only lose
         parts = video.get_components()
         return fit_pixels(as_pixels(parts.images), rate=float(parts.frame_rate), **size)
     start, seconds = video.get_active_trim_window()
@@ -92,12 +127,27 @@ def read(video: Any, **size: Any) -> tuple[torch.Tensor, str]:
     return clip.pixels, clip.note
 
 
+def edited(video: Any) -> bool:
+    """Whether a VIDEO shows other pixels than its file: newer ComfyUI notes down crops and sizes, and carries them out
+    as the frames are decoded."""
+    told = getattr(video, "has_pending_frame_edits", None)
+    if told is not None:
+        return bool(told())
+    if not hasattr(video, "as_cropped"):
+        return False
+    return bool(InputImpl.VideoFromFile(video.get_stream_source()).get_dimensions() != video.get_dimensions())
+
+
 def look_at(video: Any) -> ClipInfo:
     """What a VIDEO holds, without decoding it; raises UniViGUError like ``probe``."""
     if isinstance(video, InputImpl.VideoFromComponents):
         parts = video.get_components()
         (count, height, width), rate = parts.images.shape[:3], float(parts.frame_rate)
         return ClipInfo(Path("images"), width, height, rate, count, count / rate, 0)
+    if edited(video):
+        (width, height), seconds = video.get_dimensions(), video.get_duration()
+        rate, count = float(video.get_frame_rate()), video.get_frame_count()
+        return ClipInfo(Path("video"), width, height, rate, count, seconds, 0)
     start, seconds = video.get_active_trim_window()
     with file_of(video) as path:
         info = probe(path)
@@ -211,7 +261,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
-        size = fitting(width, height, frames, fps)
+        size = fitting(bridge.run_facts(model), width, height, frames, fps)
         path = required_folder(folder)
         captioning = Captioning(**options)
         progress = bridge.Progress(cls.hidden.unique_id)

@@ -7,6 +7,7 @@ The tests' own process never imports it.
     COMFYUI_PYTHON       its interpreter; else the virtual environment in it or beside it; else this one
     COMFYUI_PYTHONPATH   put before PYTHONPATH for it; else a folder ``cpu_torch`` beside it, where there is one (for
                          installations whose torchvision and torchaudio were built for CUDA and whose torch was not)
+    COMFYUI_FRONT_END    a folder with a front end (its index.html) in place of the one that it is installed with
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, from_native
+from uvg_core.checkpoint.read import open_weights
+from uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX
 
 ROOT = Path(__file__).absolute().parents[1]
 HERE = ROOT / "tests" / "in_comfyui"
@@ -57,6 +65,18 @@ class ComfyUI:
     folder: Path
     python: Path
     environment: Mapping[str, str]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Start options that belong to the installation."""
+        front_end = self.environment.get("COMFYUI_FRONT_END")
+        return ("--front-end-root", front_end) if front_end else ()
+
+    @property
+    def version(self) -> str:
+        """What it says of itself, e.g. ``0.33.0``."""
+        said = re.search(r'"([\d.]+)"', (self.folder / "comfyui_version.py").read_text(encoding="utf-8"))
+        return said[1] if said else "of an unknown version"
 
 
 def load_client() -> ModuleType:
@@ -129,6 +149,27 @@ def make_base(folder: Path, pack: Path = ROOT) -> Path:
     return folder
 
 
+def put_stand_ins(models: Path) -> None:
+    """Files under the names that the workflow first_try asks for: the embedded model, taken apart as the released one
+    comes, in ``models`` of a base directory."""
+    graph = json.loads((ROOT / "workflows" / "api" / "first_try.json").read_text(encoding="utf-8"))
+    names = next(node["inputs"] for node in graph.values() if node["class_type"] == "UniViGULoader")
+    whole = open_weights(ROOT / "models" / "uvg_tiny.safetensors")
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): whole.read(name) for name in whole.tensors if name.startswith(prefix)}
+
+    network = {from_native(name, "release"): tensor for name, tensor in part(ALL_IN_ONE_PREFIX).items()}
+    # The release keeps its text rotations' frequencies beside the weights: they show how wide a head is (32 here).
+    network["rotary_emb_text.inv_freq"] = 10000.0 ** -(torch.arange(0, 32, 2) / 32)
+    for folder in ("uni_vigu", "text_encoders", "vae"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network, "step": 7}, models / "uni_vigu" / names["checkpoint"])
+    encoder = part(ENCODER_PREFIX) | {"spiece_model": whole.read(TOKENIZER_KEY)}
+    save_file(encoder, models / "text_encoders" / names["text_encoder"])
+    save_file(part(VAE_PREFIX), models / "vae" / names["vae"])
+
+
 @dataclass
 class Process:
     """A process of ComfyUI that writes ``log`` and ends when its standard input does, thus never outlives the tests."""
@@ -187,7 +228,7 @@ class Server(Process):
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         started = time.monotonic()
-        options = ("--port", str(port), "--base-directory", str(self.base), *self.options)
+        options = ("--port", str(port), "--base-directory", str(self.base), *self.options, *self.comfyui.options)
         self._process = self.start(str(HERE / "serve.py"), str(self.comfyui.folder / "main.py"), *options)
         while not self._answers():
             ended = self._process.poll() is not None

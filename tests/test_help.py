@@ -22,13 +22,15 @@ KEEPS_ITS_SEED = ("UniViGUTrain",)  # but not here
 
 @dataclass(frozen=True)
 class Node:
-    """What a node's schema says; tooltips are None where it has none."""
+    """What a node's schema says; tooltips are None where it has none. ``labels``: of inputs that are not shown under
+    their names."""
 
     id: str
     title: str
     description: str
     inputs: dict[str, str | None]
     outputs: tuple[str, ...]
+    labels: dict[str, str]
 
 
 @cache
@@ -60,19 +62,21 @@ def read_schema(schema: ast.Call, makers: dict[str, ast.expr]) -> Node:
     node_id, title, description = (ast.literal_eval(parts[k]) for k in ("node_id", "display_name", "description"))
     outputs = parts["outputs"]
     assert isinstance(outputs, ast.List)
-    inputs = dict(read_inputs(parts["inputs"], makers))
-    return Node(node_id, title, description, inputs, tuple(output_name(output) for output in outputs.elts))
+    inputs = list(read_inputs(parts["inputs"], makers))
+    names = tuple(output_name(output) for output in outputs.elts)
+    labels = {name: label for name, _, label in inputs if label is not None}
+    return Node(node_id, title, description, {name: tooltip for name, tooltip, _ in inputs}, names, labels)
 
 
-def read_inputs(value: ast.expr, makers: dict[str, ast.expr]) -> list[tuple[str, str | None]]:
+def read_inputs(value: ast.expr, makers: dict[str, ast.expr]) -> list[tuple[str, str | None, str | None]]:
     if isinstance(value, ast.List):
         return [found for element in value.elts for found in read_inputs(element, makers)]
     if isinstance(value, ast.Starred):
         return read_inputs(value.value, makers)
     assert isinstance(value, ast.Call), ast.dump(value)
     if is_call(value, "Input"):
-        tooltip = next((keyword.value for keyword in value.keywords if keyword.arg == "tooltip"), None)
-        return [(ast.literal_eval(value.args[0]), None if tooltip is None else ast.literal_eval(tooltip))]
+        said = {k.arg: ast.literal_eval(k.value) for k in value.keywords if k.arg in ("tooltip", "display_name")}
+        return [(ast.literal_eval(value.args[0]), said.get("tooltip"), said.get("display_name"))]
     return read_inputs(makers[ast.unparse(value.func)], makers)
 
 
@@ -192,7 +196,7 @@ def test_english_is_what_the_nodes_say() -> None:
         wanted |= {f"{node.id}.display_name": node.title, f"{node.id}.description": node.description}
         controlled = "seed" in node.inputs and node.id not in KEEPS_ITS_SEED
         for name, tooltip in (node.inputs | ({SEED_CONTROL: None} if controlled else {})).items():
-            shown = name.replace("_", " ") if name == SEED_CONTROL else name
+            shown = name.replace("_", " ") if name == SEED_CONTROL else node.labels.get(name, name)
             wanted |= {f"{node.id}.inputs.{name}.name": shown, f"{node.id}.inputs.{name}.tooltip": tooltip}
         for number, name in enumerate(node.outputs):
             wanted |= {f"{node.id}.outputs.{number}.name": name, f"{node.id}.outputs.{number}.tooltip": None}
@@ -207,6 +211,15 @@ def test_english_is_what_the_nodes_say() -> None:
 def test_a_locale_is_complete(locale: str) -> None:
     assert texts(locale).keys() == texts("en").keys()
     assert not [path for path, text in texts(locale).items() if not text.strip()]
+
+
+@pytest.mark.parametrize("locale", ["en", *TRANSLATIONS])
+def test_inputs_that_can_be_left_to_the_checkpoint_say_so(locale: str) -> None:
+    """In the label, as a number widget cannot show a word."""
+    marked = {
+        path for path, text in texts(locale).items() if path.endswith(".name") and re.search("= ?(auto|자동|自)", text)
+    }
+    assert marked == {f"{node.id}.inputs.{name}.name" for node in nodes().values() for name in node.labels}
 
 
 @pytest.mark.parametrize("locale", TRANSLATIONS)

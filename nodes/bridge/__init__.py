@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from .conditioning import encode_prompt, no_prompt, tokenizer_of, with_tokens_of
 from .latents import (
+    belong_to,
     decode_latent,
     empty_latent,
     encode_pixels,
+    facts_of_vae,
     nearest_words,
     nested,
     require_video_latent,
@@ -32,7 +34,7 @@ from .loading import (
 )
 from .lora import apply_lora, is_text_weight
 from .model import UniViGUConfig, UniViGUModel, register
-from .names import EMBEDDED, FROM_CHECKPOINT, TEXT_MASK, TEXT_TOKENS
+from .names import EMBEDDED, FROM_CHECKPOINT, PARTS, RELEASED, TEXT_MASK, TEXT_TOKENS
 from .network import HostedNetwork, network_of, run_facts, weights_of
 from .sampling import (
     GuidedNetwork,
@@ -51,6 +53,8 @@ from .showing import Progress, input_directory, offer_samples
 __all__ = [
     "EMBEDDED",
     "FROM_CHECKPOINT",
+    "PARTS",
+    "RELEASED",
     "TEXT_MASK",
     "TEXT_TOKENS",
     "WEIGHT_DTYPES",
@@ -60,6 +64,7 @@ __all__ = [
     "UniViGUConfig",
     "UniViGUModel",
     "apply_lora",
+    "belong_to",
     "checkpoint_names",
     "checkpoint_path",
     "core_samplers",
@@ -68,6 +73,7 @@ __all__ = [
     "empty_latent",
     "encode_pixels",
     "encode_prompt",
+    "facts_of_vae",
     "file_names",
     "file_path",
     "fit_preview",

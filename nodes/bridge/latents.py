@@ -12,7 +12,7 @@ import comfy.taesd.taehv
 import torch
 from torch import Tensor
 
-from ...uvg_core.config import ModelConfig
+from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.flow.embedding import nearest_tokens
 from .network import network_of
@@ -72,6 +72,16 @@ def is_wan_vae(vae: Any) -> bool:
     channels as well.)"""
     kinds = (comfy.ldm.wan.vae.WanVAE, comfy.taesd.taehv.TAEHV)
     return isinstance(getattr(vae, "first_stage_model", None), kinds) and vae.latent_channels == 16
+
+
+def belong_to(vae: Any, run: RunConfig) -> None:
+    """Note on a VAE what the checkpoint that it was loaded with wants of clips."""
+    vae.uni_vigu_run = run
+
+
+def facts_of_vae(vae: Any) -> RunConfig | None:
+    """What ``belong_to`` noted, None on a VAE of another loader."""
+    return getattr(vae, "uni_vigu_run", None)
 
 
 def require_video_vae(vae: Any) -> None:

@@ -26,7 +26,7 @@ from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import RunConfig
 from ...uvg_core.errors import UniViGUError
 from .latents import is_wan_vae
-from .names import EMBEDDED, FOLDER
+from .names import EMBEDDED, FOLDER, PARTS, RELEASED
 
 LISTS = (FOLDER, "diffusion_models", "checkpoints")
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def checkpoint_path(name: str) -> str:
     if found is None:
         raise UniViGUError(
             f"{name}: found in none of ComfyUI's folders {', '.join(LISTS)}; put the file into models/{FOLDER} or "
-            "models/diffusion_models, press R, and choose it again"
+            f"models/diffusion_models, press R, and choose it again. To get the released model: {RELEASED}"
         )
     return found
 
@@ -66,7 +66,8 @@ def file_path(kind: str, name: str) -> str:
     """Raises UniViGUError for a name that is not there."""
     found = folder_paths.get_full_path(kind, name)
     if found is None:
-        raise UniViGUError(f"{name}: not found in models/{kind}; press R and choose a file that is there")
+        wanted = "".join(f". To get what Wan 2.1 uses: {part}" for part in PARTS.values() if part.folder == kind)
+        raise UniViGUError(f"{name}: not found in models/{kind}; press R and choose a file that is there{wanted}")
     return found
 
 

@@ -74,6 +74,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.run_facts = run
         # Of the run under way, for the estimate of its memory
         self.text_length, self.told = run.text_length, 0  # tokens of the text; rows that words are drawn for
+        self.held: tuple[bool, ...] = ()  # which streams its mask holds clean: see scale_latent_inpaint
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -136,6 +137,7 @@ class UniViGUModel(comfy.model_base.WAN21):
             if mask is not None:
                 out["text_mask"] = comfy.conds.CONDRegular(mask.int())
         shapes = kwargs.get("latent_shapes")
+        self.held = ()
         if shapes is not None and len(shapes) > 1:
             if self.config.text_flow != "embedding":
                 raise UniViGUError(
@@ -148,7 +150,8 @@ class UniViGUModel(comfy.model_base.WAN21):
                     "made for another model. Make it with Empty Uni-ViGU Latent and this MODEL"
                 )
             out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
-            out["held"] = comfy.conds.CONDConstant(self._held(kwargs.get("denoise_mask"), shapes))
+            self.held = self._held(kwargs.get("denoise_mask"), shapes)
+            out["held"] = comfy.conds.CONDConstant(self.held)
         else:
             require_video_latent(kwargs.get("noise"), self.config)
         return out
@@ -167,18 +170,17 @@ class UniViGUModel(comfy.model_base.WAN21):
             return timestep
         return tuple(torch.zeros_like(timestep) if is_held else timestep for is_held in held)
 
-    def scale_latent_inpaint(
-        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None, **kwargs: Any
-    ) -> Tensor:
-        """What stands where the mask is 0: the clean latent for a stream held as a whole, else noised as usual."""
+    def scale_latent_inpaint(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **kwargs: Any) -> Tensor:
+        """What stands where the mask is 0: the clean latent for a stream held as a whole, else noised as usual.
+
+        The mask is the one that the conditions of this run were made with: ComfyUI hands it over here only since
+        0.33, and the clocks (``process_timestep``) go by it too."""
         noised = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
         parts = self._streams(noised)
-        if parts is None or denoise_mask is None:
+        if parts is None or not any(self.held):
             return noised
-        shapes = self.latent_shapes
-        held = self._held(denoise_mask.expand(noised.shape[0], -1, -1), shapes)
-        clean = comfy.utils.unpack_latents(latent_image.expand_as(noised), shapes)
-        return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, held, strict=True)])[0]
+        clean = comfy.utils.unpack_latents(latent_image.expand_as(noised), self.latent_shapes)
+        return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, self.held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
         """What a pass needs beside the weights (``uvg_core/model/sizes.py``).

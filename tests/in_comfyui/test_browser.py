@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import PACK, Server
+from in_comfyui_host import PACK, Server, put_stand_ins
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
@@ -95,13 +95,20 @@ VUE_BOXES = """() => {
 }"""
 # Remembers how a run ends and the live texts on the way.
 WATCH = """() => {
-  window.uvg = {end: null, live: {}};
+  window.uvg = {end: null, live: {}, seen: {}};
   for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
     app.api.addEventListener(kind, event => { window.uvg.end = [kind, event.detail]; });
   app.api.addEventListener('progress_text', event => {
     const {nodeId, text} = event.detail;
     (window.uvg.live[nodeId] ??= []).push(text);
   });
+  const look = () => {
+    for (const [node, texts] of Object.entries(window.uvg.live))
+      for (const widget of document.querySelectorAll('.dom-widget'))
+        if (texts.includes(widget.innerText.trim())) (window.uvg.seen[node] ??= []).push(widget.innerText.trim());
+    requestAnimationFrame(look);
+  };
+  look();
 }"""
 
 
@@ -194,6 +201,8 @@ class Canvas:
         self.page.get_by_test_id("queue-button").click()
         self.page.wait_for_function("window.uvg.end", timeout=seconds * 1000)
         kind, detail = self.page.evaluate("window.uvg.end")
+        if "training needs the package" in str(detail):
+            pytest.skip(detail["exception_message"])
         assert kind == "execution_success", detail
         return Run(self)
 
@@ -249,12 +258,13 @@ class Run:
         return found
 
     def live(self, title: str, final: str, at_least: int) -> None:
-        """The node's own text, which changed on the way to ``final``."""
+        """The node's own text, which changed on the way to ``final`` and was seen on the canvas while it ran: front
+        ends since 1.58 take it away when the job ends."""
         node = self.canvas.node(title)
         texts = self.page.evaluate("id => window.uvg.live[id] ?? []", node)
         assert texts[-1] == final
         assert len(set(texts)) >= at_least, texts
-        self.page.locator(".dom-widget").get_by_text(final, exact=True).wait_for()
+        assert self.page.evaluate("id => window.uvg.seen[id] ?? []", node)
 
     def video(self, count: int = 1) -> None:
         """Videos that play in the canvas, of 48 pixels enlarged 6 times."""
@@ -328,6 +338,20 @@ def misplaced(boxes: dict[str, list[list[Any]]]) -> list[str]:
     return found
 
 
+def differences(exported: dict[str, Any], shipped: dict[str, Any]) -> list[str]:
+    """Where an export of the canvas is another graph than the shipped one. Of core's nodes, whose widgets come and go
+    between versions, only what both have is compared; ``_meta`` is for readers."""
+    found = [f"only one has {node}" for node in exported.keys() ^ shipped.keys()]
+    for node in exported.keys() & shipped.keys():
+        one, other = exported[node], shipped[node]
+        a, b = one["inputs"], other["inputs"]
+        names = a.keys() | b.keys() if re.match("Uni|Joint|VideoToText", one["class_type"]) else a.keys() & b.keys()
+        found += [f"{node} {name}: {a.get(name)} != {b.get(name)}" for name in names if a.get(name) != b.get(name)]
+        if one["class_type"] != other["class_type"]:
+            found.append(f"{node}: {one['class_type']} != {other['class_type']}")
+    return found
+
+
 def forget_captions(server: Server) -> None:
     for text in (server.base / "input" / "uvg_sample_clips").glob("*.txt"):
         text.unlink()
@@ -344,7 +368,7 @@ def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[
     assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
 
     api_form = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    assert page.page.evaluate("app.graphToPrompt().then(both => both.output)") == api_form
+    assert differences(page.page.evaluate("app.graphToPrompt().then(both => both.output)"), api_form) == []
 
     for kind, steps in SHORTER.get(name, {}).items():
         page.page.evaluate(
@@ -355,8 +379,33 @@ def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[
     SHOWS[name](page.run(LONG.get(name, SECONDS)))
     assert page.faults() == []
     assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+    picture_of(page, name)
+
+
+def test_the_first_try_opens_whole(canvas: Callable[..., Canvas], server: Server) -> None:
+    """It cannot run here: the files under its names are stand-ins."""
+    put_stand_ins(server.base / "models")
+    page = canvas()
+    file = page.open_template("first_try")
+    assert page.faults() == []
+    assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
+    api_form = json.loads((WORKFLOWS / "api" / "first_try.json").read_text(encoding="utf-8"))
+    assert differences(page.page.evaluate("app.graphToPrompt().then(both => both.output)"), api_form) == []
+    picture_of(page, "first_try")
+    page = canvas(VueNodes_Enabled=True)
+    page.open_template("first_try")
+    page.page.wait_for_function(
+        "n => document.querySelectorAll('.lg-node[data-node-id]').length === n", arg=len(file["nodes"])
+    )
+    assert page.faults() == []
+    assert misplaced(page.page.evaluate(VUE_BOXES)) == []
+    picture_of(page, "first_try_nodes_2")
+
+
+def picture_of(page: Canvas, name: str) -> None:
     if os.environ.get("UVG_SCREENSHOTS"):
         page.picture(Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}.jpg")
+        page.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas]) -> None:
@@ -369,6 +418,7 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas])
         )
         assert page.faults() == []
         assert misplaced(page.page.evaluate(VUE_BOXES)) == [], name
+        picture_of(page, f"{name}_nodes_2")
 
 
 def test_canvases_of_older_versions_load_and_run(canvas: Callable[..., Canvas], server: Server) -> None:

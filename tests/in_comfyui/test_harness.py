@@ -18,6 +18,7 @@ from uvg_core.codec.video_file import write_video
 
 api = load_client()
 RED = 0xC02010
+AS_IT_IS = {"format": "auto", "format.codec": "auto", "codec": "auto"}  # of Save Video, before 0.33 and since
 
 
 def text_graph(text: str) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def test_an_uploaded_clip_is_loaded_and_saved(client: Any, tmp_path: Path) -> No
         "1": {"class_type": "LoadVideo", "inputs": {"file": name}},
         "2": {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}},
         "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
-        "4": {"class_type": "SaveVideo", "inputs": {"video": ["1", 0], "filename_prefix": "a/back", "format": "auto"}},
+        "4": {"class_type": "SaveVideo", "inputs": {"video": ["1", 0], "filename_prefix": "a/back", **AS_IT_IS}},
     }
     result = client.run(graph)
     assert result.texts == {"3": ["12.0"]}
@@ -194,13 +195,13 @@ def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.Capture
     graph = {
         **text_graph("to be replaced"),
         "3": {"class_type": "LoadVideo", "inputs": {"file": ""}, "_meta": {"title": "The clip."}},
-        "4": {"class_type": "SaveVideo", "inputs": {"video": ["3", 0], "filename_prefix": "x", "format": "mp4"}},
+        "4": {"class_type": "SaveVideo", "inputs": {"video": ["3", 0], "filename_prefix": "x", **AS_IT_IS}},
     }
     (tmp_path / "graph.json").write_text(json.dumps(graph), encoding="utf-8")
     clip(tmp_path / "mine.mp4")
     command = [str(tmp_path / "graph.json"), "--server", server.url, "--out", str(tmp_path / "out")]
     setting = ["--set", "Prompt.value=a red circle", "--set", f"The clip..file=@{tmp_path / 'mine.mp4'}"]
-    assert api.main([*command, *setting, "--set", "4.format.codec=h264"]) == 0
+    assert api.main([*command, *setting, "--set", "4.codec=h264"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "a red circle\n"
     (saved,) = (tmp_path / "out").iterdir()

@@ -24,7 +24,23 @@ def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
     assert "5 of 17 frames, retimed from 8 to 2 fps" in slow
     assert "the part from 0.5 s of 2.1 s" in part
     assert images.startswith("images: 9 of 17 frames")
+    alike, unlike = found["cropped"]
+    assert (alike, unlike > 0.1) == (0.0, True)
+    assert found["cropped clip"][0].endswith("144x288 resized to 48x96, cropped to 48x48")
+    assert found["cropped clip"][1] == [144, 288, 17]
     assert found["memory differs"] == found["images differ"] < 0.2  # ComfyUI's colour conversion is not quite ours
+
+
+def test_what_is_left_to_the_checkpoint_is_what_it_carries(inside: Inside) -> None:
+    found = inside.call("nodes", "auto")
+    assert found["latent"] == [[1, 16, 3, 6, 6], 4.0, 6.0, [1, 16, 3, 6, 12]]
+    assert found["clips"] == 0.0
+    assert found["joint"] == [0.0, True]
+    assert found["read"] == [0.0, True]
+    assert "retimed from 8 to 4 fps" in found["timed"]
+    assert found["by model"] == 0.0
+    assert found["known"] == [[1, 16, 3, 6, 6]]
+    assert "connect MODEL" in found["unknown"]
 
 
 def test_captions(inside: Inside) -> None:
@@ -149,12 +165,15 @@ def test_a_release_with_the_files_that_wan_users_have(inside: Inside) -> None:
         assert found[name] <= limit, (name, found[name])
 
 
+HUB = "from https://huggingface.co/"
 # Each mistake, and words that its message must hold: what was found, what to change.
 MESSAGES = {
     "checkpoint is a LoRA or VAE": ("not_a_vae.safetensors", "Choose the diffusion model's file"),
     "checkpoint is broken": ("broken.safetensors", "Download the file again"),
-    "checkpoint carries no text encoder": ("another.safetensors", "text_encoder", "umt5_xxl"),
-    "checkpoint is gone": ("gone.safetensors", "models/uni_vigu"),
+    "checkpoint carries no text encoder": ("another.safetensors", "text_encoder", "umt5_xxl", "6.7 GB", HUB),
+    "checkpoint is gone": ("gone.safetensors", "models/uni_vigu", "6.1 GB", HUB),
+    "text encoder is gone": ("gone.safetensors", "umt5_xxl", "6.7 GB", HUB, "models/text_encoders"),
+    "VAE is gone": ("gone.safetensors", "wan_2.1_vae", "254 MB", HUB, "models/vae"),
     "text encoder of another width": ("narrow.safetensors", "128", "20"),
     "text encoder without tokenizer": ("no_tokenizer.safetensors", "spiece_model"),
     "not a VAE": ("not_a_vae.safetensors", "wan_2.1_vae"),

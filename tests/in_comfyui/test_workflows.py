@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import Server, load_client
+from in_comfyui_host import Server, load_client, put_stand_ins
+from PIL import Image
 
 from uvg_core.codec.video_file import read_clip
 from uvg_core.training.detector import read_world
@@ -18,7 +19,7 @@ from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
-NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages")
+NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages", "first_try")
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/api/*.json"))
 SAMPLE = "a large red circle moves right quickly on a navy background"
 api = load_client()
@@ -78,6 +79,31 @@ def test_every_workflow_has_its_api_form_and_thumbnail() -> None:
         notes = ("Note", "MarkdownNote")
         assert sorted(n["type"] for n in canvas["nodes"] if n["type"] not in notes) == kinds, name
         assert (WORKFLOWS / f"{name}.jpg").stat().st_size < 100_000
+
+
+def test_the_first_try_names_its_files_where_they_go_and_where_they_are(client: Any, server: Server) -> None:
+    """The same in the canvas (ComfyUI offers the downloads) and in what the node says of a missing file."""
+    canvas = json.loads((WORKFLOWS / "first_try.json").read_text(encoding="utf-8"))
+    (loader,) = (node for node in canvas["nodes"] if node["type"] == "UniViGULoader")
+    graph = graph_of("first_try")
+    names = ("checkpoint", "text_encoder", "vae")
+    listed = {entry["name"]: entry for entry in loader["properties"]["models"]}
+    assert list(listed) == loader["widgets_values"][:3] == [graph["1"]["inputs"][name] for name in names]
+    with pytest.raises(api.ClientError) as missing:
+        client.run(graph)
+    assert f"models/{listed['uni_vigu.pth']['directory']}" in str(missing.value)
+    for name in names:  # each missing in turn, the others there
+        put_stand_ins(server.base / "models")
+        entry = listed[graph["1"]["inputs"][name]]
+        (server.base / "models" / entry["directory"] / entry["name"]).unlink()
+        with pytest.raises(api.ClientError) as missing:
+            client.run(changed(graph, "UniFlowSampler", seed=len(name)))
+        for word in (entry["name"], entry["url"], f"models/{entry['directory']}", "GB" if name != "vae" else "MB"):
+            assert word in str(missing.value), (name, word)
+    put_stand_ins(server.base / "models")
+    small = changed(changed(graph, "UniViGUEmptyLatent", width=64, height=48, frames=5), "UniFlowSampler", steps=2)
+    (video,) = client.run(small).files
+    assert video.filename.endswith(".mp4")
 
 
 def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -> None:
@@ -159,16 +185,22 @@ def test_training_in_two_stages_changes_what_the_model_says(client: Any, server:
     assert sum(record.filename.endswith(".png") for record in result.files) == 2  # losses
 
 
-def test_the_same_seed_gives_the_same_bytes(client: Any, server: Server, tmp_path: Path) -> None:
-    """Another seed lies between, so that nothing comes from ComfyUI's cache."""
+def test_the_same_seed_gives_the_same_pixels(client: Any, server: Server, tmp_path: Path) -> None:
+    """Another seed lies between, so that nothing comes from ComfyUI's cache. Pictures, not the video: core's encoder
+    writes several files for the same pixels."""
     graph = graph_of("joint")
+    (decoder,) = ids_of(graph, "VAEDecode")
+    graph["pictures"] = {"class_type": "SaveImage", "inputs": {"images": [decoder, 0], "filename_prefix": "pixels"}}
     found = []
     for n, seed in enumerate((5, 6, 5)):
         result = client.run(changed(graph, "JointSampler", seed=seed))
-        video = video_in(client, result, tmp_path / str(n))
-        found.append((texts(result), video.read_bytes()))
-    assert found[0][0] == found[2][0]
-    assert found[0][1] == found[2][1]
+        pictures = []
+        for record in (file for file in result.files if file.node == "pictures"):
+            with Image.open(client.download(record, tmp_path / str(n))) as picture:
+                pictures.append(picture.convert("RGB").tobytes())
+        found.append((texts(result), pictures))
+    assert len(found[0][1]) == 9
+    assert found[0] == found[2]
     assert found[0][1] != found[1][1]
 
 
@@ -187,7 +219,7 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
     "a checkpoint that is not there": (
         "text_to_video",
         lambda g: changed(g, "UniViGULoader", checkpoint="gone.safetensors"),
-        "gone.safetensors",
+        "To get the released model: uni_vigu.pth (6.1 GB in bf16, 12.2 GB in fp32) from https://huggingface.co/",
     ),
     "an overlong prompt": (
         "text_to_video",
@@ -199,7 +231,7 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
         lambda g: changed(g, "VideoToTextDenoise", template="circle " * 30 + "___"),
         "ask for a longer text stream",
     ),
-    "zero frames": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=0), "frames"),
+    "frames below zero": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=-1), "frames"),
     "frames off the grid": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=8), "4n+1"),
     "no text to rank": ("rank_captions", lambda g: changed(g, "UniViGURankCaptions", texts=" "), "one text a line"),
     "a folder that is not there": (

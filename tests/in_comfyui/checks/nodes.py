@@ -66,11 +66,66 @@ def clips() -> dict[str, Any]:
     made = InputImpl.VideoFromComponents(sample_clip().get_components())
     from_memory, _ = run("UniViGUEncodeVideo", video=made, vae=vae, **SIZE)
     latents = {"whole": whole, "more": more, "slow": slow, "part": part, "images": from_images}
+    left = cropped_clip()
+    cropped, cropped_note = run("UniViGUEncodeVideo", video=left, vae=vae, **SIZE)
+    shown = InputImpl.VideoFromComponents(left.get_components())
+    by_hand, _ = run("UniViGUEncodeVideo", video=shown, vae=vae, **SIZE)
+    seen = pack_module("nodes.video").look_at(left)
     return {
+        "cropped": [distance(cropped["samples"], by_hand["samples"]), distance(cropped["samples"], whole["samples"])],
+        "cropped clip": [cropped_note, [seen.width, seen.height, seen.frames]],
         "shapes": {name: list(latent["samples"].shape) for name, latent in latents.items()},
         "notes": [note, more_note, slow_note, part_note, images_note],
         "images differ": distance(whole["samples"], from_images["samples"]),
         "memory differs": distance(whole["samples"], from_memory["samples"]),
+    }
+
+
+def cropped_clip() -> Any:
+    """The left half of the sample clip as newer versions of ComfyUI crop: noted down, carried out on decoding."""
+
+    class Cropped(InputImpl.VideoFromFile):
+        def has_pending_frame_edits(self) -> bool:
+            return True
+
+        def get_dimensions(self) -> tuple[int, int]:
+            return 144, 288
+
+        def get_components(self) -> Any:
+            parts = super().get_components()
+            parts.images = parts.images[:, :, :144]
+            return parts
+
+    return Cropped(sample_clip().get_stream_source())
+
+
+def auto() -> dict[str, Any]:
+    """What nodes make of 0, and -1, against the numbers that the embedded checkpoint carries."""
+    model, clip, vae = load_embedded()
+    left_to_it = {"width": 0, "height": 0, "frames": 0}
+    latent, fps, enlarge = run("UniViGUEmptyLatent", model=model, **left_to_it, text_length=0, batch_size=1)
+    wide, *_ = run("UniViGUEmptyLatent", model=model, **{**left_to_it, "width": 96}, text_length=0, batch_size=1)
+    explicit, automatic = {"steps": 24, "guidance": 5.0, "shift": 3.0}, {"steps": 0, "guidance": -1.0, "shift": 0.0}
+    positive, negative = (run("UniViGUTextEncode", clip=clip, text=text)[0] for text in ("a red circle", ""))
+    given = {"model": model, "positive": positive, "negative": negative, "latent": latent, "seed": 1}
+    core_widgets = {"sampler": "euler", "scheduler": "uniform", "denoise": 1.0}
+    clips = [run("UniFlowSampler", **given, **core_widgets, **n)[0]["samples"] for n in (explicit, automatic)]
+    joints = [run("JointSampler", **given, text_length=0, **n) for n in (explicit, automatic)]
+    chosen, noted = sample_latent(vae)
+    read, read_note = sample_latent(vae, **left_to_it)
+    _, timed_note = sample_latent(vae, **left_to_it, fps=-1.0)
+    plain = bridge.load_vae(bridge.checkpoint_path(bridge.EMBEDDED))  # as from another loader
+    video = sample_clip()
+    by_model, _ = run("UniViGUEncodeVideo", video=video, vae=plain, model=model, **left_to_it, fps=0.0)
+    return {
+        "latent": [list(latent["samples"].shape), fps, enlarge, list(wide["samples"].shape)],
+        "clips": distance(*clips),
+        "joint": [distance(*(j[0]["samples"] for j in joints)), torch.equal(*(j[1].tokens for j in joints))],
+        "read": [distance(chosen["samples"], read["samples"]), noted == read_note],
+        "timed": timed_note,
+        "by model": distance(chosen["samples"], by_model["samples"]),
+        "unknown": message(lambda: run("UniViGUEncodeVideo", video=video, vae=plain, **{**SIZE, "width": 0})),
+        "known": [list(run("UniViGUEncodeVideo", video=video, vae=plain, **SIZE)[0]["samples"].shape)],
     }
 
 
@@ -427,6 +482,8 @@ def wrong_use() -> dict[str, str]:
         "checkpoint is broken": lambda: load_embedded(checkpoint="broken.safetensors"),
         "checkpoint carries no text encoder": lambda: load_embedded(checkpoint=Path(checkpoint("another")).name),
         "checkpoint is gone": lambda: load_embedded(checkpoint="gone.safetensors"),
+        "text encoder is gone": lambda: load_embedded(text_encoder="gone.safetensors"),
+        "VAE is gone": lambda: load_embedded(vae="gone.safetensors"),
         "text encoder of another width": lambda: load_embedded(
             checkpoint=Path(checkpoint("another")).name, text_encoder="narrow.safetensors", vae="not_a_vae.safetensors"
         ),

@@ -28,8 +28,7 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import convert, inspect_checkpoint
-from .codec.text import TEXT_STATES
-from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS, ModelConfig
+from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
 from .errors import UniViGUError
 from .files import require_folder, write_text
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
@@ -285,8 +284,7 @@ def _arguments() -> argparse.ArgumentParser:
     group.add_argument(
         "--text-states",
         choices=TEXT_STATES,
-        default="umT5",
-        help="how the text encoder is run; the release's way differs, and which one its weights want is unverified",
+        help="how the text encoder is run (default: what the checkpoint says, else umT5); the release's way differs",
     )
     group = flows.add_argument_group("what the checkpoint does not say itself")
     group.add_argument("--text-flow", choices=TEXT_FLOWS)

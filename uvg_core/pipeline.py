@@ -74,8 +74,10 @@ class Pipeline:
             checkpoint does not carry its own.
         device: where the parts work. dtype: of the network; None is float32 on the CPU for small checkpoints, else
             what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``.
-        overrides: further arguments of ``load_model`` (text_flow, source, num_heads).
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``; None
+            is what the checkpoint says, umT5 where it says nothing.
+        overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
+            mapping of entries of ``RunConfig`` that take the place of the checkpoint's.
         progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
     """
 
@@ -87,7 +89,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         latent_space: str | None = None,
-        text_states: str = "umT5",
+        text_states: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         progress: Report | None = None,
     ) -> None:

@@ -21,7 +21,7 @@ from ...uvg_core.checkpoint.fit import compare, require_fit
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
 from ...uvg_core.checkpoint.quant import METADATA_KEY
 from ...uvg_core.checkpoint.read import open_weights
-from ...uvg_core.checkpoint.sizes import whole_config
+from ...uvg_core.checkpoint.sizes import log_frequencies, whole_config
 from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import RunConfig
 from ...uvg_core.errors import UniViGUError
@@ -80,6 +80,7 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     config = whole_config(weights, network, latent_space=latent_space)
     require_fit(weights, network, compare(weights, network, config.model))
+    log_frequencies(weights, network, config.model)
     metadata = {**weights.metadata, "config": config.to_json()}
     if Path(path).suffix in (".safetensors", ".sft"):
         stored = comfy.utils.load_torch_file(path)  # core's reader: memory-mapped as its offload wants it

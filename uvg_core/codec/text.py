@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
+from ..config import TEXT_STATES, RunConfig
 from ..errors import UniViGUError
 from .assign import with_weights
 
-TEXT_STATES = ("umT5", "release")
 BLANK = re.compile(r"_{2,}")
 
 

@@ -591,7 +591,7 @@ def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: S
         "wan": None if args.wan is None else args.wan.name,
         "dtype": args.dtype,
         "latent_space": pipe.config.model.latent_space,
-        "text_states": args.text_states,
+        "text_states": pipe.parts.text_states,
         "text_flow": pipe.config.model.text_flow,
         "source": pipe.config.model.source,
         "num_heads": pipe.config.model.num_heads,

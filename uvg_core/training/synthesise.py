@@ -596,6 +596,7 @@ def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: S
         "source": pipe.config.model.source,
         "num_heads": pipe.config.model.num_heads,
         "negative": args.negative,
+        **({} if args.null_embedding is None else {"null_embedding": args.null_embedding.name}),
         "seed": sampling.seed,
         "steps": given(sampling.steps, run.steps),
         "shift": given(sampling.shift, run.shift),

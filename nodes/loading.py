@@ -6,8 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..uvg_core.codec.text import TEXT_STATES
-from ..uvg_core.config import LATENT_SPACES
+from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
 from . import bridge
 from .types import CATEGORY
@@ -54,12 +53,11 @@ class UniViGULoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "text_states",
-                    options=list(TEXT_STATES),
-                    default=TEXT_STATES[0],
+                    options=[own, *TEXT_STATES],
+                    default=own,
                     advanced=True,
-                    tooltip="umT5: as everywhere in the field. release: one position bias for all layers and padding "
-                    "kept, as the release's script computes them. Which of the two the released weights were trained "
-                    "on is not known.",
+                    tooltip="umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. "
+                    "release: one position bias for all layers and padding kept, as the release's script computes them.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -92,11 +90,12 @@ class UniViGULoader(io.ComfyNode):
                     f"{part.replace(' ', '_').lower()}. To get it: {bridge.PARTS[part]}"
                 )
         model = bridge.load_network(path, weight_dtype, None if latent_space == own else latent_space)
+        run = bridge.run_facts(model)
         clip = bridge.load_encoder(
             path if text_encoder == own else bridge.file_path("text_encoders", text_encoder),
-            text_states == "release",
+            (run.text_states if text_states == own else text_states) == "release",
             bridge.network_of(model).config.text_dim,
-            bridge.run_facts(model),
+            run,
         )
         decoder = bridge.load_vae(path if vae == own else bridge.file_path("vae", vae))
         bridge.fit_preview(model, decoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..uvg_core.codec.null_embedding import read_null_embedding
 from . import bridge
 from .types import CATEGORY
 
@@ -31,10 +32,26 @@ class UniViGUTextEncode(io.ComfyNode):
                     tooltip="What the text stream reads, where it should differ from the prompt, e.g. a detailed "
                     "caption. Empty: the prompt. (For an empty text stream, use CLIP Text Encode.)",
                 ),
+                io.Combo.Input(
+                    "null_embedding",
+                    options=[bridge.NO_FILE, *bridge.null_embedding_names()],
+                    default=bridge.NO_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where text is empty: a file with the prompt's states to take instead, for the negative "
+                    "prompt of the released model its empty_context_t5_emb.pt. From models/embeddings, "
+                    "models/text_encoders or models/uni_vigu.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
-    def execute(cls, clip: object, text: str, stream_text: str = "") -> io.NodeOutput:
-        return io.NodeOutput(bridge.encode_prompt(clip, text, stream_text if stream_text.strip() else None))
+    def execute(
+        cls, clip: object, text: str, stream_text: str = "", null_embedding: str = bridge.NO_FILE
+    ) -> io.NodeOutput:
+        stream = stream_text if stream_text.strip() else None
+        states = None
+        if null_embedding != bridge.NO_FILE and not text.strip():
+            states = read_null_embedding(bridge.null_embedding_path(null_embedding))
+        return io.NodeOutput(bridge.encode_prompt(clip, text, stream, states))

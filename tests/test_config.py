@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ WRONG_MODEL: list[tuple[str, Any]] = [
     *(("vocab_size", value) for value in (-1, 2.5, None, False, HUGE)),
     *(("patch_size", value) for value in (5, "122", None, (1, 2), (1, 2, 0), (1, 2, True), (1, 2, 2.0), (1, 2, HUGE))),
     *((name, value) for name in ("text_flow", "source", "latent_space") for value in ("prose", None, ["x"], 1)),
+    *(("time_rounding", value) for value in ("", "bf16", None, True)),
+    *(("text_inv_freq", value) for value in ("x", 1.0, [1.0] * 11, [1.0] * 13, [True] * 12, [-1.0] + [1.0] * 11)),
+    *(("text_inv_freq", [1.0] * 11 + [value]) for value in (float("nan"), float("inf"), HUGE, "1", None)),
     ("num_layers", 10**6),
     ("freq_dim", 33),
 ]
@@ -48,6 +51,8 @@ WRONG_RUN: list[tuple[str, Any]] = [
     *((name, value) for name in ("pad_token", "eos_token") for value in (-1, 10**12, None, 0.0, "0", True)),
     *(("shift", value) for value in (0, -3, "3", None, float("nan"), float("inf"), HUGE, True)),
     *(("text_temperature", value) for value in ("0", None, -0.1, 101, float("nan"), True)),
+    *((name, value) for name in ("text_states", "end_of_text") for value in ("prose", None, 1, True)),
+    *(("checked", value) for value in (None, True, 1, "x" * 1001)),
     *(("guidance_scale", value) for value in ("5", None, [5], float("nan"), float("-inf"), -HUGE, False)),
 ]
 
@@ -85,8 +90,15 @@ def test_the_limits_themselves_are_allowed() -> None:
 
 
 def test_every_configuration_survives_its_own_json() -> None:
-    for config in (CheckpointConfig(), CheckpointConfig(TINY, TINY_RUN, {"recipe": ["toy", 1]})):
+    stated = replace(TINY, time_rounding="bfloat16", text_inv_freq=tuple(1 / n for n in range(1, 13)))
+    run = replace(TINY_RUN, text_states="release", end_of_text="skip", checked="raw latents, release states: 3 of 3")
+    for config in (
+        CheckpointConfig(),
+        CheckpointConfig(TINY, TINY_RUN, {"recipe": ["toy", 1]}),
+        CheckpointConfig(stated, run),
+    ):
         assert CheckpointConfig.from_json(config.to_json()) == config
+        hash(config.model)
 
 
 def test_an_embedding_flow_has_no_temperature() -> None:

@@ -28,8 +28,7 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import convert, inspect_checkpoint
-from .codec.text import TEXT_STATES
-from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS, ModelConfig
+from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
 from .errors import UniViGUError
 from .files import require_folder, write_text
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
@@ -50,6 +49,7 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
         dtype=DTYPES.get(args.dtype),
         latent_space=args.latent_space,
         text_states=args.text_states,
+        null_embedding=getattr(args, "null_embedding", None),
         overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
         progress=shown,
     )
@@ -233,6 +233,8 @@ def run_convert(args: argparse.Namespace, shown: Bars) -> None:
         source=args.source,
         num_heads=args.num_heads,
         latent_space=args.latent_space,
+        time_rounding=args.time_rounding,
+        run={name: value for name in ("text_states", "end_of_text") if (value := getattr(args, name)) is not None},
     )
     say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
@@ -268,7 +270,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments() -> argparse.ArgumentParser:
-    model, flows, sampler, video, size, text = (_Parser(add_help=False) for _ in range(6))
+    model, flows, sampler, video, size, text, null = (_Parser(add_help=False) for _ in range(7))
     group = model.add_argument_group("model")
     group.add_argument("--model", type=_path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
     group.add_argument(
@@ -285,8 +287,7 @@ def _arguments() -> argparse.ArgumentParser:
     group.add_argument(
         "--text-states",
         choices=TEXT_STATES,
-        default="umT5",
-        help="how the text encoder is run; the release's way differs, and which one its weights want is unverified",
+        help="how the text encoder is run (default: what the checkpoint says, else umT5); the release's way differs",
     )
     group = flows.add_argument_group("what the checkpoint does not say itself")
     group.add_argument("--text-flow", choices=TEXT_FLOWS)
@@ -309,6 +310,13 @@ def _arguments() -> argparse.ArgumentParser:
     )
     group.add_argument("--solver", choices=("euler", "heun"), default="euler")
     group.add_argument("--negative", default="", help="what guidance leads away from (default: the empty prompt)")
+    null.add_argument_group("video").add_argument(
+        "--null-embedding",
+        type=_path,
+        metavar="FILE",
+        help="a prompt condition to guide away from in place of the encoded empty prompt, such as the release's "
+        "empty_context_t5_emb.pt",
+    )
     group.add_argument("--fps", type=_number(float, 0.1, 240), help="of the written file")
     group.add_argument(
         "--scale", type=_number(int, 1, 64), help="repeat every pixel N times in the file (default: only small clips)"
@@ -337,7 +345,7 @@ def _arguments() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    sub = command("generate", run_generate, "a prompt gives an mp4", (model, flows, sampler, video, size))
+    sub = command("generate", run_generate, "a prompt gives an mp4", (model, flows, sampler, video, size, null))
     sub.add_argument("prompt")
     sub.add_argument("-o", "--out", type=VIDEO_FILE, default=Path("clip.mp4"))
     sub.add_argument("--text", help="another text for the text stream (default: the prompt)")
@@ -373,7 +381,10 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("--no-recursive", action="store_true", help="leave subfolders out")
 
     sub = command(
-        "joint", run_joint, "a prompt gives an mp4 and its caption at once", (model, flows, sampler, video, size, text)
+        "joint",
+        run_joint,
+        "a prompt gives an mp4 and its caption at once",
+        (model, flows, sampler, video, size, null, text),
     )
     sub.add_argument("prompt")
     sub.add_argument(
@@ -402,16 +413,28 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("out", type=_target(".safetensors"))
     sub.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8"), help="default: as stored")
     sub.add_argument("--latent-space", choices=LATENT_SPACES, help="write this into the file")
+    sub.add_argument("--text-states", choices=TEXT_STATES, help="write this into the file")
+    sub.add_argument(
+        "--time-rounding", choices=TIME_ROUNDING, help="write into the file that its clocks are rounded, or are not"
+    )
+    sub.add_argument(
+        "--end-of-text",
+        choices=END_OF_TEXT,
+        help="write into the file how generated text ends: at the first end token, or after the last word",
+    )
 
     command(
-        "check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows, size)
+        "check",
+        run_check,
+        "does a checkpoint work: keys, shapes, finite outputs, a known prompt",
+        (model, flows, size, null),
     )
 
     sub = command(
         "synthesise",
         run_synthesise,
         "prompts give a data set: clips, prompts, and detailed captions by a language model",
-        (model, flows, sampler, video, size),
+        (model, flows, sampler, video, size, null),
     )
     synthesise.add_arguments(sub, path=_path, number=_number)
 

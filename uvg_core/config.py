@@ -19,6 +19,9 @@ TEXT_FLOWS = ("discrete", "embedding")
 SOURCES = ("uniform", "mask")
 LATENT_SPACES = ("normalised", "raw")
 V2T_ATTENTION = ("joint", "one_way")
+TIME_ROUNDING = ("none", "bfloat16")
+TEXT_STATES = ("umT5", "release")
+END_OF_TEXT = ("stop", "skip")
 
 
 # Far beyond every network of this kind. They keep sizes that a damaged file claims from being tried out.
@@ -29,6 +32,8 @@ _LARGEST_PATCH = 64
 # Clips lie on the VAE's grid: 8 pixels times patches of 2, one first frame and then four at a time.
 _SIDE_STEP, _LONGEST_SIDE = 16, 8192
 _FRAME_STEP, _MOST_FRAMES = 4, 1025
+_LONGEST_NOTE = 1000  # characters
+_HIGHEST_FREQUENCY = 1000  # radians per token; the formula's are at most 1
 
 
 def shown(value: Any) -> str:
@@ -63,6 +68,12 @@ def _require_number(config: Any, name: str, low: float | None, high: float, expe
         raise UniViGUError(f"{name} is {shown(value)}; expected {expected}")
 
 
+def _require_choice(config: Any, name: str, *allowed: str) -> None:
+    value = getattr(config, name)
+    if value not in allowed:
+        raise UniViGUError(f"{name} is {shown(value)}; expected one of {', '.join(filter(None, allowed))}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes and flows of one network; the defaults are the released model (Wan2.1 T2V 1.3B plus a text stream).
@@ -74,6 +85,10 @@ class ModelConfig:
     (straight from the VAE, as the release script does).
     ``v2t_attention``: ``joint`` (everybody sees everybody, as in the paper) or ``one_way``: a video at time 0, which is
     clean and only read, does not see the text, so that what it says of itself is the same at every step of a caption.
+    ``text_inv_freq``: rotary frequencies of the text, head_dim / 2 of them in radians per token, for weights whose file
+    stores others than the formula's; None for the formula's (see ``model/rope.py``).
+    ``time_rounding``: ``none``, or ``bfloat16`` for weights that were trained on clocks of eight bits: the network then
+    rounds both times (993.4 becomes 992), as the release's script does.
 
     A ``vocab_size`` of 0 is one that is not known (a Wan base has none). Raises UniViGUError, naming the entry, for
     values of another type or out of every reasonable range.
@@ -95,6 +110,8 @@ class ModelConfig:
     kappa_exponent: float = 1.0
     latent_space: str = "normalised"
     v2t_attention: str = "joint"
+    text_inv_freq: tuple[float, ...] | None = None
+    time_rounding: str = "none"
 
     def __post_init__(self) -> None:
         patch = self.patch_size
@@ -122,9 +139,24 @@ class ModelConfig:
             ("source", SOURCES),
             ("latent_space", LATENT_SPACES),
             ("v2t_attention", V2T_ATTENTION),
+            ("time_rounding", TIME_ROUNDING),
         ):
-            if getattr(self, name) not in allowed:
-                raise UniViGUError(f"{name} is {shown(getattr(self, name))}; expected one of {', '.join(allowed)}")
+            _require_choice(self, name, *allowed)
+        if self.text_inv_freq is not None:
+            object.__setattr__(self, "text_inv_freq", self._checked_frequencies(self.text_inv_freq))
+
+    def _checked_frequencies(self, values: Any) -> tuple[float, ...]:
+        count = self.head_dim // 2
+        if (
+            not isinstance(values, (tuple, list))
+            or len(values) != count
+            or not all(type(value) in (int, float) and 0 <= value <= _HIGHEST_FREQUENCY for value in values)
+        ):
+            raise UniViGUError(
+                f"text_inv_freq is {shown(values)}; expected {count} numbers from 0 to {_HIGHEST_FREQUENCY}, a "
+                "frequency for each pair of channels of a head"
+            )
+        return tuple(float(value) for value in values)
 
     @property
     def head_dim(self) -> int:
@@ -154,7 +186,15 @@ class RunConfig:
 
     The defaults are the released model's recipe. ``context_length`` rows of the prompt condition, ``text_length``
     tokens in the text stream, ``fps`` frames a second; ``text_temperature`` is that of captions, 0 for the likeliest
-    words. Raises UniViGUError, naming the entry, for values of another type or out of range.
+    words.
+
+    Three entries are empty where a file does not state them. ``text_states``: how the text encoder is run, ``umT5`` or
+    ``release`` (see ``TextEncoder``); empty means umT5. ``end_of_text``: generated text ends at the first end token
+    (``stop``), or end tokens are left out and the words behind them are read (``skip``); empty means the better one for
+    the source (see ``Tokenizer``). ``checked``: a line that says what ``check`` found, at most 1000 characters; empty
+    where a file has never been checked.
+
+    Raises UniViGUError, naming the entry, for values of another type or out of range.
     """
 
     height: int = 480
@@ -170,6 +210,9 @@ class RunConfig:
     shift: float = 3.0
     guidance_scale: float = 5.0
     text_temperature: float = 1.0
+    text_states: str = ""
+    end_of_text: str = ""
+    checked: str = ""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -192,6 +235,12 @@ class RunConfig:
         _require_number(self, "shift", 0, sys.float_info.max, "a finite number above 0")
         _require_number(self, "guidance_scale", None, sys.float_info.max, "a finite number")
         _require_number(self, "text_temperature", -math.ulp(0.0), 100, "a number from 0 to 100")
+        _require_choice(self, "text_states", "", *TEXT_STATES)
+        _require_choice(self, "end_of_text", "", *END_OF_TEXT)
+        if not isinstance(self.checked, str) or len(self.checked) > _LONGEST_NOTE:
+            raise UniViGUError(
+                f"checked is {shown(self.checked)}; expected a line of text of at most {_LONGEST_NOTE} characters"
+            )
 
 
 @dataclass(frozen=True)

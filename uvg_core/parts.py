@@ -21,7 +21,7 @@ from .checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from .checkpoint.read import WeightFile, open_weights
 from .codec.latents import channels_last, load_vae
 from .codec.text import Tokenizer, load_encoder
-from .config import CheckpointConfig
+from .config import TEXT_STATES, CheckpointConfig
 from .errors import UniViGUError
 from .model import UniViGU
 from .progress import Report
@@ -61,16 +61,17 @@ class Parts:
         wan: str | Path | None,
         device: str | torch.device | None,
         dtype: torch.dtype | None,
-        text_states: str,
+        text_states: str | None,
         overrides: Mapping[str, Any],
         progress: Report | None,
         config: CheckpointConfig | None = None,
     ) -> None:
         self.path, self.wan = Path(model), None if wan is None else Path(wan)
-        self.device, self.dtype, self.text_states = usable_device(device), dtype, text_states
+        self.device, self.dtype = usable_device(device), dtype
         self.overrides, self.progress = dict(overrides), progress
         # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
+        self.text_states = text_states or self.config.run.text_states or TEXT_STATES[0]
         self._waiting: dict[str, nn.Module] = {}
         self._require_all()
         self.tokenizer = self._load_tokenizer()
@@ -109,7 +110,8 @@ class Parts:
         if part == "network":
             small = self.path.is_file() and self.path.stat().st_size < LARGE_BYTES
             dtype = self.dtype or (torch.float32 if self.device.type == "cpu" and small else None)
-            return load_model(self.path, dtype=dtype, on_progress=self._reporting("network"), **self.overrides)
+            overrides = {name: value for name, value in self.overrides.items() if name != "run"}
+            return load_model(self.path, dtype=dtype, on_progress=self._reporting("network"), **overrides)
         if part == "vae":
             vae = self._from(VAE_PREFIX, "vae", "VAE", load_vae)
             return channels_last(vae) if self.device.type == "cpu" else vae

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .codec.latents import TEMPORAL, LatentCodec, latent_shape
+from .codec.null_embedding import read_null_embedding
 from .codec.text import TextEncoder
 from .codec.video_file import read_clip
 from .errors import UniViGUError
@@ -74,8 +75,12 @@ class Pipeline:
             checkpoint does not carry its own.
         device: where the parts work. dtype: of the network; None is float32 on the CPU for small checkpoints, else
             what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``.
-        overrides: further arguments of ``load_model`` (text_flow, source, num_heads).
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``; None
+            is what the checkpoint says, umT5 where it says nothing.
+        null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
+            as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
+        overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
+            mapping of entries of ``RunConfig`` that take the place of the checkpoint's.
         progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
     """
 
@@ -87,7 +92,8 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         latent_space: str | None = None,
-        text_states: str = "umT5",
+        text_states: str | None = None,
+        null_embedding: str | Path | None = None,
         overrides: Mapping[str, Any] | None = None,
         progress: Report | None = None,
     ) -> None:
@@ -104,6 +110,9 @@ class Pipeline:
         self.config = self.parts.config
         self.tokenizer = self.parts.tokenizer
         self.network = self.parts.network
+        self.null_condition: Tensor | None = None
+        if null_embedding is not None:
+            self.null_condition = read_null_embedding(null_embedding, self.config.model.text_dim).to(self.device)
         self._last_conditions: tuple[tuple[str, ...], Tensor] | None = None
 
     # The steps that the jobs share
@@ -121,6 +130,13 @@ class Pipeline:
                     states = TextEncoder(encoder, self.tokenizer, self.parts.text_states)(prompts)
             self._last_conditions = wanted, states.float()
         return self._last_conditions[1]
+
+    def guided(self, prompt: str, negative: str = "") -> tuple[Tensor, Tensor]:
+        """Conditions ``[1,S,E]`` of a prompt and of what guidance leads away from."""
+        if self.null_condition is not None and not negative.strip():
+            return self.conditions([prompt]), self.null_condition
+        context, null = self.conditions([prompt, negative]).split(1)
+        return context, null
 
     def encode_clip(self, pixels: Tensor) -> Tensor:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device."""
@@ -188,7 +204,7 @@ class Pipeline:
         self._require_words(prompt, "prompt")
         noise = self.noise(size, sampling.seed)
         stream = prompt if text is None else text
-        context, null = self.conditions([prompt, negative]).split(1)
+        context, null = self.guided(prompt, negative)
         tokens = None
         if stream.strip():
             # As long as the text: the release pads and masks, which changes nothing.
@@ -264,7 +280,7 @@ class Pipeline:
         run = self.config.run
         self._require_words(prompt, "prompt")
         noise = self.noise(size, sampling.seed)
-        context, null = self.conditions([prompt, negative]).split(1)
+        context, null = self.guided(prompt, negative)
         steps = given(sampling.steps, run.steps)
         wanted = spread(steps, record)
         states: list[State] = []

@@ -21,6 +21,7 @@ from .latents import (
     streams_of,
 )
 from .loading import (
+    NO_FILE,
     WEIGHT_DTYPES,
     checkpoint_names,
     checkpoint_path,
@@ -30,6 +31,8 @@ from .loading import (
     load_encoder,
     load_network,
     load_vae,
+    null_embedding_names,
+    null_embedding_path,
     parts_of,
 )
 from .lora import apply_lora, is_text_weight
@@ -53,6 +56,7 @@ from .showing import Progress, input_directory, offer_samples
 __all__ = [
     "EMBEDDED",
     "FROM_CHECKPOINT",
+    "NO_FILE",
     "PARTS",
     "RELEASED",
     "TEXT_MASK",
@@ -87,6 +91,8 @@ __all__ = [
     "nested",
     "network_of",
     "no_prompt",
+    "null_embedding_names",
+    "null_embedding_path",
     "offer_samples",
     "output_file",
     "parts_of",

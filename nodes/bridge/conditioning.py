@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...uvg_core.codec.text import Tokenizer
 from ...uvg_core.config import RunConfig
@@ -27,10 +28,11 @@ def tokenizer_of(clip: Any) -> Tokenizer:
     return Tokenizer(proto.numpy().tobytes(), run_facts(clip))
 
 
-def encode_prompt(clip: Any, text: str, stream: str | None) -> list[Any]:
+def encode_prompt(clip: Any, text: str, stream: str | None, states: Tensor | None = None) -> list[Any]:
     """CONDITIONING with the states of ``text`` and, as the held-clean text stream, the tokens of ``stream``.
 
-    ``stream`` None is the same text; an empty stream is plain Wan. Raises UniViGUError for texts that do not fit.
+    ``stream`` None is the same text; an empty stream is plain Wan. ``states`` ``[1,S,E]`` take the place of the text's.
+    Raises UniViGUError for texts that do not fit.
     """
     tokenizer_of(clip)  # another CLIP is told here, in words
     run = run_facts(clip)
@@ -49,6 +51,8 @@ def encode_prompt(clip: Any, text: str, stream: str | None) -> list[Any]:
         if len(ids) > limit:
             raise UniViGUError(f"the text-stream text has {len(ids)} tokens; at most {limit} fit: shorten it")
         extra[TEXT_TOKENS] = torch.tensor([ids])
+    if states is not None:
+        return [[states, extra]]
     return clip.encode_from_tokens_scheduled(tokens, add_dict=extra)
 
 

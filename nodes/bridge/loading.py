@@ -21,7 +21,7 @@ from ...uvg_core.checkpoint.fit import compare, require_fit
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
 from ...uvg_core.checkpoint.quant import METADATA_KEY
 from ...uvg_core.checkpoint.read import open_weights
-from ...uvg_core.checkpoint.sizes import whole_config
+from ...uvg_core.checkpoint.sizes import log_frequencies, whole_config
 from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import RunConfig
 from ...uvg_core.errors import UniViGUError
@@ -29,6 +29,9 @@ from .latents import is_wan_vae
 from .names import EMBEDDED, FOLDER, PARTS, RELEASED
 
 LISTS = (FOLDER, "diffusion_models", "checkpoints")
+NO_FILE = "none"
+NULL_FOLDERS = ("embeddings", "text_encoders", FOLDER)
+NULL_BYTES = 18_000_000  # twice 512 rows of 4096 numbers in float32
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
     "bf16": {"dtype": torch.bfloat16},
@@ -53,6 +56,25 @@ def checkpoint_path(name: str) -> str:
         raise UniViGUError(
             f"{name}: found in none of ComfyUI's folders {', '.join(LISTS)}; put the file into models/{FOLDER} or "
             f"models/diffusion_models, press R, and choose it again. To get the released model: {RELEASED}"
+        )
+    return found
+
+
+def null_embedding_names() -> list[str]:
+    """Files that may hold a prompt condition: embeddings, and what is as small in the folders of larger files."""
+    names = list(file_names("embeddings"))
+    for kind in NULL_FOLDERS[1:]:
+        names += [name for name in file_names(kind) if Path(file_path(kind, name)).stat().st_size < NULL_BYTES]
+    return list(dict.fromkeys(names))
+
+
+def null_embedding_path(name: str) -> str:
+    """Raises UniViGUError for a name that lies in no folder."""
+    found = next((path for kind in NULL_FOLDERS if (path := folder_paths.get_full_path(kind, name)) is not None), None)
+    if found is None:
+        raise UniViGUError(
+            f"{name}: found in none of ComfyUI's folders {', '.join(NULL_FOLDERS)}; put the file into "
+            "models/embeddings, press R, and choose it again"
         )
     return found
 
@@ -82,6 +104,7 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     config = whole_config(weights, network, latent_space=latent_space)
     require_fit(weights, network, compare(weights, network, config.model))
     weights.tell_ignored()
+    log_frequencies(weights, network, config.model)
     metadata = {**weights.metadata, "config": config.to_json()}
     if Path(path).suffix in (".safetensors", ".sft"):
         stored = comfy.utils.load_torch_file(path)  # core's reader: memory-mapped as its offload wants it

@@ -269,7 +269,8 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
         """The text encoder of an all-in-one file, sized by its weights."""
         weights = part_of(state_dict or {}, ENCODER_PREFIX)
         detected = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, ENCODER_PREFIX)
-        return encoder_target(encoder_config(weights) if weights else {}, detected, self._run())
+        run = self._run()
+        return encoder_target(encoder_config(weights) if weights else {}, detected, run, run.text_states == "release")
 
 
 def register() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from uvg_core.checkpoint.keys import from_native
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
+from uvg_core.model.rope import frequencies
 
 SIZES: dict[str, Any] = {
     "dim": 24,
@@ -49,7 +50,7 @@ def write_uni_vigu(model: UniViGU, layout: str, folder: Path) -> Path:
     config = model.config
     native = weights_of(model)
     release = {from_native(name, "release"): tensor for name, tensor in native.items()}
-    release["rotary_emb_text.inv_freq"] = torch.ones(config.head_dim // 2)
+    release["rotary_emb_text.inv_freq"] = frequencies(config.head_dim).float()
     metadata = {"config": json.dumps({"transformer": {"num_heads": config.num_heads}})}
     path = folder / "model.safetensors"
     if layout == "native":

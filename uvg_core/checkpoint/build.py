@@ -17,7 +17,7 @@ from .detect import UNI_VIGU_LAYOUTS, WAN_LAYOUTS, Network, find_network, requir
 from .fit import compare, require_fit, video_counterpart, without_text_half
 from .quant import FP8_DTYPES, dequantise
 from .read import WeightFile, open_weights
-from .sizes import model_config
+from .sizes import log_frequencies, model_config
 from .write import Progress
 
 EMBEDDING_STD = 0.02
@@ -33,6 +33,7 @@ def load_model(
     source: str | None = None,
     latent_space: str | None = None,
     num_heads: int | None = None,
+    time_rounding: str | None = None,
     operations: Any = nn,
     attention: Attention | None = None,
     on_progress: Progress | None = None,
@@ -44,8 +45,8 @@ def load_model(
             fp8 files written by ``convert``, or a folder with one of these.
         device: where the weights go, one tensor at a time.
         dtype: of all weights; by default the one that most of them are stored in, bfloat16 for fp8 files.
-        text_flow, source, latent_space, num_heads: for files that do not state them. Contradicting the file is an
-            error, except for ``latent_space``, where the argument wins.
+        text_flow, source, latent_space, num_heads, time_rounding: for files that do not state them. Contradicting the
+            file is an error, except for ``latent_space`` and ``time_rounding``, where the argument wins.
         operations, attention: see ``UniViGU``.
         on_progress: called with (bytes read, bytes in all) after each tensor.
 
@@ -58,10 +59,17 @@ def load_model(
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     config, _ = model_config(
-        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+        weights,
+        network,
+        text_flow=text_flow,
+        source=source,
+        latent_space=latent_space,
+        num_heads=num_heads,
+        time_rounding=time_rounding,
     )
     require_fit(weights, network, compare(weights, network, config))
     weights.tell_ignored()
+    log_frequencies(weights, network, config)
     dtype = dtype or usual_dtype(weights, network)
 
     sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit
 from .quant import FP8, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored, WeightFile, open_weights
-from .sizes import whole_config
+from .sizes import log_frequencies, whole_config
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
@@ -32,6 +33,8 @@ def convert(
     source: str | None = None,
     latent_space: str | None = None,
     num_heads: int | None = None,
+    time_rounding: str | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Uni-ViGU checkpoint of any readable layout as native safetensors.
 
@@ -40,7 +43,8 @@ def convert(
         dtype: ``bf16``, ``fp16``, ``fp32``, or ``fp8``: the blocks' matrices in e4m3 with one scale each, as ComfyUI
             reads it, the rest in bf16. None keeps every tensor as it is stored.
         on_progress: called with (bytes written, bytes in all) after each tensor; raising in it cancels cleanly.
-        text_flow, source, latent_space, num_heads: as for ``load_model``; written into the metadata.
+        text_flow, source, latent_space, num_heads, time_rounding: as for ``load_model``; written into the metadata.
+        run: entries of ``RunConfig`` to write in place of the file's, e.g. ``{"text_states": "release"}``.
 
     The other parts of an all-in-one file (VAE, text encoder) are carried over unchanged, step and optimizer are not.
     The target appears whole or not at all. Raises UniViGUError as ``load_model`` does, and when it cannot be written.
@@ -53,10 +57,18 @@ def convert(
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     stated = whole_config(
-        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+        weights,
+        network,
+        run,
+        text_flow=text_flow,
+        source=source,
+        latent_space=latent_space,
+        num_heads=num_heads,
+        time_rounding=time_rounding,
     )
     require_fit(weights, network, compare(weights, network, stated.model))
     weights.tell_ignored()
+    log_frequencies(weights, network, stated.model)
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import ModelConfig
+from ..config import ModelConfig, RunConfig
 from ..errors import UniViGUError
 from .detect import UNI_VIGU_LAYOUTS, Network, describe_foreign, find_network, require_floats
+from .facts import run_and_card
 from .fit import Misfit, compare, without_text_half
 from .read import WeightFile, open_weights
-from .sizes import model_config
+from .sizes import about_frequencies, model_config
 from .write import ALL_IN_ONE_PREFIX
 
 _LAYOUTS = {
@@ -30,7 +31,7 @@ class CheckpointReport:
     ``layout`` is ``native``, ``release``, ``wan``, ``diffusers`` or ``unknown``; ``dtypes`` and ``parts`` count
     parameters. ``config`` is None where the file is not recognised or ``problem`` prevents it; its entries named in
     ``assumed`` are nowhere stated. For a Wan base only the sizes in ``config`` mean anything. ``ignored`` counts and
-    names what a trainer left beside the weights.
+    names what a trainer left beside the weights. ``run`` is the recipe of a Uni-ViGU, None for other files.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class CheckpointReport:
     ignored: str = ""
     foreign: str = ""
     problem: str = ""
+    run: RunConfig | None = None
 
     @property
     def complete(self) -> bool:
@@ -106,6 +108,12 @@ class CheckpointReport:
                 ("v2t attention", known("v2t_attention")),
             ]
             rows += [("kappa exponent", known("kappa_exponent"))] if c.text_flow == "discrete" else []
+            rows += [("text rotary", about_frequencies(c))] if c.text_inv_freq is not None else []
+            rows += [("time rounding", c.time_rounding)] if c.time_rounding != "none" else []
+        if self.run is not None:
+            stated = (("text states", self.run.text_states), ("end of text", self.run.end_of_text))
+            rows += [(label, value) for label, value in stated if value]
+            rows.append(("checked", self.run.checked or "never: run check on it"))
         return rows
 
 
@@ -136,6 +144,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
         ignored=weights.ignored,
         foreign=describe_foreign(weights.tensors) if network.layout == "unknown" else "",
         problem=problem,
+        run=None if config is None or network.layout not in UNI_VIGU_LAYOUTS else run_and_card(weights).run,
     )
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import CheckpointConfig, ModelConfig, shown
 from ..errors import UniViGUError
+from ..model.rope import frequencies
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .facts import EXPORT_AGAIN, run_and_card, stated_facts
 from .read import WeightFile, open_weights
 
+log = logging.getLogger(__name__)
+
 WAN_HEAD_DIM = 128  # of every public Wan model; the rule where nothing says otherwise
 # The release's script runs the network on raw VAE latents, encoder and decoder alike.
 _RELEASE_LATENT_SPACE = "raw"
-_HIDDEN = ("eps", "kappa_exponent", "latent_space", "v2t_attention")  # what no shape shows
+# What no shape shows
+_HIDDEN = ("eps", "kappa_exponent", "latent_space", "v2t_attention", "text_inv_freq", "time_rounding")
+_SAME_FREQUENCY = 1e-5  # relative: float32 rounds to 1e-7, bfloat16 to 4e-3
+_FAR_TOKEN = 255  # the last of a caption of the released model
 
 
 def read_config(
@@ -25,8 +35,11 @@ def read_config(
     source: str | None = None,
     latent_space: str | None = None,
     num_heads: int | None = None,
+    time_rounding: str | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> CheckpointConfig:
-    """The configuration of a Uni-ViGU checkpoint of any layout; reads no weights. Arguments as for ``load_model``.
+    """The configuration of a Uni-ViGU checkpoint of any layout; reads no weights. Arguments as for ``load_model``;
+    ``run`` holds entries of ``RunConfig`` that take the place of the file's.
 
     Raises UniViGUError, naming the file, when it is not one.
     """
@@ -34,18 +47,63 @@ def read_config(
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     return whole_config(
-        weights, network, text_flow=text_flow, source=source, latent_space=latent_space, num_heads=num_heads
+        weights,
+        network,
+        run,
+        text_flow=text_flow,
+        source=source,
+        latent_space=latent_space,
+        num_heads=num_heads,
+        time_rounding=time_rounding,
     )
 
 
-def whole_config(weights: WeightFile, network: Network, **stated_by_caller: Any) -> CheckpointConfig:
+def whole_config(
+    weights: WeightFile, network: Network, run: Mapping[str, Any] | None = None, **stated_by_caller: Any
+) -> CheckpointConfig:
     """``read_config`` of a file that is open; keywords as for ``model_config``."""
     model, _ = model_config(weights, network, **stated_by_caller)
     stated = run_and_card(weights)
+    changed = replace(stated.run, **run) if run else stated.run
     try:
-        return replace(stated, model=model)
+        return replace(stated, model=model, run=changed)
     except UniViGUError as error:
         raise UniViGUError(f"{weights.path}: {error}. {EXPORT_AGAIN}") from None
+
+
+def stored_frequencies(weights: WeightFile, network: Network, head_dim: int) -> tuple[float, ...] | None:
+    """The text's rotary frequencies that the file stores, where they are not the formula's.
+
+    Raises UniViGUError when they do not fit the heads."""
+    if network.inv_freq is None:
+        return None
+    values = weights.read(network.inv_freq).double().flatten()
+    if len(values) != head_dim // 2:
+        raise UniViGUError(
+            f"{weights.path}: {network.inv_freq} has {len(values)} values, expected {head_dim // 2}, one for each pair "
+            "of channels of a head. The file is damaged or of another model: download it again"
+        )
+    if torch.allclose(values, frequencies(head_dim), rtol=_SAME_FREQUENCY, atol=0):
+        return None
+    return tuple(values.tolist())
+
+
+def about_frequencies(config: ModelConfig) -> str:
+    """How far the stored rotary frequencies of the text are from the formula's, in words; empty where they are not."""
+    if config.text_inv_freq is None:
+        return ""
+    gap = torch.tensor(config.text_inv_freq, dtype=torch.float64) - frequencies(config.head_dim)
+    return (
+        f"stored in the file, not the formula's: angles differ by up to {_FAR_TOKEN * float(gap.abs().max()):.2g} rad "
+        f"at token {_FAR_TOKEN}"
+    )
+
+
+def log_frequencies(weights: WeightFile, network: Network, config: ModelConfig) -> None:
+    """Say once, where the file stores such frequencies as a tensor, that they are used (``convert`` writes them into
+    the metadata)."""
+    if network.inv_freq is not None and config.text_inv_freq is not None:
+        log.warning("%s: the text's rotary frequencies are %s; they are used", weights.path, about_frequencies(config))
 
 
 def model_config(
@@ -56,6 +114,7 @@ def model_config(
     source: str | None = None,
     latent_space: str | None = None,
     num_heads: int | None = None,
+    time_rounding: str | None = None,
     vocab_size: int | None = None,
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     """The configuration, and the names of its entries that are assumed because neither file nor caller states them.
@@ -100,8 +159,13 @@ def model_config(
         latent_space = _RELEASE_LATENT_SPACE if network.layout == "release" else None
     # Not a property of the weights' shape or of their training that can be checked: the caller has the last word.
     hidden = {name: stated[name] for name in _HIDDEN if name in stated}
-    if latent_space is not None:
-        hidden["latent_space"] = latent_space
+    hidden |= {
+        name: value
+        for name, value in (("latent_space", latent_space), ("time_rounding", time_rounding))
+        if value is not None
+    }
+    if network.layout in UNI_VIGU_LAYOUTS and network.inv_freq is not None:
+        hidden["text_inv_freq"] = stored_frequencies(weights, network, sizes["dim"] // heads)
     try:
         config = ModelConfig(
             **sizes, **hidden, num_heads=heads, text_flow=flow, source=source, vocab_size=vocab_size or 0

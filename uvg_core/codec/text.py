@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
+from ..config import TEXT_STATES, RunConfig
 from ..errors import UniViGUError
 from .assign import with_weights
 
-TEXT_STATES = ("umT5", "release")
 BLANK = re.compile(r"_{2,}")
 
 
 class Tokenizer:
-    """SentencePiece with an end-of-text token at the end, as umT5 uses it."""
+    """SentencePiece with an end-of-text token at the end, as umT5 uses it.
+
+    How generated text ends is ``end_of_text`` of ``run``: at the first end token (``stop``), or end tokens are left out
+    as padding is and the words behind them are read too (``skip``, as the release does)."""
 
     def __init__(self, model: bytes, run: RunConfig) -> None:
         try:
@@ -61,12 +63,13 @@ class Tokenizer:
         return [*self._pieces.encode(text.strip()), *([self.run.eos_token] if end else [])]
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
-        """Words of one row of ids, up to the first end-of-text; padding and ids beyond the vocabulary are left out."""
+        """Words of one row of ids, up to the first end-of-text unless the model's way is ``skip``; end tokens, padding
+        and ids beyond the vocabulary are left out."""
         words: list[int] = []
         for i in ids.tolist() if isinstance(ids, Tensor) else ids:
-            if i == self.run.eos_token:
+            if i == self.run.eos_token and self.run.end_of_text != "skip":
                 break
-            if i != self.run.pad_token and 0 <= i < self.size:
+            if i not in (self.run.pad_token, self.run.eos_token) and 0 <= i < self.size:
                 words.append(i)
         return self._pieces.decode(words).strip()
 

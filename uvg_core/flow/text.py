@@ -59,19 +59,27 @@ class MixturePath:
 
     def euler_jump(self, tau: float, tau_next: float) -> float:
         """The release's rule: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)); the last step jumps
-        for sure. Off kappa at few steps; kept for comparison."""
+        for sure. Off kappa at few steps; kept for comparison. See ``require_rule`` for where it has no meaning."""
         left = 1 - self.kappa(tau)
         if tau_next >= 1 or left <= 0:
             return 1.0
         return -math.expm1(-(tau_next - tau) * self.slope(tau) / left)
 
+    def require_rule(self, rule: str) -> None:
+        """Raise UniViGUError for a rule that there is not, or not on this path."""
+        if rule not in ("bridge", "euler"):
+            raise UniViGUError(f"text rule is {rule!r}; expected bridge (exact) or euler (the release's)")
+        if rule == "euler" and self.exponent < 1:
+            raise UniViGUError(
+                f"text rule is 'euler' and this checkpoint's kappa exponent {self.exponent:g}; expected an exponent of "
+                "at least 1 for that rule: below it the rate of jumps is infinite at the start, and every token would "
+                "jump in the first step. Use bridge"
+            )
+
     def jump(self, rule: str, tau: float, tau_next: float) -> float:
         """Jump probability by ``rule``: ``bridge`` or ``euler``."""
-        if rule == "bridge":
-            return self.bridge_jump(tau, tau_next)
-        if rule == "euler":
-            return self.euler_jump(tau, tau_next)
-        raise UniViGUError(f"text rule is {rule!r}; expected bridge (exact) or euler (the release's)")
+        self.require_rule(rule)
+        return self.bridge_jump(tau, tau_next) if rule == "bridge" else self.euler_jump(tau, tau_next)
 
 
 def source_tokens(
@@ -172,14 +180,19 @@ def jump_step(tokens: Tensor, clean: Tensor, probability: float, generator: torc
     return torch.where(chance < probability, clean, tokens)
 
 
-def token_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p(token) ``[B,L]`` in float32 under logits ``[B,L,V]``, reduced in chunks."""
+def token_log_likelihood(logits: Tensor, tokens: Tensor, forbidden: int | None = None) -> Tensor:
+    """log p(token) ``[B,L]`` in float32 under logits ``[B,L,V]``, reduced in chunks.
+
+    ``forbidden``: an id that is no word (the mask token), with no share in the probabilities, as in
+    ``draw_clean_tokens``."""
     rows, picks = logits.flatten(0, -2), tokens.flatten()
     step = max(1, CHUNK_NUMBERS // rows.shape[-1])
-    parts = [
-        -F.cross_entropy(rows[i : i + step].float(), picks[i : i + step], reduction="none")
-        for i in range(0, rows.shape[0], step)
-    ]
+    parts = []
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float()
+        if forbidden is not None:
+            part = part.index_fill(-1, torch.full((1,), forbidden, device=part.device), -math.inf)
+        parts.append(-F.cross_entropy(part, picks[start : start + step], reduction="none"))
     return torch.cat(parts).view(tokens.shape)
 
 

@@ -10,7 +10,7 @@ angles come from and in which channels pair up:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -24,10 +24,15 @@ def _precise(device: torch.device | None) -> torch.device | None:
     return device if device is None or device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
-def _rotations(position_N: Tensor, dim: int) -> Tensor:
-    """Rotation matrices ``[N, dim/2, 2, 2]`` for positions ``[N]`` at ``dim/2`` frequencies."""
-    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=position_N.device) / dim
-    angle = torch.outer(position_N.to(torch.float64), THETA**-exponent)
+def frequencies(dim: int, device: torch.device | None = None) -> Tensor:
+    """The formula's ``dim/2`` frequencies in radians per position, float64."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim
+    return THETA**-exponent
+
+
+def _rotations(position_N: Tensor, frequency: Tensor) -> Tensor:
+    """Rotation matrices ``[N, d, 2, 2]`` for positions ``[N]`` at frequencies ``[d]``."""
+    angle = torch.outer(position_N.to(torch.float64), frequency)
     cos, sin = angle.cos(), angle.sin()
     return rearrange(torch.stack([cos, -sin, sin, cos], -1), "n p (i j) -> n p i j", i=2)
 
@@ -51,15 +56,25 @@ def video_rotations(
     ]
     axes = torch.meshgrid(*positions, indexing="ij")
     parts = [
-        _rotations(axis.flatten(), dim)
+        _rotations(axis.flatten(), frequencies(dim, axis.device))
         for axis, dim in zip(axes, (head_dim - 2 * spatial, spatial, spatial), strict=True)
     ]
     return torch.cat(parts, 1).float().to(device)
 
 
-def text_rotations(length: int, head_dim: int, device: torch.device | None = None) -> Tensor:
-    """Rotations ``[L, head_dim/2, 2, 2]`` for L token positions."""
-    return _rotations(torch.arange(length, device=_precise(device)), head_dim).float().to(device)
+def text_rotations(
+    length: int,
+    head_dim: int,
+    device: torch.device | None = None,
+    inv_freq: Sequence[float] | None = None,
+) -> Tensor:
+    """Rotations ``[L, head_dim/2, 2, 2]`` for L token positions, at the formula's frequencies or at ``inv_freq``."""
+    position = torch.arange(length, device=_precise(device))
+    if inv_freq is None:
+        frequency = frequencies(head_dim, position.device)
+    else:
+        frequency = torch.tensor(inv_freq, dtype=torch.float64).to(position.device, non_blocking=True)
+    return _rotations(position, frequency).float().to(device)
 
 
 Rotate = Callable[[Tensor, Tensor, int, str], Tensor]

@@ -195,6 +195,8 @@ class UniViGU(nn.Module):
         context = self.text_embedding(context.to(dtype))
 
         freq_dim = self.config.freq_dim
+        if self.config.time_rounding == "bfloat16":
+            time_video, time_text = time_video.bfloat16(), time_text.bfloat16()
         time_v = self.time_embedding(time_features(time_video, freq_dim).to(dtype))
         time_t = self.time_embedding_t(time_features(time_text, freq_dim).to(dtype))
         times = torch.stack([self.time_projection(time_v), self.time_projection_t(time_t)]).unflatten(2, (6, -1))
@@ -203,7 +205,7 @@ class UniViGU(nn.Module):
         head_dim, device = self.config.head_dim, video.device
         rotations = Streams(
             video_rotations(grid, head_dim, device, hooks.scale, hooks.shift),
-            text_rotations(text.shape[1], head_dim, device),
+            text_rotations(text.shape[1], head_dim, device, self.config.text_inv_freq),
         )
         if hooks.rotate in (rotate, rotate_in_place):
             both = torch.cat([turns(rotations.video), turns(rotations.text)])

@@ -112,7 +112,7 @@ def caption_likelihood(
         ).logits
         if config.text_flow == "embedding":
             return (logits.float() - velocity_target(data, spread)).square().sum((1, 2))
-        return -token_log_likelihood(logits, chosen).sum(1)
+        return -token_log_likelihood(logits, chosen, mask_token).sum(1)  # a word is never the mask token
 
     if cache is not None and not cache.filled:  # by one row, for all of them
         clock = torch.zeros(1, device=video.device)

@@ -53,7 +53,7 @@ def train(
         wan=config.wan,
         device=str(accelerator.device),
         dtype=None,
-        text_states="umT5",
+        text_states=None,
         overrides={},
         progress=progress if accelerator.is_main_process else None,
         config=facts,

@@ -154,7 +154,8 @@ def every_file() -> dict[str, Any]:
     from_native = pack_module("uvg_core.checkpoint.keys").from_native
     tensors = comfy.utils.load_torch_file(original)
     released = {f"_fsdp_wrapped_module.{from_native(name, 'release')}": tensor for name, tensor in tensors.items()}
-    released["rotary_emb_text.inv_freq"] = torch.ones(16)  # tells the size of a head
+    frequencies = pack_module("uvg_core.model.rope").frequencies
+    released["rotary_emb_text.inv_freq"] = frequencies(32).float()  # tells the size of a head
     files["release .pth"] = str(folder / "kinds_release.pth")
     left = {"step": 1, "args": argparse.Namespace(out=folder), "optimizer": {"state": {}}, "best": argparse.Namespace}
     torch.save({"model": released, **left}, files["release .pth"])

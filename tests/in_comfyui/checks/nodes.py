@@ -397,7 +397,7 @@ def separate_files() -> dict[str, Any]:
     from_native = pack_module("uvg_core.checkpoint.keys").from_native
     prefix = "model.diffusion_model."
     released = {from_native(k.removeprefix(prefix), "release"): v for k, v in tensors.items() if k.startswith(prefix)}
-    released["rotary_emb_text.inv_freq"] = torch.ones(16)
+    released["rotary_emb_text.inv_freq"] = pack_module("uvg_core.model.rope").frequencies(32).float()
     torch.save({"model": released, "optimizer": {"state": {}}, "step": 7}, model_folder() / "released.pth")
     vae = {k.removeprefix(keys.VAE_PREFIX): v for k, v in tensors.items() if k.startswith(keys.VAE_PREFIX)}
     comfy.utils.save_torch_file(vae, str(model_folder("vae") / "alone.safetensors"))

@@ -79,8 +79,9 @@ def test_euler_is_off_kappa_by_what_is_known() -> None:
         assert max(gaps) == pytest.approx(known, abs=2e-3)
 
 
-@pytest.mark.parametrize("rule", ["bridge", "euler"])
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(
+    ("rule", "exponent"), [("bridge", 0.5), *((rule, e) for rule in ("bridge", "euler") for e in (1.0, 3.0))]
+)
 def test_the_last_step_takes_every_word(rule: str, exponent: float) -> None:
     data = torch.arange(N) % V
     assert torch.equal(run_process(MixturePath(exponent), rule, 5, 5, data, mask=V), data)
@@ -89,6 +90,14 @@ def test_the_last_step_takes_every_word(rule: str, exponent: float) -> None:
 def test_unknown_rule() -> None:
     with pytest.raises(UniViGUError, match="expected bridge"):
         MixturePath().jump("magic", 0, 1)
+
+
+def test_euler_is_refused_where_its_rate_is_infinite() -> None:
+    """At tau = 0 with an exponent below 1: every token would jump in the first step, at any number of steps."""
+    with pytest.raises(UniViGUError, match=r"kappa exponent 0\.5; expected .*at least 1.*Use bridge"):
+        MixturePath(0.5).jump("euler", 0, 0.01)
+    assert MixturePath(0.5).jump("bridge", 0, 0.01) == pytest.approx(0.1)
+    assert MixturePath(1.0).jump("euler", 0, 0.01) == pytest.approx(0.01, rel=0.01)
 
 
 def test_corruption_follows_the_path() -> None:
@@ -125,6 +134,15 @@ def test_greedy_and_forbidden() -> None:
     assert draw_clean_tokens(logits, generator=generator(), temperature=0, forbidden=1).tolist() == [[2, 0]]
     many = draw_clean_tokens(logits.expand(50, 2, 3), generator=generator(), forbidden=1)
     assert not (many == 1).any()
+
+
+def test_what_is_forbidden_has_no_share_in_a_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(2, 5, V, generator=generator(8))
+    tokens = torch.randint(V - 1, (2, 5), generator=generator(9))
+    wanted = logits[..., : V - 1].log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    monkeypatch.setattr(flow, "CHUNK_NUMBERS", 3 * V)
+    torch.testing.assert_close(token_log_likelihood(logits, tokens, V - 1), wanted)
+    assert (token_log_likelihood(logits, tokens) < wanted).all()
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (1.0, 0.0), (1.0, 1.5)])

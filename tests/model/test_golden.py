@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from tiny_networks import GOLDEN
 
-from uvg_core import load_model, text_to_video
+from uvg_core import UniViGU, load_model, text_to_video
 from uvg_core.flow.schedule import video_sigmas
 from uvg_core.flow.time import model_time_from_sigma
 
@@ -50,3 +50,27 @@ def test_sampling_run() -> None:
         guidance_scale=settings["cfg_scale"],
     )
     torch.testing.assert_close(latent, tensors["output.latent"], atol=TOLERANCE, rtol=0)
+
+
+def test_rounded_clocks_are_the_releases() -> None:
+    """Both of them: bfloat16 has eight bits, so that 993.4 is told as 992; 0 and 250 are what they are."""
+    tensors, _ = read("forward_uniform")
+    given = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith("input.")}
+    path, rows = GOLDEN / "forward_uniform.safetensors", given["video"].shape[0]
+    plain, rounds = load_model(path), load_model(path, time_rounding="bfloat16")
+    assert (plain.config.time_rounding, rounds.config.time_rounding) == ("none", "bfloat16")
+
+    def told(model: UniViGU, video: float, text: float) -> tuple[torch.Tensor, torch.Tensor]:
+        clocks = {"time_video": torch.full((rows,), video), "time_text": torch.full((rows,), text)}
+        velocity, logits = model(**{**given, **clocks})
+        return velocity, logits
+
+    for (video, text), (video_told, text_told) in (
+        ((993.4, 250.0), (992.0, 250.0)),
+        ((0.0, 513.0), (0.0, 512.0)),
+        ((250.0, 0.0), (250.0, 0.0)),
+    ):
+        for ours, known in zip(told(rounds, video, text), told(plain, video_told, text_told), strict=True):
+            assert torch.equal(ours, known)
+    assert not torch.equal(told(plain, 993.4, 0.0)[0], told(rounds, 993.4, 0.0)[0])
+    assert not torch.equal(told(plain, 0.0, 513.0)[1], told(rounds, 0.0, 513.0)[1])

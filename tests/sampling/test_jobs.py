@@ -372,13 +372,68 @@ def test_pinned_words_are_not_waited_for(network: UniViGU, given: dict[str, torc
     assert len(seen) == 2
 
 
-def test_an_unsure_text_takes_every_step(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_an_unsure_text_takes_every_step(
+    network: UniViGU, given: dict[str, torch.Tensor], temperature: float
+) -> None:
     seen: list[int] = []
-    arguments = {"video": given["noise"], "length": 8, "steps": 6, "temperature": 5.0}
+    arguments = {"video": given["noise"], "length": 8, "steps": 6, "temperature": temperature}
     free = video_to_text(network, **arguments)
     watched = video_to_text(network, **arguments, stop_when_stable=2, callback=lambda step, state: seen.append(step))
     assert len(seen) == 6
     assert torch.equal(watched, free)
+
+
+class Leaning:
+    """Always the same words, the second of them with probability ``share``, the others with certainty."""
+
+    config = TINY
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object) -> Prediction:
+        shares = torch.full((*text.shape, TINY.vocab_size), 1e-12)
+        shares[:, [0, 2], 7] = 1.0
+        shares[:, 1, 7], shares[:, 1, 8] = self.share, 1 - self.share
+        return Prediction(None, shares.log())
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.85, 9), (0.95, 2)])
+def test_the_likeliest_words_are_not_sure_words(given: dict[str, torch.Tensor], share: float, steps: int) -> None:
+    """At temperature 0 the words drawn are the same from the first step on, whatever the model knows."""
+    seen: list[int] = []
+    text = video_to_text(
+        Leaning(share),  # type: ignore[arg-type]
+        video=given["noise"],
+        length=3,
+        steps=9,
+        temperature=0.0,
+        stop_when_stable=2,
+        callback=lambda step, state: seen.append(step),
+    )
+    assert text.tolist() == [[7, 7, 7]] * 2
+    assert len(seen) == steps
+    pinned = {"fixed": {1: 5}, "stop_when_stable": 2, "temperature": 0.0}  # what is not free need not be sure
+    seen.clear()
+    video_to_text(
+        Leaning(share),  # type: ignore[arg-type]
+        video=given["noise"],
+        length=3,
+        steps=9,
+        callback=lambda step, state: seen.append(step),
+        **pinned,
+    )
+    assert len(seen) == 2
+
+
+def test_euler_is_refused_before_the_network_runs(given: dict[str, torch.Tensor]) -> None:
+    steep = ModelConfig(**{**TINY.__dict__, "kappa_exponent": 0.5})
+    model = Sure([1, 2, 3], from_call=1)
+    model.config = steep
+    with pytest.raises(UniViGUError, match="Use bridge"):
+        video_to_text(model, video=given["noise"], length=3, text_update="euler")  # type: ignore[arg-type]
+    assert model.calls == 0
 
 
 def test_stopping_early_belongs_to_the_discrete_flow(given: dict[str, torch.Tensor]) -> None:

@@ -56,6 +56,17 @@ def test_equal_texts_score_equally_and_seeds_repeat(flow: str) -> None:
     torch.testing.assert_close(caption_likelihood(model, video=VIDEO, texts=texts, samples=3, seed=2), scores)
 
 
+def test_the_mask_token_takes_nothing_from_the_words() -> None:
+    """The sampler never draws it, so that what the network gives to it does not matter."""
+    model = random_network(ModelConfig(**{**TINY.__dict__, "source": "mask"}))
+    texts = [[5, 6, 1], [8, 2, 1]]
+    before = caption_likelihood(model, video=VIDEO, texts=texts, samples=3)
+    model.text_head.head.bias[model.config.mask_token] += 30
+    torch.testing.assert_close(caption_likelihood(model, video=VIDEO, texts=texts, samples=3), before)
+    model.text_head.head.bias[5] += 3
+    assert not torch.allclose(caption_likelihood(model, video=VIDEO, texts=texts, samples=3), before)
+
+
 def test_more_samples_settle() -> None:
     model = random_network()
     texts = [[5, 6, 1], [8, 2, 1]]

@@ -57,7 +57,7 @@ class UniViGULoader(io.ComfyNode):
                     default=own,
                     advanced=True,
                     tooltip="umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. "
-                    "release: one position bias for all layers and padding kept, as the release's script computes them.",
+                    "release: one position bias for all layers and padding kept, as in the release's script.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

@@ -229,8 +229,8 @@ class Captioning:
                 min=0,
                 max=100,
                 advanced=True,
-                tooltip="Stops as soon as this many steps in a row draw the same words and the model gives each of them "
-                "a probability of at least 0.9; 0 takes every step.",
+                tooltip="Stops as soon as this many steps in a row draw the same words and the model gives each of "
+                "them a probability of at least 0.9; 0 takes every step.",
             ),
             io.Combo.Input(
                 "text_update",

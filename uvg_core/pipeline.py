@@ -75,8 +75,8 @@ class Pipeline:
             checkpoint does not carry its own.
         device: where the parts work. dtype: of the network; None is float32 on the CPU for small checkpoints, else
             what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``; None
-            is what the checkpoint says, umT5 where it says nothing.
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``;
+            None is what the checkpoint says, umT5 where it says nothing.
         null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
             as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a

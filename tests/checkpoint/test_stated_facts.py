@@ -1,4 +1,4 @@
-"""What a file states beyond its sizes reaches the network and the next file: stored frequencies, rounded clocks, run."""
+"""What a file states beyond its sizes reaches the network and the next file: frequencies, rounded clocks, recipe."""
 
 import logging
 from dataclasses import replace
@@ -70,7 +70,8 @@ def test_rotations_turn_by_the_given_frequencies():
     angle = torch.outer(torch.arange(256.0, dtype=torch.float64), rounded)
     torch.testing.assert_close(turned[..., 0, 0].double(), angle.cos(), atol=1e-6, rtol=0)
     torch.testing.assert_close(turned[..., 1, 0].double(), angle.sin(), atol=1e-6, rtol=0)
-    assert float((angle - torch.outer(torch.arange(256.0), frequencies(128))).abs().max()) == pytest.approx(0.31, abs=5e-3)
+    wanted = torch.outer(torch.arange(256.0), frequencies(128))
+    assert float((angle - wanted).abs().max()) == pytest.approx(0.31, abs=5e-3)
 
 
 def test_what_is_asked_for_is_written_and_kept(model, tools, tmp_path):

@@ -17,7 +17,7 @@ SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".sft")
 
 
 def read_null_embedding(path: str | Path, width: int | None = None) -> Tensor:
-    """The condition ``[1,S,E]``, float32, of a file with one tensor ``[S,E]`` or ``[1,S,E]``, bare or in a dict or list.
+    """The condition ``[1,S,E]``, float32, of a file with one tensor, ``[S,E]`` or ``[1,S,E]``, alone or in a dict.
 
     ``.pt`` files are opened without running anything in them. ``width``: the E that the model reads, None if any is
     right. Raises UniViGUError, naming the file, when it holds anything else.
@@ -33,8 +33,8 @@ def read_null_embedding(path: str | Path, width: int | None = None) -> Tensor:
     states = found[0][None] if found[0].ndim == 2 else found[0]
     if states.shape[0] != 1 or not 1 <= states.shape[1] <= MOST_ROWS or states.shape[2] != (width or states.shape[2]):
         raise UniViGUError(
-            f"{path}: found a tensor {list(found[0].shape)}; expected {expected}. It belongs to another text encoder or "
-            "is no prompt condition: choose another file"
+            f"{path}: found a tensor {list(found[0].shape)}; expected {expected}. It belongs to another text encoder "
+            "or is no prompt condition: choose another file"
         )
     states = states.float()
     if not bool(states.isfinite().all()):

@@ -71,7 +71,7 @@ class _Same:
     def count(self, words: Tensor, sure: Tensor) -> None:
         """``words`` and ``sure`` ``[B,L]`` of the next step; waits for them."""
         same = sure.all() if self.words is None else (words == self.words).all()
-        is_sure, is_same = torch.stack([sure.all(), same]).tolist()
+        is_sure, is_same = torch.stack([sure.all(), same]).cpu().tolist()
         self.steps = 0 if not is_sure else self.steps + 1 if is_same else 1
         self.words = words
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -143,10 +143,9 @@ class Batch:
     video_clean: bool | None = None
 
     def to(self, device: torch.device) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
-        )
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return Batch(**{**parts, **moved})
 
 
 class Collator:
@@ -159,7 +158,7 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], lots: Sequence[Lot]) -> Batch:
         rows = [self._row(sample, lot) for sample, lot in zip(samples, lots, strict=True)]
-        parts = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        parts: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         clean = {lot.sigma_video == 0 for lot in lots}
         return Batch(
             **parts,

@@ -103,8 +103,8 @@ class Objective(nn.Module):
         return Losses(video_loss, (nats * batch.weight).sum(1) / batch.weight.sum(1))
 
     def _discrete(self, logits: Tensor, batch: Batch) -> Tensor:
-        # The mask token, where there is one, has its share here: it is no data, so training takes that share to nothing,
-        # for whoever draws words without forbidding it.
+        # The mask token, where there is one, has its share here: it is no data, so training takes that share to
+        # nothing, for whoever draws words without forbidding it.
         if self.loss.discrete == "cross_entropy":
             return -token_log_likelihood(logits, batch.target)
         return generalised_kl(logits, batch.target, batch.text, tau_from_sigma(batch.sigma_text), self.path)

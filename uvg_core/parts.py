@@ -129,7 +129,7 @@ class Parts:
         named = {"wan": wan, "comfyui": comfyui, "text_encoder": text_encoder, "vae": vae, "tokenizer": tokenizer}
         self.components = find_components(
             self.path,
-            text_dim=self.config.model.text_dim,
+            text_dim=self.config.model.text_dim if self.config.model.vocab_size else 0,  # of a Wan base not read yet
             **{name: None if path is None else Path(path).expanduser() for name, path in named.items()},
         )
         for note in self.components.notes:

@@ -208,13 +208,10 @@ class Pipeline:
             ):
                 codec = LatentCodec(vae, self.config.model.latent_space)
                 codec.vae.clear_cache()  # of an attempt that broke off
-                if not tiled and self.device.type == "cuda":
-                    needed, free = vae_bytes(vae, tower, *size), free_bytes(self.device)
-                    if needed > free:
-                        log.warning(
-                            f"{what} takes {needed / 1e9:.1f} GB in one piece, {free / 1e9:.1f} GB are free: tiles"
-                        )
-                        tiled = True
+                needed, free = vae_bytes(vae, tower, *size), free_bytes(self.device)
+                if not tiled and 0 < free < needed:
+                    log.warning(f"{what} takes {needed / 1e9:.1f} GB in one piece, {free / 1e9:.1f} GB are free: tiles")
+                    tiled = True
                 codec.vae.use_tiling = tiled
                 return work(codec)
 

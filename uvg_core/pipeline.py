@@ -98,8 +98,8 @@ class Pipeline:
             ``find_components``.
         device: where the parts work. dtype: of the network; None is float32 for small checkpoints; for large ones
             bfloat16 on a card (float16 where it has none), else what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``; None
-            is what the checkpoint says, umT5 where it says nothing.
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says.
+        text_states: see ``TextEncoder``; None is what the checkpoint says, umT5 where it says nothing.
         null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
             as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
@@ -406,8 +406,9 @@ class Pipeline:
         def job(model: UniViGU) -> Tensor:
             nonlocal rows
             config = model.config
-            sizes = {"video": video_tokens(latent.shape[2:], config), "text": length, "logits": 1, "itemsize": 4}
-            rows = max(1, min(rows, int(min(free_memory(self.device) / pass_bytes(config, rows=1, **sizes), 8))))
+            video, itemsize = video_tokens(latent.shape[2:], config), model.computes_in(latent).itemsize
+            one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1)
+            rows = max(1, min(rows, int(min(free_memory(self.device) / one, 8))))
             while True:
                 try:
                     return caption_likelihood(model, batch=rows, **options)

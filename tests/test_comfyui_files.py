@@ -12,7 +12,7 @@ from fake_card import fake_card, missing
 from safetensors.torch import load_file, save_file
 from test_wan_folder import SIZE, make_files
 from tiny_worlds import one_world
-from torch import Tensor
+from torch import Tensor, nn
 
 from uvg_core import UniViGUError, parts
 from uvg_core import pipeline as pipes
@@ -219,9 +219,10 @@ def test_what_is_missing_is_said_with_its_address(
 
     said = refused()
     for words in (
-        "umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB) for ComfyUI/models/text_encoders",
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB) from https://",
         "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/vae/wan_2.1_vae.safetensors",
         "254 MB",
+        "into models/text_encoders",
     ):
         assert words in said
     vae, text = comfyui / "models" / "vae", comfyui / "models" / "text_encoders"
@@ -390,6 +391,38 @@ def test_ranking_stays_within_memory(
         monkeypatch.setattr(pipes, "free_memory", lambda _, free=free: free)
         torch.testing.assert_close(pipe.rank(latent, texts, samples=1), want)
         assert rows == [expected]
+
+
+def moved(self: nn.Module, device: Any, *_: Any, **__: Any) -> nn.Module:
+    """``Module.to``, which does not take fake tensors."""
+    for module in self.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach().to(device), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    return self
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+def test_every_job_on_a_card(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """From files to results on a small card of before Ampere, without a tensor on the wrong device."""
+    transformers, diffusers = pytest.importorskip("transformers"), pytest.importorskip("diffusers")
+    for kind in (nn.Module, transformers.PreTrainedModel, diffusers.ModelMixin):
+        monkeypatch.setattr(kind, "to", moved)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    with fake_card(1.05e9):  # too small for any encoder beside what must stay free
+        pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cuda:0")
+        assert pipe.parts.network_dtype == torch.float16
+        assert pipe.generate("a red circle", size=SMALL, sampling=QUICK).shape == (5, 32, 48, 3)
+        latent = pipe.encode_clip(one_world()[:5])
+        assert latent.device.type == "cuda"
+        pipe.caption(latent, hint="red", sampling=QUICK)
+        assert len(pipe.joint("a red circle", size=SMALL, sampling=QUICK, record=1)[2]) == 1
+        assert pipe.rank(latent, ["red", "a blue circle"], samples=1).shape == (2,)
+    assert caplog.text.count("stays in the machine's own memory") == 1
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "-")

@@ -28,23 +28,40 @@ ENCODERS, VAES = ("text_encoders", "clip"), ("vae",)
 NETWORKS = ("uni_vigu", "diffusion_models", "unet", "checkpoints")
 EXTRA_PATHS = "extra_model_paths.yaml"
 _WEIGHTS = (".safetensors", ".sft", ".pth")
-_REPACKAGED = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
-_TO_GET = {
-    "text encoder": (
-        f"umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB) for ComfyUI/models/text_encoders, from {_REPACKAGED}"
-        "/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-    ),
-    "VAE": (f"wan_2.1_vae.safetensors (254 MB) for ComfyUI/models/vae, from {_REPACKAGED}/vae/wan_2.1_vae.safetensors"),
-    "tokenizer": (
-        "spiece.model (4.5 MB), from https://huggingface.co/google/umt5-xxl/resolve/main/spiece.model; "
-        "the umt5_xxl files made for ComfyUI have it inside"
-    ),
-    "network": (
-        "the .pth file (3.05 billion parameters) for ComfyUI/models/uni_vigu, from "
-        "https://huggingface.co/Fr0zencr4nE/Uni-ViGU"
-    ),
-}
 _FLAGS = {"text encoder": "--text-encoder FILE", "VAE": "--vae FILE", "tokenizer": "--tokenizer FILE"}
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that the released model needs, as users get it; ``folder`` is one of ComfyUI's models."""
+
+    name: str
+    size: str
+    folder: str
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size}) from {self.url} into models/{self.folder}"
+
+
+def _of_wan(name: str, size: str, folder: str) -> Download:
+    files = f"{_HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+    return Download(name, size, folder, f"{files}/{folder}/{name}")
+
+
+_HUB = "https://huggingface.co"
+# The hub's name of the release's file is not known here, hence a page as the address.
+RELEASED = Download(
+    "uni_vigu.pth", "6.1 GB in bf16, 12.2 GB in fp32", NETWORKS[0], f"{_HUB}/Fr0zencr4nE/Uni-ViGU/tree/main"
+)
+PARTS = {
+    "text encoder": _of_wan("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "6.7 GB", ENCODERS[0]),
+    "VAE": _of_wan("wan_2.1_vae.safetensors", "254 MB", VAES[0]),
+}
+_TOKENIZER = (
+    f"spiece.model (4.5 MB) from {_HUB}/google/umt5-xxl/resolve/main/spiece.model; the umt5_xxl files made for ComfyUI "
+    "have it inside"
+)
 
 
 @dataclass(frozen=True)
@@ -162,8 +179,7 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
         names = ", ".join(str(file) for file in files[:8])
         raise UniViGUError(f"{comfyui}: several Uni-ViGU checkpoints lie here ({names}); choose one with --model FILE")
     raise UniViGUError(
-        f"{comfyui}: no Uni-ViGU checkpoint in its folders {', '.join(NETWORKS)}; pass --model FILE, or get "
-        f"{_TO_GET['network']}"
+        f"{comfyui}: no Uni-ViGU checkpoint in its folders {', '.join(NETWORKS)}; pass --model FILE, or get {RELEASED}"
     )
 
 
@@ -206,9 +222,7 @@ def _tokenizer_at(path: Path) -> Source:
                 return Source(place, inside[0])
             return Source(place)
     found = "this folder holds no such file" if path.is_dir() else "no such file"
-    raise UniViGUError(
-        f"{path}: {found}; expected the SentencePiece model of the umT5 tokenizer, {_TO_GET['tokenizer']}"
-    )
+    raise UniViGUError(f"{path}: {found}; expected the SentencePiece model of the umT5 tokenizer, {_TOKENIZER}")
 
 
 def _tokenizer_inside(encoder: Source) -> Source | None:
@@ -323,7 +337,8 @@ def _how_to_get(model: Path, missing: list[str], tried: list[Path]) -> str:
     looked = f", nor does {' or '.join(str(place) for place in tried)}" if tried else ""
     flags = ", ".join(_FLAGS[part] for part in missing)
     # The tokenizer comes with the text encoder's file.
-    files = [f"{part}: {_TO_GET[part]}" for part in missing if part != "tokenizer" or "text encoder" not in missing]
+    wanted = [part for part in missing if part != "tokenizer" or "text encoder" not in missing]
+    files = [f"{part}: {PARTS.get(part, _TOKENIZER)}" for part in wanted]
     return (
         f"{model}: this checkpoint does not carry a {' and a '.join(missing)}{looked}; pass --wan DIR (a Wan2.1 "
         f"folder), --comfyui FOLDER, or {flags}. What to get: {'; '.join(files)}"

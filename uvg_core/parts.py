@@ -114,7 +114,7 @@ class Parts:
     ) -> None:
         self.path = Path(model)
         self.device, self.dtype = usable_device(device), dtype
-        self.encoder_device = self.device
+        self.encoder_device, self._said_where = self.device, False
         self.overrides, self.progress = dict(overrides), progress
         # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
@@ -234,9 +234,11 @@ class Parts:
         size, device = bytes_of(encoder), self.encoder_device
         if device.type == "cpu" or size < LARGE_BYTES or size + SPARE_BYTES <= (free := free_bytes(device)):
             return encoder.to(device)
-        log.warning(
+        said, self._said_where = self._said_where, True
+        log.log(
+            logging.DEBUG if said else logging.WARNING,
             f"the text encoder takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it stays in the "
-            "machine's own memory, and each matrix goes there as it is used"
+            "machine's own memory, and each matrix goes there as it is used",
         )
         return move_encoder(encoder, device)
 

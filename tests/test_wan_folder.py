@@ -37,9 +37,12 @@ SIZE = ["--height", "32", "--width", "48", "--frames", "5"]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The arguments that point at the checkpoint and its Wan folder."""
+    return make_files(tmp_path_factory.mktemp("release"))
+
+
+def make_files(root: Path) -> list[str]:
+    """The arguments that point at a checkpoint and its Wan folder."""
     torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("release")
     config = ModelConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=1, text_dim=20, vocab_size=400)
     weights = random_network(config).state_dict()
     names = {name: from_native(name, "release") for name in weights}

@@ -17,7 +17,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import convert, inspect_checkpoint
+from .codec.latents import read_latent, write_latent
+from .components import find_network_file
 from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
 from .errors import UniViGUError
 from .files import require_folder, write_text
+from .parts import OutOfMemory
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
 from .sampling.video_cache import CachePolicy
@@ -42,8 +46,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
+    model = args.model or EMBEDDED_MODEL
+    if args.comfyui is not None and (args.model is None or not args.model.exists()):
+        model = find_network_file(args.comfyui, args.model)
+        say(f"network: {model}")
     return Pipeline(
-        args.model,
+        model,
         wan=args.wan,
         device=args.device,
         dtype=DTYPES.get(args.dtype),
@@ -52,7 +60,31 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
         null_embedding=getattr(args, "null_embedding", None),
         overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
         progress=shown,
+        text_encoder=args.text_encoder,
+        vae=args.vae,
+        tokenizer=args.tokenizer,
+        comfyui=args.comfyui,
     )
+
+
+@contextmanager
+def _sampled_kept(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
+    """Whatever keeps a sampled clip from being decoded and written: its latent is kept beside ``out``, and its text."""
+    try:
+        yield
+    except BaseException:
+        if pipe.sampled is not None:
+            shown.close()
+            path = out.with_suffix(".latent.safetensors")
+            write_latent(path, pipe.sampled.latent, model=pipe.parts.path.name)
+            say(
+                f"{path}: the sampled latent. To decode it: generate --from-latent {path} -o {out}, with the same "
+                "--model and files beside it (and --device cpu if memory does not suffice)"
+            )
+            if pipe.sampled.text:
+                write_text(out.with_suffix(".txt"), pipe.sampled.text + "\n")
+                say(f"{out.with_suffix('.txt')}: its caption")
+        raise
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -126,15 +158,21 @@ def _steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = No
 def run_generate(args: argparse.Namespace, shown: Bars) -> None:
     require_folder(args.out)
     pipe = _pipeline(args, shown)
-    pixels = pipe.generate(
-        args.prompt,
-        text="" if args.no_text_stream else args.text,
-        negative=args.negative,
-        size=_size(args),
-        sampling=_sampling(args),
-        callback=_steps_on(shown, "generating"),
-    )
-    show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
+    fps = given(args.fps, pipe.config.run.fps)
+    if args.from_latent is not None:
+        latent = read_latent(args.from_latent, model=pipe.parts.path.name)
+        show_clip(args.out, pipe.decode_clips([latent])[0], fps, args.scale)
+        return
+    with _sampled_kept(pipe, args.out, shown):
+        pixels = pipe.generate(
+            args.prompt,
+            text="" if args.no_text_stream else args.text,
+            negative=args.negative,
+            size=_size(args),
+            sampling=_sampling(args),
+            callback=_steps_on(shown, "generating"),
+        )
+        show_clip(args.out, pixels, fps, args.scale)
 
 
 def run_caption(args: argparse.Namespace, shown: Bars) -> int:
@@ -179,15 +217,16 @@ def run_joint(args: argparse.Namespace, shown: Bars) -> None:
     for path in (args.out, sheet or args.out):
         require_folder(path)
     pipe = _pipeline(args, shown)
-    pixels, text, trace = pipe.joint(
-        args.prompt,
-        negative=args.negative,
-        size=_size(args),
-        sampling=_sampling(args),
-        callback=_steps_on(shown, "generating both", pipe.tokenizer.text),
-        record=8 if sheet else 0,
-    )
-    show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
+    with _sampled_kept(pipe, args.out, shown):
+        pixels, text, trace = pipe.joint(
+            args.prompt,
+            negative=args.negative,
+            size=_size(args),
+            sampling=_sampling(args),
+            callback=_steps_on(shown, "generating both", pipe.tokenizer.text),
+            record=8 if sheet else 0,
+        )
+        show_clip(args.out, pixels, given(args.fps, pipe.config.run.fps), args.scale)
     write_text(args.out.with_suffix(".txt"), text + "\n")
     if sheet:
         joint_sheet(sheet, args.prompt, text, pixels, trace)
@@ -272,16 +311,38 @@ class _Parser(argparse.ArgumentParser):
 def _arguments() -> argparse.ArgumentParser:
     model, flows, sampler, video, size, text, null = (_Parser(add_help=False) for _ in range(7))
     group = model.add_argument_group("model")
-    group.add_argument("--model", type=_path, default=EMBEDDED_MODEL, help="checkpoint (default: the embedded model)")
+    group.add_argument(
+        "--model",
+        type=_path,
+        help="checkpoint (default: the embedded model; with --comfyui, the one that lies there)",
+    )
     group.add_argument(
         "--wan",
         type=_path,
         metavar="DIR",
-        help="Wan2.1 folder in diffusers layout: VAE, text encoder and tokenizer for --model",
+        help="Wan2.1 folder, in diffusers layout or Wan's own: VAE, text encoder and tokenizer for --model",
+    )
+    group.add_argument(
+        "--comfyui",
+        type=_path,
+        metavar="FOLDER",
+        help="ComfyUI folder: what --model lacks is found in its models (and extra_model_paths.yaml)",
+    )
+    group.add_argument(
+        "--text-encoder",
+        type=_path,
+        metavar="FILE",
+        help="such as umt5_xxl_fp8_e4m3fn_scaled.safetensors; the tokenizer lies inside",
+    )
+    group.add_argument("--vae", type=_path, metavar="FILE", help="such as wan_2.1_vae.safetensors")
+    group.add_argument(
+        "--tokenizer", type=_path, metavar="FILE", help="spiece.model, for text encoders without one inside"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group.add_argument(
-        "--dtype", choices=DTYPES, help="of the network (default: float32 for small ones on the CPU, else as stored)"
+        "--dtype",
+        choices=DTYPES,
+        help="of the network (default: float32 for small ones, bf16 for large ones on a card, else as stored)",
     )
     group.add_argument("--latent-space", choices=LATENT_SPACES, help="default: what the checkpoint says")
     group.add_argument(
@@ -346,8 +407,14 @@ def _arguments() -> argparse.ArgumentParser:
         return made
 
     sub = command("generate", run_generate, "a prompt gives an mp4", (model, flows, sampler, video, size, null))
-    sub.add_argument("prompt")
+    sub.add_argument("prompt", nargs="?")
     sub.add_argument("-o", "--out", type=VIDEO_FILE, default=Path("clip.mp4"))
+    sub.add_argument(
+        "--from-latent",
+        type=_path,
+        metavar="FILE",
+        help="decode a latent that an earlier run kept, instead of a prompt",
+    )
     sub.add_argument("--text", help="another text for the text stream (default: the prompt)")
     sub.add_argument("--no-text-stream", action="store_true", help="leave the text stream empty: plain Wan")
 
@@ -459,7 +526,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a caption's letters must not end a run
             stream.reconfigure(errors="backslashreplace")
-    args = _arguments().parse_args(argv)
+    parser = _arguments()
+    args = parser.parse_args(argv)
+    if args.command == "generate" and (args.prompt is None) == (args.from_latent is None):
+        parser.error("generate: pass a prompt or --from-latent FILE, and not both")
     _quiet_libraries()
     with bars() as shown:
         try:
@@ -470,6 +540,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except UniViGUError as error:
+            shown.close()
+            say(f"error: {error}")
+            return 1
+        except OutOfMemory as error:
             shown.close()
             say(f"error: {error}")
             return 1

@@ -1,12 +1,14 @@
 """The parts of a run - tokenizer, text encoder, network, VAE - and where they are at any moment.
 
-They come from one all-in-one file, or from a checkpoint and a Wan2.1 diffusers folder. A part is loaded when it is
-first used, moves to the device for as long as it works, and leaves; two of them are never there together. Network and
-VAE wait in memory for their next turn, a large text encoder is let go: it is used once and is the largest of all.
+They come from one all-in-one file, or from a checkpoint and the files that ``components.py`` finds for it. A part is
+loaded when it is first used, moves to the device for as long as it works, and leaves; two of them are never there
+together. Network and VAE wait in memory for their next turn, a large text encoder is let go: it is used once and is the
+largest of all. Where even it alone is too large for the device, it works there one matrix at a time.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,18 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_model, read_config
-from .checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
+from .checkpoint.quant import FP8_DTYPES
 from .checkpoint.read import WeightFile, open_weights
 from .codec.latents import channels_last, load_vae
-from .codec.text import Tokenizer, load_encoder
+from .codec.text import Tokenizer, load_encoder, move_encoder
+from .components import Source, find_components
 from .config import TEXT_STATES, CheckpointConfig
 from .errors import UniViGUError
 from .model import UniViGU
+from .model.cache import SHARE_OF_FREE, free_memory
 from .progress import Report
 
-WAN_FOLDERS = ("vae", "text_encoder", "tokenizer")
+log = logging.getLogger(__name__)
+
 PACKAGES = ("diffusers", "transformers", "sentencepiece")
 LARGE_BYTES = 2**30
+SPARE_BYTES = 2**30  # that a large text encoder must leave on the device, for its activations and for everybody else
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -47,11 +53,47 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA or ROCm card computes in bfloat16 by itself: NVIDIA's do from Ampere on."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def free_bytes(device: torch.device) -> float:
+    """All that is free on a device; 0 where torch cannot tell."""
+    return free_memory(device) / SHARE_OF_FREE
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """A part did not fit; the message says what can help."""
+
+    def __init__(self, part: str, device: torch.device, error: BaseException, dtype: torch.dtype | None) -> None:
+        smaller = "a smaller --height or --width, or fewer --frames"
+        help_for = {
+            "network": f"use {smaller}"
+            + (", or --dtype bf16" if dtype == torch.float32 else "")
+            + ("" if device.type == "cpu" else ", or close other programs on the device"),
+            "encoder": "its size does not depend on the clip: use umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB), or "
+            "close other programs",
+            "vae": f"use {smaller}"
+            + ("" if device.type == "cpu" else ", close other programs on the device, or pass --device cpu"),
+        }
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        name = {"encoder": "text encoder", "vae": "VAE"}.get(part, part)
+        super().__init__(f"out of memory for the {name} on {device} ({reason}); {help_for[part]}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; the CPU on Linux and on Windows
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 class Parts:
     """Loads the parts of a checkpoint and keeps them off the device when they do not work.
 
-    Args as for ``Pipeline``. Raises UniViGUError at once, before any work, for a checkpoint, a Wan folder, a device or
-    packages that cannot do the job.
+    Args as for ``Pipeline``. Raises UniViGUError at once, before any work, for a checkpoint, files beside it, a device
+    or packages that cannot do the job; OutOfMemory, with advice, for a part that does not fit.
     """
 
     def __init__(
@@ -65,85 +107,97 @@ class Parts:
         overrides: Mapping[str, Any],
         progress: Report | None,
         config: CheckpointConfig | None = None,
+        text_encoder: str | Path | None = None,
+        vae: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        comfyui: str | Path | None = None,
     ) -> None:
-        self.path, self.wan = Path(model), None if wan is None else Path(wan)
+        self.path = Path(model)
         self.device, self.dtype = usable_device(device), dtype
+        self.encoder_device, self._said_where = self.device, False
         self.overrides, self.progress = dict(overrides), progress
         # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
         self.text_states = text_states or self.config.run.text_states or TEXT_STATES[0]
         self._waiting: dict[str, nn.Module] = {}
-        self._require_all()
-        self.tokenizer = self._load_tokenizer()
-
-    def _require_all(self) -> None:
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
             raise UniViGUError(
                 f"packages {', '.join(missing)} are not installed: "
                 "pip install -e '.[standalone]' in the project's folder"
             )
-        if self.wan is not None:
-            absent = [name for name in WAN_FOLDERS if not (self.wan / name).is_dir()]
-            if absent:
-                raise UniViGUError(
-                    f"{self.wan}: not a Wan2.1 folder in diffusers layout: {', '.join(absent)} not found in it; "
-                    "expected the folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers"
-                )
-            for name in ("vae", "text_encoder"):
-                open_weights(self.wan / name)
-            return
-        names = open_weights(self.path).tensors
-        for prefix, part in ((VAE_PREFIX, "VAE"), (ENCODER_PREFIX, "text encoder"), (TOKENIZER_KEY, "tokenizer")):
-            if not any(name.startswith(prefix) for name in names):
-                raise UniViGUError(
-                    f"{self.path}: this checkpoint does not carry a {part}; pass --wan DIR, a Wan2.1 folder in "
-                    "diffusers layout (vae/, text_encoder/, tokenizer/)"
-                )
+        named = {"wan": wan, "comfyui": comfyui, "text_encoder": text_encoder, "vae": vae, "tokenizer": tokenizer}
+        self.components = find_components(
+            self.path,
+            text_dim=self.config.model.text_dim if self.config.model.vocab_size else 0,  # of a Wan base not read yet
+            **{name: None if path is None else Path(path).expanduser() for name, path in named.items()},
+        )
+        for note in self.components.notes:
+            log.warning(note)
+        spiece = self.components.tokenizer
+        try:
+            self.tokenizer = Tokenizer(spiece.tokenizer_bytes(), self.config.run)
+        except UniViGUError as error:
+            raise UniViGUError(
+                f"{spiece.path}: {error}" if str(spiece.path) not in str(error) else str(error)
+            ) from None
 
-    def _load_tokenizer(self) -> Tokenizer:
-        if self.wan is not None:
-            return Tokenizer.from_file(self.wan / "tokenizer" / "spiece.model", self.config.run)
-        return Tokenizer(open_weights(self.path).read(TOKENIZER_KEY).numpy().tobytes(), self.config.run)
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """Of the network's weights; None is what the file holds. Small networks take float32. Large ones take bfloat16
+        on a card, whatever the file holds, or float16 where the card has no bfloat16 of its own."""
+        if self.dtype is not None:
+            return self.dtype
+        if self.device.type in ("cpu", "cuda") and self.path.is_file() and self.path.stat().st_size < LARGE_BYTES:
+            return torch.float32
+        if self.device.type == "cuda":
+            return torch.bfloat16 if has_bfloat16(self.device) else torch.float16
+        return None
+
+    @property
+    def float16_unasked(self) -> bool:
+        """Whether the network computes in float16 because the card has nothing better: its results need watching."""
+        return self.dtype is None and self.network_dtype == torch.float16
+
+    def in_float32(self) -> None:
+        """From now on the network computes in float32."""
+        self.dtype = torch.float32
+        self._waiting.pop("network", None)
 
     def _load(self, part: str) -> nn.Module:
         if part == "network":
-            small = self.path.is_file() and self.path.stat().st_size < LARGE_BYTES
-            dtype = self.dtype or (torch.float32 if self.device.type == "cpu" and small else None)
             overrides = {name: value for name, value in self.overrides.items() if name != "run"}
-            return load_model(self.path, dtype=dtype, on_progress=self._reporting("network"), **overrides)
+            progress = self._reporting("network")
+            return load_model(self.path, dtype=self.network_dtype, on_progress=progress, **overrides)
         if part == "vae":
-            vae = self._from(VAE_PREFIX, "vae", "VAE", load_vae)
+            vae = self._from(self.components.vae, "VAE", load_vae)
+            if self.device.type == "cuda" and vae.dtype == torch.bfloat16 and not has_bfloat16(self.device):
+                vae = vae.float()
             return channels_last(vae) if self.device.type == "cpu" else vae
-        return self._from(
-            ENCODER_PREFIX, "text_encoder", "text encoder", lambda weights: load_encoder(weights, self.text_states)
-        )
+        build: Callable[[dict[str, Tensor]], Any] = lambda weights: load_encoder(weights, self.text_states)  # noqa: E731
+        return self._from(self.components.encoder, "text encoder", build)
 
-    def _from(self, prefix: str, folder: str, part: str, build: Callable[[dict[str, Tensor]], Any]) -> nn.Module:
-        """A part from the checkpoint's own tensors or from its folder; messages name the file."""
-        if self.wan is not None:
-            prefix, path = "", self.wan / folder
-        else:
-            path = self.path
-        file = open_weights(path)
-        names = [name for name in file.tensors if name.startswith(prefix)]
+    def _from(self, source: Source, part: str, build: Callable[[dict[str, Tensor]], Any]) -> Any:
+        """A part from its tensors; messages name the file."""
+        file = open_weights(source.path)
+        names = [name for name in file.tensors if name.startswith(source.prefix)]
         total = sum(file.tensors[name].nbytes for name in names)
         report, done, weights = self._reporting(part), 0, {}
         for name in names:
-            weights[name.removeprefix(prefix)] = self._comfortable(file, name, total)
+            weights[name.removeprefix(source.prefix)] = self._comfortable(file, name, total)
             done += file.tensors[name].nbytes
             if report is not None:
                 report(done, total)
         try:
             return build(weights)
         except UniViGUError as error:
-            raise UniViGUError(f"{path}: {error}") from None
+            raise UniViGUError(f"{source.path}: {error}") from None
 
     def _comfortable(self, file: WeightFile, name: str, total: int) -> Tensor:
         """A tensor in the dtype it works best in: small parts in float32 on the CPU; large ones never in float32 (Wan's
         text encoder is stored so, 23 GB of it)."""
         tensor = file.read(name)
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.dtype in FP8_DTYPES:  # fp8 has a scale beside it
             return tensor
         if total < LARGE_BYTES:
             return tensor.float() if self.device.type == "cpu" else tensor
@@ -155,12 +209,18 @@ class Parts:
 
     @contextmanager
     def using(self, part: str) -> Iterator[nn.Module]:
-        """``network``, ``encoder`` or ``vae`` on the device for the length of a block.
+        """``network``, ``encoder`` or ``vae`` on the device for the length of a block (the encoder on its own one).
 
-        Afterwards it leaves the device whatever happens, and whoever still holds it."""
+        Afterwards it leaves the device whatever happens, and whoever still holds it. Raises OutOfMemory."""
         module = self._waiting.pop(part, None) or self._load(part)
         try:
-            yield module.to(self.device)
+            yield self._placed(module) if part == "encoder" else module.to(self.device)
+        except Exception as error:
+            if isinstance(error, OutOfMemory) or not _is_out_of_memory(error):
+                raise
+            dtype = next(module.parameters()).dtype
+            device = self.encoder_device if part == "encoder" else self.device
+            raise OutOfMemory(part, device, error, dtype) from None
         finally:
             if part == "encoder" and bytes_of(module) >= LARGE_BYTES:
                 module.to("meta")
@@ -168,6 +228,19 @@ class Parts:
                 self._waiting[part] = module.to("cpu")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _placed(self, encoder: nn.Module) -> nn.Module:
+        """The text encoder on its device or, where it is too large for that, at work there from the CPU's memory."""
+        size, device = bytes_of(encoder), self.encoder_device
+        if device.type == "cpu" or size < LARGE_BYTES or size + SPARE_BYTES <= (free := free_bytes(device)):
+            return encoder.to(device)
+        said, self._said_where = self._said_where, True
+        log.log(
+            logging.DEBUG if said else logging.WARNING,
+            f"the text encoder takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it stays in the "
+            "machine's own memory, and each matrix goes there as it is used",
+        )
+        return move_encoder(encoder, device)
 
     @contextmanager
     def network(self) -> Iterator[UniViGU]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,14 +12,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .codec.latents import TEMPORAL, LatentCodec, latent_shape
+from .codec.latents import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from .codec.null_embedding import read_null_embedding
 from .codec.text import TextEncoder
 from .codec.video_file import read_clip
 from .errors import UniViGUError
-from .parts import Parts
+from .model import UniViGU
+from .model.cache import free_memory
+from .model.sizes import pass_bytes, video_tokens
+from .parts import Parts, free_bytes
 from .progress import Report, counted_calls
 from .sampling import State, caption_likelihood, fill_template, joint, text_to_video, video_to_text
+from .sampling.likelihood import LOGITS_AT_ONCE
 from .sampling.loop import spread
 
 log = logging.getLogger(__name__)
@@ -26,6 +31,7 @@ log = logging.getLogger(__name__)
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "uvg_tiny.safetensors"
 Callback = Callable[[int, State], object]
 Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,33 @@ class JointStep:
     text: str
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What a job has drawn and not decoded yet: the latent ``[1,C,F,h,w]`` on the CPU and, of a joint run, the text."""
+
+    latent: Tensor
+    text: str = ""
+
+
+class _NotFinite(Exception):
+    """The network's first pass gave numbers that are not finite."""
+
+
 class Pipeline:
     """The three jobs on real files.
 
+    ``sampled`` is what the last ``generate`` or ``joint`` has drawn, None before it has: should decoding fail, nothing
+    else is lost (``decode_clips`` goes on from there).
+
     Args:
-        model: checkpoint file. wan: a Wan2.1 diffusers folder with VAE, text encoder and tokenizer; needed when the
-            checkpoint does not carry its own.
-        device: where the parts work. dtype: of the network; None is float32 on the CPU for small checkpoints, else
-            what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``;
-            None is what the checkpoint says, umT5 where it says nothing.
+        model: checkpoint file. VAE, text encoder and tokenizer are those it carries, or come from:
+        wan: a Wan2.1 folder (diffusers layout or Wan's own). comfyui: a ComfyUI folder. text_encoder, vae: single
+            files, as made for ComfyUI. tokenizer: ``spiece.model``; ComfyUI's text encoders carry it. See
+            ``find_components``.
+        device: where the parts work. dtype: of the network; None is float32 for small checkpoints; for large ones
+            bfloat16 on a card (float16 where it has none), else what the file holds.
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says.
+        text_states: see ``TextEncoder``; None is what the checkpoint says, umT5 where it says nothing.
         null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
             as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
@@ -96,6 +119,10 @@ class Pipeline:
         null_embedding: str | Path | None = None,
         overrides: Mapping[str, Any] | None = None,
         progress: Report | None = None,
+        text_encoder: str | Path | None = None,
+        vae: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        comfyui: str | Path | None = None,
     ) -> None:
         stated = {**(overrides or {}), "latent_space": latent_space}
         self.parts = Parts(
@@ -106,6 +133,10 @@ class Pipeline:
             text_states=text_states,
             overrides={key: value for key, value in stated.items() if value is not None},
             progress=progress,
+            text_encoder=text_encoder,
+            vae=vae,
+            tokenizer=tokenizer,
+            comfyui=comfyui,
         )
         self.config = self.parts.config
         self.tokenizer = self.parts.tokenizer
@@ -113,6 +144,7 @@ class Pipeline:
         self.null_condition: Tensor | None = None
         if null_embedding is not None:
             self.null_condition = read_null_embedding(null_embedding, self.config.model.text_dim).to(self.device)
+        self.sampled: Sampled | None = None
         self._last_conditions: tuple[tuple[str, ...], Tensor] | None = None
 
     # The steps that the jobs share
@@ -124,12 +156,24 @@ class Pipeline:
         if self._last_conditions is None or self._last_conditions[0] != wanted:
             # Before the encoder is loaded: it may take a minute, and a prompt that does not fit is known now.
             self.tokenizer.context(prompts)
-            with self.parts.using("encoder") as encoder:
-                blocks = list(encoder.get_submodule("encoder.block").children())
-                with counted_calls(blocks, "reading the prompt", len(blocks), self.parts.progress):
-                    states = TextEncoder(encoder, self.tokenizer, self.parts.text_states)(prompts)
-            self._last_conditions = wanted, states.float()
+            self._last_conditions = wanted, self._read(prompts).to(self.device)
         return self._last_conditions[1]
+
+    def _read(self, prompts: Sequence[str]) -> Tensor:
+        try:
+            return self._attempt_to_read(prompts)
+        except torch.OutOfMemoryError:
+            if self.parts.encoder_device.type == "cpu":
+                raise
+        log.warning(f"not enough memory on {self.device} to read the prompt: reading it on the CPU")
+        self.parts.encoder_device = torch.device("cpu")
+        return self._attempt_to_read(prompts)
+
+    def _attempt_to_read(self, prompts: Sequence[str]) -> Tensor:
+        with self.parts.using("encoder") as encoder:
+            blocks = list(encoder.get_submodule("encoder.block").children())
+            with counted_calls(blocks, "reading the prompt", len(blocks), self.parts.progress):
+                return TextEncoder(encoder, self.tokenizer, self.parts.text_states)(prompts).float()
 
     def guided(self, prompt: str, negative: str = "") -> tuple[Tensor, Tensor]:
         """Conditions ``[1,S,E]`` of a prompt and of what guidance leads away from."""
@@ -139,33 +183,57 @@ class Pipeline:
         return context, null
 
     def encode_clip(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device."""
+        """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
+        otherwise."""
         parts = 1 + (len(pixels) - 1) // TEMPORAL
-        with (
-            self.parts.using("vae") as vae,
-            counted_calls([vae.get_submodule("encoder")], "encoding the clip", parts, self.parts.progress),
-        ):
-            return LatentCodec(vae, self.config.model.latent_space).encode(pixels)
+        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels))
 
     def decode_clips(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """Latents -> uint8 ``[T,H,W,3]`` each; in tiles when the device's memory does not suffice otherwise."""
+        """Latents -> uint8 ``[T,H,W,3]`` each; in tiles where the device's memory does not suffice otherwise."""
+        parts = sum(latent.shape[2] for latent in latents)
+        frames, height, width = latents[0].shape[2:]
+        size = (TEMPORAL * (frames - 1) + 1, SPATIAL * height, SPATIAL * width)
+        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent) for latent in latents])
+
+    def _through_vae(
+        self, tower: str, parts: int, size: Sequence[int], work: Callable[[LatentCodec], Result]
+    ) -> Result:
+        """``work`` in one piece or, where that does not fit, in tiles. ``size``: frames, height and width in pixels."""
+        what = {"encoder": "encoding the clip", "decoder": "decoding the clip"}[tower]
+
+        def attempt(tiled: bool) -> Result:
+            with (
+                self.parts.using("vae") as vae,
+                counted_calls([vae.get_submodule(tower)], what, parts, self.parts.progress),
+            ):
+                codec = LatentCodec(vae, self.config.model.latent_space)
+                codec.vae.clear_cache()  # of an attempt that broke off
+                needed, free = vae_bytes(vae, tower, *size), free_bytes(self.device)
+                if not tiled and 0 < free < needed:
+                    log.warning(f"{what} takes {needed / 1e9:.1f} GB in one piece, {free / 1e9:.1f} GB are free: tiles")
+                    tiled = True
+                codec.vae.use_tiling = tiled
+                return work(codec)
+
         try:
-            return self._decode(latents, tiled=False)
+            return attempt(tiled=False)
         except torch.OutOfMemoryError:
             pass  # not here: the exception holds on to the memory of the attempt
-        log.warning("not enough memory to decode in one piece: decoding in tiles")
-        return self._decode(latents, tiled=True)
+        log.warning(f"not enough memory for {what} in one piece: trying again in tiles")
+        return attempt(tiled=True)
 
-    def _decode(self, latents: Sequence[Tensor], tiled: bool) -> list[Tensor]:
-        parts = sum(latent.shape[2] for latent in latents)
-        with (
-            self.parts.using("vae") as vae,
-            counted_calls([vae.get_submodule("decoder")], "decoding the clip", parts, self.parts.progress),
-        ):
-            codec = LatentCodec(vae, self.config.model.latent_space)
-            codec.vae.clear_cache()  # of an attempt that broke off
-            codec.vae.use_tiling = tiled
-            return [codec.decode(latent) for latent in latents]
+    def _run(self, job: Callable[[UniViGU], Result]) -> Result:
+        """A job on the network. Where the card has nothing better than float16, the first pass is watched, and a job
+        that begins with numbers that are not finite is done again in float32."""
+        try:
+            with self.network() as model, _first_pass_watched(model, self.parts.float16_unasked):
+                return job(model)
+        except _NotFinite:
+            pass
+        log.warning(f"the network's numbers are not finite in float16, the best that {self.device} has: using float32")
+        self.parts.in_float32()
+        with self.network() as model:
+            return job(model)
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +270,7 @@ class Pipeline:
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
         self._require_words(prompt, "prompt")
-        noise = self.noise(size, sampling.seed)
+        noise, self.sampled = self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
         context, null = self.guided(prompt, negative)
         tokens = None
@@ -210,20 +278,20 @@ class Pipeline:
             # As long as the text: the release pads and masks, which changes nothing.
             length = min(len(self.tokenizer.ids(stream)), max(run.text_length, run.context_length))
             tokens, _ = self.tokenizer.stream([stream], length)
-        with self.network() as model:
-            latent = text_to_video(
-                model,
-                noise=noise,
-                text=tokens,
-                context=context,
-                null_context=null,
-                steps=given(sampling.steps, run.steps),
-                shift=given(sampling.shift, run.shift),
-                guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
-                guidance_end=sampling.guidance_end,
-                solver=sampling.solver,
-                callback=callback,
-            )
+        options: dict[str, Any] = {
+            "noise": noise,
+            "text": tokens,
+            "context": context,
+            "null_context": null,
+            "steps": given(sampling.steps, run.steps),
+            "shift": given(sampling.shift, run.shift),
+            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
+            "guidance_end": sampling.guidance_end,
+            "solver": sampling.solver,
+            "callback": callback,
+        }
+        latent = self._run(lambda model: text_to_video(model, **options))
+        self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
 
     def latent_of(self, path: str | Path, size: Size = Size()) -> tuple[Tensor, str]:
@@ -259,11 +327,10 @@ class Pipeline:
             "stop_when_stable": sampling.stop_when_stable,
             "callback": callback,
         }
-        with self.network() as model:
-            if template:
-                ids = fill_template(model, self.tokenizer, template, **options)
-            else:
-                ids = video_to_text(model, **options)
+        if template:
+            ids = self._run(lambda model: fill_template(model, self.tokenizer, template, **options))
+        else:
+            ids = self._run(lambda model: video_to_text(model, **options))
         return self.tokenizer.text(ids[0])
 
     def joint(
@@ -279,7 +346,7 @@ class Pipeline:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
         run = self.config.run
         self._require_words(prompt, "prompt")
-        noise = self.noise(size, sampling.seed)
+        noise, self.sampled = self.noise(size, sampling.seed), None
         context, null = self.guided(prompt, negative)
         steps = given(sampling.steps, run.steps)
         wanted = spread(steps, record)
@@ -290,30 +357,31 @@ class Pipeline:
                 states.append(state)
             return callback(step, state) if callback is not None else None
 
-        with self.network() as model:
-            result = joint(
-                model,
-                noise=noise,
-                context=context,
-                null_context=null,
-                length=given(sampling.text_length, run.text_length),
-                steps=steps,
-                shift=given(sampling.shift, run.shift),
-                guidance_scale=given(sampling.guidance_scale, run.guidance_scale),
-                guidance_end=sampling.guidance_end,
-                solver=sampling.solver,
-                seed=sampling.seed,
-                temperature=given(sampling.temperature, 1.0),
-                top_p=sampling.top_p,
-                text_update=sampling.text_update,
-                callback=watch,
-            )
+        options: dict[str, Any] = {
+            "noise": noise,
+            "context": context,
+            "null_context": null,
+            "length": given(sampling.text_length, run.text_length),
+            "steps": steps,
+            "shift": given(sampling.shift, run.shift),
+            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
+            "guidance_end": sampling.guidance_end,
+            "solver": sampling.solver,
+            "seed": sampling.seed,
+            "temperature": given(sampling.temperature, 1.0),
+            "top_p": sampling.top_p,
+            "text_update": sampling.text_update,
+            "callback": watch,
+        }
+        result = self._run(lambda model: joint(model, **options))
+        text = self.tokenizer.text(result.text[0])
+        self.sampled = Sampled(result.video.cpu(), text)
         pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
         trace = [
             JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
             for state, clip in zip(states, clips, strict=True)
         ]
-        return pixels, self.tokenizer.text(result.text[0]), trace
+        return pixels, text, trace
 
     def rank(
         self,
@@ -331,17 +399,47 @@ class Pipeline:
         ids = [self.tokenizer.ids(text) for text in texts]
         # As long as the text stream was in training: how a text ends is part of what is judged.
         length = max([run.text_length, *(len(row) for row in ids)])
-        with self.network() as model:
-            return caption_likelihood(
-                model,
-                video=latent,
-                texts=ids,
-                samples=samples,
-                seed=seed,
-                pad_token=run.pad_token,
-                length=length,
-                callback=callback,
-            )
+        options: dict[str, Any] = {"video": latent, "texts": ids, "samples": samples, "seed": seed}
+        options |= {"pad_token": run.pad_token, "length": length, "callback": callback}
+        rows = min(8, len(ids), max(1, LOGITS_AT_ONCE // (length * self.config.model.text_out_dim)))
+
+        def job(model: UniViGU) -> Tensor:
+            nonlocal rows
+            config = model.config
+            video, itemsize = video_tokens(latent.shape[2:], config), model.computes_in(latent).itemsize
+            one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1)
+            rows = max(1, min(rows, int(min(free_memory(self.device) / one, 8))))
+            while True:
+                try:
+                    return caption_likelihood(model, batch=rows, **options)
+                except torch.OutOfMemoryError:
+                    if rows == 1:
+                        raise
+                rows //= 2
+                log.warning(f"not enough memory to rank so many texts at once: {rows} at a time")
+
+        return self._run(job)
+
+
+@contextmanager
+def _first_pass_watched(model: UniViGU, wanted: bool) -> Iterator[None]:
+    """Raise _NotFinite, if it is ``wanted``, when the first pass that predicts something predicts what is not finite.
+    It is the first alone because each look waits for the card."""
+
+    def look(_: Any, __: Any, prediction: Any) -> None:
+        parts = [part for part in prediction if part is not None]
+        if parts:
+            watch.remove()
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise _NotFinite
+
+    watch = model.register_forward_hook(look)
+    if not wanted:
+        watch.remove()
+    try:
+        yield
+    finally:
+        watch.remove()
 
 
 def given(value: Number | None, default: Number) -> Number:

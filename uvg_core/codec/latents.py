@@ -7,13 +7,17 @@ Outside ComfyUI the VAE is diffusers' ``AutoencoderKLWan``; it is imported when 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoint.read import WeightFile, open_weights
 from ..checkpoint.vae_keys import vae_to_diffusers
 from ..errors import UniViGUError
+from ..files import written_whole
 from .assign import with_weights
 
 # Wan2.1's statistics per latent channel, as in its configuration.
@@ -53,8 +57,13 @@ WAN_LATENT_STD = (
     2.8251,
     1.9160,
 )
+CHANNELS = 16
+_LATENT, _MODEL = "latent", "model"
 SPATIAL = 8
 TEMPORAL = 4
+# Numbers alive at once at the widest moment of the VAE, for each pixel of a frame and each channel of its first layer:
+# counted on fake tensors at base width 96 (39 and 54 with bfloat16, in which more is copied, 37 and 53 with float32).
+_NUMBERS = {"encoder": 39, "decoder": 54}
 
 
 def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,6 +99,14 @@ def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tu
     return 1, channels, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
 
 
+def is_wan_vae(weights: WeightFile) -> bool:
+    """Whether a file holds a Wan 2.1 VAE (16 channels; Wan 2.2's has 48), in the original or diffusers' naming."""
+    tensors = weights.tensors
+    names = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): name for name in tensors}
+    last = names.get("post_quant_conv.weight")
+    return "decoder.norm_out.gamma" in names and last is not None and tensors[last].shape[:1] == (CHANNELS,)
+
+
 def load_vae(weights: Mapping[str, Tensor]) -> Any:
     """diffusers' Wan VAE from weights in Wan's original naming (or diffusers'); the width is read from them."""
     try:
@@ -107,12 +124,18 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
     with torch.device("meta"):
         vae: Any = AutoencoderKLWan(
             base_dim=named["decoder.norm_out.gamma"].shape[0],
-            z_dim=16,
+            z_dim=CHANNELS,
             dim_mult=[1, 2, 4, 4],
             num_res_blocks=2,
             attn_scales=[],
         )
     return with_weights(vae, named, "the VAE is not a Wan 2.1 VAE")
+
+
+def vae_bytes(vae: Any, tower: str, frames: int, height: int, width: int) -> float:
+    """What ``encoder`` or ``decoder`` takes for a clip in one piece beside the weights, in bytes."""
+    itemsize = next(vae.parameters()).element_size()
+    return float(height * width * itemsize * (_NUMBERS[tower] * vae.config.base_dim + 2 * 3 * frames))
 
 
 def channels_last(vae: Any) -> Any:
@@ -149,3 +172,21 @@ class LatentCodec:
         if not bool(video.isfinite().all()):
             raise UniViGUError("the VAE decoded values that are not numbers; run the VAE in float32")
         return ((video.permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def write_latent(path: Path, latent: Tensor, model: str) -> None:
+    """Keep a sampled latent ``[1,16,F,h,w]`` in a file, with the name of the checkpoint whose latent space it is in."""
+    with written_whole(path) as temporary:
+        save_file({_LATENT: latent.cpu().contiguous()}, temporary, metadata={_MODEL: model})
+
+
+def read_latent(path: Path, model: str) -> Tensor:
+    """What ``write_latent`` wrote. Raises UniViGUError for another file, and for the latent of another checkpoint."""
+    file = open_weights(path)
+    latent = file.tensors.get(_LATENT)
+    if latent is None or len(latent.shape) != 5 or latent.shape[:2] != (1, CHANNELS):
+        raise UniViGUError(f"{path}: no latent in it; expected a file that a run kept because it could not decode")
+    owner = file.metadata.get(_MODEL, model)
+    if owner != model:
+        raise UniViGUError(f"{path}: this latent was sampled with {owner}, not with {model}; pass --model {owner}")
+    return file.read(_LATENT)

@@ -9,17 +9,34 @@ Legend: B batch, L text-stream tokens, S rows of the prompt condition, E encoder
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint.quant import FP8_DTYPES, dequantise, is_companion, scaled_weight
 from ..config import TEXT_STATES, RunConfig
 from ..errors import UniViGUError
 from .assign import with_weights
 
+SPIECE = "spiece_model"  # the tokenizer inside ComfyUI's files of text encoders
+SHARED = "shared.weight"
+KNOWS_FP8 = ("cpu", "cuda")
+# Wan's own names for umT5 (models_t5_umt5-xxl-enc-bf16.pth) and Hugging Face's.
+_ORIGINAL = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
+_ORIGINAL_BLOCK = {
+    "norm1": "layer.0.layer_norm",
+    **{f"attn.{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
+    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+    "norm2": "layer.1.layer_norm",
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
+    "ffn.fc2": "layer.1.DenseReluDense.wo",
+}
+_ORIGINAL_NAME = re.compile(r"^(?:blocks\.([0-9]{1,4})\.)?(.+)\.weight$")
 BLANK = re.compile(r"_{2,}")
 
 
@@ -184,17 +201,124 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
     raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(TEXT_STATES)}")
 
 
+def encoder_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Where a umT5 encoder lies among the tensors of a file: Hugging Face's names of its weights -> the names there,
+    and the same for the scales of fp8 weights. The file may have Hugging Face's (also ComfyUI's) or Wan's own names;
+    empty for other files."""
+    stored: dict[str, str] = {}
+    scales: dict[str, str] = {}
+    for name in names:
+        weight = scaled_weight(name)
+        if not is_companion(name):
+            (stored if weight is None else scales)[_hugging_face(weight or name)] = name
+    return (stored, scales) if SHARED in stored else ({}, {})
+
+
+def _hugging_face(name: str) -> str:
+    match = _ORIGINAL_NAME.match(name)
+    if match is None:
+        return name
+    if match[1] is None:
+        return f"{_ORIGINAL[match[2]]}.weight" if match[2] in _ORIGINAL else name
+    inside = _ORIGINAL_BLOCK.get(match[2])
+    return name if inside is None else f"encoder.block.{match[1]}.{inside}.weight"
+
+
+class _Stored(nn.Module):
+    """A matrix that stays as its file has it and becomes numbers of another type, on another device, while it is used.
+
+    fp8 is held as bytes: ``.to(dtype)`` and ``.double()`` of a module leave those alone."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None) -> None:
+        super().__init__()
+        self.kind = weight.dtype
+        held = weight.view(torch.uint8) if weight.dtype in FP8_DTYPES else weight
+        self.stored = nn.Parameter(held, requires_grad=False)
+        self.scale = 1.0 if scale is None else float(scale)
+
+    # transformers compares the dtype of a weight with that of the activations and casts these where it is a tensor.
+    weight = None
+
+    def _values(self, held: Tensor, dtype: torch.dtype) -> Tensor:
+        values = (held.view(self.kind) if held.dtype == torch.uint8 else held).to(dtype, copy=True)
+        return values if self.scale == 1 else values.mul_(self.scale)
+
+
+class StoredLinear(_Stored):
+    """A linear layer without bias, in the dtype and on the device of what goes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.stored
+        if x.device.type in KNOWS_FP8:  # over the bus in as few bytes as there are
+            return F.linear(x, self._values(held.to(x.device), x.dtype))
+        return F.linear(x, self._values(held, x.dtype).to(x.device))
+
+
+class StoredEmbedding(_Stored):
+    """Rows in float32, on the device of the ids."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self._values(self.stored[ids.to(self.stored.device)], torch.float32).to(ids.device)
+
+
 def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn.Module:
-    """A umT5 encoder from its weights, without a second copy of them."""
+    """A umT5 encoder from its weights, without a second copy of them.
+
+    ``weights``: with Hugging Face's or Wan's own names, in fp8 with a scale per tensor beside it too (ComfyUI's files).
+    Matrices in two bytes or one stay so in memory; each is made float32 while it is used, so that the arithmetic is
+    float32 whatever the file holds.
+    The embedding is one tensor, not two.
+    Raises UniViGUError for another encoder, an incomplete one, and for what is quantised in other ways.
+    """
+    stored, scales = encoder_names(weights)
+    found = {name: weights[there] for name, there in stored.items()}
     with torch.device("meta"):
-        encoder = build_encoder(encoder_config(weights), text_states)
-    tied = {"encoder.embed_tokens.weight": weights["shared.weight"]}
+        encoder = build_encoder(encoder_config(found), text_states)
+    for name in scales:
+        if weights[scales[name]].numel() != 1 or name not in found or not found[name].is_floating_point():
+            raise UniViGUError(
+                f"the text encoder's {name} is quantised in a way that is not read here; expected fp8 with one scale "
+                "per tensor (fp8_e4m3fn_scaled), fp16 or bf16"
+            )
+    held: dict[str, _Stored] = {}
+    for name, module in list(encoder.named_modules()):
+        kind = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}.get(type(module))
+        weight = found.get(f"{name}.weight")
+        small = name.endswith("relative_attention_bias") or name == "encoder.embed_tokens"
+        if kind is None or weight is None or small or weight.dtype not in (*FP8_DTYPES, torch.float16, torch.bfloat16):
+            continue
+        if weight.shape != module.weight.shape:
+            break  # said by what follows
+        scale = scales.get(f"{name}.weight")
+        held[name] = kind(weight, None if scale is None else weights[scale])
+    encoder_weights = {n: w for n, w in found.items() if n.removesuffix(".weight") not in held}
+    for name, part in held.items():
+        encoder.set_submodule(name, part)
+        encoder_weights[f"{name}.stored"] = part.stored
+    for name, scale in scales.items():
+        if name in encoder_weights:
+            encoder_weights[name] = dequantise(encoder_weights[name], weights[scale])
+    shared = encoder.get_submodule("shared")
+    encoder.set_submodule("encoder.embed_tokens", shared)
+    end = "stored" if isinstance(shared, StoredEmbedding) else "weight"
+    encoder_weights[f"encoder.embed_tokens.{end}"] = encoder_weights[f"shared.{end}"]
+    if held:
+        encoder_weights = {n: w if n.endswith(".stored") else w.float() for n, w in encoder_weights.items()}
     wanted = encoder.state_dict().keys()
-    found = {name: tensor for name, tensor in {**tied, **weights}.items() if name in wanted}
-    missing = sorted(set(wanted) - set(found))
+    missing = sorted(set(wanted) - set(encoder_weights))
     if missing:
         raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
-    return with_weights(encoder, found, "the text encoder's tensors do not fit each other")
+    encoder_weights = {name: tensor for name, tensor in encoder_weights.items() if name in wanted}
+    return with_weights(encoder, encoder_weights, "the text encoder's tensors do not fit each other")
+
+
+def move_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:
+    """Make an encoder work on ``device`` while its matrices stay where they are: each goes there as it is used."""
+    for module in encoder.modules():
+        if not isinstance(module, _Stored):
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
+    return encoder
 
 
 class TextEncoder:
@@ -212,7 +336,13 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Raises UniViGUError for a prompt that does not fit."""
         ids, mask = self.tokenizer.context(texts)
-        device = next(self.encoder.parameters()).device
+        rows = ids.shape[1]
+        if self.text_states == "umT5":  # padding is hidden and comes out as zeros: it need not be computed
+            ids, mask = (part[:, : int(mask.sum(1).max())] for part in (ids, mask))
+        # The matrices may be elsewhere (``StoredLinear``); norms are where the work is done.
+        device = next(self.encoder.get_submodule("encoder.final_layer_norm").parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return states * mask[..., None].to(states.dtype) if self.text_states == "umT5" else states
+        if self.text_states != "umT5":
+            return states
+        return F.pad(states * mask[..., None].to(states.dtype), (0, 0, 0, rows - states.shape[1]))

@@ -36,7 +36,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..checkpoint.keys import ENCODER_PREFIX, VAE_PREFIX
 from ..checkpoint.read import SafetensorsFile, Stored, bytes_of, open_weights
 from ..checkpoint.write import Pending, write_safetensors
 from ..codec.latents import latent_shape, to_latent_space
@@ -144,9 +143,8 @@ def fingerprint_of(parts: Parts) -> str:
     sizes = [run.frames, run.height, run.width, run.fps, run.context_length, run.pad_token, run.eos_token]
     facts: list[Any] = [parts.config.model.latent_space, parts.text_states, sizes]
     facts.append(hashlib.sha256(parts.tokenizer.proto).hexdigest())
-    for prefix, folder in ((VAE_PREFIX, "vae"), (ENCODER_PREFIX, "text_encoder")):
-        path, prefix = (parts.path, prefix) if parts.wan is None else (parts.wan / folder, "")
-        facts.append(_weights_digest(path, prefix))
+    for source in (parts.components.vae, parts.components.encoder):
+        facts.append(_weights_digest(source.path, source.prefix))
     return digest(facts)
 
 

@@ -586,9 +586,9 @@ def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: S
     """Everything that clips depend on, for the record."""
     run = pipe.config.run
     return {
-        "model": args.model.name,
-        "sha256": _hash(args.model),
-        "wan": None if args.wan is None else args.wan.name,
+        "model": pipe.parts.path.name,
+        "sha256": _hash(pipe.parts.path),
+        "wan": _files_beside(args, pipe),
         "dtype": args.dtype,
         "latent_space": pipe.config.model.latent_space,
         "text_states": pipe.parts.text_states,
@@ -608,6 +608,14 @@ def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: S
         "fps": fps,
         "scale": args.scale,
     }
+
+
+def _files_beside(args: argparse.Namespace, pipe: Pipeline) -> str | None:
+    """What VAE and text encoder come from, where it is not the checkpoint: the Wan folder's name, or the files'."""
+    parts = pipe.parts.components.vae.path, pipe.parts.components.encoder.path
+    if args.wan is not None and all(args.wan in path.parents for path in parts):
+        return str(args.wan.name)
+    return ", ".join(path.name for path in parts if path != pipe.parts.path) or None
 
 
 def _hash(model: Path) -> str:

@@ -32,6 +32,7 @@ from .latents import require_video_latent
 from .loading import encoder_target, part_of
 from .names import FOLDER, PACK, TEXT_MASK, TEXT_STREAM, TEXT_TOKENS, TEXT_WEIGHT
 from .network import HostedNetwork, weights_of
+from .precision import Float16Watch, all_finite, inference_dtypes
 from .sampling import TextRun
 
 
@@ -74,6 +75,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.run_facts = run
         # Of the run under way, for the estimate of its memory
         self.text_length, self.told = run.text_length, 0  # tokens of the text; rows that words are drawn for
+        self.float16 = Float16Watch()
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -224,12 +226,27 @@ class UniViGUModel(comfy.model_base.WAN21):
         among what torch.compile guards."""
         options = {} if transformer_options is None else transformer_options
         run: TextRun | None = options.get(TEXT_STREAM)
-        if run is None:
-            return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        stream = run.for_batch(x, options.get("cond_or_uncond") or [0])
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
-        out = super()._apply_model(x, t, c_concat, c_crossattn, control, options, text_stream=stream, **kwargs)
-        run.take(stream)
+        if run is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
+        inherited = super()._apply_model
+
+        def forward() -> tuple[Tensor, dict[str, Any]]:
+            given: dict[str, Any] = {}
+            if run is not None:
+                given["text_stream"] = run.for_batch(x, options.get("cond_or_uncond") or [0])
+            out = inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs)
+            return out, given.get("text_stream", {})
+
+        watched = self.float16.wants(self, options)
+        out, stream = forward()
+        if watched and not all_finite(out, stream.get("logits")):
+            if run is not None and run.cache is not None:
+                run.cache.clear()  # what was kept in passing is not finite either
+            del out, stream
+            self.float16.widen(self, tuple(x.shape))
+            out, stream = forward()
+        if run is not None:
+            run.take(stream)
         return out
 
 
@@ -238,6 +255,10 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
 
     required_keys = {"{}" + TEXT_WEIGHT: 1}  # noqa: RUF012 (core's own form)
     sampling_settings = {"shift": 3.0}  # noqa: RUF012
+
+    @property
+    def supported_inference_dtypes(self) -> list[torch.dtype]:
+        return inference_dtypes()
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> UniViGUModel:
         return UniViGUModel(self, self._network_config(state_dict, prefix), self._run(), device=device)

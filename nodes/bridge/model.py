@@ -28,6 +28,7 @@ from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.model.sizes import pass_bytes, video_tokens
+from ...uvg_core.sampling.modes import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
 from .names import FOLDER, PACK, TEXT_MASK, TEXT_STREAM, TEXT_TOKENS, TEXT_WEIGHT
@@ -132,11 +133,16 @@ class UniViGUModel(comfy.model_base.WAN21):
                 f"{self.config.text_dim}. Take the CLIP of Load Uni-ViGU with the text encoder that the checkpoint "
                 "was trained with (umT5-XXL for the released model)"
             )
+        # Here, once before a run: what is looked at or sent in a pass holds the card up, every time.
+        device = kwargs.get("device")
+        if states is not None and device is not None:
+            out["c_crossattn"] = comfy.conds.CONDCrossAttn(states.to(device))
         tokens, mask = kwargs.get(TEXT_TOKENS), kwargs.get(TEXT_MASK)
         if tokens is not None:
-            out["text_tokens"] = comfy.conds.CONDRegular(tokens)
+            require_ids(self.config, tokens)
+            out["text_tokens"] = comfy.conds.CONDRegular(tokens.to(device))
             if mask is not None:
-                out["text_mask"] = comfy.conds.CONDRegular(mask.int())
+                out["text_mask"] = comfy.conds.CONDRegular(mask.int().to(device))
         shapes = kwargs.get("latent_shapes")
         if shapes is not None and len(shapes) > 1:
             if self.config.text_flow != "embedding":

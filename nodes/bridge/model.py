@@ -28,10 +28,12 @@ from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.model.sizes import pass_bytes, video_tokens
+from ...uvg_core.sampling.modes import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
 from .names import FOLDER, PACK, TEXT_MASK, TEXT_STREAM, TEXT_TOKENS, TEXT_WEIGHT
 from .network import HostedNetwork, weights_of
+from .precision import Float16Watch, all_finite, inference_dtypes
 from .sampling import TextRun
 
 
@@ -75,6 +77,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         # Of the run under way, for the estimate of its memory
         self.text_length, self.told = run.text_length, 0  # tokens of the text; rows that words are drawn for
         self.held: tuple[bool, ...] = ()  # which streams its mask holds clean: see scale_latent_inpaint
+        self.float16 = Float16Watch()
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -131,11 +134,16 @@ class UniViGUModel(comfy.model_base.WAN21):
                 f"{self.config.text_dim}. Take the CLIP of Load Uni-ViGU with the text encoder that the checkpoint "
                 "was trained with (umT5-XXL for the released model)"
             )
+        # Here, once before a run: what is looked at or sent in a pass holds the card up, every time.
+        device = kwargs.get("device")
+        if states is not None and device is not None:
+            out["c_crossattn"] = comfy.conds.CONDCrossAttn(states.to(device))
         tokens, mask = kwargs.get(TEXT_TOKENS), kwargs.get(TEXT_MASK)
         if tokens is not None:
-            out["text_tokens"] = comfy.conds.CONDRegular(tokens)
+            require_ids(self.config, tokens)
+            out["text_tokens"] = comfy.conds.CONDRegular(tokens.to(device))
             if mask is not None:
-                out["text_mask"] = comfy.conds.CONDRegular(mask.int())
+                out["text_mask"] = comfy.conds.CONDRegular(mask.int().to(device))
         shapes = kwargs.get("latent_shapes")
         self.held = ()
         if shapes is not None and len(shapes) > 1:
@@ -226,12 +234,27 @@ class UniViGUModel(comfy.model_base.WAN21):
         among what torch.compile guards."""
         options = {} if transformer_options is None else transformer_options
         run: TextRun | None = options.get(TEXT_STREAM)
-        if run is None:
-            return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        stream = run.for_batch(x, options.get("cond_or_uncond") or [0])
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
-        out = super()._apply_model(x, t, c_concat, c_crossattn, control, options, text_stream=stream, **kwargs)
-        run.take(stream)
+        if run is not None:
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
+        inherited = super()._apply_model
+
+        def forward() -> tuple[Tensor, dict[str, Any]]:
+            given: dict[str, Any] = {}
+            if run is not None:
+                given["text_stream"] = run.for_batch(x, options.get("cond_or_uncond") or [0])
+            out = inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs)
+            return out, given.get("text_stream", {})
+
+        watched = self.float16.wants(self, options)
+        out, stream = forward()
+        if watched and not all_finite(out, stream.get("logits")):
+            if run is not None and run.cache is not None:
+                run.cache.clear()  # what was kept in passing is not finite either
+            del out, stream
+            self.float16.widen(self, tuple(x.shape))
+            out, stream = forward()
+        if run is not None:
+            run.take(stream)
         return out
 
 
@@ -240,6 +263,10 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
 
     required_keys = {"{}" + TEXT_WEIGHT: 1}  # noqa: RUF012 (core's own form)
     sampling_settings = {"shift": 3.0}  # noqa: RUF012
+
+    @property
+    def supported_inference_dtypes(self) -> list[torch.dtype]:
+        return inference_dtypes()
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> UniViGUModel:
         return UniViGUModel(self, self._network_config(state_dict, prefix), self._run(), device=device)

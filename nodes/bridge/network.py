@@ -109,8 +109,9 @@ class HostedNetwork(UniViGU):
         return self.token_embedding(tokens, out_dtype=dtype or torch.float32)
 
     def clean_text(self, tokens: Tensor) -> Tensor:
-        """What the network takes for clean tokens ``[B,L]``: ids, or rows of E with the embedding flow."""
-        return as_text_content(self, tokens)
+        """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
+        flow."""
+        return as_text_content(self, tokens, checked=True)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:
@@ -161,6 +162,7 @@ def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
         cross_attention=attend,
         block=around,
         text_alone=not (replaced or after_attention or after_block),
+        in_place=not (replaced or after_block),  # else somebody looks at what goes into a block
         rotate=rotate if comfy.model_management.in_training else _rotate,
         modulate=_fused_modulate if x.is_cuda and not comfy.model_management.in_training else modulate,
         scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in "tyx"),
@@ -179,11 +181,18 @@ def _fused_modulate(norm: torch.nn.LayerNorm, x: Tensor, modulation: Modulation)
 
 
 def _rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
-    """``rotate`` by core's kernels (one pass on CUDA), under the names that plain Wan and the half-split models use."""
-    turn = getattr(comfy.quant_ops.ck, "apply_rope1" if pairs == "interleaved" else "apply_rope_split_half1", None)
+    """``rotate`` by core's kernels (one pass on CUDA), under the names that plain Wan and the half-split models use:
+    written over ``x``, which may be a part of a tensor, or where there is no kernel for that, not."""
+    kitchen, name = comfy.quant_ops.ck, "apply_rope1" if pairs == "interleaved" else "apply_rope_split_half1"
+    turn = getattr(kitchen, name, None)
     if turn is None:  # an older comfy-kitchen
         return rotate(x, rotations, heads, pairs)
-    turned: Tensor = turn(x.unflatten(-1, (heads, -1)), rotations[None, :, None])
+    split, known = x.unflatten(-1, (heads, -1)), rotations[None, :, None]
+    over = getattr(kitchen, f"{name}_", None)
+    if over is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        over(split, known)
+        return x
+    turned: Tensor = turn(split, known)
     return turned.flatten(-2)
 
 

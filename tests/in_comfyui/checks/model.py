@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import comfy.model_management
+import comfy.quant_ops
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -31,6 +34,7 @@ from check_made import (
 from safetensors import safe_open
 from worker import pack_module
 
+KITCHEN = ("apply_rope1", "apply_rope1_", "apply_rope_split_half1", "apply_rope_split_half1_")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,8 +76,21 @@ def fused_kernels() -> dict[str, float]:
     norm = torch.nn.LayerNorm(64, 1e-6, elementwise_affine=False)
     found = {"modulate": distance(hosted._fused_modulate(norm, x, modulation), hosted.modulate(norm, x, modulation))}
     turns = {"interleaved": rope.video_rotations((1, 1, 7), 32), "half": rope.text_rotations(7, 32)}
+    kernels = {name: getattr(comfy.quant_ops.ck, name) for name in KITCHEN}
+    without = {name: kernel for name, kernel in kernels.items() if not name.endswith("_")}
     for pairs, rotations in turns.items():
-        found[pairs] = distance(hosted._rotate(x, rotations, 2, pairs), rope.rotate(x, rotations, 2, pairs))
+        expected = rope.rotate(x, rotations, 2, pairs)
+        made = []
+        for known in (kernels, without, {}):  # an older comfy-kitchen lacks those that write over what they are given
+            room = torch.zeros(2, 9, 64)
+            room[:, 1:8] = x
+            with mock.patch.object(comfy.quant_ops, "ck", SimpleNamespace(**known)):
+                made.append(hosted._rotate(room[:, 1:8], rotations, 2, pairs))
+            in_place = made[-1].data_ptr() == room[:, 1:8].data_ptr()
+            assert in_place == (known is kernels)
+            assert not room[:, ::8].any()
+        found[pairs] = max(distance(turned, expected) for turned in made)
+        found[f"{pairs}, in place or not"] = distance(made[0], made[1])
     return found
 
 

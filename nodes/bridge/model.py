@@ -37,6 +37,10 @@ from .precision import Float16Watch, all_finite, inference_dtypes
 from .sampling import TextRun
 
 
+# In memory around a pass, for each of its rows: latents (noise, masks, sums, what comes and goes), prompt conditions.
+LATENTS, CONDITIONS = 10, 3.5
+
+
 class RawWan(comfy.latent_formats.Wan21):
     """Latents as the VAE gives them, for checkpoints trained without Wan's per-channel mean and std."""
 
@@ -211,6 +215,9 @@ class UniViGUModel(comfy.model_base.WAN21):
             itemsize=comfy.model_management.dtype_size(self.get_dtype_inference()),
             logits=min(rows, max(self.told, rows - self.told)) if self.told else 0,  # one pass of guidance has none
         )
+        # What core keeps around a pass, in float32.
+        latent = video * config.in_dim * math.prod(config.patch_size)
+        needed += 4 * rows * (LATENTS * latent + CONDITIONS * self.run_facts.context_length * config.text_dim)
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed
         # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import pipeline as pipes
 from .captioning import caption_folder
-from .checkpoint import convert, inspect_checkpoint
+from .checkpoint import LoraChoice, convert, inspect_checkpoint
 from .codec.text import TEXT_STATES
 from .config import LATENT_SPACES, SOURCES, TEXT_FLOWS, ModelConfig
 from .errors import UniViGUError
@@ -43,7 +43,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
-    return Pipeline(
+    pipe = Pipeline(
         args.model,
         wan=args.wan,
         device=args.device,
@@ -52,7 +52,12 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
         text_states=args.text_states,
         overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
         progress=shown,
+        loras=args.lora,
     )
+    for lora in pipe.loras:
+        shown.close()
+        say(str(lora))
+    return pipe
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -102,6 +107,17 @@ def _path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def _lora(text: str) -> LoraChoice:
+    """An argparse type: a LoRA file and its strengths."""
+    try:
+        return LoraChoice.of(text)
+    except UniViGUError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+LORA: dict[str, Any] = {"type": _lora, "action": "append", "default": [], "metavar": "FILE[:VIDEO[:TEXT]]"}
 
 
 def _target(*suffixes: str) -> Callable[[str], Path]:
@@ -224,7 +240,7 @@ def run_inspect(args: argparse.Namespace, _: Bars) -> None:
 
 
 def run_convert(args: argparse.Namespace, shown: Bars) -> None:
-    convert(
+    merged = convert(
         args.input,
         args.out,
         dtype=args.dtype,
@@ -233,7 +249,10 @@ def run_convert(args: argparse.Namespace, shown: Bars) -> None:
         source=args.source,
         num_heads=args.num_heads,
         latent_space=args.latent_space,
+        loras=args.lora,
     )
+    for lora in merged:
+        say(str(lora))
     say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
 
@@ -282,6 +301,12 @@ def _arguments() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, help="of the network (default: float32 for small ones on the CPU, else as stored)"
     )
     group.add_argument("--latent-space", choices=LATENT_SPACES, help="default: what the checkpoint says")
+    group.add_argument(
+        "--lora",
+        **LORA,
+        help="a LoRA, with a strength for the video half and one for the text half (default: 1; one number is for "
+        "both); several times for several",
+    )
     group.add_argument(
         "--text-states",
         choices=TEXT_STATES,
@@ -402,6 +427,7 @@ def _arguments() -> argparse.ArgumentParser:
     sub.add_argument("out", type=_target(".safetensors"))
     sub.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8"), help="default: as stored")
     sub.add_argument("--latent-space", choices=LATENT_SPACES, help="write this into the file")
+    sub.add_argument("--lora", **LORA, help="merge a LoRA into the weights; several times for several")
 
     command(
         "check", run_check, "does a checkpoint work: keys, shapes, finite outputs, a known prompt", (model, flows, size)

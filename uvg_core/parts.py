@@ -7,7 +7,7 @@ VAE wait in memory for their next turn, a large text encoder is let go: it is us
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_model, read_config
 from .checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
+from .checkpoint.lora import Lora, LoraChoice, open_loras
 from .checkpoint.read import WeightFile, open_weights
 from .codec.latents import channels_last, load_vae
 from .codec.text import Tokenizer, load_encoder
@@ -65,12 +66,14 @@ class Parts:
         overrides: Mapping[str, Any],
         progress: Report | None,
         config: CheckpointConfig | None = None,
+        loras: Sequence[str | Path | LoraChoice | Lora] = (),
     ) -> None:
         self.path, self.wan = Path(model), None if wan is None else Path(wan)
         self.device, self.dtype, self.text_states = usable_device(device), dtype, text_states
         self.overrides, self.progress = dict(overrides), progress
         # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
+        self.loras = open_loras(loras, self.config.model)
         self._waiting: dict[str, nn.Module] = {}
         self._require_all()
         self.tokenizer = self._load_tokenizer()
@@ -109,7 +112,8 @@ class Parts:
         if part == "network":
             small = self.path.is_file() and self.path.stat().st_size < LARGE_BYTES
             dtype = self.dtype or (torch.float32 if self.device.type == "cpu" and small else None)
-            return load_model(self.path, dtype=dtype, on_progress=self._reporting("network"), **self.overrides)
+            report = self._reporting("network")
+            return load_model(self.path, dtype=dtype, on_progress=report, loras=self.loras, **self.overrides)
         if part == "vae":
             vae = self._from(VAE_PREFIX, "vae", "VAE", load_vae)
             return channels_last(vae) if self.device.type == "cpu" else vae

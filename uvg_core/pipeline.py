@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .checkpoint import LoraChoice
 from .codec.latents import TEMPORAL, LatentCodec, latent_shape
 from .codec.text import TextEncoder
 from .codec.video_file import read_clip
@@ -77,6 +78,8 @@ class Pipeline:
         latent_space: ``normalised`` or ``raw``; None is what the checkpoint says. text_states: see ``TextEncoder``.
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads).
         progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
+        loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
+            says what it changes.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Pipeline:
         text_states: str = "umT5",
         overrides: Mapping[str, Any] | None = None,
         progress: Report | None = None,
+        loras: Sequence[str | Path | LoraChoice] = (),
     ) -> None:
         stated = {**(overrides or {}), "latent_space": latent_space}
         self.parts = Parts(
@@ -100,7 +104,9 @@ class Pipeline:
             text_states=text_states,
             overrides={key: value for key, value in stated.items() if value is not None},
             progress=progress,
+            loras=loras,
         )
+        self.loras = self.parts.loras
         self.config = self.parts.config
         self.tokenizer = self.parts.tokenizer
         self.network = self.parts.network

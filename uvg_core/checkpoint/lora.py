@@ -102,6 +102,11 @@ class LoraMatch:
             line += f"; {what}: {_kinds(names)}" if names else ""
         return line
 
+    def at(self, video: float, text: float) -> str:
+        """The line, with what a strength of 0 turns off."""
+        off = [half for half, taken, s in (("video", self.video, video), ("text", self.text, text)) if taken and not s]
+        return str(self) + "".join(f"; the {half} half is off (strength 0)" for half in off)
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -124,7 +129,7 @@ class Patch:
         added, turned = product(self.kind, t, weight.shape)
         changed = self.scale * added.reshape(weight.shape)
         if turned is not None:
-            changed += self.scale * (weight.flatten(1) @ turned).reshape(weight.shape)
+            changed += self.scale * torch.einsum("oi...,ij->oj...", weight, turned)
         whole = weight + changed
         if "magnitude" in t:  # peft's: each row of the sum gets this length
             changed = whole * _rows(t["magnitude"].flatten() / whole.flatten(1).norm(dim=1), whole) - weight
@@ -159,8 +164,7 @@ class Lora:
 
     def __str__(self) -> str:
         """One line: the file, what was applied, what was not."""
-        off = [half for half in ("video", "text") if getattr(self.match, half) and not getattr(self.choice, half)]
-        return f"{self.path.name}: {self.match}" + "".join(f"; {half} half off (strength 0)" for half in off)
+        return f"{self.path.name}: {self.match.at(self.choice.video, self.choice.text)}"
 
     def strength(self, name: str) -> float:
         """The strength on a native weight."""
@@ -171,10 +175,10 @@ class Lora:
         return name in self.patches and self.strength(name) != 0
 
     def tensors(self, patch: Patch) -> dict[str, Tensor]:
-        """What a patch is made of, in float32. Raises UniViGUError for values that are not finite."""
-        read = {role: self.file.read(name).float() for role, name in patch.parts.items()}
+        """What a patch is made of, as stored. Raises UniViGUError for values that are not finite."""
+        read = {role: self.file.read(name) for role, name in patch.parts.items()}
         for role, tensor in read.items():
-            if not bool(tensor.isfinite().all()):
+            if not bool(tensor.float().isfinite().all()):
                 raise UniViGUError(
                     f"{self.path}: {patch.parts[role]} holds values that are not finite; expected numbers. The file is "
                     "damaged: download it again, or take another"
@@ -267,7 +271,8 @@ class Lora:
             inputs = math.prod(expected[1:])
             self._require(weight, (len(added), added[0].numel()), (expected[0], inputs))
             self._require(weight, added.shape[2:] or expected[2:], expected[2:])
-            self._require(weight, (inputs, inputs) if turned is None else turned.shape, (inputs, inputs))
+            if turned is not None:
+                self._require(weight, turned.shape, (expected[1], expected[1]))
         for role in ("magnitude", "dora_scale"):
             if role in at:
                 columns = role == "dora_scale" and len(at[role]) > 1 and at[role][0] == 1

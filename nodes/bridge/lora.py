@@ -10,7 +10,7 @@ from comfy.weight_adapter import GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAda
 from torch import Tensor
 
 from ...uvg_core.checkpoint.fit import is_text_half
-from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch, Patch
+from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch, Patch, is_old_glora
 from .network import network_of, weights_of
 
 PREFIX = "diffusion_model."
@@ -51,18 +51,18 @@ def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, L
     Reads what the command line reads. Raises UniViGUError for a file that is no LoRA, or does not fit."""
     network = network_of(model)
     lora = Lora(LoraChoice(Path(path), video, text), network.config)
-    axes = {name: weight.ndim for name, weight in weights_of(network.config).items()}
+    shapes = {name: weight.shape for name, weight in weights_of(network.config).items()}
     patched = model.clone()
     for name, patches in lora.patches.items():
         for patch in patches if lora.changes(name) else ():
-            form = _form(patch, lora.tensors(patch), axes[name])
+            form = _form(patch, lora.tensors(patch), shapes[name])
             if not patched.add_patches({PREFIX + name: form}, lora.strength(name)):
                 raise AssertionError(f"{name} is not among the weights of the model")
     return patched, lora.match
 
 
-def _form(patch: Patch, t: dict[str, Tensor], axes: int) -> Any:
-    """A patch in core's own form, so that all of core that knows LoRAs knows this one; ``axes`` of its weight."""
+def _form(patch: Patch, t: dict[str, Tensor], weight: torch.Size) -> Any:
+    """A patch for a weight of that shape in core's own form, so that all of core that knows LoRAs knows this one."""
     if patch.kind == "set":
         return "set", (t["set_weight"],)
     if patch.kind == "diff":
@@ -76,7 +76,7 @@ def _form(patch: Patch, t: dict[str, Tensor], axes: int) -> Any:
     beyond_core = (
         "magnitude" in t
         or t.keys() & {"mid", "hada_t1", "lokr_t2"}
-        or (axes > 2 and (patch.kind != "pair" or dora is not None))
+        or (len(weight) > 2 and (patch.kind != "pair" or dora is not None))
         or (patch.kind == "lokr" and rank is None and patch.scale != 1)
     )
     if beyond_core:
@@ -89,8 +89,9 @@ def _form(patch: Patch, t: dict[str, Tensor], axes: int) -> Any:
     if patch.kind == "lokr":
         alpha = None if rank is None else patch.scale * len(rank)
         return LoKrAdapter(set(), (*halves[:2], alpha, *halves[2:], None, dora))
-    a1, a2, b1, b2 = factors = tuple(t[role] for role in ("a1", "a2", "b1", "b2"))
-    return GLoRAAdapter(set(), (*factors, patch.scale * min(a1.shape[:2]), dora))
+    factors = {role: t[role] for role in ("a1", "a2", "b1", "b2")}
+    old = is_old_glora({role: factor.shape for role, factor in factors.items()}, weight)
+    return GLoRAAdapter(set(), (*factors.values(), patch.scale * len(t["a1" if old else "a2"]), dora))
 
 
 def is_text_weight(name: str) -> bool:

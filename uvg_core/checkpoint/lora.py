@@ -246,8 +246,9 @@ class Lora:
         for kind, roles in _FACTORS.items():
             if len(self._shapes[weight]) > 1 and here.keys() & set(roles) - _ALONE:
                 parts = {role: here.pop(role) for role in roles if role in here}
+                made = self._multiplied(kind, parts, self._shapes[weight])
                 scale = self._scale(kind, parts, alpha, (called, place), self._shapes[weight])
-                done += self._add(weight, Patch(kind, parts, scale))
+                done += self._add(weight, Patch(kind, parts, scale), made)
         if "diff" in here:
             done += self._add(weight, Patch("diff", {"diff": here.pop("diff")}))
         for role, factor in (("diff_b", 1.0), ("up_bias", scale)):
@@ -255,8 +256,8 @@ class Lora:
                 done += self._add(f"{place}.bias", Patch("diff", {"diff": here.pop(role)}, factor))
         return [*here.values(), *([alpha] if alpha and not done else [])]
 
-    def _add(self, weight: str, patch: Patch) -> bool:
-        """Check a patch against its weight, and keep it."""
+    def _add(self, weight: str, patch: Patch, made: tuple[Tensor, Tensor | None] | None = None) -> bool:
+        """Check a patch, of factors that multiply to ``made``, against its weight, and keep it."""
         for name in patch.parts.values():
             if not is_floating(self.file.tensors[name]):
                 raise UniViGUError(
@@ -264,10 +265,10 @@ class Lora:
                     "quantised in a format that only its own tool reads. Take a bf16 or fp16 version"
                 )
         at, expected = {role: self.file.tensors[name].shape for role, name in patch.parts.items()}, self._shapes[weight]
-        if patch.kind in ("diff", "set"):
+        if made is None:
             self._require(weight, next(iter(at.values())), expected)
         else:
-            added, turned = self._multiplied(patch, expected)
+            added, turned = made
             inputs = math.prod(expected[1:])
             self._require(weight, (len(added), added[0].numel()), (expected[0], inputs))
             self._require(weight, added.shape[2:] or expected[2:], expected[2:])
@@ -280,15 +281,15 @@ class Lora:
         self.patches.setdefault(weight, []).append(patch)
         return True
 
-    def _multiplied(self, patch: Patch, weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The product of a patch's factors, shapes alone. Raises UniViGUError where they do not fit each other."""
-        stored = {role: self.file.tensors[name] for role, name in patch.parts.items()}
+    def _multiplied(self, kind: str, parts: Mapping[str, str], weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The product of factors, shapes alone. Raises UniViGUError where they do not fit each other."""
+        stored = {role: self.file.tensors[name] for role, name in parts.items()}
         try:
-            return product(patch.kind, {r: torch.empty(s.shape, device="meta") for r, s in stored.items()}, weight)
+            return product(kind, {r: torch.empty(s.shape, device="meta") for r, s in stored.items()}, weight)
         except KeyError as error:
-            found = f"{error} is missing beside {next(iter(patch.parts.values()))}"
+            found = f"{error} is missing beside {next(iter(parts.values()))}"
         except (RuntimeError, IndexError):
-            found = ", ".join(f"{patch.parts[role]} is {list(tensor.shape)}" for role, tensor in stored.items())
+            found = ", ".join(f"{parts[role]} is {list(tensor.shape)}" for role, tensor in stored.items())
         raise UniViGUError(
             f"{self.path}: factors do not fit each other ({found}); expected all of them, of one rank. The file is "
             "damaged: download it again"

@@ -270,7 +270,7 @@ class Lora:
         else:
             added, turned = made
             inputs = math.prod(expected[1:])
-            self._require(weight, (len(added), added[0].numel()), (expected[0], inputs))
+            self._require(weight, (len(added), math.prod(added.shape[1:])), (expected[0], inputs))
             self._require(weight, added.shape[2:] or expected[2:], expected[2:])
             if turned is not None:
                 self._require(weight, turned.shape, (expected[1], expected[1]))

@@ -138,7 +138,7 @@ class UniViGULoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
         patched, match = bridge.apply_lora(model, bridge.file_path("loras", lora), strength_video, strength_text)
-        line = f"{lora}: {match}"
+        line = f"{lora}: {match.at(strength_video, strength_text)}"
         log.info(line)
         bridge.Progress(cls.hidden.unique_id).text(line, last=True)
         return io.NodeOutput(patched, line)

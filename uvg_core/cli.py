@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import pipeline as pipes
 from .captioning import caption_folder
-from .checkpoint import convert, inspect_checkpoint
+from .checkpoint import LoraChoice, convert, inspect_checkpoint
 from .codec.latents import read_latent, write_latent
 from .components import find_network_file
 from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
@@ -50,7 +50,7 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
     if args.comfyui is not None and (args.model is None or not args.model.exists()):
         model = find_network_file(args.comfyui, args.model)
         say(f"network: {model}")
-    return Pipeline(
+    pipe = Pipeline(
         model,
         wan=args.wan,
         device=args.device,
@@ -64,7 +64,12 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
         vae=args.vae,
         tokenizer=args.tokenizer,
         comfyui=args.comfyui,
+        loras=args.lora,
     )
+    for lora in pipe.loras:
+        shown.close()
+        say(str(lora))
+    return pipe
 
 
 @contextmanager
@@ -134,6 +139,17 @@ def _path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def _lora(text: str) -> LoraChoice:
+    """An argparse type: a LoRA file and its strengths."""
+    try:
+        return LoraChoice.of(text)
+    except UniViGUError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+LORA: dict[str, Any] = {"type": _lora, "action": "append", "default": [], "metavar": "FILE[:VIDEO[:TEXT]]"}
 
 
 def _target(*suffixes: str) -> Callable[[str], Path]:
@@ -263,7 +279,7 @@ def run_inspect(args: argparse.Namespace, _: Bars) -> None:
 
 
 def run_convert(args: argparse.Namespace, shown: Bars) -> None:
-    convert(
+    merged = convert(
         args.input,
         args.out,
         dtype=args.dtype,
@@ -274,7 +290,10 @@ def run_convert(args: argparse.Namespace, shown: Bars) -> None:
         latent_space=args.latent_space,
         time_rounding=args.time_rounding,
         run={name: value for name in ("text_states", "end_of_text") if (value := getattr(args, name)) is not None},
+        loras=args.lora,
     )
+    for lora in merged:
+        say(str(lora))
     say(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
 
@@ -345,6 +364,12 @@ def _arguments() -> argparse.ArgumentParser:
         help="of the network (default: float32 for small ones, bf16 for large ones on a card, else as stored)",
     )
     group.add_argument("--latent-space", choices=LATENT_SPACES, help="default: what the checkpoint says")
+    group.add_argument(
+        "--lora",
+        **LORA,
+        help="a LoRA, with a strength for the video half and one for the text half (default: 1; one number is for "
+        "both); several times for several",
+    )
     group.add_argument(
         "--text-states",
         choices=TEXT_STATES,
@@ -489,6 +514,7 @@ def _arguments() -> argparse.ArgumentParser:
         choices=END_OF_TEXT,
         help="write into the file how generated text ends: at the first end token, or after the last word",
     )
+    sub.add_argument("--lora", **LORA, help="merge a LoRA into the weights; several times for several")
 
     command(
         "check",

@@ -9,7 +9,7 @@ largest of all. Where even it alone is too large for the device, it works there 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_model, read_config
+from .checkpoint.lora import Lora, LoraChoice, open_loras
 from .checkpoint.quant import FP8_DTYPES
 from .checkpoint.read import WeightFile, open_weights
 from .codec.latents import channels_last, load_vae
@@ -111,6 +112,7 @@ class Parts:
         vae: str | Path | None = None,
         tokenizer: str | Path | None = None,
         comfyui: str | Path | None = None,
+        loras: Sequence[str | Path | LoraChoice | Lora] = (),
     ) -> None:
         self.path = Path(model)
         self.device, self.dtype = usable_device(device), dtype
@@ -119,6 +121,7 @@ class Parts:
         # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
         self.text_states = text_states or self.config.run.text_states or TEXT_STATES[0]
+        self.loras = open_loras(loras, self.config.model)
         self._waiting: dict[str, nn.Module] = {}
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
@@ -168,7 +171,7 @@ class Parts:
         if part == "network":
             overrides = {name: value for name, value in self.overrides.items() if name != "run"}
             progress = self._reporting("network")
-            return load_model(self.path, dtype=self.network_dtype, on_progress=progress, **overrides)
+            return load_model(self.path, dtype=self.network_dtype, on_progress=progress, loras=self.loras, **overrides)
         if part == "vae":
             vae = self._from(self.components.vae, "VAE", load_vae)
             if self.device.type == "cuda" and vae.dtype == torch.bfloat16 and not has_bfloat16(self.device):

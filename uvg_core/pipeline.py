@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .checkpoint import LoraChoice
 from .codec.latents import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from .codec.null_embedding import read_null_embedding
 from .codec.text import TextEncoder
@@ -105,6 +106,8 @@ class Pipeline:
         overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
             mapping of entries of ``RunConfig`` that take the place of the checkpoint's.
         progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
+        loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
+            says what it changes.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Pipeline:
         vae: str | Path | None = None,
         tokenizer: str | Path | None = None,
         comfyui: str | Path | None = None,
+        loras: Sequence[str | Path | LoraChoice] = (),
     ) -> None:
         stated = {**(overrides or {}), "latent_space": latent_space}
         self.parts = Parts(
@@ -137,7 +141,9 @@ class Pipeline:
             vae=vae,
             tokenizer=tokenizer,
             comfyui=comfyui,
+            loras=loras,
         )
+        self.loras = self.parts.loras
         self.config = self.parts.config
         self.tokenizer = self.parts.tokenizer
         self.network = self.parts.network

@@ -1,95 +1,99 @@
-"""LoRAs on both halves of the network."""
+"""LoRAs on both halves of the network, as patches of ComfyUI's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import comfy.lora
-import comfy.lora_convert
-import comfy.utils
+import torch
+from comfy.weight_adapter import GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter, WeightAdapterBase
+from torch import Tensor
 
-from ...uvg_core.checkpoint.keys import to_native
-from ...uvg_core.errors import UniViGUError
+from ...uvg_core.checkpoint.fit import is_text_half
+from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch, Patch, is_old_glora
 from .network import network_of, weights_of
 
-
-@dataclass(frozen=True)
-class LoraMatch:
-    """What became of a LoRA file: layers it trained, and how many of them the video half and the text half took."""
-
-    layers: int
-    video: int
-    text: int
-    unmatched: tuple[str, ...]
-
-    def __str__(self) -> str:
-        halves = f"{self.video} of the video half, {self.text} of the text half"
-        line = f"matched {self.video + self.text} of {self.layers} layers: {halves}"
-        if not self.unmatched:
-            return line
-        more = f" and {len(self.unmatched) - 3} more" if len(self.unmatched) > 3 else ""
-        return f"{line}; not found in this model: {', '.join(self.unmatched[:3])}{more}"
+PREFIX = "diffusion_model."
 
 
-LORA_ENDINGS = (
-    ".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight",
-    ".lora_B.default.weight", ".lora.down.weight", ".lora.up.weight", ".alpha", ".dora_scale", ".diff", ".diff_b",
-    ".lokr_w1", ".lokr_w2", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b",
-)  # fmt: skip
+class OwnAdapter(WeightAdapterBase):
+    """A patch that core's adapters compute otherwise, or not at all: peft's DoRA and Tucker cores.
 
+    ``weights`` is the patch, the roles of its tensors, and these: core moves what it finds in there, and makes the
+    adapter anew."""
 
-# Of these the last axis is the width of what goes in.
-LORA_INPUTS = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight", ".diff")
+    name = "uni_vigu"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> Tensor:
+        patch, roles, *tensors = self.weights
+        changed = patch.apply(weight.to(intermediate_dtype), dict(zip(roles, tensors, strict=True)), strength)
+        weight += function((changed - weight).to(weight.dtype))
+        return weight
 
 
 def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, LoraMatch]:
-    """A clone of MODEL with a LoRA on it: strength ``video`` on what plain Wan has, ``text`` on the text half.
+    """A clone of MODEL with a LoRA on it: strength ``video`` on what plain Wan has, ``text`` on the text half; and what
+    was taken.
 
-    Reads Wan LoRAs in original, ComfyUI's, musubi's and diffusers' names, and our own. Raises UniViGUError for a file
-    that is no LoRA, or was made for another width.
-    """
+    Reads what the command line reads. Raises UniViGUError for a file that is no LoRA, or does not fit."""
     network = network_of(model)
-    stored = comfy.utils.load_torch_file(path, safe_load=True)
-    weights = comfy.lora_convert.convert_lora({_lora_name(name): tensor for name, tensor in stored.items()})
-    layers = {name[: -len(end)] for name in weights for end in LORA_ENDINGS if name.endswith(end)}
-    if not layers:
-        raise UniViGUError(f"{path}: found no LoRA weights in it; expected pairs such as lora_A and lora_B")
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(weights, places, log_missing=False)
-    taken = sorted(name for name in layers if name in places)
-    sizes = {f"diffusion_model.{name}": tuple(tensor.shape) for name, tensor in weights_of(network.config).items()}
-    at = {name: places[name] if isinstance(places[name], str) else places[name][0] for name in taken}
-    for name, place in at.items():
-        inputs = next((weights[name + end].shape[-1] for end in LORA_INPUTS if name + end in weights), None)
-        if inputs is not None and len(sizes[place]) == 2 and inputs != sizes[place][1]:
-            raise UniViGUError(
-                f"{path}: this LoRA is for width {inputs} ({name}), this model's is {sizes[place][1]}: it was made for "
-                "another size of Wan (1536 is the 1.3B, 5120 the 14B). Choose a LoRA for Wan2.1 1.3B"
-            )
-    halves: dict[bool, dict[str, Any]] = {True: {}, False: {}}
-    for place, patch in patches.items():
-        halves[is_text_weight(place)][place] = patch
+    lora = Lora(LoraChoice(Path(path), video, text), network.config)
+    shapes = {name: weight.shape for name, weight in weights_of(network.config).items()}
     patched = model.clone()
-    patched.add_patches(halves[False], video)
-    patched.add_patches(halves[True], text)
-    text_layers = sum(is_text_weight(place) for place in at.values())
-    match = LoraMatch(len(layers), len(taken) - text_layers, text_layers, tuple(sorted(layers - set(taken))))
-    if not patches:
-        raise UniViGUError(f"{path}: {match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU")
-    return patched, match
+    for name, patches in lora.patches.items():
+        for patch in patches if lora.changes(name) else ():
+            form = _form(patch, lora.tensors(patch), shapes[name])
+            if not patched.add_patches({PREFIX + name: form}, lora.strength(name)):
+                raise AssertionError(f"{name} is not among the weights of the model")
+    return patched, lora.match
+
+
+def _form(patch: Patch, t: dict[str, Tensor], weight: torch.Size) -> Any:
+    """A patch for a weight of that shape in core's own form, so that all of core that knows LoRAs knows this one."""
+    if patch.kind == "set":
+        return "set", (t["set_weight"],)
+    if patch.kind == "diff":
+        return "diff", (t["diff"] if patch.scale == 1 else t["diff"].float() * patch.scale,)
+    dora = t.get("dora_scale")
+    if dora is not None and dora.ndim == 1:
+        dora = dora[:, None]
+    halves = [t.get(f"lokr_{factor}") for factor in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b")]
+    w1_b, w2_b = halves[3], halves[5]
+    rank = w2_b if w2_b is not None else w1_b  # whichever core divides alpha by
+    beyond_core = (
+        "magnitude" in t
+        or t.keys() & {"mid", "hada_t1", "lokr_t2"}
+        or (len(weight) > 2 and (patch.kind != "pair" or dora is not None))
+        or (patch.kind == "lokr" and rank is None and patch.scale != 1)
+    )
+    if beyond_core:
+        return OwnAdapter(set(), (patch, tuple(t), *t.values()))
+    if patch.kind == "pair":
+        return LoRAAdapter(set(), (t["up"], t["down"], patch.scale * len(t["down"]), None, dora, None))
+    if patch.kind == "loha":
+        a1, b1, a2, b2 = (t[f"hada_{factor}"] for factor in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        return LoHaAdapter(set(), (a1, b1, patch.scale * len(b1), a2, b2, None, None, dora))
+    if patch.kind == "lokr":
+        alpha = None if rank is None else patch.scale * len(rank)
+        return LoKrAdapter(set(), (*halves[:2], alpha, *halves[2:], None, dora))
+    factors = {role: t[role] for role in ("a1", "a2", "b1", "b2")}
+    old = is_old_glora({role: factor.shape for role, factor in factors.items()}, weight)
+    return GLoRAAdapter(set(), (*factors.values(), patch.scale * len(t["a1" if old else "a2"]), dora))
 
 
 def is_text_weight(name: str) -> bool:
-    """Whether a weight belongs to the half that plain Wan does not have."""
-    return any(part in name for part in ("ffn_t.", "_embedding_t.", "_projection_t.", "token_embedding", "text_head."))
-
-
-def _lora_name(name: str) -> str:
-    """Names of diffusers' Wan (``transformer.blocks.0.attn1.to_q.lora_A.weight``) in those of ComfyUI."""
-    end = next((end for end in LORA_ENDINGS if name.endswith(end)), None)
-    if end is None or (".attn" not in name and ".ffn.net" not in name):
-        return name
-    bare = name[: -len(end)].removeprefix("transformer.").removeprefix("diffusion_model.")
-    native = to_native(f"{bare}.weight", "diffusers")
-    return name if native is None else f"diffusion_model.{native.removesuffix('.weight')}{end}"
+    """Whether a weight, by its name in a model or a file, belongs to the half that plain Wan does not have."""
+    return is_text_half(name.rpartition(PREFIX)[2])

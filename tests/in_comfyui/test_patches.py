@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from in_comfyui_host import Inside
+from lora_cases import CASES, made_case
+from tiny_networks import TINY, random_network
+
+from uvg_core.checkpoint import save_model
 
 SAME = 1e-5
 
@@ -52,6 +57,21 @@ def test_other_kinds_of_adapters(inside: Inside) -> None:
     assert found == dict.fromkeys(
         ("loha", "lokr", "diff"), "matched 1 of 1 layers: 1 of the video half, 0 of the text half"
     )
+
+
+def test_every_kind_of_lora_file_as_on_the_command_line(inside: Inside, tmp_path: Path) -> None:
+    network = random_network(TINY)
+    save_model(network, tmp_path / "base.safetensors")
+    weights = {name: weight.clone() for name, weight in network.state_dict().items()}
+    kinds = ["names: ComfyUI", "names: the release", *(name for name in CASES if not name.startswith("names:"))]
+    files = {str(made_case(name, weights).write(tmp_path / str(n))): name for n, name in enumerate(kinds)}
+    found = inside.call("patches", "merged_loras", base=str(tmp_path / "base.safetensors"), files=list(files))
+    for path, value in found["files"].items():
+        assert value["gap"] <= SAME, (files[path], value)
+        assert value["changed"] > 0, (files[path], value)
+        assert "not " not in value["match"], (files[path], value)
+    assert found["loaded"] <= SAME
+    assert found["unloaded"] == 0.0
 
 
 def test_wan_loras_in_every_kind_of_names(inside: Inside) -> None:

@@ -3,12 +3,15 @@
 from .build import init_from_wan, load_model
 from .convert import convert
 from .inspect import CheckpointReport, inspect_checkpoint
+from .lora import Lora, LoraChoice
 from .read import read_part
 from .sizes import read_config
 from .write import save_model
 
 __all__ = [
     "CheckpointReport",
+    "Lora",
+    "LoraChoice",
     "convert",
     "init_from_wan",
     "inspect_checkpoint",

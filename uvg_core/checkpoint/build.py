@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..model import UniViGU
 from ..model.attention import Attention
 from .detect import UNI_VIGU_LAYOUTS, WAN_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit, video_counterpart, without_text_half
+from .lora import Lora, LoraChoice, open_loras
 from .quant import FP8_DTYPES, dequantise
 from .read import WeightFile, open_weights
 from .sizes import log_frequencies, model_config
@@ -37,6 +38,7 @@ def load_model(
     operations: Any = nn,
     attention: Attention | None = None,
     on_progress: Progress | None = None,
+    loras: Sequence[str | Path | LoraChoice | Lora] = (),
 ) -> UniViGU:
     """Load a Uni-ViGU checkpoint for use: eval mode, no gradients.
 
@@ -49,11 +51,14 @@ def load_model(
             file is an error, except for ``latent_space`` and ``time_rounding``, where the argument wins.
         operations, attention: see ``UniViGU``.
         on_progress: called with (bytes read, bytes in all) after each tensor.
+        loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``, merged into the weights as they are read
+            (in float32), in this order.
 
     Peak memory on a CPU is the model itself plus about one tensor.
 
     Raises:
-        UniViGUError: the file is missing, damaged, unsafe, something else than a Uni-ViGU, or incomplete.
+        UniViGUError: the file is missing, damaged, unsafe, something else than a Uni-ViGU, or incomplete; a LoRA does
+            not fit (see ``Lora``).
     """
     weights = open_weights(path)
     network = find_network(weights)
@@ -71,13 +76,14 @@ def load_model(
     weights.tell_ignored()
     log_frequencies(weights, network, config)
     dtype = dtype or usual_dtype(weights, network)
+    merged = open_loras(loras, config)
 
     sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}
     done, total = 0, sum(sizes.values())
 
     def weight(name: str, empty: Tensor) -> Tensor:
         nonlocal done
-        tensor = read_native(weights, network, name).to(device=device, dtype=empty.dtype)
+        tensor = read_native(weights, network, name, merged).to(device=device, dtype=empty.dtype)
         done += sizes[name]
         if on_progress is not None:
             on_progress(done, total)
@@ -149,11 +155,15 @@ def init_from_wan(
     return _assemble(config, weight, None, dtype, operations, attention)
 
 
-def read_native(weights: WeightFile, network: Network, name: str) -> Tensor:
-    """One weight by its native name, values restored where it is stored with a scale (then float32)."""
+def read_native(weights: WeightFile, network: Network, name: str, loras: Sequence[Lora] = ()) -> Tensor:
+    """One weight by its native name, values restored where it is stored with a scale, LoRAs merged into it (float32
+    after either)."""
     tensor = weights.read(network.names[name])
     scale = network.scales.get(name)
-    return tensor if scale is None else dequantise(tensor, weights.read(scale))
+    tensor = tensor if scale is None else dequantise(tensor, weights.read(scale))
+    for lora in loras:
+        tensor = lora.apply(name, tensor)
+    return tensor
 
 
 def usual_dtype(weights: WeightFile, network: Network) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from ..errors import UniViGUError
 from .build import read_native
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit
-from .quant import FP8, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
+from .lora import Lora, LoraChoice, open_loras
+from .quant import FP8, FP8_DTYPES, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored, WeightFile, open_weights
 from .sizes import log_frequencies, whole_config
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
@@ -35,7 +36,8 @@ def convert(
     num_heads: int | None = None,
     time_rounding: str | None = None,
     run: Mapping[str, Any] | None = None,
-) -> None:
+    loras: Sequence[str | Path | LoraChoice | Lora] = (),
+) -> list[Lora]:
     """Write a Uni-ViGU checkpoint of any readable layout as native safetensors.
 
     Args:
@@ -45,9 +47,11 @@ def convert(
         on_progress: called with (bytes written, bytes in all) after each tensor; raising in it cancels cleanly.
         text_flow, source, latent_space, num_heads, time_rounding: as for ``load_model``; written into the metadata.
         run: entries of ``RunConfig`` to write in place of the file's, e.g. ``{"text_states": "release"}``.
+        loras: as for ``load_model``; weights are rounded, or quantised, after merging.
 
     The other parts of an all-in-one file (VAE, text encoder) are carried over unchanged, step and optimizer are not.
-    The target appears whole or not at all. Raises UniViGUError as ``load_model`` does, and when it cannot be written.
+    The target appears whole or not at all. Returns the LoRAs, which say what was merged. Raises UniViGUError as
+    ``load_model`` does, and when it cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UniViGUError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None to keep what is stored")
@@ -69,13 +73,14 @@ def convert(
     require_fit(weights, network, compare(weights, network, stated.model))
     weights.tell_ignored()
     log_frequencies(weights, network, stated.model)
+    merged = open_loras(loras, stated.model)
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""
     pending: dict[str, Pending] = {}
     layers: list[str] = []
     for name in network.names:
-        entries = _entries(weights, network, name, dtype)
+        entries = _entries(weights, network, name, dtype, [lora for lora in merged if lora.changes(name)])
         pending |= {prefix + entry: value for entry, value in entries.items()}
         if len(entries) > 1:
             layers.append(prefix + name.removesuffix(".weight"))
@@ -89,23 +94,31 @@ def convert(
     if layers or (all_in_one and others):
         metadata[METADATA_KEY] = quantisation_metadata(layers, others if all_in_one else None)
     write_safetensors(target, pending, metadata, on_progress)
+    return merged
 
 
-def _entries(weights: WeightFile, network: Network, name: str, dtype: str | None) -> dict[str, Pending]:
+def _entries(
+    weights: WeightFile, network: Network, name: str, dtype: str | None, loras: Sequence[Lora]
+) -> dict[str, Pending]:
     """What one weight becomes: itself, or two tensors, eight-bit numbers and their scale; native names."""
     stored = weights.tensors[network.names[name]]
     scale_name = name.removesuffix(".weight") + ".weight_scale"
     scale = Stored.like((), torch.float32)
 
     kept = stored.torch_dtype == FP8 and is_quantised_in_fp8(name) and name in network.scales
-    if kept and dtype in (None, "fp8"):  # once is enough: rounding anew would only lose
+    if kept and dtype is None and loras:
+        dtype = "fp8"
+    if kept and dtype in (None, "fp8") and not loras:  # once is enough: rounding anew would only lose
         return {
             name: Pending(stored, partial(weights.read, network.names[name])),
             scale_name: Pending(scale, lambda: weights.read(network.scales[name]).float().reshape(())),
         }
     kept_dtype = torch.bfloat16 if name in network.scales else stored.torch_dtype
     assert kept_dtype is not None  # require_floats let floating point through only
-    return packed(name, Stored.like(stored.shape, kept_dtype), partial(read_native, weights, network, name), dtype)
+    if loras and kept_dtype in FP8_DTYPES:  # without a scale, eight bits are too coarse for what a LoRA adds
+        kept_dtype = torch.bfloat16
+    read = partial(read_native, weights, network, name, loras)
+    return packed(name, Stored.like(stored.shape, kept_dtype), read, dtype)
 
 
 def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | None) -> dict[str, Pending]:

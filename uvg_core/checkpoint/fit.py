@@ -23,10 +23,15 @@ class Misfit:
         return bool(self.missing or self.unexpected or self.misshapen)
 
 
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of the network that ``config`` describes: native names and shapes."""
+    model = UniViGU(config, attention=sdpa_attention, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def compare(weights: WeightFile, network: Network, config: ModelConfig) -> Misfit:
     """Hold a file's names and shapes against the network that ``config`` describes."""
-    model = UniViGU(config, attention=sdpa_attention, device="meta")
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = shapes_of(config)
     found = {name: weights.tensors[stored].shape for name, stored in network.names.items()}
     return Misfit(
         tuple(name for name in expected if name not in found),
@@ -75,3 +80,8 @@ def video_counterpart(name: str) -> str | None:
     ):
         name = name.replace(text, video)
     return name
+
+
+def is_text_half(name: str) -> bool:
+    """Whether a weight belongs to the text stream alone; without text the network never reads it."""
+    return video_counterpart(name) != name

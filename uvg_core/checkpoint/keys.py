@@ -8,19 +8,23 @@ video half is the release's, under other names for the condition embedder and th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Wrappers leave components behind, in any order and anywhere in a name: FSDP, activation checkpointing,
 # torch.compile, DDP. No layout has a component called just "module" of its own.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\.")
 # Where the network lies inside larger files.
 NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
-# Derived from the sizes, stored by the release all the same.
 # Where the other parts lie in an all-in-one file, as ComfyUI names them.
 ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
 TOKENIZER_KEY = "text_encoders.spiece_model"
 VAE_PREFIX = "vae."
+# What trainers put in front of the network's names in LoRA files, one or several of them; after the flat ones, the
+# names have underscores for dots.
+LORA_PREFIXES = ("diffusion_model.", "transformer.", "base_model.", "model.", "pipe.", "dit.", "unet.")
+FLAT_LORA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
+# Derived from the sizes, stored by the release all the same.
 DERIVED = re.compile(r"(^|\.)rotary_emb_text\.inv_freq$|(^|\.)rope\.freqs\w*$")
 
 _BLOCK: tuple[tuple[str, str], ...] = (
@@ -132,3 +136,34 @@ def from_native(name: str, layout: str) -> str | None:
     if layout not in _FROM_NATIVE:
         return name
     return _rename(name, _FROM_NATIVE[layout], _BLOCK_FROM_NATIVE)
+
+
+def lora_places(names: Iterable[str]) -> dict[str, str]:
+    """Every name that a LoRA file may give to a layer, or to a parameter on its own, and what it is called here.
+
+    ``names`` are the network's weights. A layer ``ffn.0`` stands for ``ffn.0.weight`` and ``ffn.0.bias``; a table such
+    as ``modulation`` and each weight by its full name stand for themselves.
+    """
+    places: dict[str, str] = {}
+    for name in names:
+        for alias in (name, from_native(name, "release"), from_native(name, "diffusers")):
+            if alias is None:
+                continue
+            layer, place = (full.removesuffix(".weight").removesuffix(".bias") for full in (alias, name))
+            for known, meant in ((alias, name), (layer, place)):
+                places[known] = places[known.replace(".", "_")] = meant
+    return places
+
+
+def lora_place(name: str, places: Mapping[str, str]) -> str | None:
+    """The layer or parameter that a LoRA file means by ``name``, with ``lora_places``; None when it is not in them."""
+    name = strip_wrappers(name)
+    flat = next((prefix for prefix in FLAT_LORA_PREFIXES if name.startswith(prefix)), None)
+    if flat is not None:
+        return places.get(name[len(flat) :].lstrip("_"))  # VideoX-Fun writes two
+    while name not in places:
+        prefix = next((prefix for prefix in LORA_PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        name = name[len(prefix) :]
+    return places[name]

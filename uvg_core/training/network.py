@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import init_from_wan, load_model, read_config
 from ..checkpoint.detect import WAN_LAYOUTS, find_network
-from ..checkpoint.fit import video_counterpart
+from ..checkpoint.fit import is_text_half, video_counterpart
 from ..checkpoint.read import open_weights
 from ..checkpoint.write import Pending, _pending, write_safetensors
 from ..config import CheckpointConfig, ModelConfig
@@ -27,11 +27,6 @@ LORA_LAYERS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02]|ffn
 LORA_PREFIX = "diffusion_model."
 SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
 _LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
-
-
-def is_text_half(name: str) -> bool:
-    """Whether a weight belongs to the text stream alone; without text the network never reads it."""
-    return video_counterpart(name) != name
 
 
 def text_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.hooks
+import comfy.lora
 import comfy.model_management
 import comfy.sd
 import comfy.utils
@@ -14,6 +16,7 @@ from check_made import (
     bridge,
     checkpoint,
     conditioning,
+    core,
     distance,
     empty,
     joint,
@@ -297,6 +300,38 @@ def own_lora() -> dict[str, Any]:
         "text moves video through attention": distance(found["text"], found["none"]),
         "text leaves plain Wan alone": distance(found["text without text"], found["none without text"]),
     }
+
+
+def merged_loras(base: str, files: list[str]) -> dict[str, Any]:
+    """What the node's patches make of every weight, as core computes them, beside what the command line makes."""
+    ours = bridge.load_network(base, "default", None)
+    found: dict[str, Any] = {}
+    strengths = {"video": 0.7, "text": -1.5}
+    with torch.inference_mode(False), torch.no_grad():
+        own = {name: weight.clone() for name, weight in ours.model.diffusion_model.state_dict().items()}
+        for path in files:
+            patched, match = bridge.apply_lora(ours, path, **strengths)
+            choice = core.checkpoint.LoraChoice(Path(path), **strengths)
+            lora = core.checkpoint.Lora(choice, ours.model.diffusion_model.config)
+            gap, changed = 0.0, 0
+            for name, weight in own.items():
+                patches = patched.patches.get(f"diffusion_model.{name}", [])
+                made = comfy.lora.calculate_weight(patches, weight.clone(), name) if patches else weight
+                gap = max(gap, distance(made, lora.apply(name, weight)))
+                changed += not torch.equal(made, weight)
+            found[path] = {"gap": gap, "changed": changed, "match": str(match)}
+    # All at once and off again, through core's own loading.
+    several = ours
+    for path in files[:2]:
+        several, _ = bridge.apply_lora(several, path, **strengths)
+    comfy.model_management.load_models_gpu([several], force_full_load=True)
+    loaded = several.model.diffusion_model.state_dict()
+    choices = [core.checkpoint.LoraChoice(Path(path), **strengths) for path in files[:2]]
+    expected = core.load_model(base, loras=choices).state_dict()
+    on = max(distance(loaded[name], weight) for name, weight in expected.items())
+    several.detach()
+    off = ours.model.diffusion_model.state_dict()
+    return {"files": found, "loaded": on, "unloaded": max(distance(off[name], weight) for name, weight in own.items())}
 
 
 def other_adapters() -> dict[str, str]:

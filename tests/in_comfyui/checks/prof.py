@@ -1,4 +1,8 @@
-import cProfile, pstats, io
+import cProfile
+import io
+import pstats
+
+
 def it(folder):
     from worker import _check_module
     c=_check_module("cards")

@@ -1,0 +1,438 @@
+"""LoRA files of any kind, as changes to single weights in native names.
+
+Read here: low-rank pairs (with biases, Tucker cores, DoRA), LoHa, LoKr, GLoRA, full differences of weights, biases,
+norms and modulation tables, replaced weights; in the names of Wan, ComfyUI, LightX2V, musubi, kohya, LyCORIS,
+SimpleTuner, OneTrainer, DiffSynth, diffusers, peft, of the release, and ours. Shapes are checked before weights are
+read, and whatever has no place in the network is named: nothing is dropped in silence.
+
+Legend: O outputs and I inputs of a weight, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import UniViGUError
+from .detect import describe_foreign, is_floating
+from .fit import is_text_half, shapes_of
+from .keys import lora_place, lora_places
+from .quant import is_companion
+from .read import WeightFile, open_weights
+
+# How names end, and what lies there. peft puts an adapter's name in between: lora_A.default.weight.
+_NAMED = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"
+_ENDINGS: tuple[tuple[str, str], ...] = (
+    (rf"\.lora_(?:A|down){_NAMED}(?:\.weight)?|[._]lora(?:_linear_layer)?\.down\.weight", "down"),
+    (rf"\.lora_(?:B|up){_NAMED}(?:\.weight)?|[._]lora(?:_linear_layer)?\.up\.weight", "up"),
+    (rf"\.lora_(?:B|up){_NAMED}\.bias", "up_bias"),
+    (r"\.lora_mid\.weight", "mid"),
+    (rf"\.lora_magnitude_vector{_NAMED}(?:\.weight)?", "magnitude"),
+    (r"\.(?:diff_m|w_norm)", "diff"),
+    (r"\.b_norm", "diff_b"),
+    (r"\.(?P<glora>[ab][12])\.weight", ""),
+    (
+        r"\.(?P<own>alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|hada_w[12]_[ab]|hada_t[12]|"
+        r"lokr_w[12](?:_[ab])?|lokr_t2)",
+        "",
+    ),
+)
+_ENDING = [(re.compile(rf"(?P<layer>.+?)(?:{ending})"), role) for ending, role in _ENDINGS]
+_FACTORS = {
+    "pair": ("down", "up", "mid", "magnitude", "dora_scale"),
+    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "dora_scale"),
+    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "dora_scale"),
+    "glora": ("a1", "a2", "b1", "b2", "dora_scale"),
+}
+_ALONE = {"mid", "magnitude", "dora_scale", "hada_t1", "hada_t2", "lokr_t2"}  # mean nothing without the others
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA file, its strength on what plain Wan has (``video``), and on the text half (``text``)."""
+
+    path: Path
+    video: float = 1.0
+    text: float = 1.0
+
+    @classmethod
+    def of(cls, given: str | Path | LoraChoice) -> LoraChoice:
+        """From ``FILE[:VIDEO[:TEXT]]``: strengths are the last fields that are numbers, the path is all before them;
+        one number is for both halves. Raises UniViGUError where no path is left."""
+        if isinstance(given, LoraChoice):
+            return given
+        path = str(given)
+        strengths: list[float] = []
+        while len(strengths) < 2:
+            before, colon, field = path.rpartition(":")
+            if not colon or not _NUMBER.fullmatch(field.strip()) or not math.isfinite(float(field)):
+                break
+            path, strengths = before, [float(field), *strengths]
+        if not path.strip():
+            raise UniViGUError(f"{str(given)!r} names no LoRA file; expected FILE, FILE:VIDEO or FILE:VIDEO:TEXT")
+        return cls(Path(path), *(strengths * 2)[:2]) if strengths else cls(Path(path))
+
+
+@dataclass(frozen=True)
+class LoraMatch:
+    """What became of a LoRA file: the layers in it, and how many of them the video half and the text half took whole;
+    names that this model does not have; parts of layers that have no place or no meaning here."""
+
+    layers: int
+    video: int
+    text: int
+    unmatched: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        halves = f"{self.video} of the video half, {self.text} of the text half"
+        line = f"matched {self.video + self.text} of {self.layers} layers: {halves}"
+        for what, names in (("not found in this model", self.unmatched), ("not applied", self.unused)):
+            line += f"; {what}: {_kinds(names)}" if names else ""
+        return line
+
+    def at(self, video: float, text: float) -> str:
+        """The line, with what a strength of 0 turns off."""
+        off = [half for half, taken, s in (("video", self.video, video), ("text", self.text, text)) if taken and not s]
+        return str(self) + "".join(f"; the {half} half is off (strength 0)" for half in off)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One change to one weight. ``parts``: the tensors of the file by their role; ``scale``: what the product of the
+    factors is multiplied with, alpha / R.
+
+    ``kind``: ``pair`` (down ``[R,I]``, up ``[O,R]``, mid ``[R,R,...]``), ``loha``, ``lokr``, ``glora``, ``diff`` or
+    ``set``. A ``magnitude`` (peft) or a ``dora_scale`` (LyCORIS, OneTrainer) among the parts makes it a DoRA.
+    """
+
+    kind: str
+    parts: Mapping[str, str]
+    scale: float = 1.0
+
+    def apply(self, weight: Tensor, tensors: Mapping[str, Tensor], strength: float) -> Tensor:
+        """The changed weight, in the dtype and on the device of ``weight``, which stays as it is."""
+        t = {role: tensor.to(weight.device, weight.dtype) for role, tensor in tensors.items()}
+        if self.kind == "set":  # takes the weight's place whatever the strength, as in ComfyUI
+            return t["set_weight"].clone()
+        added, turned = product(self.kind, t, weight.shape)
+        changed = self.scale * added.reshape(weight.shape)
+        if turned is not None:
+            changed += self.scale * torch.einsum("oi...,ij->oj...", weight, turned)
+        whole = weight + changed
+        if "magnitude" in t:  # peft's: each row of the sum gets this length
+            changed = whole * _rows(t["magnitude"].flatten() / whole.flatten(1).norm(dim=1), whole) - weight
+        elif "dora_scale" in t:  # as ComfyUI computes it: a scale for each row is held against the weight, not the sum
+            scale, tiny = t["dora_scale"], torch.finfo(weight.dtype).eps
+            if scale.shape[0] == len(weight):
+                factor = _rows(scale.flatten() / (weight.flatten(1).norm(dim=1) + tiny), whole)
+            else:
+                columns = whole.transpose(0, 1)
+                lengths = columns.flatten(1).norm(dim=1) + tiny
+                factor = _rows(scale.flatten() / lengths, columns).transpose(0, 1)
+            changed = whole * factor - weight
+        return weight + strength * changed
+
+
+class Lora:
+    """An opened LoRA file, held against a network: ``patches`` by native weight, and ``match``, what they are.
+
+    Raises UniViGUError, naming the file: when it is no LoRA, is damaged, has factors of other shapes than the network's
+    weights (another width), or has nothing that this network has.
+    """
+
+    def __init__(self, choice: LoraChoice, config: ModelConfig) -> None:
+        self.choice = choice
+        self.file = open_weights(choice.path)
+        self.path = self.file.path
+        self.patches: dict[str, list[Patch]] = {}
+        self._shapes = shapes_of(config)
+        self._stated_scale = _peft_scale(self.file)
+        self._misfits: list[tuple[str, Sequence[int], Sequence[int]]] = []
+        self.match = self._fit()
+
+    def __str__(self) -> str:
+        """One line: the file, what was applied, what was not."""
+        return f"{self.path.name}: {self.match.at(self.choice.video, self.choice.text)}"
+
+    def strength(self, name: str) -> float:
+        """The strength on a native weight."""
+        return self.choice.text if is_text_half(name) else self.choice.video
+
+    def changes(self, name: str) -> bool:
+        """Whether it does anything to a native weight."""
+        return name in self.patches and self.strength(name) != 0
+
+    def tensors(self, patch: Patch) -> dict[str, Tensor]:
+        """What a patch is made of, as stored. Raises UniViGUError for values that are not finite."""
+        read = {role: self.file.read(name) for role, name in patch.parts.items()}
+        for role, tensor in read.items():
+            if not bool(tensor.float().isfinite().all()):
+                raise UniViGUError(
+                    f"{self.path}: {patch.parts[role]} holds values that are not finite; expected numbers. The file is "
+                    "damaged: download it again, or take another"
+                )
+        return read
+
+    def apply(self, name: str, weight: Tensor) -> Tensor:
+        """A native weight with this LoRA on it, in float32; the weight itself where there is nothing to do."""
+        if self.changes(name):
+            for patch in self.patches[name]:
+                weight = patch.apply(weight.float(), self.tensors(patch), self.strength(name))
+        return weight
+
+    def _fit(self) -> LoraMatch:
+        """From the file's names to patches."""
+        places = lora_places(self._shapes)
+        layers: dict[str, dict[str, str]] = {}  # by place, or by the file's name where there is none
+        called: dict[str, str] = {}
+        unread: list[str] = []
+        for name in self.file.tensors:
+            layer, role = _layer_and_role(name)
+            if not role:
+                unread += [] if is_companion(name) else [name]
+                continue
+            table = f"{layer}{'.' if '.' in layer else '_'}modulation" if name.endswith(".diff_m") else layer
+            place = lora_place(table, places) or lora_place(layer, places) or layer
+            here = layers.setdefault(place, {})
+            called.setdefault(place, layer)
+            if role in here:
+                raise UniViGUError(
+                    f"{self.path}: {here[role]} and {name} both stand for the same part of {place}; expected one of "
+                    "them. The file holds two LoRAs: save them one by one"
+                )
+            here[role] = name
+        if not any(here.keys() - {"alpha"} for here in layers.values()):
+            raise UniViGUError(
+                f"{self.path}: found no LoRA weights in it; expected pairs such as lora_A and lora_B, found "
+                f"{describe_foreign(self.file.tensors)}. Choose a LoRA file"
+            )
+        known, taken = set(places.values()), {False: 0, True: 0}
+        unused = list(unread)
+        for place, here in layers.items():
+            if place in known:
+                left = self._read_layer(place, called[place], here)
+                unused += left
+                taken[is_text_half(place if place in self._shapes else f"{place}.weight")] += not left
+        self._require_fit()
+        unmatched = tuple(called[place] for place in layers if place not in known)
+        match = LoraMatch(len(layers) + len(unread), taken[False], taken[True], unmatched, tuple(unused))
+        if not self.patches:
+            raise UniViGUError(
+                f"{self.path}: {match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU"
+            )
+        return match
+
+    def _read_layer(self, place: str, called: str, stored: Mapping[str, str]) -> list[str]:
+        """Add the patches of a layer; returns the names in the file that are left over."""
+        here, done, scale = dict(stored), 0, 1.0
+        weight = place if place in self._shapes else f"{place}.weight"
+        alpha = here.pop("alpha", None)
+        if "reshape_weight" in here:  # for models that grow; this one does not
+            self._require(weight, self.file.read(here.pop("reshape_weight")).int().tolist(), self._shapes[weight])
+        if "set_weight" in here:
+            done += self._add(weight, Patch("set", {"set_weight": here.pop("set_weight")}))
+        for kind, roles in _FACTORS.items():
+            if len(self._shapes[weight]) > 1 and here.keys() & set(roles) - _ALONE:
+                parts = {role: here.pop(role) for role in roles if role in here}
+                made = self._multiplied(kind, parts, self._shapes[weight])
+                scale = self._scale(kind, parts, alpha, (called, place), self._shapes[weight])
+                done += self._add(weight, Patch(kind, parts, scale), made)
+        if "diff" in here:
+            done += self._add(weight, Patch("diff", {"diff": here.pop("diff")}))
+        for role, factor in (("diff_b", 1.0), ("up_bias", scale)):
+            if role in here and f"{place}.bias" in self._shapes:
+                done += self._add(f"{place}.bias", Patch("diff", {"diff": here.pop(role)}, factor))
+        return [*here.values(), *([alpha] if alpha and not done else [])]
+
+    def _add(self, weight: str, patch: Patch, made: tuple[Tensor, Tensor | None] | None = None) -> bool:
+        """Check a patch, of factors that multiply to ``made``, against its weight, and keep it."""
+        for name in patch.parts.values():
+            if not is_floating(self.file.tensors[name]):
+                raise UniViGUError(
+                    f"{self.path}: {name} is stored as {self.file.tensors[name].dtype}, expected floating point: it is "
+                    "quantised in a format that only its own tool reads. Take a bf16 or fp16 version"
+                )
+        at, expected = {role: self.file.tensors[name].shape for role, name in patch.parts.items()}, self._shapes[weight]
+        if made is None:
+            self._require(weight, next(iter(at.values())), expected)
+        else:
+            added, turned = made
+            inputs = math.prod(expected[1:])
+            self._require(weight, (len(added), math.prod(added.shape[1:])), (expected[0], inputs))
+            self._require(weight, added.shape[2:] or expected[2:], expected[2:])
+            if turned is not None:
+                self._require(weight, turned.shape, (expected[1], expected[1]))
+        for role in ("magnitude", "dora_scale"):
+            if role in at:
+                columns = role == "dora_scale" and len(at[role]) > 1 and at[role][0] == 1
+                self._require(weight, [math.prod(at[role])], [expected[int(columns)]])
+        self.patches.setdefault(weight, []).append(patch)
+        return True
+
+    def _multiplied(self, kind: str, parts: Mapping[str, str], weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The product of factors, shapes alone. Raises UniViGUError where they do not fit each other."""
+        stored = {role: self.file.tensors[name] for role, name in parts.items()}
+        try:
+            return product(kind, {r: torch.empty(s.shape, device="meta") for r, s in stored.items()}, weight)
+        except KeyError as error:
+            found = f"{error} is missing beside {next(iter(parts.values()))}"
+        except (RuntimeError, IndexError):
+            found = ", ".join(f"{parts[role]} is {list(tensor.shape)}" for role, tensor in stored.items())
+        raise UniViGUError(
+            f"{self.path}: factors do not fit each other ({found}); expected all of them, of one rank. The file is "
+            "damaged: download it again"
+        )
+
+    def _scale(
+        self, kind: str, parts: Mapping[str, str], alpha: str | None, names: Sequence[str], weight: Sequence[int]
+    ) -> float:
+        """alpha / R of a product of factors; alpha from the file's tensors, else from what peft wrote beside them."""
+        at = {role: self.file.tensors[name].shape for role, name in parts.items()}
+        counted = {"pair": "down", "loha": "hada_w1_b", "lokr": "lokr_w2_b", "glora": "a2"}[kind]
+        if kind == "lokr" and counted not in at:
+            counted = "lokr_w1_b"
+        if kind == "glora" and is_old_glora(at, weight):
+            counted = "a1"
+        # Two whole factors of a LoKr have no rank.
+        rank = at[counted][0] if at.get(counted) else None
+        if alpha is None:
+            return 1.0 if self._stated_scale is None else self._stated_scale(names, rank)
+        value = self.file.read(alpha)
+        if value.numel() != 1 or not math.isfinite(float(value)):
+            raise UniViGUError(f"{self.path}: {alpha} is not one finite number. Download the file again")
+        return float(value) / rank if rank else 1.0
+
+    def _require(self, weight: str, found: Sequence[int], expected: Sequence[int]) -> None:
+        if tuple(found) != tuple(expected):
+            self._misfits.append((weight, tuple(found), tuple(expected)))
+
+    def _require_fit(self) -> None:
+        """Raise UniViGUError for changes of other shapes than the network's weights; a square one shows widths best."""
+        if not self._misfits:
+            return
+        name, found, expected = min(self._misfits, key=lambda misfit: len(set(misfit[2])))
+        width, own = next((p for p in zip(found, expected, strict=False) if p[0] != p[1]), (len(found), len(expected)))
+        raise UniViGUError(
+            f"{self.path}: this LoRA is for width {width}, this model's is {own} ({name}: found "
+            f"{list(found)}, expected {list(expected)}): it was made for another size or kind of Wan (1536 is the "
+            "1.3B, 5120 the 14B). Choose a LoRA for Wan2.1 1.3B"
+        )
+
+
+def open_loras(given: Iterable[str | Path | LoraChoice | Lora], config: ModelConfig) -> list[Lora]:
+    """Open LoRA files, named as for ``LoraChoice.of``, for a network; those that are open already stay."""
+    return [lora if isinstance(lora, Lora) else Lora(LoraChoice.of(lora), config) for lora in given]
+
+
+def product(kind: str, t: Mapping[str, Tensor], weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Factors multiplied out, for a weight of that shape: what is added to it, ``[O,I]`` or ``[O,I,...]``; and, for
+    GLoRA, the ``[I,I]`` that the weight is multiplied with to give what is added beside.
+
+    Raises KeyError for a factor that is missing, RuntimeError for factors that do not fit each other."""
+    if kind == "diff":
+        return t["diff"], None
+    if kind == "pair":
+        up, down = t["up"].flatten(1), t["down"].flatten(1)
+        return (up @ down if "mid" not in t else _tucker(t["mid"], up.T, down)), None
+    if kind == "glora":
+        a1, a2, b1, b2 = (t[role].flatten(1) for role in ("a1", "a2", "b1", "b2"))
+        if is_old_glora({role: t[role].shape for role in ("a1", "a2", "b1", "b2")}, weight):
+            a1, a2, b1, b2 = a2, a1, b2, b1
+        return b1 @ b2, a1 @ a2
+
+    def half(name: str, core: str | None) -> Tensor:
+        a, b = t[f"{name}_a"], t[f"{name}_b"]
+        return a @ b if core is None or core not in t else _tucker(t[core], a, b)
+
+    if kind == "loha":
+        one, two = half("hada_w1", "hada_t1"), half("hada_w2", "hada_t2")
+        if one.shape != two.shape:
+            raise RuntimeError("the halves of a LoHa differ")
+        return one * two, None
+    w1 = t["lokr_w1"] if "lokr_w1" in t else half("lokr_w1", None)
+    w2 = t["lokr_w2"] if "lokr_w2" in t else half("lokr_w2", "lokr_t2")
+    return torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - w1.ndim)), w2), None
+
+
+def is_old_glora(shapes: Mapping[str, Sequence[int]], weight: Sequence[int]) -> bool:
+    """LyCORIS once wrote the factors of a GLoRA the other way round. A square weight tells which is the rank; where
+    the rank is as large as the weight, the old reading counts, as in ComfyUI."""
+    a1, a2, b1, b2 = (shapes[role] for role in ("a1", "a2", "b1", "b2"))
+    fits_new = b2[0] == b1[1] == a1[1] == a2[0]
+    return bool(b2[1] == b1[0] == a1[0] == a2[1] and (not fits_new or a2[0] == weight[0] == weight[1]))
+
+
+def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """``core [R,R,...]``, ``up [R,O]`` and ``down [R,I]`` -> ``[O,I,...]``."""
+    return torch.einsum("ij...,io,jn->on...", core, up, down)
+
+
+def _rows(values: Tensor, weight: Tensor) -> Tensor:
+    """One value a row, shaped to multiply ``weight``."""
+    return values.reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def _layer_and_role(name: str) -> tuple[str, str]:
+    """What a tensor of a LoRA file belongs to, and what it is there; an empty role where the ending is not known."""
+    for pattern, role in _ENDING:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            return match["layer"], role or match.groupdict().get("own") or match["glora"]
+    return name, ""
+
+
+def _kinds(names: Iterable[str], shown: int = 3) -> str:
+    """Names with the number of their block left out, counted; the first few."""
+    kinds = Counter(re.sub(r"(?<=[._])\d+(?=[._])", "N", name, count=1) for name in names)
+    listed = [kind if count == 1 else f"{kind} ({count})" for kind, count in list(kinds.items())[:shown]]
+    return ", ".join(listed) + (f" and {len(kinds) - shown} more" if len(kinds) > shown else "")
+
+
+def _peft_scale(file: WeightFile) -> Callable[[Sequence[str], int | None], float] | None:
+    """alpha / R by the names and the rank of a layer, from the configuration that diffusers puts into a file's metadata
+    or that peft saves beside ``adapter_model``; None where there is none. Patterns match a name's end, as in peft."""
+    text, beside = file.metadata.get("lora_adapter_metadata"), file.path.parent / "adapter_config.json"
+    where = "its metadata lora_adapter_metadata"
+    try:
+        if text is None and file.path.stem == "adapter_model" and beside.is_file():
+            text, where = beside.read_text("utf-8"), str(beside)
+        facts = {} if text is None else json.loads(text)
+        alphas = [name for name in facts if re.search(r"(^|\.)(lora_)?alpha$", name)]
+        stated = next((name for name in alphas if not name.startswith("text_encoder")), None)
+        if stated is None:
+            return None
+        prefix = stated[: stated.rfind(".") + 1]
+        rslora = bool(facts.get(f"{prefix}use_rslora"))
+
+        def table(default: Any, patterns: str) -> list[tuple[re.Pattern[str], float]]:
+            entries = [*dict(facts.get(f"{prefix}{patterns}") or {}).items(), (".*", default)]
+            return [(re.compile(rf"(.*\.)?({pattern})"), float(value)) for pattern, value in entries]
+
+        strengths, ranks = table(facts[stated], "alpha_pattern"), table(facts.get(f"{prefix}r") or 1, "rank_pattern")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+        raise UniViGUError(
+            f"{file.path}: {where} cannot be read ({error}); expected peft's configuration, which says how strong the "
+            "LoRA is. Save or download it again"
+        ) from None
+
+    def scale(names: Sequence[str], rank: int | None) -> float:
+        alpha, stated_rank = (
+            next(value for pattern, value in table if any(pattern.fullmatch(name) for name in names))
+            for table in (strengths, ranks)
+        )
+        rank_or_root = rank or stated_rank
+        return alpha / (math.sqrt(rank_or_root) if rslora else rank_or_root)
+
+    return scale

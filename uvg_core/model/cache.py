@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,8 +127,8 @@ class VideoCache:
             self.clear()
             self._slabs.clear()
             # torch would keep what was pinned until the process ends.
-            empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
-            if empty is None:  # an older torch has it under another name, those for CUDA alone
+            empty: Any = getattr(torch.accelerator, "empty_host_cache", None)
+            if empty is None:  # an older torch: builds for CUDA have it under another name
                 empty = getattr(torch._C, "_host_emptyCache", lambda: None)
             with contextlib.suppress(RuntimeError):  # there is no device to have pinned it for
                 empty()

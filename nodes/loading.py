@@ -64,7 +64,9 @@ class UniViGULoader(io.ComfyNode):
                     options=list(bridge.WEIGHT_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="default keeps what the file holds. fp8 halves the memory of a bf16 file.",
+                    tooltip="default: as in the file, computed in bf16; a card without bf16 takes float16 and, where "
+                    "that is too small, float32. A card under 9 GB keeps the released model in fp8. fp32 always "
+                    "computes in float32. The fp8 choices have no scales: a file of convert --dtype fp8 is more exact.",
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
@@ -19,15 +21,25 @@ from torch import Tensor
 from ...uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, find_network, require_layout
 from ...uvg_core.checkpoint.fit import compare, require_fit
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
-from ...uvg_core.checkpoint.quant import METADATA_KEY
+from ...uvg_core.checkpoint.quant import (
+    FP8_DTYPES,
+    METADATA_KEY,
+    is_quantised_in_fp8,
+    quantisation_metadata,
+    quantise,
+)
 from ...uvg_core.checkpoint.read import open_weights
 from ...uvg_core.checkpoint.sizes import log_frequencies, whole_config
 from ...uvg_core.codec.text import encoder_config
-from ...uvg_core.config import RunConfig
+from ...uvg_core.config import CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
+from ...uvg_core.model.sizes import pass_bytes, video_tokens
 from .latents import is_wan_vae
 from .names import EMBEDDED, FOLDER, PARTS, RELEASED
 
+log = logging.getLogger(__name__)
+
+SPARE = 2e9  # bytes of a card for its context, workspaces, the screen and what ComfyUI keeps around a pass
 LISTS = (FOLDER, "diffusion_models", "checkpoints")
 NO_FILE = "none"
 NULL_FOLDERS = ("embeddings", "text_encoders", FOLDER)
@@ -119,12 +131,48 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     if METADATA_KEY in metadata:
         metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
     tensors = {name: read(stored_name) for name, stored_name in names.items()}
+    squeezed = weight_dtype == "default" and _is_too_large(tensors, config)
+    if squeezed:
+        tensors, metadata[METADATA_KEY] = _in_eight_bits(tensors)
+        log.warning(
+            "Uni-ViGU: this card is too small for the network in two bytes a number; its large matrices are kept in "
+            "fp8 with a scale each, as convert --dtype fp8 does. Set weight_dtype to bf16 to keep them as they are"
+        )
     options = WEIGHT_DTYPES[weight_dtype]
     model = comfy.sd.load_diffusion_model_state_dict(
         tensors, model_options=options, metadata=metadata, disable_dynamic=disable_dynamic
     )
+    model.model.squeezed = squeezed
+    if weight_dtype == "fp32":  # quantised weights stay as they are: core would compute in what the card is best at
+        model.model.compute_in(torch.float32)
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
     return model
+
+
+def _is_too_large(tensors: Mapping[str, Tensor], config: CheckpointConfig) -> bool:
+    """Whether a CUDA card does not hold the network in two bytes a number, beside one pass at the size it was trained
+    for. Files in fp8 are left alone."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda" or any(tensor.dtype in FP8_DTYPES for tensor in tensors.values()):
+        return False
+    run, network = config.run, config.model
+    latent = ((run.frames - 1) // 4 + 1, run.height // 8, run.width // 8)
+    one = {"rows": 1, "video": video_tokens(latent, network), "text": run.text_length, "logits": 1}
+    weights = 2 * comfy.utils.calculate_parameters(tensors)
+    needed = weights + pass_bytes(network, itemsize=2, **one) + SPARE
+    return bool(needed > comfy.model_management.get_total_memory(device))
+
+
+def _in_eight_bits(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors with the blocks' matrices in fp8, and core's list of those."""
+    made, layers = {}, []
+    for name, tensor in tensors.items():
+        made[name] = tensor
+        if is_quantised_in_fp8(name):
+            layer = name.removesuffix(".weight")
+            made[name], made[f"{layer}.weight_scale"] = quantise(tensor)
+            layers.append(layer)
+    return made, quantisation_metadata(layers)
 
 
 def _without_prefix(quantisation: str, prefix: str) -> str:

@@ -67,8 +67,8 @@ class Float16Watch:
     def widen(self, model: Any, shape: tuple[int, ...]) -> None:
         """Let ``model`` compute in float32 from here on, with memory for a pass over a batch of this ``shape``."""
         log.warning(
-            "Uni-ViGU: the first step is not finite in float16, which is too small for numbers of this model; computing "
-            "it again, and the steps after it, in float32: slower, and right"
+            "Uni-ViGU: the first step is not finite in float16, which is too small for this model; computing it again, "
+            "and the steps after it, in float32, which is slower"
         )
         self._too_wide.add(self._weights(model))
         self._compute_in_float32(model, shape)

@@ -105,13 +105,18 @@ class GuidedNetwork:
                 "prompts"
             )
             return None
-        return VideoCache(free_bytes=self._free_memory, **settings)
+        return VideoCache(free_bytes=self._free_memory, spare_bytes=self._spare_memory, **settings)
 
     def _free_memory(self, device: torch.device) -> float:
         """What ComfyUI could still give, weights that it may put aside included, without what the pass itself takes."""
         model = self._guider.inner_model
         free = model.current_patcher.get_free_memory(device) - comfy.model_management.extra_reserved_memory()
         return float(free - model.memory_required(self._shape))
+
+    def _spare_memory(self, device: torch.device) -> float:
+        """That, with the weights of this model where they are: what is put aside is fetched again at every step."""
+        patcher = self._guider.inner_model.current_patcher
+        return self._free_memory(device) - (patcher.model_size() if patcher.is_dynamic() else 0)
 
     def __call__(
         self,

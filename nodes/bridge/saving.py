@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safet
 from ...uvg_core.config import CheckpointConfig
 from ...uvg_core.errors import UniViGUError
 from .network import network_of, run_facts
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -41,6 +44,11 @@ def save_checkpoint(
     comfy.model_management.load_models_gpu(patchers)
     stored = model.model_state_dict_for_saving(network, "diffusion_model.")
     quantised = any(name.endswith(".weight_scale") for name in stored)
+    if quantised and dtype is None and model.model.squeezed:
+        log.warning(
+            "Uni-ViGU: the network was kept in fp8 because the card is small, and is saved so; choose a dtype in Save "
+            "Uni-ViGU, and weight_dtype bf16 in Load Uni-ViGU, to keep what its file holds"
+        )
     whole = clip is not None or vae is not None
     prefix = ALL_IN_ONE_PREFIX if whole else ""
     pending: dict[str, Any] = {}

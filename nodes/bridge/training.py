@@ -79,7 +79,7 @@ def require_parts(model: Any, clip: Any, vae: Any, trains: str) -> None:
 def best_precision() -> str:
     """bf16 where the device computes in it, else fp32."""
     device = comfy.model_management.get_torch_device()
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def train(

@@ -105,6 +105,17 @@ def test_it_is_kept_in_what_fits(
         torch.testing.assert_close(one_way(**later(clean), cache=cache).logits, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("fp8", "in_float8"), [(None, True), (False, False)])
+def test_it_takes_no_room_from_weights_where_float8_needs_none(
+    one_way: UniViGU, clean: dict[str, Tensor], fp8: bool | None, in_float8: bool
+) -> None:
+    """A host may put weights aside for it, and would fetch them at every step; an exact cache takes that room."""
+    needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4
+    cache = VideoCache(fp8=fp8, free_bytes=lambda _: 2.0 * needed, spare_bytes=lambda _: 0.5 * needed)
+    one_way(**clean, cache=cache)
+    assert (cache.place, cache.fp8) == ("device", in_float8)
+
+
 def test_the_machines_memory_is_no_bottomless_pit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux tells how much is left; other systems do not, and then nothing is refused."""
     told = tmp_path / "meminfo"

@@ -83,7 +83,7 @@ class Tokenizer:
         """Words of one row of ids, up to the first end-of-text unless the model's way is ``skip``; end tokens, padding
         and ids beyond the vocabulary are left out."""
         words: list[int] = []
-        for i in ids.tolist() if isinstance(ids, Tensor) else ids:
+        for i in ids.cpu().tolist() if isinstance(ids, Tensor) else ids:
             if i == self.run.eos_token and self.run.end_of_text != "skip":
                 break
             if i not in (self.run.pad_token, self.run.eos_token) and 0 <= i < self.size:

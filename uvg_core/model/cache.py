@@ -10,12 +10,13 @@ Legend: B batch, V video tokens, T text tokens, D width.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,7 +83,9 @@ class VideoCache:
             would not fit on the device otherwise.
         place: ``device``, or ``host``: in pinned memory, from where each block's are fetched while the block before it
             works (CUDA alone). None: the device if they fit.
-        free_bytes: how many bytes of a device the cache may take.
+        free_bytes: how many bytes of a device the cache may take. spare_bytes: how many of them nobody misses (a host
+            may make room by putting weights aside, which every step then fetches); None: all. A cache that may be in
+            float8 is, where it takes more in its own dtype.
 
     The pass that runs with an empty cache fills it; the passes after that leave the video out (``UniViGU.forward``).
     Where there is room nowhere, nothing is kept and every pass is a full one. At 32,760 tokens, 30 blocks and width
@@ -96,10 +99,12 @@ class VideoCache:
         fp8: bool | None = None,
         place: str | None = None,
         free_bytes: Callable[[torch.device], float] = free_memory,
+        spare_bytes: Callable[[torch.device], float] | None = None,
     ) -> None:
         if place is not None and place not in PLACES:
             raise UniViGUError(f"place of the video cache is {place!r}; expected one of {', '.join(PLACES)}")
-        self.reads_text, self.wanted_fp8, self.wanted_place, self.free_bytes = reads_text, fp8, place, free_bytes
+        self.reads_text, self.wanted_fp8, self.wanted_place = reads_text, fp8, place
+        self.free_bytes, self.spare_bytes = free_bytes, spare_bytes
         self._slabs: list[Tensor] = []
         self._side: torch.cuda.Stream | None = None
         self._said = False
@@ -122,7 +127,11 @@ class VideoCache:
             self.clear()
             self._slabs.clear()
             # torch would keep what was pinned until the process ends.
-            getattr(torch.accelerator, "empty_host_cache", lambda: None)()
+            empty: Any = getattr(torch.accelerator, "empty_host_cache", None)
+            if empty is None:  # an older torch: builds for CUDA have it under another name
+                empty = getattr(torch._C, "_host_emptyCache", lambda: None)
+            with contextlib.suppress(RuntimeError):  # there is no device to have pinned it for
+                empty()
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +174,8 @@ class VideoCache:
             self.place = "host"
         else:
             self.place = NOWHERE
-        self.fp8 = must_halve or (may_halve and room < whole)
+        spare = room if self.spare_bytes is None else min(room, self.spare_bytes(k.device))
+        self.fp8 = must_halve or (may_halve and spare < whole)
         if not self._said:
             kind = "float8" if self.fp8 else str(k.dtype).removeprefix("torch.")
             size = (half if self.fp8 else whole) / 1e9

@@ -18,7 +18,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
-from check_made import bridge, core, load_embedded, run
+from check_made import bridge, checkpoint, conditioning, core, empty, load_embedded, run
 from worker import pack_module
 
 _spec = importlib.util.spec_from_file_location("fake_card", Path(__file__).parents[2] / "fake_card.py")
@@ -90,9 +90,14 @@ def released(card: Any, blocks: int = BLOCKS, dtype: torch.dtype = torch.bfloat1
     config = core.ModelConfig(num_layers=blocks, **{"latent_space": "raw", **changes})
     model = model_module.UniViGUModel(known, config, core.RunConfig(), device=torch.device("cpu"))
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=CUDA, offload_device=torch.device("cpu"))
-    attention = comfy.ldm.modules.attention.attention_pytorch
-    patcher.model_options["transformer_options"]["optimized_attention_override"] = lambda _, *a, **k: attention(*a, **k)
+    patcher.model_options["transformer_options"].update(plain_attention())
     return patcher
+
+
+def plain_attention() -> dict[str, Any]:
+    """torch's own attention in place of what core chose for the CPU at its start."""
+    attention = comfy.ldm.modules.attention.attention_pytorch
+    return {"optimized_attention_override": lambda _, *args, **kwargs: attention(*args, **kwargs)}
 
 
 def prompt(tokens: int = 60) -> list[Any]:
@@ -130,23 +135,25 @@ def jobs(clip: Any) -> dict[str, Callable[[Any, int], Any]]:
     }
 
 
-def waits(names: list[str] | None = None) -> dict[str, Any]:
+def waits() -> dict[str, Any]:
     """What the program waits for in each step of a job, and how attention was called where it was not by flash."""
     _, clip, _ = load_embedded()
     found: dict[str, Any] = {}
     with on_card() as card:
-        for job, act in jobs(clip).items():
-            if names is not None and job not in names:
-                continue
-            model, counts = released(card), []
-            act(model, 2)  # loads
-            for steps in (2, 4):
+        act_on = jobs(clip)
+        chosen = [(job, act, torch.bfloat16) for job, act in act_on.items()]
+        chosen.append(("t2v in float16", act_on["t2v"], torch.float16))
+        for job, act, dtype in chosen:
+            model, counts = released(card, blocks=1, dtype=dtype), []
+            management.load_models_gpu([model])
+            for steps in (1, 2):
                 card.begin()
                 act(model, steps)
                 counts.append(Counter(card.waits))
-            step = {f"{what}, {where.split(':')[0]}": n / 2 for (what, where), n in (counts[1] - counts[0]).items()}
+            step = {f"{what}, {where.split(':')[0]}": n for (what, where), n in (counts[1] - counts[0]).items()}
             slower = sorted({kind for kind, masked in card.masked if kind != "flash"})
-            found[job] = {"step": step, "run": sum(counts[0].values()), "slower attention": slower}
+            looked = sum(n for (_, where), n in counts[0].items() if "precision.py" in where)
+            found[job] = {"step": step, "run": sum(counts[0].values()), "watch": looked, "slower attention": slower}
     return found
 
 
@@ -165,8 +172,8 @@ def peaks() -> list[dict[str, Any]]:
 
         for frames, text, guidance, job in [
             (frames, text, guidance, job)
-            for frames, text in ((17, 256), (81, 256), (81, 512), (161, 512))
-            for guidance, job in ((1.0, "t2v"), (5.0, "t2v"), (1.0, "joint"), (5.0, "joint"))
+            for frames, text, job in ((17, 256, "joint"), (81, 256, "t2v"), (81, 512, "joint"), (161, 512, "t2v"))
+            for guidance in (1.0, 5.0)
         ]:
             latent = {"samples": torch.zeros(1, 16, (frames - 1) // 4 + 1, *SIZE[2:])}
             both = {"positive": prompt(text), "negative": prompt(text), "latent": latent, "seed": 0, "shift": 3.0}
@@ -190,9 +197,6 @@ def launches() -> dict[str, Any]:
     text and with 256 tokens of it; and the same where comfy-kitchen has no kernels that write in place."""
     import comfy.ldm.wan.model
 
-    attention = comfy.ldm.modules.attention.attention_pytorch
-    options = {"optimized_attention_override": lambda _, *args, **kwargs: attention(*args, **kwargs)}
-
     def one_pass(card: Any, blocks: int, text: int | None) -> tuple[Counter[str], float]:
         config = core.ModelConfig(num_layers=blocks)
         made: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16, "operations": comfy.ops.disable_weight_init}
@@ -206,13 +210,76 @@ def launches() -> dict[str, Any]:
         context = torch.empty(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
         words = {"text_tokens": torch.zeros(1, text, dtype=torch.long, device="cuda")} if text else {}
         card.begin()
-        network(x, torch.full((1,), 500.0, device="cuda"), context, transformer_options=dict(options), **words)
+        network(x, torch.full((1,), 500.0, device="cuda"), context, transformer_options=plain_attention(), **words)
         return card.launches, sum(card.traffic.values())
 
     found: dict[str, Any] = {}
     with on_card() as card:
         for name, text in (("core's Wan", None), ("without text", 0), ("with text", 256)):
             (few, little), (many, much) = (one_pass(card, blocks, text) for blocks in (2, 3))
-            found[name] = {"launches": sum(many.values()) - sum(few.values()), "traffic": much - little,
-                           "kinds": {kind: many[kind] - few[kind] for kind in many if many[kind] > few[kind]}}  # fmt: skip
+            kinds = {kind: many[kind] - few[kind] for kind in many if many[kind] > few[kind]}
+            found[name] = {"launches": sum(kinds.values()), "traffic": much - little, "kinds": kinds}
+    return found
+
+
+def fits() -> dict[str, float]:
+    """Bytes on a card of 8 GB: the network in fp8, as it is loaded there by itself, and what runs take beside it."""
+    quant = pack_module("uvg_core.checkpoint.quant")
+    weights = bridge.weights_of(core.ModelConfig())
+    kept = sum(w.numel() * (1 if quant.is_quantised_in_fp8(name) else 2) for name, w in weights.items())
+    _, clip, _ = load_embedded()
+    found: dict[str, Any] = {"weights": kept}
+    with on_card(8 * 2**30) as card:
+        act = jobs(clip)
+        for name, job in {"t2v": "t2v", "joint": "joint", "v2t": "v2t", "v2t from the host": "v2t, static"}.items():
+            model = released(card)
+            management.load_models_gpu([model])
+            # As much room as there is beside all thirty blocks; for the cache beside as much as two blocks take.
+            card.memory = 8 * 2**30 - kept + card.now
+            if name == "v2t from the host":
+                card.memory = card.now + model.model.memory_required([1, *SIZE]) + 0.5e9
+            card.begin()
+            act[job](model, 2)
+            found[name] = kept + card.beside
+            found[f"{name}, kept on the host"] = sum(
+                n * c.nbytes for c, n in card.copies.items() if c.way == "to the host" and c.nbytes > 3e7
+            )
+            management.current_loaded_models.clear()
+            del model
+            card.memory = 8 * 2**30
+    return found
+
+
+def graphs() -> dict[str, Any]:
+    """The graphs that torch.compile makes of a pass as ComfyUI hosts it, on the CPU: one where nothing breaks it."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    found = {}
+    for job in ("t2v", "joint", "v2t"):
+        torch._dynamo.reset()
+        made: list[int] = []
+
+        def backend(graph: Any, _: Any, made: list[int] = made) -> Any:
+            made.append(len(graph.graph.nodes))
+            return graph.forward
+
+        model = bridge.load_network(checkpoint("compiled", torch.float32, num_layers=1), "default", None).clone()
+        model.model_options["transformer_options"].update(plain_attention())
+        set_torch_compile_wrapper(model, backend=backend)
+        tokens = [3, 4, 1]
+        both = {"positive": conditioning(2, tokens=tokens), "negative": conditioning(3, tokens=tokens), "seed": 0}
+        if job == "v2t":
+            video = torch.ones(1, 16, 2, 4, 6)
+
+            def caption(net: Any, _: Any, clean: Any) -> Any:
+                core.video_to_text(net, video=clean, length=6, steps=2, video_cache="off")
+                return clean
+
+            bridge.run_on_clip(model, caption, video, seed=0, steps=2, text_length=6)
+        elif job == "joint":
+            run("JointSampler", model=model, latent=empty(), text_length=6, steps=2, guidance=4.0, shift=3.0, **both)
+        else:
+            run("UniFlowSampler", model=model, latent=empty(), steps=2, guidance=4.0, shift=3.0, sampler="euler",
+                scheduler="uniform", denoise=1.0, **both)  # fmt: skip
+        found[job] = made
     return found

@@ -373,9 +373,7 @@ def test_pinned_words_are_not_waited_for(network: UniViGU, given: dict[str, torc
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
-def test_an_unsure_text_takes_every_step(
-    network: UniViGU, given: dict[str, torch.Tensor], temperature: float
-) -> None:
+def test_an_unsure_text_takes_every_step(network: UniViGU, given: dict[str, torch.Tensor], temperature: float) -> None:
     seen: list[int] = []
     arguments = {"video": given["noise"], "length": 8, "steps": 6, "temperature": temperature}
     free = video_to_text(network, **arguments)

@@ -73,7 +73,10 @@ def text_rotations(
     if inv_freq is None:
         frequency = frequencies(head_dim, position.device)
     else:
-        frequency = torch.tensor(inv_freq, dtype=torch.float64).to(position.device, non_blocking=True)
+        frequency = torch.tensor(inv_freq, dtype=torch.float64)
+        if position.device.type == "cuda" and not torch.compiler.is_compiling():
+            frequency = frequency.pin_memory()  # from ordinary memory the copy would wait for the card
+        frequency = frequency.to(position.device, non_blocking=True)
     return _rotations(position, frequency).float().to(device)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_worlds import one_world
 
 from uvg_core import inspect_checkpoint
@@ -142,3 +143,34 @@ def test_generate_command_writes_what_is_asked(tmp_path: Path) -> None:
     first = read_clip(out, frames=9, height=48, width=48).pixels
     assert main([*command, "--scale", "1", "--device", "cpu"]) == 0
     assert torch.equal(read_clip(out, frames=9, height=48, width=48).pixels, first)
+
+
+def test_a_lora_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same clip with the LoRA put on as with the LoRA merged; the bare one at strength 0."""
+    with safe_open(EMBEDDED_MODEL, "pt") as file:
+        weight = file.get_slice("model.diffusion_model.blocks.0.self_attn.q.weight").get_shape()
+    generator = torch.Generator().manual_seed(0)
+    layer = "transformer.blocks.0.attn1.to_q"
+    down, up = torch.randn(4, weight[1], generator=generator), torch.randn(weight[0], 4, generator=generator)
+    lora, merged = tmp_path / "style.safetensors", tmp_path / "merged.safetensors"
+    save_file({f"{layer}.lora_A.weight": down * 0.3, f"{layer}.lora_B.weight": up * 0.3}, lora)
+
+    def clip(*arguments: str) -> torch.Tensor:
+        out = tmp_path / "clip.mp4"
+        command = ["generate", "a blue square on a gray background", "-o", str(out), "--steps", "2", "--scale", "1"]
+        assert main([*command, "--device", "cpu", *arguments]) == 0
+        return read_clip(out, frames=9, height=48, width=48).pixels
+
+    bare, off = clip(), clip("--lora", f"{lora}:0:1")
+    assert torch.equal(bare, off)
+    assert "the video half is off (strength 0)" in capsys.readouterr().err
+    changed = clip("--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5:0")
+    line = "style.safetensors: matched 1 of 1 layers: 1 of the video half, 0 of the text half\n"
+    assert capsys.readouterr().err.count(line) == 2
+    assert not torch.equal(changed, bare)
+    assert main(["convert", str(EMBEDDED_MODEL), str(merged), "--dtype", "fp32", "--lora", str(lora)]) == 0
+    assert line in capsys.readouterr().err
+    apart = (clip("--model", str(merged)).float() - changed.float()).abs().mean()
+    assert apart < 0.1 * (bare.float() - changed.float()).abs().mean()
+    assert main(["generate", "x", "--lora", str(tmp_path / "none.safetensors"), "--device", "cpu"]) == 1
+    assert "none.safetensors: no such file" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from uvg_core.checkpoint.keys import from_native, lora_place, lora_places
 from uvg_core.checkpoint.lora import Lora
 from uvg_core.checkpoint.quant import FP8
 from uvg_core.config import ModelConfig
+from uvg_core.training.config import Lora as TrainedLora
+from uvg_core.training.network import save_lora
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,29 @@ def test_what_is_not_applied_is_named(weights, model, tmp_path):
         "diffusion_model.blocks.N.self_attn.q.oft_blocks, diffusion_model.blocks.N.self_attn.norm_q.diff_b, "
         "diffusion_model.blocks.N.self_attn.v.dora_scale; the text half is off (strength 0)"
     )
+
+
+def test_an_alpha_that_peft_keeps_elsewhere_is_missed(weights, model, tmp_path):
+    case = made_case("peft: configuration beside the file", weights)
+    path = case.write(tmp_path)
+    assert "alpha" not in str(Lora(LoraChoice(path), model.config))
+    (tmp_path / "adapter_config.json").unlink()
+    assert "states no alpha, taken as the rank" in str(Lora(LoraChoice(path), model.config))
+
+
+def test_our_own_training_writes_what_loads(weights, model, tmp_path):
+    state = {}
+    for layer in ("blocks.0.self_attn.q", "blocks.1.ffn_t.2"):
+        outputs, inputs = weights[f"{layer}.weight"].shape
+        state[f"{layer}.lora_A.default.weight"] = torch.randn(RANK, inputs)
+        state[f"{layer}.lora_B.default.weight"] = torch.randn(outputs, RANK)
+    save_lora(tmp_path / "own.safetensors", state, TrainedLora(rank=RANK, alpha=2.0), {"uvg_training": "{}"})
+    lora = Lora(LoraChoice(tmp_path / "own.safetensors", 1.0, 0.5), model.config)
+    assert str(lora) == "own.safetensors: matched 2 of 2 layers: 1 of the video half, 1 of the text half"
+    for layer, strength in (("blocks.0.self_attn.q", 1.0), ("blocks.1.ffn_t.2", 0.5)):
+        change = state[f"{layer}.lora_B.default.weight"] @ state[f"{layer}.lora_A.default.weight"]
+        before = weights[f"{layer}.weight"]
+        torch.testing.assert_close(lora.apply(f"{layer}.weight", before), before + strength * change * 2 / RANK)
 
 
 def test_a_file_for_another_model_says_what_it_found(weights, model, tmp_path):

@@ -87,19 +87,23 @@ class LoraChoice:
 @dataclass(frozen=True)
 class LoraMatch:
     """What became of a LoRA file: the layers in it, and how many of them the video half and the text half took whole;
-    names that this model does not have; parts of layers that have no place or no meaning here."""
+    names that this model does not have; parts of layers that have no place or no meaning here; whether alpha = R was
+    ``assumed`` for a file of peft's, which states it elsewhere."""
 
     layers: int
     video: int
     text: int
     unmatched: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    assumed: bool = False
 
     def __str__(self) -> str:
         halves = f"{self.video} of the video half, {self.text} of the text half"
         line = f"matched {self.video + self.text} of {self.layers} layers: {halves}"
         for what, names in (("not found in this model", self.unmatched), ("not applied", self.unused)):
             line += f"; {what}: {_kinds(names)}" if names else ""
+        if self.assumed:
+            line += "; the file states no alpha, taken as the rank (peft writes it to adapter_config.json beside it)"
         return line
 
     def at(self, video: float, text: float) -> str:
@@ -227,7 +231,15 @@ class Lora:
                 taken[is_text_half(place if place in self._shapes else f"{place}.weight")] += not left
         self._require_fit()
         unmatched = tuple(called[place] for place in layers if place not in known)
-        match = LoraMatch(len(layers) + len(unread), taken[False], taken[True], unmatched, tuple(unused))
+        stated = self._stated_scale is not None or any("alpha" in here for here in layers.values())
+        match = LoraMatch(
+            layers=len(layers) + len(unread),
+            video=taken[False],
+            text=taken[True],
+            unmatched=unmatched,
+            unused=tuple(unused),
+            assumed=not stated and any(name.startswith("base_model.model.") for name in self.file.tensors),
+        )
         if not self.patches:
             raise UniViGUError(
                 f"{self.path}: {match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU"

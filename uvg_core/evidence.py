@@ -1,122 +1,288 @@
-"""Which latent space, text states and clock a network was trained with, told by its own losses on a few real clips.
+"""Which latent space, text states and clock a network was trained with: told by its own losses on a few real clips.
 
-Every combination meets the same clips, noise and times (common random numbers), so that differences are paired. An
-error is told as a share of what a predictor makes that knows nothing but the clips' mean and variance per channel, at
-that noise and in that space: 1 is no knowledge. Only so can two spaces of different spread be compared.
+Every choice meets the same clips, times and noise (common random numbers), and its errors are compared clip by clip.
 
-Legend: K clips, N noisy views of a clip, C channels, F H W latent, S rows and E width of the prompt condition.
+* An error is a share of what a predictor makes that knows the clips' mean and variance per channel and nothing else, at
+  that noise and in that latent space. Only so can two spaces of different spread be compared.
+* Whether a network has learnt anything is told by its *skill*: the correlation of its velocity with the true one, both
+  without what a straight line through the noisy input explains. It is 0 for weights at random, whose errors favour a
+  space all the same.
+* A network that was trained on umT5's states, whose padding is zero, is thrown by the release's padding. One that was
+  trained on the latter hardly minds zeros, so that the two errors alone would not tell. A control does: padding that
+  nobody was trained on, the release's with its channels in another order. Who minds the control and not the release's
+  padding has met that one before.
+
+Legend: K clips, N noisy views of each, C channels, F H W latent, S rows and E width of the prompt condition, L tokens.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .codec.latents import to_latent_space
-from .config import LATENT_SPACES, TEXT_STATES
+from .config import LATENT_SPACES, TEXT_STATES, TIME_ROUNDING, ModelConfig, RunConfig
+from .errors import UniViGUError
 from .flow.time import model_time_from_sigma
 from .flow.video import interpolate, velocity_target
 
-# Noise shares of the views.
-SIGMAS = (0.3, 0.5, 0.7, 0.85, 0.95)
-KNOWS = 0.9  # a trained network's error, as a share of the statistics' alone, is below this
-# What a difference between two choices must be at least, in logarithms of the error, and in its own standard errors.
-LEAST = {"latent space": 0.03, "text states": 0.01, "time rounding": 0.003}
-LEAST_T = 4.0
-# The null condition of a file is the encoder's "" where it is this near, relative to its size.
-SAME_STATES = 0.1
+SIGMAS = (0.3, 0.55, 0.8, 0.95)  # noise shares of the views
+CONTROL = "control"
+# Thresholds, set on ten small models and shown on ten others: benchmarks/check_models.py.
+SKILL = 0.15
+LEAST_T = 4.0  # a difference in its own standard errors
+SPACE_LEAST = 0.05  # differences in logarithms of the error
+STATES_LEAST = 0.02
+ROUNDING_LEAST = 0.003
+SAME_STATES = 0.25  # a stored null condition is the encoder's "" at this distance, relative to its size, or nearer
 
-Predict = Callable[..., Any]
+# (video [1,C,F,H,W], ids [1,L], model time [1], condition [1,S,E]) -> velocity [1,C,F,H,W], the text held clean
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip as the VAE sees it, ``raw`` ``[1,C,F,H,W]``, and its caption's token ids."""
+    """A clip as the VAE sees it, ``raw`` ``[1,C,F,H,W]``, its caption's ids, and prompt conditions ``[1,S,E]`` of the
+    caption and of the empty prompt, by text states."""
 
     name: str
     raw: Tensor
     ids: Sequence[int]
+    told: Mapping[str, Tensor]
+    untold: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One question and its answer.
+class Views:
+    """What a choice makes of the views: relative ``errors`` and ``skill``, each ``[K,N]``."""
 
-    ``best`` is what the losses favour, by ``gain`` (the other one's error over its own, minus 1); ``t`` is the mean
-    difference of a clip in standard errors, ``agree`` of ``clips`` clips favour it too. ``sure`` says whether that
-    suffices; ``why`` says it in words.
-    """
+    errors: Tensor
+    skill: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found on one question. ``best`` is what the network was trained with, empty where that cannot be told;
+    ``why`` says it in numbers."""
 
     question: str
     best: str
-    other: str
-    gain: float
-    t: float
-    agree: int
-    clips: int
-    sure: bool
     why: str
 
     def __str__(self) -> str:
-        if self.sure:
-            return f"{self.question}: {self.best} ({self.why})"
-        return f"{self.question}: cannot tell ({self.why})"
+        return f"{self.question:<14} {self.best or 'cannot tell':<12} {self.why}"
 
 
-def errors(
+@dataclass(frozen=True)
+class Verdict:
+    """The three answers; ``errors``: mean relative error by "latent space, text states"; ``skill`` in the better
+    space."""
+
+    space: Answer
+    states: Answer
+    rounding: Answer
+    errors: Mapping[str, float] = field(default_factory=dict)
+    skill: float = 0.0
+
+    def applied(self, model: ModelConfig, run: RunConfig, version: str) -> tuple[ModelConfig, RunConfig]:
+        """The facts of a file with what was found in them; what could not be told stays as it is."""
+        model = replace(
+            model,
+            latent_space=self.space.best or model.latent_space,
+            time_rounding=self.rounding.best or model.time_rounding,
+        )
+        answers = "; ".join(f"{a.question} {a.best or 'cannot be told'}" for a in self.answers)
+        return model, replace(run, text_states=self.states.best or run.text_states, checked=f"{version}: {answers}")
+
+    @property
+    def answers(self) -> tuple[Answer, Answer, Answer]:
+        return self.space, self.states, self.rounding
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def weigh(
+    predict: Predict,
+    rounded: Predict,
+    samples: Sequence[Sample],
+    *,
+    null: Tensor | None = None,
+    watch: Callable[[int, int], object] | None = None,
+) -> Verdict:
+    """The verdict on a network.
+
+    Args:
+        predict: its velocity as the file is run now with exact clocks; rounded: with clocks in bfloat16.
+        samples: at least three clips; null: a stored null condition ``[1,S,E]`` to compare with "" as encoded.
+        watch: ``(done, total)`` after every pass of the network; what it raises ends the matter.
+
+    Raises UniViGUError where the network's numbers are not finite.
+    """
+    passes = len(samples) * len(SIGMAS)
+    total, done = passes * (len(LATENT_SPACES) * len(TEXT_STATES) + 2), 0
+
+    def one(space: str, kind: str, network: Predict = predict) -> Views:
+        nonlocal done
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if watch is not None:
+                watch(done, total)
+
+        return views(network, samples, space, kind, count)
+
+    found = {(space, kind): one(space, kind) for space in LATENT_SPACES for kind in TEXT_STATES}
+    space, best_space = _space(found)
+    kinds = {kind: found[best_space, kind] for kind in TEXT_STATES}
+    states, best_kind = _states(kinds, one(best_space, CONTROL), space)
+    if null is not None:
+        states = _with_null(states, null, samples[0].untold)
+    exact = kinds[best_kind]
+    rounding = _rounding(exact, one(best_space, best_kind, rounded), space)
+    table = {f"{s}, {k}": float(v.errors.mean()) for (s, k), v in found.items()}
+    return Verdict(space, states, rounding, table, float(exact.skill.mean()))
+
+
+@torch.no_grad()
+def views(
     predict: Predict,
     samples: Sequence[Sample],
-    states: Mapping[str, Tensor],
-    *,
-    spaces: Sequence[str] = LATENT_SPACES,
-    content: Callable[[Tensor], Tensor] = lambda ids: ids,
-    sigmas: Sequence[float] = SIGMAS,
-    seed: int = 0,
-    watch: Callable[[int, int], object] | None = None,
-) -> dict[tuple[str, str], Tensor]:
-    """Relative errors ``[K,N]`` of the velocity, by (latent space, text states).
-
-    ``predict``: the network's call. ``states``: prompt conditions ``[K,S,E]`` by text states. ``content`` makes of
-    token ids ``[1,L]`` what the text stream takes. ``watch``: ``(done, total)`` after every pass.
-    """
-    found = {(space, kind): torch.zeros(len(samples), len(sigmas)) for space in spaces for kind in states}
-    known = {space: _spread([to_latent_space(one.raw, space) for one in samples]) for space in spaces}
-    done, total = 0, len(found) * len(samples) * len(sigmas)
-    for k, one in enumerate(samples):
-        text = content(torch.tensor([list(one.ids)], device=one.raw.device))
-        clock_text = torch.zeros(1, device=one.raw.device)
-        for n, sigma in enumerate(sigmas):
-            generator = torch.Generator().manual_seed(seed * 100_003 + k * 101 + n)
-            noise = torch.randn(one.raw.shape, generator=generator).to(one.raw)
-            share = torch.full((1,), sigma, device=one.raw.device)
-            for space in spaces:
-                data = to_latent_space(one.raw, space)
-                video = interpolate(data, noise, share.view(1, 1, 1, 1, 1))
-                target = velocity_target(data, noise)
-                least = known[space] / ((1 - sigma) ** 2 * known[space] + sigma**2)
-                for kind, context in states.items():
-                    velocity = predict(
-                        video,
-                        text,
-                        model_time_from_sigma(share),
-                        clock_text,
-                        context[k : k + 1],
-                        want_logits=False,
-                    ).velocity
-                    error = (velocity.float() - target).square().mean()
-                    found[space, kind][k, n] = float(error / least.mean())
-                    done += 1
-                    if watch is not None:
-                        watch(done, total)
-    return found
+    space: str,
+    kind: str,
+    watch: Callable[[], object] = lambda: None,
+) -> Views:
+    """Errors and skill in one latent space under one kind of text states; every other view has the empty prompt."""
+    latents = [to_latent_space(sample.raw, space) for sample in samples]
+    spread = torch.cat([latent[0].float().flatten(1) for latent in latents], 1).var(1).clamp(min=1e-6)
+    errors, skill = torch.zeros(2, len(samples), len(SIGMAS)).unbind(0)
+    for k, (sample, data) in enumerate(zip(samples, latents, strict=True)):
+        ids = torch.tensor([list(sample.ids)], device=data.device)
+        for n, sigma in enumerate(SIGMAS):
+            generator = torch.Generator().manual_seed(1000 * k + n)
+            noise = torch.randn(data.shape, generator=generator).to(data)
+            video, target = interpolate(data, noise, torch.tensor(sigma)), velocity_target(data, noise)
+            condition = _condition(sample.untold if (k + n) % 2 else sample.told, kind)
+            time = model_time_from_sigma(torch.full((1,), sigma, device=data.device))
+            velocity = predict(video, ids, time, condition).float()
+            if not bool(velocity.isfinite().all()):
+                raise UniViGUError(
+                    "the network's velocity holds values that are not numbers; run it in bfloat16 or float32"
+                )
+            least = spread / ((1 - sigma) ** 2 * spread + sigma**2)
+            errors[k, n] = float((velocity - target).square().mean() / least.mean())
+            skill[k, n] = _partial_correlation(velocity, target, video)
+            watch()
+    return Views(errors, skill)
 
 
-def _spread(latents: Sequence[Tensor]) -> Tensor:
-    """Variance ``[C]`` over all clips."""
-    rows = torch.cat([latent[0].float().flatten(1) for latent in latents], 1)
-    return rows.var(1)
+def _condition(by_states: Mapping[str, Tensor], kind: str) -> Tensor:
+    if kind != CONTROL:
+        return by_states[kind]
+    zeroed, whole = (by_states[name] for name in TEXT_STATES)
+    order = torch.randperm(whole.shape[-1], generator=torch.Generator().manual_seed(0)).to(whole.device)
+    return torch.where((zeroed == 0).all(-1, keepdim=True), whole[..., order], zeroed)
+
+
+def _partial_correlation(velocity: Tensor, target: Tensor, video: Tensor) -> float:
+    """Correlation of two velocities without what a line through the noisy input explains, channel by channel."""
+    left = []
+    line = video[0].float().flatten(1)
+    line = line - line.mean(1, keepdim=True)
+    for one in (velocity, target):
+        rows = one[0].float().flatten(1)
+        rows = rows - rows.mean(1, keepdim=True)
+        slope = (rows * line).sum(1, keepdim=True) / line.square().sum(1, keepdim=True).clamp(min=1e-12)
+        left.append((rows - slope * line).flatten())
+    size = left[0].norm() * left[1].norm()
+    return float(left[0] @ left[1] / size) if float(size) > 1e-6 else 0.0
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """How much larger the errors of one choice are than another's: mean of the logarithms' differences over clips, in
+    standard errors too, and how many of the clips agree with its sign."""
+
+    mean: float
+    t: float
+    agree: int
+    clips: int
+
+    @classmethod
+    def of(cls, larger: Tensor, smaller: Tensor) -> _Gap:
+        by_clip = (larger.log() - smaller.log()).mean(1)
+        mean, error = by_clip.mean(), by_clip.std() / len(by_clip) ** 0.5
+        agree = int((by_clip.sign() == mean.sign()).sum())
+        return cls(float(mean), float(mean / error.clamp(min=1e-9)), agree, len(by_clip))
+
+    def clear(self, least: float) -> bool:
+        return abs(self.mean) >= least and abs(self.t) >= LEAST_T
+
+    def __str__(self) -> str:
+        percent = 100 * (torch.tensor(self.mean).exp().item() - 1)
+        return f"{percent:+.1f} % error, t {self.t:.1f}, {self.agree} of {self.clips} clips"
+
+
+def _space(found: Mapping[tuple[str, str], Views]) -> tuple[Answer, str]:
+    """The answer, and the space that is better, whether that is clear or not."""
+    question = "latent space"
+    first, second = LATENT_SPACES
+    errors = {s: torch.cat([found[s, kind].errors for kind in TEXT_STATES], 1) for s in LATENT_SPACES}
+    gap = _Gap.of(errors[second], errors[first])
+    best, other = (first, second) if gap.mean > 0 else (second, first)
+    gap = _Gap.of(errors[other], errors[best])
+    skill = max(float(found[best, kind].skill.mean()) for kind in TEXT_STATES)
+    why = f"{other}: {gap}"
+    if skill < SKILL:
+        return Answer(question, "", f"the network has learnt too little (skill {skill:.2f}; {why})"), best
+    return Answer(question, best if gap.clear(SPACE_LEAST) else "", why), best
+
+
+def _states(kinds: Mapping[str, Views], control: Views, space: Answer) -> tuple[Answer, str]:
+    question = "text states"
+    first, second = TEXT_STATES
+    gap = _Gap.of(kinds[second].errors, kinds[first].errors)
+    better = first if gap.mean > 0 else second
+    minds = _Gap.of(control.errors, kinds[first].errors)
+    spared = _Gap.of(control.errors, kinds[second].errors)
+    why = f"{second}: {gap}; foreign padding: {minds}"
+    if not space.best:
+        return Answer(question, "", f"the latent space is not clear ({why})"), better
+    if gap.mean > 0 and gap.clear(STATES_LEAST):
+        return Answer(question, first, why), first
+    known = gap.mean < STATES_LEAST and minds.mean > STATES_LEAST and spared.clear(STATES_LEAST)
+    if known or (gap.mean < 0 and gap.clear(STATES_LEAST)):
+        return Answer(question, second, why), second
+    return Answer(question, "", why), better
+
+
+def _with_null(states: Answer, null: Tensor, encoded: Mapping[str, Tensor]) -> Answer:
+    """The answer with the distances of a stored null condition from "" as encoded, which settle it where they can."""
+    distances = {}
+    for kind in TEXT_STATES:
+        rows = min(null.shape[1], encoded[kind].shape[1])
+        one, other = (part[:, :rows].float().cpu() for part in (null, encoded[kind]))
+        distances[kind] = float((one - other).norm() / other.norm().clamp(min=1e-9))
+    near, far = sorted(TEXT_STATES, key=distances.__getitem__)
+    told = "null file: " + ", ".join(f"{kind} {distance:.2f} away" for kind, distance in distances.items())
+    why = f"{told}; {states.why}"
+    if distances[near] > SAME_STATES or distances[far] < 2 * distances[near]:
+        return Answer(states.question, states.best, why)
+    if states.best and states.best != near:
+        return Answer(states.question, "", f"the null file says {near}, the losses {states.best} ({why})")
+    return Answer(states.question, near, why)
+
+
+def _rounding(exact: Views, rounded: Views, space: Answer) -> Answer:
+    question = "time rounding"
+    none, bfloat16 = TIME_ROUNDING
+    gap = _Gap.of(rounded.errors, exact.errors)
+    why = f"{bfloat16}: {gap}"
+    if not space.best or not gap.clear(ROUNDING_LEAST):
+        return Answer(question, "", why)
+    return Answer(question, none if gap.mean > 0 else bfloat16, why)

@@ -9,7 +9,8 @@ Legend: B batch, L text-stream tokens, S rows of the prompt condition, E encoder
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from .checkpoint import convert, inspect_checkpoint
-from .codec.latents import SPATIAL, TEMPORAL, LatentCodec, latent_shape
+from .codec.latents import SPATIAL, TEMPORAL, latent_shape
 from .codec.text import Tokenizer
 from .codec.video_file import read_clip
-from .config import TEXT_STATES, CheckpointConfig, RunConfig
+from .config import CheckpointConfig, RunConfig
 from .errors import UniViGUError
 from .evidence import Predict, Sample, Verdict, weigh
 from .model import UniViGU
@@ -177,7 +177,7 @@ class Check:
     """A checkpoint's check: ``lines`` gives the text block as it forms, ``verdict`` is there afterwards."""
 
     pipe: Pipeline
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     verdict: Verdict | None = None
     said: list[str] = field(default_factory=list)
 
@@ -195,7 +195,8 @@ class Check:
         stored = ", ".join(report.dtypes)
         runs_in = pipe.parts.network_dtype
         runs = "as stored" if runs_in is None else str(runs_in).removeprefix("torch.")
-        yield f"file          {pipe.parts.path.name}, {report.nbytes / 1e9:.2f} GB, {report.layout} names, {stored}; runs {runs}"
+        yield f"file          {pipe.parts.path.name}, {report.nbytes / 1e9:.2f} GB, {report.layout} names, {stored}"
+        yield f"runs in       {runs}"
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in report.assumed else ''}"
         states = f"{pipe.parts.text_states} states{'' if config.run.text_states else ' (assumed)'}"
         yield f"stated        {space}, {states}; checked: {config.run.checked or 'never'}"
@@ -205,7 +206,8 @@ class Check:
         with pipe.network() as network:
             config = network.config  # loading is strict: every key and shape is right from here on
             count = sum(p.numel() for p in network.parameters())
-            yield f"ok  keys and shapes: {count / 1e9:.3f}B parameters, {config.num_layers} blocks of width {config.dim}"
+            blocks = f"{config.num_layers} blocks of width {config.dim}"
+            yield f"ok  keys and shapes: {count / 1e9:.3f}B parameters, {blocks}"
             generator = torch.Generator().manual_seed(0)
             latent = torch.randn(1, config.in_dim, 2, 8, 8, generator=generator).to(pipe.device)
             context = torch.randn(1, 8, config.text_dim, generator=generator).to(pipe.device)

@@ -28,11 +28,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import saved  # noqa: E402
-from uvg_core.checkpoint import read_config, save_model  # noqa: E402
+
+from uvg_core.check import Check, clocked, thoroughness  # noqa: E402
+from uvg_core.checkpoint import load_model, read_config, save_model  # noqa: E402
 from uvg_core.checkpoint.read import open_weights  # noqa: E402
 from uvg_core.codec.latents import to_latent_space  # noqa: E402
 from uvg_core.codec.text import TextEncoder, as_plain_t5  # noqa: E402
 from uvg_core.config import CheckpointConfig, ModelConfig  # noqa: E402
+from uvg_core.evidence import Sample, Verdict, weigh  # noqa: E402
 from uvg_core.model import UniViGU  # noqa: E402
 from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline  # noqa: E402
 from uvg_core.training import worlds  # noqa: E402
@@ -41,7 +44,7 @@ from uvg_core.training.embedded import initialise  # noqa: E402
 from uvg_core.training.network import starting_network  # noqa: E402
 from uvg_core.training.objective import plain_attention  # noqa: E402
 from uvg_core.training.run import make_accelerator  # noqa: E402
-from uvg_core.training.shards import Sample  # noqa: E402
+from uvg_core.training.shards import Sample as Clip  # noqa: E402
 from uvg_core.training.sources import WorldSource, digest  # noqa: E402
 from uvg_core.training.trainer import Trainer  # noqa: E402
 
@@ -142,9 +145,9 @@ class Clips:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Clip:
         texts = self.ids[index], self.states[index][: self.rows[index]]
-        return Sample(self.latents[index], *texts, *texts, f"clip {index}")
+        return Clip(self.latents[index], *texts, *texts, f"clip {index}")
 
 
 @torch.no_grad()
@@ -166,8 +169,9 @@ def _encoded() -> dict[str, Any]:
     return {**found, "empty_ids": found["ids"][-1]}
 
 
-def start(folder: Path, one: Made) -> Path:
-    """An untrained network beside the embedded model's other parts, which says what it is trained for."""
+def start(folder: Path, one: Made, heads: bool = False) -> Path:
+    """An untrained network beside the embedded model's other parts, which says what it is trained for. ``heads``: one
+    that says something, with a head at random in place of one at zero."""
     path = folder / f"{one.name}_start.safetensors"
     if not path.exists():
         config, weights = read_config(EMBEDDED_MODEL), open_weights(EMBEDDED_MODEL)
@@ -180,6 +184,8 @@ def start(folder: Path, one: Made) -> Path:
             )
         )
         initialise(model, one.seed)
+        if heads:
+            torch.nn.init.xavier_uniform_(model.head.head.weight)
         extra = {name: weights.read(name) for name in weights.tensors if name.startswith(("vae.", "text_encoders."))}
         save_model(model, path, run=replace(config.run, text_states=one.text_states, checked=""), extra=extra)
     return path
@@ -211,9 +217,7 @@ def trained(folder: Path, one: Made) -> Path:
     )
     facts = read_config(begin)
     data: Any = Clips(folder, one)
-    model = starting_network(
-        config, vocab_size=facts.model.vocab_size, attention=plain_attention, dtype=torch.float32
-    )
+    model = starting_network(config, vocab_size=facts.model.vocab_size, attention=plain_attention, dtype=torch.float32)
     facts = CheckpointConfig(model.config, facts.run)
     began = time.perf_counter()
     Trainer(config, model, data, facts, make_accelerator(config)).run(False)
@@ -221,17 +225,53 @@ def trained(folder: Path, one: Made) -> Path:
     return path
 
 
+def looks(folder: Path) -> list[Sample]:
+    """What ``check`` looks at: its clips and captions through the embedded model's VAE and text encoder."""
+    path = folder / "looks.pt"
+    if not path.exists():
+        torch.save([vars(one) for one in Check(Pipeline(device="cpu")).samples(9, 48, 48)], path)
+    return [Sample(**one) for one in torch.load(path, weights_only=True)]
+
+
+def judged(path: Path, samples: list[Sample]) -> Verdict:
+    """The verdict on a trained model, as ``check`` gives it."""
+    network = load_model(path, dtype=torch.float32)
+    return weigh(clocked(network, "none"), clocked(network, "bfloat16"), samples, **thoroughness(large=False))
+
+
+def row(one: Made, path: Path, samples: list[Sample]) -> dict[str, Any]:
+    verdict = judged(path, samples)
+    right = {
+        "latent space": {one.latent_space: True, "": None}.get(verdict.space.best, False),
+        "text states": {one.text_states: True, "": None}.get(verdict.states.best, False),
+    }
+    print(f"{one.name:<30} {one.steps:5} steps, skill {verdict.skill:.2f}", *verdict.answers, sep="\n    ", flush=True)
+    return {**vars(one), "right": right, **verdict.to_json()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--only", nargs="+", help="names of models")
-    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--judge", action="store_true", help="train nothing")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
-    chosen = [one for one in MODELS if not args.only or one.name in args.only]
-    for one in chosen:
+    samples, rows = looks(args.workdir), []
+    for one in (one for one in MODELS if not args.only or one.name in args.only):
+        path = args.workdir / one.name / "model.safetensors"
         if not args.judge:
-            trained(args.workdir, one)
+            path = trained(args.workdir, one)
+        if path.exists():
+            rows.append(row(one, path, samples))
+    untrained = [replace(MODELS[0], group="untrained", seed=seed, steps=0) for seed in range(3)]
+    for one in untrained:
+        rows.append(row(one, start(args.workdir, one, heads=True), samples))
+    for question in ("latent space", "text states"):
+        answers = [one["right"][question] for one in rows if one["steps"]]
+        counts = [sum(answer is kind for answer in answers) for kind in (True, None, False)]
+        print(f"{question}: {counts[0]} right, {counts[1]} cannot tell, {counts[2]} wrong of {len(answers)}")
+    if not args.only:
+        saved.save("check_models", rows)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class UniViGUCheck(io.ComfyNode):
             node_id="UniViGUCheck",
             display_name="Check Uni-ViGU",
             category=CATEGORY,
-            description="Decides by the model's own losses on a few real clips which latent space and which text states "
-            "it was trained with, runs each job once, and gives the text for a bug report.",
+            description="Decides by the model's own losses on a few real clips which latent space and text states it "
+            "was trained with, runs each job once, and gives the text for a bug report.",
             search_aliases=["uni-vigu check", "latent space", "bug report"],
             is_output_node=True,
             inputs=[
@@ -70,7 +70,8 @@ class UniViGUCheck(io.ComfyNode):
             lines.extend(more)
             progress.text("\n".join(lines))
 
-        frames, height, width = check.looked_at(run, Size(), bridge.size_of(model) > LARGE_BYTES, device)
+        large = bridge.size_of(model) > LARGE_BYTES
+        frames, height, width = check.looked_at(run, Size(), large, device)
         clips = check.shown_clips(tokenizer, run)
         by_states = bridge.conditions_by_states(clip, [*[one.caption for one in clips], ""])
         samples = [
@@ -86,7 +87,7 @@ class UniViGUCheck(io.ComfyNode):
         verdict, line = check.measured(
             f"losses at {width}x{height}x{frames}",
             device,
-            lambda: bridge.weigh_model(model, samples, null, progress.step),
+            lambda: bridge.weigh_model(model, samples, null, progress.step, **check.thoroughness(large)),
         )
         say(line, *check.lines_of(verdict, len(clips)))
         judged = bridge.with_verdict(model, verdict, f"check of {check.pack_version()}")

@@ -92,6 +92,11 @@ def looked_at(run: RunConfig, size: Size, large: bool, device: torch.device) -> 
     return frames, height, width
 
 
+def thoroughness(large: bool) -> dict[str, int]:
+    """Options of ``weigh``: small networks see little difference, and are fast."""
+    return {"draws": 1, "at_once": 1} if large else {"draws": 4, "at_once": 8}
+
+
 def environment(device: torch.device) -> list[str]:
     """Versions and the device, a line each."""
     packages = []
@@ -151,11 +156,11 @@ def clocked(network: UniViGU, rounding: str) -> Predict:
     """The network's velocity with its text held clean, and with its clocks rounded so."""
     config = replace(network.config, time_rounding=rounding)
 
-    def predict(video: Tensor, ids: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def predict(video: Tensor, ids: Tensor, mask: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         kept, network.config = network.config, config
         try:
-            still = torch.zeros_like(time)
-            found = network(video, as_text_content(network, ids), time, still, condition, want_logits=False).velocity
+            text, still = as_text_content(network, ids), torch.zeros_like(time)
+            found = network(video, text, time, still, condition, mask, want_logits=False).velocity
         finally:
             network.config = kept
         assert found is not None
@@ -232,22 +237,7 @@ class Check:
         pipe, run = self.pipe, self.pipe.config.run
         large = pipe.parts.path.is_file() and pipe.parts.path.stat().st_size > LARGE_BYTES
         frames, height, width = looked_at(run, self.size, large, pipe.device)
-        clips = shown_clips(pipe.tokenizer, run)
-        prompts = [*[clip.caption for clip in clips], ""]
-        by_states = pipe.conditions_by_states(prompts)
-        if pipe.config.model.in_dim != 16:
-            raise UniViGUError(f"{pipe.parts.path}: {pipe.config.model.in_dim} latent channels; expected Wan's 16")
-        raw = pipe.raw_latents([clip.pixels(frames, height, width) for clip in clips])
-        samples = [
-            Sample(
-                clip.path.stem,
-                raw[k],
-                pipe.tokenizer.ids(clip.caption),
-                {kind: states[k : k + 1] for kind, states in by_states.items()},
-                {kind: states[-1:] for kind, states in by_states.items()},
-            )
-            for k, clip in enumerate(clips)
-        ]
+        samples = self.samples(frames, height, width)
         report = pipe.parts.progress
 
         def watch(done: int, total: int) -> None:
@@ -260,17 +250,36 @@ class Check:
                 clocked(network, "bfloat16"),
                 samples,
                 null=pipe.null_condition,
+                **thoroughness(large),
                 watch=watch,
             )
 
-        verdict, line = measured(
-            f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.on_network(job)
-        )
+        verdict, line = measured(f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.on_network(job))
         self.verdict = verdict
         yield line
-        yield from lines_of(verdict, len(clips))
+        yield from lines_of(verdict, len(samples))
         model, run = verdict.applied(pipe.config.model, run, f"check of {pack_version()}")
         pipe.run_as(replace(pipe.config, model=model, run=run))
+
+    def samples(self, frames: int, height: int, width: int) -> list[Sample]:
+        """The clips and captions in ``samples/check``, through the VAE and the text encoder."""
+        pipe, run = self.pipe, self.pipe.config.run
+        clips = shown_clips(pipe.tokenizer, run)
+        prompts = [*[clip.caption for clip in clips], ""]
+        by_states = pipe.conditions_by_states(prompts)
+        if pipe.config.model.in_dim != 16:
+            raise UniViGUError(f"{pipe.parts.path}: {pipe.config.model.in_dim} latent channels; expected Wan's 16")
+        raw = pipe.raw_latents([clip.pixels(frames, height, width) for clip in clips])
+        return [
+            Sample(
+                clip.path.stem,
+                raw[k],
+                pipe.tokenizer.ids(clip.caption),
+                {kind: states[k : k + 1] for kind, states in by_states.items()},
+                {kind: states[-1:] for kind, states in by_states.items()},
+            )
+            for k, clip in enumerate(clips)
+        ]
 
     def _jobs(self) -> Iterator[str]:
         """One of each job, as the verdict says, with times."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import LoraChoice, convert, inspect_checkpoint
+from .checkpoint.sizes import say_unchecked
 from .codec.latents import read_latent, write_latent
 from .components import find_network_file
 from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
@@ -70,6 +71,8 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
     for lora in pipe.loras:
         shown.close()
         say(str(lora))
+    if not pipe.config.run.checked and args.command != "check":
+        say_unchecked(str(model), pipe.config.model.latent_space, pipe.parts.text_states)
     return pipe
 
 

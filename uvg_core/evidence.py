@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .codec.latents import to_latent_space
 from .config import LATENT_SPACES, TEXT_STATES, TIME_ROUNDING, ModelConfig, RunConfig
@@ -37,11 +37,12 @@ SKILL = 0.15
 LEAST_T = 4.0  # a difference in its own standard errors
 SPACE_LEAST = 0.05  # differences in logarithms of the error
 STATES_LEAST = 0.02
-ROUNDING_LEAST = 0.003
+ROUNDING_LEAST = 0.01
 SAME_STATES = 0.25  # a stored null condition is the encoder's "" at this distance, relative to its size, or nearer
 
-# (video [1,C,F,H,W], ids [1,L], model time [1], condition [1,S,E]) -> velocity [1,C,F,H,W], the text held clean
-Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (video [B,C,F,H,W], ids [B,L], their mask [B,L], model time [B], condition [B,S,E]) -> velocity [B,C,F,H,W]; the text
+# is held clean
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def weigh(
     samples: Sequence[Sample],
     *,
     null: Tensor | None = None,
+    draws: int = 1,
+    at_once: int = 1,
     watch: Callable[[int, int], object] | None = None,
 ) -> Verdict:
     """The verdict on a network.
@@ -119,12 +122,14 @@ def weigh(
     Args:
         predict: its velocity as the file is run now with exact clocks; rounded: with clocks in bfloat16.
         samples: at least three clips; null: a stored null condition ``[1,S,E]`` to compare with "" as encoded.
-        watch: ``(done, total)`` after every pass of the network; what it raises ends the matter.
+        draws: views of each clip at each noise level; more are steadier and take longer. at_once: clips
+            in one pass, all of one size.
+        watch: ``(done, total)`` after every view; what it raises ends the matter.
 
     Raises UniViGUError where the network's numbers are not finite.
     """
-    passes = len(samples) * len(SIGMAS)
-    total, done = passes * (len(LATENT_SPACES) * len(TEXT_STATES) + 2), 0
+    many = len(samples) * len(SIGMAS) * draws
+    total, done = many * (len(LATENT_SPACES) * len(TEXT_STATES) + 2), 0
 
     def one(space: str, kind: str, network: Predict = predict) -> Views:
         nonlocal done
@@ -135,7 +140,7 @@ def weigh(
             if watch is not None:
                 watch(done, total)
 
-        return views(network, samples, space, kind, count)
+        return views(network, samples, space, kind, draws, at_once, count)
 
     found = {(space, kind): one(space, kind) for space in LATENT_SPACES for kind in TEXT_STATES}
     space, best_space = _space(found)
@@ -155,47 +160,58 @@ def views(
     samples: Sequence[Sample],
     space: str,
     kind: str,
+    draws: int = 1,
+    at_once: int = 1,
     watch: Callable[[], object] = lambda: None,
 ) -> Views:
     """Errors and skill in one latent space under one kind of text states; every other view has the empty prompt."""
     latents = [to_latent_space(sample.raw, space) for sample in samples]
     spread = torch.cat([latent[0].float().flatten(1) for latent in latents], 1).var(1).clamp(min=1e-6)
-    errors, skill = torch.zeros(2, len(samples), len(SIGMAS)).unbind(0)
-    for k, (sample, data) in enumerate(zip(samples, latents, strict=True)):
-        ids = torch.tensor([list(sample.ids)], device=data.device)
-        for n, sigma in enumerate(SIGMAS):
-            generator = torch.Generator().manual_seed(1000 * k + n)
-            noise = torch.randn(data.shape, generator=generator).to(data)
+    errors, skill = torch.zeros(2, len(samples), len(SIGMAS) * draws).unbind(0)
+    for n in range(len(SIGMAS) * draws):
+        sigma = SIGMAS[n // draws]
+        least = spread / ((1 - sigma) ** 2 * spread + sigma**2)
+        for first in range(0, len(samples), at_once):
+            rows = range(first, min(first + at_once, len(samples)))
+            generators = [torch.Generator().manual_seed(1000 * k + n) for k in rows]
+            data = torch.cat([latents[k] for k in rows])
+            noise = torch.cat([torch.randn(latents[0].shape, generator=one) for one in generators]).to(data)
             video, target = interpolate(data, noise, torch.tensor(sigma)), velocity_target(data, noise)
-            condition = _condition(sample.untold if (k + n) % 2 else sample.told, kind)
-            time = model_time_from_sigma(torch.full((1,), sigma, device=data.device))
-            velocity = predict(video, ids, time, condition).float()
+            told = [samples[k].untold if (k + n) % 2 else samples[k].told for k in rows]
+            condition = torch.cat([_condition(one, kind, by) for one, by in zip(told, generators, strict=True)])
+            ids = [torch.tensor(list(samples[k].ids)) for k in rows]
+            text = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(data.device)
+            lengths = torch.tensor([len(one) for one in ids], device=data.device)
+            mask = torch.arange(text.shape[1], device=data.device) < lengths[:, None]
+            time = model_time_from_sigma(torch.full((len(rows),), sigma, device=data.device))
+            velocity = predict(video, text, mask, time, condition).float()
             if not bool(velocity.isfinite().all()):
                 raise UniViGUError(
                     "the network's velocity holds values that are not numbers; run it in bfloat16 or float32"
                 )
-            least = spread / ((1 - sigma) ** 2 * spread + sigma**2)
-            errors[k, n] = float((velocity - target).square().mean() / least.mean())
-            skill[k, n] = _partial_correlation(velocity, target, video)
-            watch()
+            for row, k in enumerate(rows):
+                errors[k, n] = float((velocity[row] - target[row]).square().mean() / least.mean())
+                skill[k, n] = _partial_correlation(velocity[row], target[row], video[row])
+                watch()
     return Views(errors, skill)
 
 
-def _condition(by_states: Mapping[str, Tensor], kind: str) -> Tensor:
+def _condition(by_states: Mapping[str, Tensor], kind: str, generator: torch.Generator) -> Tensor:
     if kind != CONTROL:
         return by_states[kind]
     zeroed, whole = (by_states[name] for name in TEXT_STATES)
-    order = torch.randperm(whole.shape[-1], generator=torch.Generator().manual_seed(0)).to(whole.device)
+    order = torch.randperm(whole.shape[-1], generator=generator).to(whole.device)
     return torch.where((zeroed == 0).all(-1, keepdim=True), whole[..., order], zeroed)
 
 
 def _partial_correlation(velocity: Tensor, target: Tensor, video: Tensor) -> float:
-    """Correlation of two velocities without what a line through the noisy input explains, channel by channel."""
+    """Correlation of two velocities ``[C,F,H,W]`` without what a line through the noisy input explains in each
+    channel."""
     left = []
-    line = video[0].float().flatten(1)
+    line = video.float().flatten(1)
     line = line - line.mean(1, keepdim=True)
     for one in (velocity, target):
-        rows = one[0].float().flatten(1)
+        rows = one.float().flatten(1)
         rows = rows - rows.mean(1, keepdim=True)
         slope = (rows * line).sum(1, keepdim=True) / line.square().sum(1, keepdim=True).clamp(min=1e-12)
         left.append((rows - slope * line).flatten())

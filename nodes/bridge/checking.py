@@ -1,4 +1,4 @@
-"""What ``check`` needs of ComfyUI: a MODEL's own losses, a CLIP's states of both kinds, and a verdict put on a MODEL."""
+"""What ``check`` needs of ComfyUI: a MODEL's losses, a CLIP's states of both kinds, and a verdict put on a MODEL."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def conditions_by_states(clip: Any, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def weigh_model(
-    model: Any, samples: Sequence[Sample], null: Tensor | None, watch: Callable[[int, int], object]
+    model: Any, samples: Sequence[Sample], null: Tensor | None, watch: Callable[[int, int], object], **options: int
 ) -> Verdict:
-    """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``watch`` is called after every pass."""
+    """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
     found: list[Verdict] = []
 
     def job(network: GuidedNetwork, noise: Tensor, clean: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def weigh_model(
             for one in samples
         ]
         predict = [_predictor(host, model.model.get_dtype_inference(), rounding) for rounding in ("none", "bfloat16")]
-        found.append(weigh(*predict, there, null=null, watch=watch))
+        found.append(weigh(*predict, there, null=null, watch=watch, **options))
         return clean
 
     run_on_clip(model, job, samples[0].raw, seed=0, text_length=max(len(one.ids) for one in samples))
@@ -86,11 +86,11 @@ def weigh_model(
 def _predictor(host: HostedNetwork, dtype: torch.dtype, rounding: str) -> Predict:
     config = replace(host.config, time_rounding=rounding)
 
-    def predict(video: Tensor, ids: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def predict(video: Tensor, ids: Tensor, mask: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         kept, host.config = host.config, config
         try:
-            found = host(video.to(dtype), time, condition.to(dtype), {}, text_tokens=ids)
+            found = host(video.to(dtype), time, condition.to(dtype), {}, text_tokens=ids, text_mask=mask)
         finally:
             host.config = kept
         assert isinstance(found, Tensor)

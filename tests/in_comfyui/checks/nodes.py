@@ -626,6 +626,7 @@ def checked() -> dict[str, Any]:
     runs, and what is written into its file."""
     right, clip, vae = load_embedded()
     wrong = load_embedded(latent_space="raw")[0]
+    pack_module("uvg_core.check").thoroughness = lambda large: {"draws": 2, "at_once": 8}
     judged, report = run("UniViGUCheck", model=wrong, clip=clip, vae=vae)
     (positive,) = run("UniViGUTextEncode", clip=clip, text=SAMPLE)
     (negative,) = run("UniViGUTextEncode", clip=clip, text="")

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..uvg_core import check
 from ..uvg_core.codec.null_embedding import read_null_embedding
@@ -97,7 +97,7 @@ class UniViGUCheck(io.ComfyNode):
         report = "\n".join(lines)
         progress.text(report, last=True)
         log.info("Uni-ViGU check:\n%s", report)
-        return io.NodeOutput(judged, report)
+        return io.NodeOutput(judged, report, ui=ui.PreviewText(report))
 
 
 def _jobs(model: Any, clip: Any, vae: Any, samples: list[Sample], captions: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from uvg_core import cli
-from uvg_core.check import clocked
+from uvg_core.check import clocked, looked_at, shown_clips
 from uvg_core.checkpoint import read_config
 from uvg_core.checkpoint.convert import convert
 from uvg_core.checkpoint.sizes import say_unchecked
@@ -24,7 +24,7 @@ from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.evidence import Predict, Sample, Verdict, views, weigh
 from uvg_core.model import UniViGU
-from uvg_core.pipeline import EMBEDDED_MODEL
+from uvg_core.pipeline import EMBEDDED_MODEL, Size
 from uvg_core.progress import bars
 from uvg_core.training.embedded import initialise
 
@@ -216,6 +216,49 @@ def test_an_unchecked_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
             cli._pipeline(cli._arguments().parse_args(["generate", "a star", "--model", str(model)]), shown)
             assert sum("never been checked" in record.message for record in caplog.records) == lines
     assert read_config(EMBEDDED_MODEL).run.checked
+
+
+@pytest.mark.parametrize(
+    ("large", "device", "size", "expected"),
+    [
+        (True, "cuda", Size(), (17, 480, 832)),
+        (True, "cpu", Size(), (17, 176, 304)),
+        (True, "cpu", Size(480, 832, 5), (5, 480, 832)),
+        (False, "cpu", Size(), (17, 480, 832)),
+        (True, "cuda", Size(None, None, 81), (81, 240, 416)),
+    ],
+)
+def test_how_much_of_a_clip_is_looked_at(large: bool, device: str, size: Size, expected: tuple[int, int, int]) -> None:
+    assert looked_at(RunConfig(), size, large, torch.device(device)) == expected
+
+
+def test_captions_are_cut_to_what_a_model_reads() -> None:
+    pytest.importorskip("sentencepiece")
+    from uvg_core.training.tokenizer import train_tokenizer
+
+    for run in (RunConfig(text_length=24, context_length=32), RunConfig()):
+        tokenizer = Tokenizer(train_tokenizer(), run)
+        clips = shown_clips(tokenizer, run)
+        assert len(clips) >= 5
+        assert all(clip.path.is_file() for clip in clips)
+        assert all(len(tokenizer.ids(clip.caption)) <= min(run.text_length, run.context_length) for clip in clips)
+        assert all(len(clip.caption.split()) > 2 for clip in clips)
+
+
+def test_the_models_that_were_tried_are_enough_and_none_was_judged_wrong() -> None:
+    """What benchmarks/check_models.py measured."""
+    numbers = Path(__file__).resolve().parents[1] / "benchmarks" / "numbers" / "check_models.json"
+    rows = json.loads(numbers.read_text("utf-8"))
+    for group in ("set", "shown"):
+        models = [row for row in rows if row["group"] == group]
+        for space, kind in COMBINATIONS:
+            alike = [row for row in models if (row["latent_space"], row["text_states"]) == (space, kind)]
+            assert len(alike) >= 3
+            assert all(row["right"]["latent space"] for row in alike)
+            assert not [row for row in alike if row["right"]["text states"] is False]
+    untrained = [row for row in rows if row["group"] == "untrained"]
+    assert untrained
+    assert all(row[name]["best"] == "" for row in untrained for name in ("space", "states", "rounding"))
 
 
 @pytest.mark.slow

@@ -204,6 +204,8 @@ class Check:
         yield f"runs in       {runs}"
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in report.assumed else ''}"
         states = f"{pipe.parts.text_states} states{'' if config.run.text_states else ' (assumed)'}"
+        for lora in pipe.loras:
+            yield f"LoRA          {lora}"
         yield f"stated        {space}, {states}; checked: {config.run.checked or 'never'}"
 
     def _parts_fit(self) -> Iterator[str]:
@@ -316,7 +318,7 @@ class Check:
         yield f"{line}; the clip's own comes {place}. of {len(texts)}, {not_finite(scores)}"
 
     def write(self, path: Path, dtype: str | None, progress: Callable[[int, int], object] | None = None) -> None:
-        """The checkpoint as a native file that says what was found, in ``dtype`` of ``convert``."""
+        """The checkpoint, LoRAs merged, as a native file that says what was found, in ``dtype`` of ``convert``."""
         assert self.verdict is not None
         config: CheckpointConfig = self.pipe.config
         stated: dict[str, Any] = {k: v for k, v in self.pipe.parts.overrides.items() if k not in WRITTEN}
@@ -325,6 +327,7 @@ class Check:
             path,
             dtype=dtype,
             on_progress=progress,
+            loras=self.pipe.loras,
             **{
                 **stated,
                 "latent_space": config.model.latent_space,

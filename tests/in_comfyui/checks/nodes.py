@@ -640,7 +640,11 @@ def checked() -> dict[str, Any]:
         return out["samples"]
 
     expected = sampled(right)
-    found = {"report": report, "judged": distance(expected, sampled(judged)), "wrong": distance(expected, sampled(wrong))}
+    found = {
+        "report": report,
+        "judged": distance(expected, sampled(judged)),
+        "wrong": distance(expected, sampled(wrong)),
+    }
     (file,) = run("UniViGUSave", model=judged, filename_prefix="checked", dtype="as loaded")
     config = pack_module("uvg_core.checkpoint").read_config(file)
     found["file"] = [config.model.latent_space, config.run.text_states, config.run.checked]

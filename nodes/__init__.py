@@ -17,6 +17,7 @@ NODES = {
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder"),
+    "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),
 }
 

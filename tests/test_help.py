@@ -90,7 +90,7 @@ def output_name(output: ast.expr) -> str:
 
 
 def test_the_source_is_understood() -> None:
-    assert len(nodes()) == 16
+    assert len(nodes()) == 17
     assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text", "null_embedding"]
     assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
     assert nodes()["JointSampler"].outputs == ("LATENT", "text")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from torch import Tensor
 from . import pipeline as pipes
 from .captioning import caption_folder
 from .checkpoint import LoraChoice, convert, inspect_checkpoint
+from .checkpoint.sizes import say_unchecked
 from .codec.latents import read_latent, write_latent
 from .components import find_network_file
 from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
@@ -69,6 +71,8 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
     for lora in pipe.loras:
         shown.close()
         say(str(lora))
+    if not pipe.config.run.checked and args.command != "check":
+        say_unchecked(str(model), pipe.config.model.latent_space, pipe.parts.text_states)
     return pipe
 
 
@@ -298,10 +302,20 @@ def run_convert(args: argparse.Namespace, shown: Bars) -> None:
 
 
 def run_check(args: argparse.Namespace, shown: Bars) -> None:
-    from .check import check_checkpoint
+    from .check import Check
 
-    for line in check_checkpoint(_pipeline(args, shown), _size(args)):
-        print(line)
+    for path in filter(None, (args.write, args.json)):
+        require_folder(path)
+    check = Check(_pipeline(args, shown), _size(args))
+    for line in check.lines():
+        shown.close()
+        print(line, flush=True)
+    if args.json:
+        write_text(args.json, json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n")
+    if args.write:
+        check.write(args.write, args.dtype, lambda done, total: shown("writing", done, total))
+        shown.close()
+        say(f"{args.write}: {args.write.stat().st_size / 1e9:.2f} GB, with what was found")
 
 
 def run_train(args: argparse.Namespace, shown: Bars) -> int:
@@ -516,12 +530,19 @@ def _arguments() -> argparse.ArgumentParser:
     )
     sub.add_argument("--lora", **LORA, help="merge a LoRA into the weights; several times for several")
 
-    command(
+    sub = command(
         "check",
         run_check,
-        "does a checkpoint work: keys, shapes, finite outputs, a known prompt",
+        "does a checkpoint work, and how is it to be run: its own losses on real clips decide",
         (model, flows, size, null),
     )
+    sub.add_argument(
+        "--write",
+        type=_target(".safetensors"),
+        metavar="FILE",
+        help="also write the checkpoint as a native file that says what was found; in --dtype, else as stored",
+    )
+    sub.add_argument("--json", type=_target(".json"), metavar="FILE", help="also write the report as JSON")
 
     sub = command(
         "synthesise",

@@ -167,6 +167,21 @@ class Parts:
         self.dtype = torch.float32
         self._waiting.pop("network", None)
 
+    def run_encoder_as(self, text_states: str) -> None:
+        """From now on the text encoder is run so (see ``TextEncoder``)."""
+        if text_states != self.text_states:
+            self.text_states = text_states
+            self._waiting.pop("encoder", None)
+
+    def run_as(self, config: CheckpointConfig) -> None:
+        """From now on the same weights are run by other facts: latent space, clocks, text states."""
+        self.config = config
+        self.overrides |= {name: getattr(config.model, name) for name in ("latent_space", "time_rounding")}
+        network = self._waiting.get("network")
+        if isinstance(network, UniViGU):
+            network.config = config.model
+        self.run_encoder_as(config.run.text_states or TEXT_STATES[0])
+
     def _load(self, part: str) -> nn.Module:
         if part == "network":
             overrides = {name: value for name, value in self.overrides.items() if name != "run"}

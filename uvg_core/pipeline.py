@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,9 @@ from torch import Tensor
 from .checkpoint import LoraChoice
 from .codec.latents import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from .codec.null_embedding import read_null_embedding
-from .codec.text import TextEncoder
+from .codec.text import TextEncoder, as_plain_t5
 from .codec.video_file import read_clip
+from .config import TEXT_STATES, CheckpointConfig
 from .errors import UniViGUError
 from .model import UniViGU
 from .model.cache import free_memory
@@ -165,21 +166,34 @@ class Pipeline:
             self._last_conditions = wanted, self._read(prompts).to(self.device)
         return self._last_conditions[1]
 
+    @torch.no_grad()
+    def conditions_by_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompt conditions ``[B,S,E]`` on the device under every kind of text states, the encoder loaded once."""
+        self.parts.run_encoder_as("umT5")  # which holds what the other one needs too
+        return {kind: states.to(self.device) for kind, states in self._read_as(prompts, TEXT_STATES).items()}
+
     def _read(self, prompts: Sequence[str]) -> Tensor:
+        return self._read_as(prompts, (self.parts.text_states,))[self.parts.text_states]
+
+    def _read_as(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
         try:
-            return self._attempt_to_read(prompts)
+            return self._attempt_to_read(prompts, kinds)
         except torch.OutOfMemoryError:
             if self.parts.encoder_device.type == "cpu":
                 raise
         log.warning(f"not enough memory on {self.device} to read the prompt: reading it on the CPU")
         self.parts.encoder_device = torch.device("cpu")
-        return self._attempt_to_read(prompts)
+        return self._attempt_to_read(prompts, kinds)
 
-    def _attempt_to_read(self, prompts: Sequence[str]) -> Tensor:
+    def _attempt_to_read(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
         with self.parts.using("encoder") as encoder:
             blocks = list(encoder.get_submodule("encoder.block").children())
-            with counted_calls(blocks, "reading the prompt", len(blocks), self.parts.progress):
-                return TextEncoder(encoder, self.tokenizer, self.parts.text_states)(prompts).float()
+            found = {}
+            with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.parts.progress):
+                for kind in kinds:
+                    with nullcontext() if kind == self.parts.text_states else as_plain_t5(encoder):
+                        found[kind] = TextEncoder(encoder, self.tokenizer, kind)(prompts).float()
+            return found
 
     def guided(self, prompt: str, negative: str = "") -> tuple[Tensor, Tensor]:
         """Conditions ``[1,S,E]`` of a prompt and of what guidance leads away from."""
@@ -193,6 +207,16 @@ class Pipeline:
         otherwise."""
         parts = 1 + (len(pixels) - 1) // TEMPORAL
         return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels))
+
+    def raw_latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[1,16,F,h,w]`` on the device as the VAE gives them."""
+        parts = sum(1 + (len(pixels) - 1) // TEMPORAL for pixels in clips)
+
+        def encode(codec: LatentCodec) -> list[Tensor]:
+            raw = LatentCodec(codec.vae, "raw")
+            return [raw.encode(pixels) for pixels in clips]
+
+        return self._through_vae("encoder", parts, clips[0].shape[:3], encode)
 
     def decode_clips(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Latents -> uint8 ``[T,H,W,3]`` each; in tiles where the device's memory does not suffice otherwise."""
@@ -228,7 +252,12 @@ class Pipeline:
         log.warning(f"not enough memory for {what} in one piece: trying again in tiles")
         return attempt(tiled=True)
 
-    def _run(self, job: Callable[[UniViGU], Result]) -> Result:
+    def run_as(self, config: CheckpointConfig) -> None:
+        """Run the same weights by other facts from now on: latent space, clocks, text states."""
+        self.parts.run_as(config)
+        self.config, self._last_conditions = config, None
+
+    def on_network(self, job: Callable[[UniViGU], Result]) -> Result:
         """A job on the network. Where the card has nothing better than float16, the first pass is watched, and a job
         that begins with numbers that are not finite is done again in float32."""
         try:
@@ -296,7 +325,7 @@ class Pipeline:
             "solver": sampling.solver,
             "callback": callback,
         }
-        latent = self._run(lambda model: text_to_video(model, **options))
+        latent = self.on_network(lambda model: text_to_video(model, **options))
         self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
 
@@ -334,9 +363,9 @@ class Pipeline:
             "callback": callback,
         }
         if template:
-            ids = self._run(lambda model: fill_template(model, self.tokenizer, template, **options))
+            ids = self.on_network(lambda model: fill_template(model, self.tokenizer, template, **options))
         else:
-            ids = self._run(lambda model: video_to_text(model, **options))
+            ids = self.on_network(lambda model: video_to_text(model, **options))
         return self.tokenizer.text(ids[0])
 
     def joint(
@@ -379,7 +408,7 @@ class Pipeline:
             "text_update": sampling.text_update,
             "callback": watch,
         }
-        result = self._run(lambda model: joint(model, **options))
+        result = self.on_network(lambda model: joint(model, **options))
         text = self.tokenizer.text(result.text[0])
         self.sampled = Sampled(result.video.cpu(), text)
         pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
@@ -424,7 +453,7 @@ class Pipeline:
                 rows //= 2
                 log.warning(f"not enough memory to rank so many texts at once: {rows} at a time")
 
-        return self._run(job)
+        return self.on_network(job)
 
 
 @contextmanager

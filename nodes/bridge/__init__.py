@@ -7,6 +7,7 @@ guider; ``training`` is imported by its node alone, as it needs more packages.
 
 from __future__ import annotations
 
+from .checking import COMFYUI, conditions_by_states, size_of, weigh_model, with_verdict
 from .conditioning import encode_prompt, no_prompt, tokenizer_of, with_tokens_of
 from .latents import (
     belong_to,
@@ -38,7 +39,7 @@ from .loading import (
 from .lora import apply_lora, is_text_weight
 from .model import UniViGUConfig, UniViGUModel, register
 from .names import EMBEDDED, FROM_CHECKPOINT, PARTS, RELEASED, TEXT_MASK, TEXT_TOKENS
-from .network import HostedNetwork, network_of, run_facts, weights_of
+from .network import HostedNetwork, config_of, network_of, run_facts, weights_of
 from .sampling import (
     GuidedNetwork,
     core_samplers,
@@ -54,6 +55,7 @@ from .saving import output_file, save_checkpoint, value_of
 from .showing import Progress, input_directory, offer_samples
 
 __all__ = [
+    "COMFYUI",
     "EMBEDDED",
     "FROM_CHECKPOINT",
     "NO_FILE",
@@ -71,6 +73,8 @@ __all__ = [
     "belong_to",
     "checkpoint_names",
     "checkpoint_path",
+    "conditions_by_states",
+    "config_of",
     "core_samplers",
     "core_schedulers",
     "decode_latent",
@@ -105,10 +109,13 @@ __all__ = [
     "run_on_clip",
     "sample_with_core",
     "save_checkpoint",
+    "size_of",
     "streams_of",
     "tokenizer_of",
     "value_of",
+    "weigh_model",
     "weights_of",
     "with_shift",
     "with_tokens_of",
+    "with_verdict",
 ]

@@ -29,9 +29,9 @@ from ...uvg_core.checkpoint.quant import (
     quantise,
 )
 from ...uvg_core.checkpoint.read import open_weights
-from ...uvg_core.checkpoint.sizes import log_frequencies, whole_config
+from ...uvg_core.checkpoint.sizes import log_frequencies, say_unchecked, whole_config
 from ...uvg_core.codec.text import encoder_config
-from ...uvg_core.config import CheckpointConfig, RunConfig
+from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.model.sizes import pass_bytes, video_tokens
 from .latents import is_wan_vae
@@ -117,6 +117,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     require_fit(weights, network, compare(weights, network, config.model))
     weights.tell_ignored()
     log_frequencies(weights, network, config.model)
+    if not config.run.checked:
+        say_unchecked(Path(path).name, config.model.latent_space, config.run.text_states or TEXT_STATES[0])
     metadata = {**weights.metadata, "config": config.to_json()}
     if Path(path).suffix in (".safetensors", ".sft"):
         stored = comfy.utils.load_torch_file(path)  # core's reader: memory-mapped as its offload wants it

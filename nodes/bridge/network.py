@@ -220,7 +220,14 @@ def _replaced(patch: Any, run: Callable[[Call], Streams], call: Call, options: d
 def run_facts(carrier: Any) -> RunConfig:
     """The recipe that a MODEL or CLIP carries, from our loader or core's; the released model's if the file has none."""
     inner = carrier.tokenizer if hasattr(carrier, "tokenizer") else carrier.model
-    return getattr(inner, "run_facts", None) or RunConfig()
+    found = getattr(carrier, "object_patches", {}).get("run_facts")  # of Check Uni-ViGU
+    return found or getattr(inner, "run_facts", None) or RunConfig()
+
+
+def config_of(model: Any) -> ModelConfig:
+    """How the network inside a MODEL is run, by its file or by what Check Uni-ViGU has found."""
+    found: ModelConfig = model.object_patches.get("diffusion_model.config") or network_of(model).config
+    return found
 
 
 def network_of(model: Any) -> HostedNetwork:

@@ -24,6 +24,7 @@ from ...uvg_core.model import Prediction, VideoCache
 from ...uvg_core.sampling.guidance import guided_steps
 from .conditioning import at_all_times, no_prompt
 from .names import TEXT_STREAM
+from .network import HostedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class GuidedNetwork:
         self._options = extra_args["model_options"]
         self._seed = extra_args.get("seed")
         network = guider.inner_model.diffusion_model
+        self.hosted: HostedNetwork = network  # without guidance, conditions and hooks
         self.config: ModelConfig = network.config
         self.embed = network.embed
         self._last_logits: Tensor | None = None

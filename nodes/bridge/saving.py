@@ -20,7 +20,7 @@ from ...uvg_core.checkpoint.read import Stored
 from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safetensors
 from ...uvg_core.config import CheckpointConfig
 from ...uvg_core.errors import UniViGUError
-from .network import network_of, run_facts
+from .network import config_of, network_of, run_facts
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def save_checkpoint(
         parts |= {f"{VAE_PREFIX}{k}": v for k, v in vae.get_sd().items()}
     for name, tensor in parts.items():
         pending[name] = Pending(Stored.like(tensor.shape, tensor.dtype), partial(_on_cpu, tensor))
-    config = CheckpointConfig(model=network.config, run=run)
+    config = CheckpointConfig(model=config_of(model), run=run)
     metadata = {"config": config.to_json(), "format": "pt"}
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)

@@ -61,6 +61,8 @@ def offer_samples() -> None:
     """Put the sample clips that the shipped workflows name, and their texts, into ComfyUI's input folder, where they
     are not there yet: it is the only place that Load Video reads from."""
     for sample in (path for path in (PACK / "samples").rglob("*") if path.suffix in (".mp4", ".txt")):
+        if sample.parent.name == "check":  # what Check Uni-ViGU looks at, where it lies
+            continue
         target = input_directory() / sample.relative_to(PACK / "samples")
         if not target.exists():
             try:

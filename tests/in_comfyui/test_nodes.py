@@ -226,7 +226,7 @@ def test_values_that_are_no_numbers_are_told(inside: Inside) -> None:
 
 def test_a_missing_package_takes_one_feature(inside: Inside) -> None:
     found = inside.call("nodes", "without_a_package")
-    assert len(found["left"]) == 14
+    assert len(found["left"]) == 15
     assert not {"UniViGUEncodeVideo", "UniViGUCaptionFolder"} & set(found["left"])
     assert len(found["said"]) == 1
     assert "UniViGUEncodeVideo, UniViGUCaptionFolder" in found["said"][0]
@@ -245,3 +245,17 @@ def test_ids_and_the_order_of_inputs_are_those_of_shared_workflows(inside: Insid
     for name, schema in published.items():
         assert found[name]["inputs"][: len(schema["inputs"])] == schema["inputs"], name
         assert found[name]["outputs"][: len(schema["outputs"])] == schema["outputs"], name
+
+
+def test_check_finds_the_latent_space_and_writes_it(inside: Inside) -> None:
+    found = inside.call("nodes", "checked")
+    assert "latent space   normalised" in found["report"]
+    assert "text states    umT5" in found["report"]
+    assert "all finite" in found["report"]
+    assert found["judged"] == 0.0  # loaded as raw, it now runs as normalised
+    assert found["wrong"] > 0.1
+    assert found["file"][:2] == ["normalised", "umT5"]
+    assert "latent space normalised" in found["file"][2]
+    assert found["unchecked"] == "raw"
+    assert "set text_states of Load Uni-ViGU to umT5" in found["release"]
+    assert not found["offered"]

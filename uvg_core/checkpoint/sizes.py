@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def log_frequencies(weights: WeightFile, network: Network, config: ModelConfig) 
     the metadata)."""
     if network.inv_freq is not None and config.text_inv_freq is not None:
         log.warning("%s: the text's rotary frequencies are %s; they are used", weights.path, about_frequencies(config))
+
+
+@cache
+def say_unchecked(path: str, latent_space: str, text_states: str) -> None:
+    """Say once that nobody has checked how a file is meant to be run."""
+    log.warning(
+        "%s has never been checked: %s latents and %s text states are taken on trust. Check Uni-ViGU, or python -m "
+        "uvg_core check, finds out and writes it into the file",
+        path,
+        latent_space,
+        text_states,
+    )
 
 
 def model_config(

@@ -9,7 +9,8 @@ Legend: B batch, L text-stream tokens, S rows of the prompt condition, E encoder
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +347,19 @@ class TextEncoder:
         if self.text_states != "umT5":
             return states
         return F.pad(states * mask[..., None].to(states.dtype), (0, 0, 0, rows - states.shape[1]))
+
+
+@contextmanager
+def as_plain_t5(encoder: nn.Module) -> Iterator[None]:
+    """A umT5 runs as a plain T5 does, with the first layer's position bias everywhere, for the length of a block.
+
+    No weight is copied; the padding's states are the caller's business. For transformers' module and ComfyUI's."""
+    attentions = [block.layer[0].SelfAttention for block in encoder.get_submodule("encoder.block").children()]  # type: ignore[index, union-attr]
+    own = [attention.relative_attention_bias for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.relative_attention_bias = own[0]
+        yield
+    finally:
+        for attention, bias in zip(attentions, own, strict=True):
+            attention.relative_attention_bias = bias

@@ -47,6 +47,8 @@ RUN = RunConfig(
     shift=3.0,
     guidance_scale=5.0,
     text_temperature=0.0,
+    text_states="umT5",
+    checked="built with the pack, on normalised latents and umT5 states",
 )
 SIZES: dict[str, Any] = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 6}
 RUNS = ("generate", "recall", "refine", "refine_longer", "refine_video")

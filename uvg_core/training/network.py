@@ -16,7 +16,7 @@ from ..checkpoint.detect import WAN_LAYOUTS, find_network
 from ..checkpoint.fit import is_text_half, video_counterpart
 from ..checkpoint.read import open_weights
 from ..checkpoint.write import Pending, _pending, write_safetensors
-from ..config import CheckpointConfig, ModelConfig
+from ..config import CheckpointConfig, ModelConfig, RunConfig
 from ..errors import UniViGUError
 from ..model import UniViGU
 from ..model.attention import Attention
@@ -25,6 +25,8 @@ from .config import Lora, TrainConfig
 # peft's LoRA goes on the attention and on both experts, as the field's Wan LoRAs do.
 LORA_LAYERS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02]|ffn_t\.[02])"
 LORA_PREFIX = "diffusion_model."
+# What a network that grows out of a Wan base is known to run on.
+WAN_RUN = RunConfig(text_states="umT5", checked="trained from a Wan base, on normalised latents and umT5 states")
 SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
 _LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
 
@@ -190,6 +192,6 @@ def starting_facts(config: TrainConfig) -> CheckpointConfig:
 
     A Wan base says nothing of texts: the released model's sizes are the defaults there."""
     is_base = find_network(open_weights(config.model)).layout in WAN_LAYOUTS
-    facts = CheckpointConfig(ModelConfig(vocab_size=0)) if is_base else read_config(config.model)
+    facts = CheckpointConfig(ModelConfig(vocab_size=0), WAN_RUN) if is_base else read_config(config.model)
     stated = {name: value for name, value in asdict(config.clip).items() if value is not None}
     return replace(facts, run=replace(facts.run, **stated))

@@ -619,3 +619,39 @@ def schemas() -> dict[str, Any]:
             "outputs": [o.io_type for o in schema.outputs],
         }
     return json.loads(json.dumps(found))
+
+
+def checked() -> dict[str, Any]:
+    """Check Uni-ViGU on the embedded model, loaded in the wrong latent space: what it says, how the MODEL that it gives
+    runs, and what is written into its file."""
+    right, clip, vae = load_embedded()
+    wrong = load_embedded(latent_space="raw")[0]
+    pack_module("uvg_core.check").thoroughness = lambda large: {"draws": 2, "at_once": 8}
+    judged, report = run("UniViGUCheck", model=wrong, clip=clip, vae=vae)
+    (positive,) = run("UniViGUTextEncode", clip=clip, text=SAMPLE)
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+
+    def sampled(model: Any) -> torch.Tensor:
+        (out,) = run(
+            "UniFlowSampler", model=model, positive=positive, negative=negative,
+            latent={"samples": torch.zeros(1, 16, 3, 6, 6)}, seed=0, steps=3,
+            guidance=3.0, shift=3.0, sampler="euler", scheduler="uniform", denoise=1.0,
+        )  # fmt: skip
+        return out["samples"]
+
+    expected = sampled(right)
+    found = {
+        "report": report,
+        "judged": distance(expected, sampled(judged)),
+        "wrong": distance(expected, sampled(wrong)),
+    }
+    (file,) = run("UniViGUSave", model=judged, filename_prefix="checked", dtype="as loaded")
+    config = pack_module("uvg_core.checkpoint").read_config(file)
+    found["file"] = [config.model.latent_space, config.run.text_states, config.run.checked]
+    (file,) = run("UniViGUSave", model=wrong, filename_prefix="unchecked", dtype="as loaded")
+    found["unchecked"] = pack_module("uvg_core.checkpoint").read_config(file).model.latent_space
+    release = load_embedded(text_states="release")[1]
+    found["release"] = message(lambda: run("UniViGUCheck", model=right, clip=release, vae=vae))
+    bridge.offer_samples()
+    found["offered"] = (bridge.input_directory() / "check").exists()
+    return found

@@ -22,7 +22,7 @@ from uvg_core.codec.latents import LatentCodec
 from uvg_core.codec.text import build_encoder
 from uvg_core.codec.video_file import probe, write_video
 from uvg_core.parts import Parts
-from uvg_core.pipeline import Pipeline
+from uvg_core.pipeline import Pipeline, Sampling, Size
 from uvg_core.training.tokenizer import train_tokenizer
 
 pytest.importorskip("diffusers")
@@ -190,6 +190,49 @@ def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None
     pixels = one_world()
     assert not torch.equal(pipe.encode_clip(pixels), other.encode_clip(pixels))
     assert not torch.equal(pipe.conditions(["a red circle"]), other.conditions(["a red circle"]))
+
+
+def test_a_file_says_how_its_prompts_are_read(files: list[str], tmp_path: Path) -> None:
+    stated = tmp_path / "stated.safetensors"
+    assert main(["convert", files[1], str(stated), "--text-states", "release", "--end-of-text", "skip"]) == 0
+    wan = {"wan": files[3], "device": "cpu"}
+    assert Pipeline(files[1], **wan).parts.text_states == "umT5"
+    pipe = Pipeline(stated, **wan)
+    assert pipe.parts.text_states == "release"
+    assert pipe.tokenizer.text([1, *pipe.tokenizer.ids("red")]) == "red"
+    assert Pipeline(stated, text_states="umT5", **wan).parts.text_states == "umT5"
+    assert Pipeline(stated, overrides={"run": {"text_states": "umT5"}}, **wan).parts.text_states == "umT5"
+
+
+def test_guidance_leads_away_from_a_file(files: list[str], tmp_path: Path) -> None:
+    """One that holds the empty prompt changes nothing, another does, and a negative prompt comes before both."""
+    empty = Pipeline(files[1], wan=files[3], device="cpu").conditions([""])
+    torch.save(empty, tmp_path / "same.pt")
+    torch.save({"context": 3 * torch.randn(9, 20)}, tmp_path / "other.pt")
+
+    def made(file: str, negative: str = "") -> torch.Tensor:
+        null = tmp_path / file if file else None
+        pipe = Pipeline(files[1], wan=files[3], device="cpu", null_embedding=null)
+        return pipe.generate("red", negative=negative, size=Size(32, 48, 5), sampling=Sampling(steps=1))
+
+    plain = made("")
+    assert torch.equal(made("same.pt"), plain)
+    assert not torch.equal(made("other.pt"), plain)
+    assert torch.equal(made("other.pt", "blue"), made("", "blue"))
+
+
+def test_null_conditions_on_the_command_line(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    null = tmp_path / "null.pt"
+    torch.save(torch.zeros(4, 20), null)
+    wanted = ["--null-embedding", str(null)]
+    joint = ["joint", "a red circle", *files, *SIZE, "--steps", "1", "--length", "4", "-o", str(tmp_path / "both.mp4")]
+    assert main([*joint, *wanted]) == 0
+    torch.save(torch.zeros(4, 21), null)
+    for command in (["generate", "red"], ["joint", "red"], ["check"]):
+        assert main([*command, *files, *wanted]) == 1
+        assert "null.pt: found a tensor [4, 21]; expected one tensor [rows, 20]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def test_frequencies_rounded_by_the_file_are_used_and_said(model, tools, tmp_pat
     assert loaded.config.text_inv_freq == tuple(rounded.tolist())
     assert "text rotary" in str(inspect_checkpoint(path))
 
-    inputs = tools.some_inputs(loaded.config)
+    inputs = tools.some_inputs(loaded.config, 400)  # tokens far from each other
     by_formula = load_model(tools.write_uni_vigu(model, "release", tmp_path / "formula"))
     assert by_formula.config.text_inv_freq is None
     gap = loaded(**inputs).logits - by_formula(**inputs).logits
-    assert gap.abs().max() > 1e-4
+    assert gap.abs().max() > 5e-5  # rounding alone: 5e-6
 
     convert(path, tmp_path / "native.safetensors")
     again = load_model(tmp_path / "native.safetensors")
@@ -54,7 +54,7 @@ def test_the_formulas_own_frequencies_are_not_worth_a_word(model, tools, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("stored", "says"), [(torch.ones(7), "has 7 values, expected 6"), (torch.full((6,), torch.nan), "text_inv_freq is")]
+    ("stored", "says"), [(torch.ones(7), "has 7 values, expected 12"), (torch.full((6,), torch.nan), "text_inv_freq is")]
 )
 def test_frequencies_that_are_none(model, tools, tmp_path, stored, says):
     path = with_frequencies(tools, model, tmp_path, stored)

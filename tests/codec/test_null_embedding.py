@@ -69,7 +69,7 @@ def test_other_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Trap(), protocol=2))
     (tmp_path / "words.txt").write_text("null")
     for name, says in (("bare.pt", "cannot be read"), ("words.txt", "ends in .pt"), ("gone.pt", "no such file")):
         with pytest.raises(UniViGUError, match=says):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,6 +44,20 @@ def test_world_words_are_single_tokens(tokenizer: Tokenizer) -> None:
 def test_decoding_stops_at_the_first_end_of_text(tokenizer: Tokenizer) -> None:
     red, blue = tokenizer.ids("red", end=False), tokenizer.ids("blue", end=False)
     assert tokenizer.text([*red, 0, 1, *blue, 10_000]) == "red"
+
+
+def test_an_early_end_is_the_end_or_passed_over(tokenizer: Tokenizer) -> None:
+    """Words drawn at random may hold an end token anywhere: read up to it, a caption that begins with one is empty."""
+    a, red, blue = (tokenizer.ids(word, end=False)[0] for word in ("a", "red", "blue"))
+    skips = Tokenizer(tokenizer.proto, replace(RUN, end_of_text="skip"))
+    for ids, stop, skip in (
+        ([1, a, red, 1, 0, 0], "", "a red"),
+        ([a, 1, red, 0, blue, 1], "a", "a red blue"),
+        ([a, red, 1, 0, 0, 0], "a red", "a red"),
+        ([1, 0, 1, 0], "", ""),
+    ):
+        assert tokenizer.text(ids) == stop
+        assert skips.text(torch.tensor(ids)) == skip
 
 
 def test_overlong_text_is_refused(tokenizer: Tokenizer) -> None:

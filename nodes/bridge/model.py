@@ -36,7 +36,6 @@ from .network import HostedNetwork, weights_of
 from .precision import Float16Watch, all_finite, inference_dtypes
 from .sampling import TextRun
 
-
 # In memory around a pass, for each of its rows: latents (noise, masks, sums, what comes and goes), prompt conditions.
 LATENTS, CONDITIONS = 10, 3.5
 

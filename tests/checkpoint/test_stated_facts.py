@@ -54,7 +54,8 @@ def test_the_formulas_own_frequencies_are_not_worth_a_word(model, tools, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("stored", "says"), [(torch.ones(7), "has 7 values, expected 12"), (torch.full((6,), torch.nan), "text_inv_freq is")]
+    ("stored", "says"),
+    [(torch.ones(7), "has 7 values, expected 12"), (torch.full((6,), torch.nan), "text_inv_freq is")],
 )
 def test_frequencies_that_are_none(model, tools, tmp_path, stored, says):
     path = with_frequencies(tools, model, tmp_path, stored)

@@ -57,7 +57,7 @@ class Trap:
         (STATES * torch.nan, "not numbers"),
         ({"null": STATES, "trap": Trap()}, "nothing in it was executed"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_other_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Any, says: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -149,7 +149,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "gone": ("1 unreadable: gone.mp4", "no such file"),
     "too short": ("1 too short", "short.mp4"),
     "too long a text": ("outside the token limits", "61 tokens"),
-    "off the grid": ("frames is 8", "one more than a multiple of 4"),
+    "off the grid": ("8 frames of 48x48 are off the model's grid", "4n+1 frames"),
     "a prefix that leads out": ("../../out", "expected a name"),
     "text in the stage generate": ("nothing to learn",),
     "a CLIP of another model": ("knows 31 tokens",),

@@ -250,6 +250,18 @@ def memory() -> str:
     return by_device("memory", shown)
 
 
+def counted() -> str:
+    rows = [
+        [
+            one["claim"],
+            f"{one['limit'][0]} {one['limit'][1]:g} {one['limit'][2]}",
+            f"{one['value']:.2f}".rstrip("0").rstrip("."),
+        ]
+        for one in read("counted")
+    ]
+    return table(["counted on a fake card", "limit", "counted"], rows) if rows else MISSING
+
+
 def limits() -> str:
     found = read("limits")
     rows = [
@@ -350,6 +362,7 @@ def main() -> None:
         "forward": forward(),
         "parity": parity(),
         "released": released(),
+        "counted": counted(),
         "memory": memory(),
         "limits": limits(),
         "growth": growth(DOCS / "performance_growth.svg"),

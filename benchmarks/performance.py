@@ -182,12 +182,22 @@ def text_samplers(path: Path) -> str:
 
 
 def stopping() -> str:
-    found = read("quality_final").get("objects_1", {}).get("stable", {})
+    found = read("quality_final")
     rows = [
-        [n, f"{tally['steps']:.1f} of {tally['of']}", percent(tally["mean"]), whole(tally)]
-        for n, tally in found.items()
+        [objects, n, f"{tally['steps']:.1f} of {tally['of']}", percent(tally["mean"]), whole(tally)]
+        for objects in ("1", "2")
+        for n, tally in found.get(f"objects_{objects}", {}).get("stable", {}).items()
     ]
-    return table(["stop_when_stable", "steps taken", "attributes", "exact captions"], rows) if rows else MISSING
+    columns = ["objects", "stop_when_stable", "steps taken", "attributes", "exact captions"]
+    return table(columns, rows) if rows else MISSING
+
+
+def ending() -> str:
+    found = read("quality_final")
+    tallies = [t for key in ("objects_1", "objects_2") for t in found.get(key, {}).get("ending", {}).values()]
+    if not tallies:
+        return MISSING
+    return f"{sum(t['differ'] for t in tallies)} of {sum(t['of'] for t in tallies):,} captions of `uvg_tiny` differ"
 
 
 def few_steps(path: Path) -> str:
@@ -358,6 +368,7 @@ def main() -> None:
         "captions_accuracy": captions_accuracy(),
         "text_samplers": text_samplers(DOCS / "performance_words.svg"),
         "stopping": stopping(),
+        "ending": ending(),
         "few_steps": few_steps(DOCS / "performance_few_steps.svg"),
         "forward": forward(),
         "parity": parity(),

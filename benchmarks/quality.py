@@ -6,7 +6,7 @@ Questions: ``detector`` (does it read rendered and reconstructed clips right), `
 dB), ``understanding`` (video to text),
 ``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
 ``ranking``, ``steps`` (each job at 4 to 64 steps, in bfloat16), ``stable`` (captions that stop when their words stand
-still).
+still), ``ending`` (captions read up to the first end token, and read on behind it as the release does).
 Seeds are fixed: the same machine gives the same numbers again.
 """
 
@@ -22,6 +22,8 @@ from typing import Any
 
 from saved import read, save
 
+from uvg_core.codec.text import Tokenizer
+from uvg_core.config import END_OF_TEXT
 from uvg_core.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
 from uvg_core.training.detector import read_world
@@ -31,7 +33,8 @@ from uvg_core.training.worlds import KINDS, World
 
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
-QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable")
+QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable", "ending")
+ENDING = ((4, 1.0), (16, 1.0), (16, 0.0))
 
 
 def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
@@ -61,6 +64,8 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
         return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
     if question == "stable":
         return {str(wanted): stable(exam, wanted) for wanted in STABLE}
+    if question == "ending":
+        return {f"{steps} steps, temperature {heat:g}": ending(exam, steps, heat) for steps, heat in ENDING}
     answers: dict[str, Any] = {}
     jobs: dict[str, Callable[[int], Any]] = {
         "understanding": lambda steps: exam.video_to_text(steps).to_json(),
@@ -104,6 +109,21 @@ def stable(exam: Exam, wanted: int) -> dict[str, Any]:
     return {"steps": taken / len(texts), "of": exam.run.text_steps, **exam.told(texts).to_json()}
 
 
+def ending(exam: Exam, steps: int, temperature: float) -> dict[str, Any]:
+    """The same tokens read by both rules of ``RunConfig.end_of_text``, and how many captions the rule changes."""
+    found: dict[str, Any] = {}
+    said: dict[str, list[str]] = {}
+    known = exam.pipe.tokenizer
+    try:
+        for rule in END_OF_TEXT:
+            exam.pipe.tokenizer = Tokenizer(known.proto, replace(exam.run, end_of_text=rule))
+            found[rule] = exam.video_to_text(steps, temperature=temperature).to_json()
+            said[rule] = exam.captions
+    finally:
+        exam.pipe.tokenizer = known
+    return {"differ": sum(a != b for a, b in zip(*said.values(), strict=True)), "of": len(exam.captions), **found}
+
+
 def digest(model: Path) -> str:
     """SHA-256 of a safetensors file without its header: what the metadata say does not matter."""
     data = model.read_bytes()
@@ -133,7 +153,7 @@ def main() -> None:
         exam = Exam(pipe, clips=args.clips, objects=objects)
         exam.run = replace(exam.run, guidance_scale=args.guidance or exam.run.guidance_scale)
         for question in args.only:
-            if question in ("vae", "steps", "stable") and objects == 2:
+            if question in ("vae", "steps") and objects == 2:
                 continue
             started = time.perf_counter()
             exam.quick = question == "steps"

@@ -10,10 +10,13 @@ from uvg_core import UniViGU
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side (``-n 2 --dist loadgroup``) a file stays whole, and so does all that shares one ComfyUI."""
+    """Side by side (``-n 2 --dist loadgroup``) a file stays whole, and so does all that shares one ComfyUI: its server,
+    or the process that calls its nodes."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            group = "in_comfyui" if "in_comfyui" in item.path.parts else str(item.path)
+            group = str(item.path)
+            if "in_comfyui" in item.path.parts:
+                group = "server" if "server" in getattr(item, "fixturenames", ()) else "inside"
             item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -160,10 +160,27 @@ def test_rank_captions_finds_the_right_one(client: Any) -> None:
     assert any(record.filename.endswith(".png") for record in result.files)
 
 
+@pytest.mark.slow
 def test_training_in_two_stages_changes_what_the_model_says(client: Any, server: Server) -> None:
     """A clip that is not among those of the folder, described in the folder's wording."""
-    events: list[Any] = []
+    before, after = trained_in_two_stages(client, server, graph_of("train_two_stages"))
+    assert before == SAMPLE
+    wording = r"on (\w+) a (small|large) (\w+) (circle|square|triangle) moves (left|right|up|down)"
+    found = re.fullmatch(wording, after)
+    assert found is not None, after
+    assert (found[3], found[1]) == seen_in(server.base / "input" / "uvg_sample.mp4")
+
+
+def test_training_in_two_stages_leaves_both_loras_and_their_losses(client: Any, server: Server) -> None:
     graph = graph_of("train_two_stages")
+    for stage in ids_of(graph, "UniViGUTrain"):
+        graph[stage]["inputs"]["steps"] = 4
+    assert SAMPLE in trained_in_two_stages(client, server, graph)
+
+
+def trained_in_two_stages(client: Any, server: Server, graph: dict[str, Any]) -> list[str]:
+    """What the model says, before and after, once the files, the live texts and the plots of both stages are seen."""
+    events: list[Any] = []
     folder = server.base / "output" / "loras"
     earlier = set(folder.glob("*"))  # the browser's test runs the same workflow on the same server
     try:
@@ -172,12 +189,6 @@ def test_training_in_two_stages_changes_what_the_model_says(client: Any, server:
         if "training needs the package" in str(error):
             pytest.skip(str(error))
         raise
-    before, after = (text for text in texts(result) if "moves" in text)
-    wording = r"on (\w+) a (small|large) (\w+) (circle|square|triangle) moves (left|right|up|down)"
-    assert before == SAMPLE
-    found = re.fullmatch(wording, after)
-    assert found is not None, after
-    assert (found[3], found[1]) == seen_in(server.base / "input" / "uvg_sample.mp4")
     live = [event.data["text"] for event in events if event.type == "progress_text"]
     for stage in ids_of(graph, "UniViGUTrain"):
         steps = graph[stage]["inputs"]["steps"]
@@ -185,6 +196,7 @@ def test_training_in_two_stages_changes_what_the_model_says(client: Any, server:
         saved = set(folder.glob(f"{graph[stage]['inputs']['filename_prefix']}_{steps}_steps_*")) - earlier
         assert len(saved) == 1
     assert sum(record.filename.endswith(".png") for record in result.files) == 2  # losses
+    return [text for text in texts(result) if "moves" in text]
 
 
 def test_the_same_seed_gives_the_same_pixels(client: Any, server: Server, tmp_path: Path) -> None:

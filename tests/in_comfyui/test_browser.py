@@ -27,8 +27,7 @@ SENTENCE = r"a (small|large) \w+ \w+ (moves|stays|grows)[a-z ]* on a \w+ backgro
 WIDTH, HEIGHT = 1600, 900
 SECONDS = 30.0  # for whatever is waited for
 FADES = 10.0  # for the errors of the graph before, the front end's default one among them, to leave the canvas
-LONG = {"train_two_stages": 600.0}  # and for runs that take longer
-SHORTER = {"train_two_stages": {"UniViGUTrain": 4}}  # steps: what it learns in full is test_workflows.py's to see
+LONG = {"train_two_stages": 900.0}  # and for runs that take longer
 BAR, SIDE = 100, 60  # pixels that the top bar and the side bar of the front end take from the canvas
 FLAGS = (
     "--no-sandbox",
@@ -46,7 +45,7 @@ SETTINGS = {
     "Comfy.TextareaWidget.FontSize": 11,
     "Comfy.VueNodes.Enabled": False,
     "Comfy.Execution.PreviewMethod": "latent2rgb",
-    "LiteGraph.Canvas.MaximumFps": 10,  # without a GPU a canvas that is drawn 60 times a second takes a core from the run
+    "LiteGraph.Canvas.MaximumFps": 10,  # drawn 60 times a second without a GPU, a canvas takes a core from the run
 }
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -358,41 +357,35 @@ def forget_captions(server: Server) -> None:
         text.unlink()
 
 
-@pytest.mark.parametrize("name", SHOWS)
-def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[..., Canvas], server: Server) -> None:
-    forget_captions(server)
-    page = canvas()
+def opened(page: Canvas, name: str) -> None:
+    """A template as a user opens it: whole, laid out, large enough to read, and the same graph as its API form."""
     file = page.open_template(name)
     assert page.faults() == []
     assert page.page.evaluate("app.graph._nodes.length") == len(file["nodes"])
     assert not page.page.evaluate("app.canvas.low_quality"), "too large: its words are not drawn on a screen this small"
     assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
-
     api_form = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     assert differences(page.page.evaluate("app.graphToPrompt().then(both => both.output)"), api_form) == []
 
-    for kind, steps in SHORTER.get(name, {}).items():
-        page.page.evaluate(
-            """([kind, steps]) => app.graph._nodes.filter(n => n.type === kind).forEach(
-              n => { n.widgets.find(w => w.name === 'steps').value = steps; })""",
-            [kind, steps],
-        )
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SHOWS])
+def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[..., Canvas], server: Server) -> None:
+    forget_captions(server)
+    page = canvas()
+    opened(page, name)
     SHOWS[name](page.run(LONG.get(name, SECONDS)))
     assert page.faults() == []
     assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
     picture_of(page, name)
 
 
-def test_the_first_try_opens_whole(canvas: Callable[..., Canvas], server: Server) -> None:
-    """It cannot run here: the files under its names are stand-ins."""
+def test_what_does_not_run_here_opens_whole(canvas: Callable[..., Canvas], server: Server) -> None:
+    """The files under the names of the first try are stand-ins; a training takes minutes."""
     put_stand_ins(server.base / "models")
     page = canvas()
-    page.open_template("first_try")
-    assert page.faults() == []
-    assert misplaced(page.page.evaluate(CLASSIC_BOXES)) == []
-    api_form = json.loads((WORKFLOWS / "api" / "first_try.json").read_text(encoding="utf-8"))
-    assert differences(page.page.evaluate("app.graphToPrompt().then(both => both.output)"), api_form) == []
-    picture_of(page, "first_try")
+    for name in ("first_try", *LONG):
+        opened(page, name)
+        picture_of(page, name)
 
 
 def picture_of(page: Canvas, name: str) -> None:

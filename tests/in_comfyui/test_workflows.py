@@ -131,11 +131,10 @@ def test_video_to_text_names_the_clips_colours(client: Any, server: Server) -> N
 
 def test_joint_text_and_video_agree(client: Any, tmp_path: Path) -> None:
     graph = graph_of("joint")
-    for seed in (1, 2):
-        result = client.run(changed(graph, "JointSampler", seed=seed))
-        caption = next(text for text in texts(result) if "background" in text)
-        assert said_in(caption) == seen_in(video_in(client, result, tmp_path)), caption
-        assert said_in(caption)[0] in prompt_of(graph)
+    result = client.run(changed(graph, "JointSampler", seed=1))
+    caption = next(text for text in texts(result) if "background" in text)
+    assert said_in(caption) == seen_in(video_in(client, result, tmp_path)), caption
+    assert said_in(caption)[0] in prompt_of(graph)
 
 
 def test_caption_folder_writes_beside_the_clips(client: Any, server: Server) -> None:
@@ -207,7 +206,7 @@ def test_the_same_seed_gives_the_same_pixels(client: Any, server: Server, tmp_pa
     graph["pictures"] = {"class_type": "SaveImage", "inputs": {"images": [decoder, 0], "filename_prefix": "pixels"}}
     found = []
     for n, seed in enumerate((5, 6, 5)):
-        result = client.run(changed(graph, "JointSampler", seed=seed))
+        result = client.run(changed(graph, "JointSampler", seed=seed, steps=4))
         pictures = []
         for record in (file for file in result.files if file.node == "pictures"):
             with Image.open(client.download(record, tmp_path / str(n))) as picture:

@@ -77,6 +77,12 @@ class Call(NamedTuple):
     in_place: bool = False
 
 
+def may_write(call: Call) -> bool:
+    """Whether a block may write over its input. A compiled network does so by itself, and one that is compiled in
+    pieces (attention that cannot be traced lies between them) must not be handed parts of one tensor to write to."""
+    return call.in_place and not torch.compiler.is_compiling()
+
+
 class AttentionLayer(nn.Module):
     """q, k, v and o projections; q and k are RMS-normalised over the full width, before the split into heads."""
 
@@ -127,7 +133,7 @@ class JointSelfAttention(AttentionLayer):
     def _turned(self, both: Tensor, T: int, call: Call) -> Tensor:
         """Queries or keys, of the text the last ``T``, each stream's turned in its own way. They are nobody else's: a
         ``rotate`` may write over what it is given, which it then gives back."""
-        if call.in_place and call.rotate is rotate_in_place and call.rotations.whole is not None:
+        if may_write(call) and call.rotate is rotate_in_place and call.rotations.whole is not None:
             return rotate_both_in_place(both, call.rotations.whole[-both.shape[1] :], T, self.heads)
         given = Streams.of(both, T)
         video, text = given.video, given.text
@@ -188,7 +194,7 @@ class JointBlock(nn.Module):
         of_video, of_text = block_modulations(self.modulation, e, factors=plain)
         (attend_v, feed_v), (attend_t, feed_t) = of_video, of_text
         moves_video = x.video.shape[1] > 0 and not call.text_alone
-        in_place = call.in_place and x.whole is not None and not call.text_alone
+        in_place = may_write(call) and x.whole is not None and not call.text_alone
 
         # Both streams look at each other. What was added is let go of: the feed-forward is the widest moment.
         normed = self._modulated(self.norm1, x, attend_v, attend_t, call, in_place and plain)

@@ -92,13 +92,13 @@ def both_stages(folder: str) -> dict[str, Any]:
     before = weights(parts[0])
     clips = load(parts, folder)
     with said() as texts:
-        lora, loss, steps, file, samples = train(parts, clips, steps=30, batch=8, learning_rate=5e-3, sample_every=15)
+        lora, loss, steps, file, samples = train(parts, clips, steps=16, batch=8, learning_rate=5e-3, sample_every=8)
     (learnt,) = run("LoraModelLoader", model=parts[0], lora=lora, strength_model=1.0, bypass=False)
-    second, second_loss, *_ = train((learnt, *parts[1:]), clips, stage="refine", steps=30, batch=8, learning_rate=5e-3)
+    second, second_loss, *_ = train((learnt, *parts[1:]), clips, stage="refine", steps=16, batch=8, learning_rate=5e-3)
     (refined,) = run("LoraModelLoader", model=learnt, lora=second, strength_model=1.0, bypass=False)
     run("SaveLoRA", lora=lora, prefix="loras/recall", steps=steps)
     folder_paths.filename_list_cache.clear()
-    saved = next(name for name in folder_paths.get_filename_list("loras") if name.startswith("recall_30_steps"))
+    saved = next(name for name in folder_paths.get_filename_list("loras") if name.startswith("recall_16_steps"))
     loaded, report = run("UniViGULoraLoader", model=parts[0], lora=saved, strength_video=1.0, strength_text=1.0)
     x, t = torch.randn(1, 16, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])
     networks = {"learnt": learnt, "loaded": loaded, "refined": refined, "before": parts[0]}

@@ -321,7 +321,7 @@ def launches_per_block(rig: Rig) -> float:
 def peak_against_estimate(rows: int, logits: int, rig: Rig) -> float:
     """Peak of a pass beside the weights over ``pass_bytes``."""
     if rig.kind == "cpu":
-        raise NotRun("attention on a CPU takes other memory; benchmarks/memory.py measures it there")
+        raise NotRun("attention on a CPU takes other memory")
     model, given, config = rig.network(2), rig.inputs, rig.scale.config
     clock, words = torch.zeros(rows, device=rig.device), rig.words(rows).to(rig.device)
 

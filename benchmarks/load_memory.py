@@ -30,6 +30,7 @@ from uvg_core.checkpoint.read import Stored
 from uvg_core.checkpoint.write import Pending, write_safetensors
 from uvg_core.config import CheckpointConfig, ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
+from uvg_core.model.rope import frequencies
 
 LIMIT = 1.15
 
@@ -49,7 +50,7 @@ def make_file(path: Path, layout: str) -> None:
         write_safetensors(path, pending, {"config": CheckpointConfig(config).to_json(), "format": "pt"})
         return
     state = {f"_fsdp_wrapped_module.{from_native(name, 'release')}": random_weight(s) for name, s in shapes.items()}
-    state["_fsdp_wrapped_module.rotary_emb_text.inv_freq"] = torch.ones(config.head_dim // 2)
+    state["_fsdp_wrapped_module.rotary_emb_text.inv_freq"] = frequencies(config.head_dim).float()
     torch.save({"model": state, "step": 20000}, path)
 
 

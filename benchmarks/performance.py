@@ -80,7 +80,7 @@ def targets() -> str:
         ratio = ratio_of(times_of["ours"], times_of["released code, bfloat16"])
         row("a pass against the released code's", "less than 1 of the time", f"{ratio:.2f}", ratio < 1)
     if passes := [one["value"] for one in read("counted") if "over its estimate" in one["claim"]]:
-        got = f"{min(passes):.2f} to {max(passes):.2f} times as much is taken"
+        got = f"{min(passes):.2f} to {max(passes):.2f} of it is taken"
         row(
             "memory of a pass, told before it",
             "within 10 %",

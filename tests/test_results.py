@@ -89,7 +89,7 @@ def test_performance_says_what_was_missed_and_what_was_not_measured(page: Callab
     write(tmp_path, "load_memory", {"load native bf16": {"seconds": 4.0, "file": 2.0**31, "added": 2.0**32}})
     performance.main()
     told = (tmp_path / "performance.md").read_text("utf-8")
-    assert "| within 10 % | 0.95 to 1.25 times as much is taken, on a fake card | **missed** |" in told
+    assert "| within 10 % | 0.95 to 1.25 of it is taken, on a fake card | **missed** |" in told
     assert "| a pass against the released code's | less than 1 of the time | 0.80 | reached |" in told
     assert "| released code, bfloat16 | 1875 ms (0.80) | 0.40 % |" in told
     assert "| load native bf16 | 4.0 | 2.00 | 4.00 | 2.000 |" in told

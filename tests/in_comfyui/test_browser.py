@@ -220,7 +220,7 @@ class Canvas:
         wide, high = max(box[3] for box in boxes) - left, max(box[4] for box in boxes) - top
         scale = (WIDTH - SIDE - 40) / wide
         page.set_viewport_size({"width": WIDTH, "height": round(high * scale) + BAR + 30})
-        page.mouse.move(WIDTH / 2, 5)
+        page.mouse.move(WIDTH - 60, 5)  # over no tab
         page.get_by_text(re.compile("Job (queued|completed)")).first.wait_for(state="hidden")
         page.evaluate(
             """async ([scale, x, y]) => {

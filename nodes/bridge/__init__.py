@@ -39,7 +39,7 @@ from .loading import (
 from .lora import apply_lora, is_text_weight
 from .model import UniViGUConfig, UniViGUModel, register
 from .names import EMBEDDED, FROM_CHECKPOINT, PARTS, RELEASED, TEXT_MASK, TEXT_TOKENS
-from .network import HostedNetwork, config_of, network_of, run_facts, weights_of
+from .network import HostedNetwork, config_of, latent_format_of, network_of, run_facts, weights_of
 from .sampling import (
     GuidedNetwork,
     core_samplers,
@@ -88,6 +88,7 @@ __all__ = [
     "guided_until",
     "input_directory",
     "is_text_weight",
+    "latent_format_of",
     "load_encoder",
     "load_network",
     "load_vae",

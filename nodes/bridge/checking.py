@@ -16,8 +16,9 @@ from ...uvg_core.config import TEXT_STATES
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.evidence import Predict, Sample, Verdict, weigh
 from .conditioning import tokenizer_of
-from .model import RawWan
+from .model import RawWan, UniViGUModel
 from .network import HostedNetwork, config_of, run_facts
+from .precision import all_finite
 from .sampling import GuidedNetwork, run_on_clip
 
 try:
@@ -75,7 +76,8 @@ def weigh_model(
             )
             for one in samples
         ]
-        predict = [_predictor(host, model.model.get_dtype_inference(), rounding) for rounding in ("none", "bfloat16")]
+        model.model.float16.start(model.model)
+        predict = [_predictor(host, model.model, rounding) for rounding in ("none", "bfloat16")]
         found.append(weigh(*predict, there, null=null, watch=watch, **options))
         return clean
 
@@ -83,14 +85,18 @@ def weigh_model(
     return found[0]
 
 
-def _predictor(host: HostedNetwork, dtype: torch.dtype, rounding: str) -> Predict:
+def _predictor(host: HostedNetwork, inner: UniViGUModel, rounding: str) -> Predict:
     config = replace(host.config, time_rounding=rounding)
 
     def predict(video: Tensor, ids: Tensor, mask: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         kept, host.config = host.config, config
         try:
+            dtype = inner.get_dtype_inference()
             found = host(video.to(dtype), time, condition.to(dtype), {}, text_tokens=ids, text_mask=mask)
+            if dtype == torch.float16 and not all_finite(found):
+                inner.float16.widen(inner, tuple(video.shape))
+                found = host(video.float(), time, condition.float(), {}, text_tokens=ids, text_mask=mask)
         finally:
             host.config = kept
         assert isinstance(found, Tensor)

@@ -22,13 +22,15 @@ from ...uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, find_network, requir
 from ...uvg_core.checkpoint.fit import compare, require_fit
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
 from ...uvg_core.checkpoint.quant import (
+    FP8,
     FP8_DTYPES,
     METADATA_KEY,
+    dequantise,
     is_quantised_in_fp8,
     quantisation_metadata,
     quantise,
 )
-from ...uvg_core.checkpoint.read import open_weights
+from ...uvg_core.checkpoint.read import WeightFile, open_weights
 from ...uvg_core.checkpoint.sizes import log_frequencies, say_unchecked, whole_config
 from ...uvg_core.codec.text import encoder_config
 from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
@@ -76,8 +78,16 @@ def null_embedding_names() -> list[str]:
     """Files that may hold a prompt condition: embeddings, and what is as small in the folders of larger files."""
     names = list(file_names("embeddings"))
     for kind in NULL_FOLDERS[1:]:
-        names += [name for name in file_names(kind) if Path(file_path(kind, name)).stat().st_size < NULL_BYTES]
+        names += [name for name in file_names(kind) if _is_small(folder_paths.get_full_path(kind, name))]
     return list(dict.fromkeys(names))
+
+
+def _is_small(path: str | None) -> bool:
+    """Whether a file may hold a prompt condition; ComfyUI lists dangling links too."""
+    try:
+        return path is not None and Path(path).stat().st_size < NULL_BYTES
+    except OSError:
+        return False
 
 
 def null_embedding_path(name: str) -> str:
@@ -125,14 +135,19 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         read = stored.__getitem__
     else:
         read = weights.read
-    if network.layout == "native":
+    scales: dict[str, str] = {}
+    if network.layout == "native" and _is_marked(weights, metadata):
         inside = [name for name in weights.tensors if name not in network.others]  # scales of fp8 too
         names = {strip_wrappers(name).removeprefix(network.prefix): name for name in inside}
+        if METADATA_KEY in metadata:
+            metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
     else:
-        names = network.names
-    if METADATA_KEY in metadata:
-        metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
+        names, scales = network.names, network.scales
+        metadata.pop(METADATA_KEY, None)
     tensors = {name: read(stored_name) for name, stored_name in names.items()}
+    if scales:
+        layers = _scaled(tensors, {name: read(stored_name) for name, stored_name in scales.items()})
+        metadata[METADATA_KEY] = quantisation_metadata(layers)
     squeezed = weight_dtype == "default" and _is_too_large(tensors, config)
     if squeezed:
         tensors, metadata[METADATA_KEY] = _in_eight_bits(tensors)
@@ -149,6 +164,25 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         model.model.compute_in(torch.float32)
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
     return model
+
+
+def _is_marked(weights: WeightFile, metadata: Mapping[str, str]) -> bool:
+    """Whether core can tell by itself that layers of a file are scaled."""
+    return METADATA_KEY in metadata or any(name.endswith(("comfy_quant", "scaled_fp8")) for name in weights.tensors)
+
+
+def _scaled(tensors: dict[str, Tensor], scales: Mapping[str, Tensor]) -> list[str]:
+    """Put the scales by weight name beside ``tensors`` in core's form, whose layers are returned; what core has no form
+    for becomes numbers."""
+    layers = []
+    for name, scale in scales.items():
+        layer = name.removesuffix(".weight")
+        if tensors[name].dtype == FP8 and scale.numel() == 1:
+            tensors[f"{layer}.weight_scale"] = scale.float().reshape(())
+            layers.append(layer)
+        else:
+            tensors[name] = dequantise(tensors[name], scale).bfloat16()
+    return layers
 
 
 def _is_too_large(tensors: Mapping[str, Tensor], config: CheckpointConfig) -> bool:

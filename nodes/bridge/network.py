@@ -230,6 +230,11 @@ def config_of(model: Any) -> ModelConfig:
     return found
 
 
+def latent_format_of(model: Any) -> Any:
+    """The latent space of a MODEL, by its file or by what Check Uni-ViGU has found, whether or not it is loaded."""
+    return model.get_model_object("latent_format")
+
+
 def network_of(model: Any) -> HostedNetwork:
     """The network inside a MODEL. Raises UniViGUError when it is another one."""
     network = model.model.diffusion_model

@@ -64,6 +64,13 @@ class Float16Watch:
             return False
         return True
 
+    def start(self, model: Any) -> None:
+        """Begin a run whose passes ask the network directly, in what it would compute in by itself."""
+        self._run = self._step = None
+        self._undo(model)
+        if model.get_dtype_inference() == torch.float16 and self._weights(model) in self._too_wide:
+            self._compute_in_float32(model, ())
+
     def widen(self, model: Any, shape: tuple[int, ...]) -> None:
         """Let ``model`` compute in float32 from here on, with memory for a pass over a batch of this ``shape``."""
         log.warning(

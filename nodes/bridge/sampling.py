@@ -13,7 +13,6 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ...uvg_core.sampling.guidance import guided_steps
 from .conditioning import at_all_times, no_prompt
 from .names import TEXT_STREAM
 from .network import HostedNetwork
+from .showing import preview_of
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,16 @@ class GuidedNetwork:
         self.config: ModelConfig = network.config
         self.embed = network.embed
         self._last_logits: Tensor | None = None
+        ranges = [
+            cond
+            for conds in guider.conds.values()
+            for cond in conds
+            if {"timestep_start", "timestep_end"} & cond.keys()
+        ]
+        patched = (
+            self._options.get("transformer_options", {}).get("wrappers") or "model_function_wrapper" in self._options
+        )
+        self._may_reuse = bool(ranges or patched)  # a step's logits in a later step
         self._shape: list[int] = []  # of the latent in the pass under way
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
@@ -135,6 +145,8 @@ class GuidedNetwork:
         video_clean: bool | None = None,
     ) -> Prediction:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if not self._may_reuse:
+            self._last_logits = None  # a vocabulary for each token, which this pass needs no more
         self._shape = list(video.shape)
         run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache, video_clean=video_clean)
 
@@ -334,7 +346,7 @@ def sample_with_core(
         denoise=denoise,
         noise_mask=latent.get("noise_mask"),
         sigmas=sigmas,
-        callback=latent_preview.prepare_callback(model, steps),
+        callback=preview_of(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from ...uvg_core.checkpoint.convert import packed
 from ...uvg_core.checkpoint.keys import VAE_PREFIX
-from ...uvg_core.checkpoint.quant import FP8_DTYPES, METADATA_KEY, dequantise, is_companion, quantisation_metadata
+from ...uvg_core.checkpoint.quant import (
+    FP8_DTYPES,
+    METADATA_KEY,
+    dequantise,
+    is_companion,
+    quantisation_metadata,
+    scaled_weight,
+)
 from ...uvg_core.checkpoint.read import Stored
 from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safetensors
 from ...uvg_core.config import CheckpointConfig
@@ -54,7 +61,7 @@ def save_checkpoint(
     pending: dict[str, Any] = {}
     layers: list[str] = []
     for name, tensor in stored.items():
-        if is_companion(name):
+        if is_companion(name) or scaled_weight(name) in stored:  # a scale is made anew, or none is needed
             continue
         like = Stored.like(tensor.shape, tensor.dtype)
         if like.torch_dtype in FP8_DTYPES:

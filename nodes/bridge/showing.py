@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -16,8 +17,18 @@ from server import PromptServer
 from torch import Tensor
 
 from .names import PACK
+from .network import latent_format_of
 
 log = logging.getLogger(__name__)
+
+
+def preview_of(model: Any, steps: int) -> Any:
+    """Core's callback with a live preview, in the latent space that MODEL will run in: what Check Uni-ViGU has found is
+    put on the model only as it is loaded."""
+    if "latent_format" in model.object_patches:
+        inner = SimpleNamespace(latent_format=latent_format_of(model))
+        model = SimpleNamespace(load_device=model.load_device, model=inner)
+    return latent_preview.prepare_callback(model, steps)
 
 
 class Progress:
@@ -26,7 +37,7 @@ class Progress:
     def __init__(self, node_id: str | None, model: Any | None = None, steps: int = 1) -> None:
         self._node_id = node_id
         self._bar = comfy.utils.ProgressBar(steps)
-        self._preview = None if model is None else latent_preview.prepare_callback(model, steps)
+        self._preview = None if model is None else preview_of(model, steps)
         self._last = 0.0
 
     def step(self, done: int, total: int) -> None:

@@ -123,6 +123,7 @@ def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
     """ComfyUI's VAE and CLIP as training wants them, with conditions as our prompt node makes them."""
     tokenizer = bridge.tokenizer_of(clip)
     cancelled = comfy.model_management.throw_exception_if_processing_interrupted
+    latent_format = bridge.latent_format_of(model)
     # With the release's states padding says something too, else all that follows a text is zeros.
     plain = getattr(getattr(clip.cond_stage_model, "umt5xxl", None), "zero_out_masked", True)
 
@@ -130,7 +131,7 @@ def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
         rows = []
         for pixels in pixels_BTHWC:
             cancelled()
-            rows.append(model.model.process_latent_in(bridge.encode_pixels(vae, pixels)).float().cpu())
+            rows.append(latent_format.process_in(bridge.encode_pixels(vae, pixels)).float().cpu())
         return torch.cat(rows)
 
     def states(texts: list[str]) -> Tensor:
@@ -311,7 +312,7 @@ class _Watch:
 
     def _pixels(self, latent: Tensor) -> Tensor:
         with torch.inference_mode():
-            return bridge.decode_latent(self.vae, self.model.model.process_latent_out(latent.float().cpu()))
+            return bridge.decode_latent(self.vae, bridge.latent_format_of(self.model).process_out(latent.float().cpu()))
 
 
 # ----------------------------------------------------------------------------------------------------------- keeping

@@ -94,3 +94,8 @@ def test_float16_that_is_large_enough_stays(inside: Inside) -> None:
     assert found["looks"] == found["passes of the first step"] == 1
     assert found["passes"] == ["float16"] * 4
     assert found["after another model's float32"] == ["float16", "float32", "float32", "float16"]
+
+
+def test_check_goes_on_in_float32_where_float16_is_too_small(inside: Inside) -> None:
+    found = inside.call("cards", "check_in_float16")
+    assert found == {"same": True, "finite": True, "said": 1}

@@ -146,6 +146,17 @@ def test_saved_files_come_back(inside: Inside) -> None:
     assert found["whole"] == [0.0, 0.0, 0.0, "checkpoints"]
 
 
+def test_scales_of_fp8_are_neither_lost_nor_applied_twice(inside: Inside) -> None:
+    found = inside.call("nodes", "scaled_files")
+    for kind, limit in (("saved", 0.05), ("learnt", 0.08), ("read", 1e-6)):
+        for way, errors in found[kind].items():
+            assert max(errors) <= limit, (kind, way, errors)
+
+
+def test_a_link_that_leads_nowhere_does_not_keep_the_pack_from_loading(inside: Inside) -> None:
+    assert inside.call("nodes", "dangling_links")
+
+
 def test_text_states(inside: Inside) -> None:
     found = inside.call("nodes", "text_states")
     if found["umT5"] == -1.0:
@@ -252,6 +263,8 @@ def test_check_finds_the_latent_space_and_writes_it(inside: Inside) -> None:
     assert "latent space   normalised" in found["report"]
     assert "text states    umT5" in found["report"]
     assert "all finite" in found["report"]
+    assert found["trained in"] == 0.0
+    assert found["previewed in"]
     assert found["judged"] == 0.0  # loaded as raw, it now runs as normalised
     assert found["wrong"] > 0.1
     assert found["file"][:2] == ["normalised", "umT5"]

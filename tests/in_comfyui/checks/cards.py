@@ -235,6 +235,26 @@ def overflow(folder: str, quantised: bool) -> dict[str, Any]:
     return found
 
 
+def check_in_float16() -> dict[str, Any]:
+    """The losses of Check Uni-ViGU in a float16 that is too small, twice, beside those in float32."""
+    path = too_wide(7, False)
+    evidence = pack_module("uvg_core.evidence")
+    g = torch.Generator().manual_seed(0)
+    sizes = bridge.config_of(bridge.load_network(path, "fp32", None))
+    told = {kind: torch.randn(1, 7, sizes.text_dim, generator=g) for kind in pack_module("uvg_core.config").TEXT_STATES}
+    raw, ids = torch.randn(1, 16, 2, 4, 6, generator=g), [3, 4, 1]
+    samples = [evidence.Sample("clip", raw, ids, told, told) for _ in range(3)]
+
+    def losses(model: Any) -> Any:
+        return bridge.weigh_model(model, samples, None, lambda *_: None, draws=1, at_once=8)
+
+    with computing_in_float16():
+        small = bridge.load_network(path, "fp16", None)
+    with watched() as seen:
+        found = [repr(losses(small)) for _ in range(2)]
+    return {"same": found[0] == found[1], "finite": "nan" not in found[0], "said": len(seen["said"])}
+
+
 def near(a: Any, b: Any) -> bool:
     """Numbers but for the rounding of biases, which are loaded in float16 there; words and texts in full."""
     if isinstance(a, torch.Tensor) and a.is_floating_point():

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import comfy.model_management
 import comfy.utils
@@ -371,6 +372,69 @@ def saving() -> dict[str, Any]:
     return found
 
 
+def scaled_files() -> dict[str, Any]:
+    """Networks in fp8 with scales: saved as something else, and read under every name that their scales go by."""
+    keys = pack_module("uvg_core.checkpoint.keys")
+    path, eight = checkpoint("unscaled", torch.float32), str(model_folder() / "scaled.safetensors")
+    core.convert(path, eight, dtype="fp8")
+    reference = dict(core.load_model(eight, dtype=torch.float32).state_dict())
+    found: dict[str, Any] = {"saved": {}, "learnt": {}, "read": {}}
+
+    def apart(state: dict[str, torch.Tensor], factor: float = 1.0) -> float:
+        """The worst error of a weight, as a part of its largest number."""
+        errors = [
+            (state[name].float() - factor * w).abs().max() / (factor * w.abs().max())
+            for name, w in reference.items()
+            if w.any()
+        ]
+        return float(max(errors))
+
+    def numbers(model: Any) -> dict[str, torch.Tensor]:
+        stored = model.model_state_dict_for_saving(model.model.diffusion_model, "diffusion_model.")
+        return {name: bridge.value_of(stored, name) for name in reference}
+
+    model = bridge.load_network(eight, "default", None)
+    for dtype in (None, "bf16", "fp32", "fp8"):
+        for kind, learnt, factor in (("saved", None, 1.0), ("learnt", {n: 1.5 * w for n, w in reference.items()}, 1.5)):
+            file = model_folder() / f"scaled_{kind}_{dtype}.safetensors"
+            bridge.save_checkpoint(file, model, None, None, dtype, lambda *_: None, learnt=learnt)
+            again = bridge.load_network(str(file), "default", None)
+            found[kind][str(dtype)] = [
+                apart(core.load_model(file, dtype=torch.float32).state_dict(), factor),
+                apart(numbers(again), factor),
+            ]
+    stored, metadata = comfy.utils.load_torch_file(eight, return_metadata=True)
+    bare = {"config": metadata["config"]}
+    old = {name.replace("weight_scale", "scale_weight"): tensor for name, tensor in stored.items()}
+    release = {}
+    for name, tensor in stored.items():
+        weight = keys.from_native(name.replace(".weight_scale", ".weight"), "release")
+        release[weight.replace(".weight", ".weight_scale") if name.endswith("_scale") else weight] = tensor
+    for kind, tensors in (("no metadata", stored), ("older names", old), ("the release's names", release)):
+        file = model_folder() / f"scaled_{kind.replace(' ', '_')}.safetensors"
+        comfy.utils.save_torch_file(tensors, str(file), metadata=bare)
+        found["read"][kind] = [
+            apart(core.load_model(file, dtype=torch.float32).state_dict()),
+            apart(numbers(bridge.load_network(str(file), "default", None))),
+        ]
+    return found
+
+
+def dangling_links() -> bool:
+    """The lists of files when one of them leads nowhere, as the schemas are made."""
+    link = model_folder("text_encoders") / "dangling.safetensors"
+    link.symlink_to("/nowhere/at/all")
+    folder_paths.filename_list_cache.clear()
+    try:
+        return (
+            link.name in folder_paths.get_filename_list("text_encoders")
+            and link.name not in bridge.null_embedding_names()
+        )
+    finally:
+        link.unlink()
+        folder_paths.filename_list_cache.clear()
+
+
 def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
     text = pack_module("uvg_core.codec.text")
@@ -639,8 +703,19 @@ def checked() -> dict[str, Any]:
         )  # fmt: skip
         return out["samples"]
 
+    # Neither is loaded now: what Check has found is put on the model only as it is.
+    comfy.model_management.unload_all_models()
+    training, showing = pack_module("nodes.bridge.training"), pack_module("nodes.bridge.showing")
+    pixels = (255 * torch.rand(1, 9, 48, 48, 3, generator=torch.Generator().manual_seed(0))).byte()
+    encode = [training._encoders(m, clip, vae, m.model.run_facts).latent(pixels) for m in (judged, right)]
+    with mock.patch.object(latent_preview, "get_previewer", lambda device, space: previews.append(type(space))):
+        previews: list[Any] = []
+        for model in (judged, right):
+            showing.preview_of(model, 1)
     expected = sampled(right)
     found = {
+        "trained in": distance(*encode),
+        "previewed in": previews[0] is previews[1],
         "report": report,
         "judged": distance(expected, sampled(judged)),
         "wrong": distance(expected, sampled(wrong)),

@@ -80,7 +80,7 @@ def test_a_text_that_cannot_be_written_is_reported(folder: Path) -> None:
     (folder / "a.txt").mkdir()
     report = caption_folder(folder, lambda path: "x", overwrite=True)
     assert [path.name for path, _ in report.failed] == ["a.mp4"]
-    assert "could not be written" in report.failed[0][1]
+    assert "a folder lies here" in report.failed[0][1]
 
 
 def test_interrupting_stops_and_keeps_what_is_done(folder: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
         assert main([*run, "-o", str(out)]) == 1
     said = capsys.readouterr().err
     kept = tmp_path / "clip.latent.safetensors"
-    assert f"generate --from-latent {kept} -o {out}" in said
+    assert f'generate --from-latent "{kept}" -o "{out}"' in said
     assert said.splitlines()[-1].startswith("error: out of memory for the VAE on cpu")
     assert not out.exists()
     if command == "joint":
@@ -345,6 +345,16 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
     assert torch.equal(first, second)
     assert main(["generate", "--from-latent", str(kept), "-o", str(out)]) == 1
     assert "pass --model uni-vigu.pth" in capsys.readouterr().err
+    kept.unlink()
+    kept.mkdir()  # where not even the latent can be kept, the first error stands, and the caption is written
+    out.with_suffix(".txt").unlink(missing_ok=True)
+    with monkeypatch.context() as patched:
+        failing("decode", lambda codec: True, patched)
+        assert main([*run, "-o", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {kept}: a folder lies here" in said
+    assert said.splitlines()[-1].startswith("error: out of memory for the VAE on cpu")
+    assert out.with_suffix(".txt").exists() == (command == "joint")
 
 
 def test_the_text_encoder_goes_to_the_cpu_when_the_card_is_full(

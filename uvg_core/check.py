@@ -315,7 +315,7 @@ class Check:
             f"likelihood of {len(texts)} captions", pipe.device, lambda: pipe.rank(latent, texts, samples=1)
         )
         place = int((scores > scores[0]).sum()) + 1
-        yield f"{line}; the clip's own comes {place}. of {len(texts)}, {not_finite(scores)}"
+        yield f"{line}; the clip's own ranks {place} of {len(texts)}, {not_finite(scores)}"
 
     def write(self, path: Path, dtype: str | None, progress: Callable[[int, int], object] | None = None) -> None:
         """The checkpoint, LoRAs merged, as a native file that says what was found, in ``dtype`` of ``convert``."""

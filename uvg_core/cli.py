@@ -17,7 +17,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -35,7 +37,7 @@ from .codec.latents import read_latent, write_latent
 from .components import find_network_file
 from .config import END_OF_TEXT, LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES, TIME_ROUNDING, ModelConfig
 from .errors import UniViGUError
-from .files import require_folder, write_text
+from .files import require_folder, require_others, write_text
 from .parts import OutOfMemory
 from .pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from .progress import Bars, bars
@@ -85,15 +87,25 @@ def _sampled_kept(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
         if pipe.sampled is not None:
             shown.close()
             path = out.with_suffix(".latent.safetensors")
-            write_latent(path, pipe.sampled.latent, model=pipe.parts.path.name)
-            say(
-                f"{path}: the sampled latent. To decode it: generate --from-latent {path} -o {out}, with the same "
-                "--model and files beside it (and --device cpu if memory does not suffice)"
+            latent, text = pipe.sampled.latent, pipe.sampled.text
+            _kept(
+                lambda: write_latent(path, latent, model=pipe.parts.path.name),
+                f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the same '
+                "--model and files beside it (and --device cpu if memory does not suffice)",
             )
-            if pipe.sampled.text:
-                write_text(out.with_suffix(".txt"), pipe.sampled.text + "\n")
-                say(f"{out.with_suffix('.txt')}: its caption")
+            if text:
+                words = out.with_suffix(".txt")
+                _kept(lambda: write_text(words, text + "\n"), f"{words}: its caption")
         raise
+
+
+def _kept(write: Callable[[], None], told: str) -> None:
+    """Save one of several things from a run that failed: whether that works is said, and hinders nothing else."""
+    try:
+        write()
+        say(told)
+    except UniViGUError as error:
+        say(f"error: {error}")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -310,12 +322,12 @@ def run_check(args: argparse.Namespace, shown: Bars) -> None:
     for line in check.lines():
         shown.close()
         print(line, flush=True)
-    if args.json:
-        write_text(args.json, json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n")
     if args.write:
         check.write(args.write, args.dtype, lambda done, total: shown("writing", done, total))
         shown.close()
         say(f"{args.write}: {args.write.stat().st_size / 1e9:.2f} GB, with what was found")
+    if args.json:
+        write_text(args.json, json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
 def run_train(args: argparse.Namespace, shown: Bars) -> int:
@@ -568,6 +580,36 @@ def _quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+WRITTEN = ("out", "write", "json", "sheet")
+READ = ("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file")
+
+
+def _require_other_files(args: argparse.Namespace) -> None:
+    """Raise UniViGUError where a run would write onto a file that it reads."""
+    read = [path for name in READ if isinstance(path := getattr(args, name, None), Path)]
+    read += [lora.path for lora in getattr(args, "lora", ())]
+    for name in WRITTEN:
+        if isinstance(target := getattr(args, name, None), Path) and not target.is_dir():
+            require_others(target, read)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a run as an exception does, so that nothing half-written stays; training has its own way."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -578,8 +620,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "generate" and (args.prompt is None) == (args.from_latent is None):
         parser.error("generate: pass a prompt or --from-latent FILE, and not both")
     _quiet_libraries()
-    with bars() as shown:
+    with bars() as shown, _ended_by_sigterm():
         try:
+            _require_other_files(args)
             code = int(args.run(args, shown) or 0)
             sys.stdout.flush()
             return code

@@ -165,6 +165,7 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
     """The one Uni-ViGU checkpoint in a ComfyUI folder, or the file ``name`` below its folders of models.
 
     Raises UniViGUError when there is none, or when several could be meant."""
+    _require_comfyui(comfyui)
     if name is not None:
         places = [folder / name for folder in _folders(comfyui, NETWORKS)]
         return next((place for place in places if place.exists()), name)

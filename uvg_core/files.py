@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from .errors import UniViGUError
 
 
 def require_folder(path: str | Path) -> None:
-    """Raise UniViGUError when the folder of ``path`` is missing. Ask before hours of work, not after."""
+    """Raise UniViGUError when no file can lie at ``path``. Ask before hours of work, not after."""
     folder = Path(path).parent
+    if Path(path).is_dir():
+        raise UniViGUError(f"{path}: a folder lies here; expected the name of a file to write")
     if not folder.is_dir():
         raise UniViGUError(f"{path}: there is no folder {folder}; make it or choose another")
+
+
+def require_others(target: str | Path, read: Iterable[str | Path]) -> None:
+    """Raise UniViGUError when ``target`` is one of the files that a run reads."""
+    for path in read:
+        if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
+            raise UniViGUError(f"{target}: would be written onto a file that is being read; choose another name")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -45,10 +56,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield temporary
         flushed(temporary)
         os.replace(temporary, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
+        reason = getattr(error, "strerror", None) or error
         raise UniViGUError(
-            f"{final}: could not be written ({error.strerror or error}); nothing was left under that name. "
-            "Free some space or choose a folder that exists and can be written to"
+            f"{final}: could not be written ({reason}); nothing was left under that name. Free some space or choose a "
+            "folder that exists and can be written to"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def test_every_layout(model, tools, tmp_path, layout):
     text = str(report)
     if layout == "bare native":
         assert not report.complete
-        assert "pass num_heads=" in text
+        assert "pass num_heads (--num-heads" in text
         return
     assert report.complete
     assert "complete" in text

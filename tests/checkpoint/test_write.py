@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from uvg_core.checkpoint import convert, load_model, read_config, save_model
+from uvg_core.cli import main
 from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
 
@@ -127,12 +128,43 @@ def test_impossible_targets(model, tools, tmp_path):
         (tmp_path / "no" / "m.safetensors", "folder does not exist"),
         (path / "m.safetensors", "folder does not exist"),
         (tmp_path / "m.pth", "ends in .safetensors"),
-        (path, "onto the file"),
+        (path, "onto a file"),
     ):
         with pytest.raises(UniViGUError, match=message):
             convert(path, target)
     with pytest.raises(UniViGUError, match="expected one of bf16"):
         convert(path, tmp_path / "c.safetensors", dtype="int4")
+
+
+def test_numbers_that_do_not_fit_are_not_written(model, tmp_path):
+    with torch.no_grad():
+        model.blocks[0].ffn[0].weight[0, 0] = 1e6
+    save_model(model, tmp_path / "large.safetensors", dtype=torch.float32)
+    with pytest.raises(UniViGUError, match=r"blocks\.0\.ffn\.0\.weight: its largest number, 1e\+06, .*choose bf16"):
+        convert(tmp_path / "large.safetensors", tmp_path / "c.safetensors", dtype="fp16")
+    convert(tmp_path / "large.safetensors", tmp_path / "c.safetensors", dtype="bf16")
+    with torch.no_grad():
+        model.blocks[0].ffn[0].weight[0, 0] = float("nan")
+    save_model(model, tmp_path / "broken.safetensors", dtype=torch.float32)
+    for dtype in ("bf16", "fp8"):
+        with pytest.raises(UniViGUError, match="values that are not numbers"):
+            convert(tmp_path / "broken.safetensors", tmp_path / "d.safetensors", dtype=dtype)
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_a_lora_is_not_written_over(model, tools, tmp_path):
+    path = tools.write_uni_vigu(model, "native", tmp_path)
+    lora = tmp_path / "lora.safetensors"
+    weight = model.blocks[0].ffn[0].weight
+    save_file({f"diffusion_model.blocks.0.ffn.0.lora_{k}.weight": w for k, w in
+               (("A", torch.ones(1, weight.shape[1])), ("B", torch.ones(weight.shape[0], 1)))}, lora)  # fmt: skip
+    before = lora.read_bytes()
+    with pytest.raises(UniViGUError, match="onto a file that is being read"):
+        convert(path, lora, loras=[lora])
+    for command in (["convert", str(path), str(lora), "--lora", str(lora)],
+                    ["check", "--vae", str(lora), "--write", str(lora)]):  # fmt: skip
+        assert main(command) == 1
+    assert lora.read_bytes() == before
 
 
 def test_a_header_that_begins_like_a_pickle_is_still_safetensors(model, tmp_path):

@@ -55,7 +55,7 @@ class Trap:
         ({"a": STATES, "b": STATES}, "found 2 tensors"),
         ("words", "found 0 tensors"),
         (STATES * torch.nan, "not numbers"),
-        ({"null": STATES, "trap": Trap()}, "nothing in it was executed"),
+        ({"null": STATES, "trap": Trap()}, "Nothing in it was executed"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

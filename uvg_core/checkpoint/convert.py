@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
+from ..files import require_others
 from .build import read_native
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit
@@ -56,8 +57,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise UniViGUError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None to keep what is stored")
     weights = open_weights(path)
-    if Path(target).exists() and Path(target).samefile(weights.path):
-        raise UniViGUError(f"{target}: would be written onto the file that is being read; choose another name")
+    require_others(target, [weights.path])
     network = find_network(weights)
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     stated = whole_config(
@@ -74,6 +74,7 @@ def convert(
     weights.tell_ignored()
     log_frequencies(weights, network, stated.model)
     merged = open_loras(loras, stated.model)
+    require_others(target, [lora.path for lora in merged])
 
     all_in_one = network.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""
@@ -127,7 +128,7 @@ def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | Non
         made: list[Tensor] = []
 
         def numbers() -> Tensor:
-            quantised, factor = quantise(read())
+            quantised, factor = quantise(_finite(name, read()))
             made.append(factor)
             return quantised
 
@@ -136,4 +137,18 @@ def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | Non
         return {name: Pending(Stored.like(like.shape, FP8), numbers), scale_name: scale}
     wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "", like.torch_dtype)
     assert wanted is not None
-    return {name: Pending(Stored.like(like.shape, wanted), lambda: read().to(wanted))}
+    return {name: Pending(Stored.like(like.shape, wanted), lambda: _finite(name, read(), wanted))}
+
+
+def _finite(name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A weight in ``dtype``. Raises UniViGUError where it is not finite, or cannot be in ``dtype``."""
+    made = weight if dtype is None else weight.to(dtype)
+    if made.dtype in FP8_DTYPES or bool(made.isfinite().all()):
+        return made
+    if bool(weight.float().isfinite().all()):
+        largest = float(weight.float().abs().max())
+        raise UniViGUError(f"{name}: its largest number, {largest:.3g}, does not fit into {dtype}; choose bf16 or fp32")
+    raise UniViGUError(
+        f"{name}: holds values that are not numbers: the file is damaged, its training has diverged, or a LoRA is far "
+        "too strong. Download it again, or choose a lower strength"
+    )

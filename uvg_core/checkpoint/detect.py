@@ -117,7 +117,9 @@ def describe_foreign(names: Iterable[str]) -> str:
     def some(*parts: str) -> bool:
         return any(part in name for name in names for part in parts)
 
-    if some("lora_A.", "lora_B.", "lora_down.", "lora_up.", ".lora.", "lokr_", "hada_w1"):
+    if "patch_embedding.weight" in {name.rsplit("diffusion_model.", 1)[-1] for name in names}:
+        kind = "a checkpoint of a video model"
+    elif some("lora_A.", "lora_B.", "lora_down.", "lora_up.", ".lora.", "lokr_", "hada_w1"):
         kind = "a LoRA"
     elif some("SelfAttention", "shared.weight") or ("token_embedding.weight" in names and some("pos_embedding")):
         kind = "a T5 text encoder"

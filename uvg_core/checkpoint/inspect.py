@@ -81,7 +81,7 @@ class CheckpointReport:
             rows.append(("problem", self.problem))
         elif self.layout != "unknown" and self.complete:
             rows.append(("weights", "complete"))
-        return "\n".join(f"{label:<18}{value}" for label, value in rows)
+        return "\n".join(f"{label:<17} {value}" for label, value in rows)
 
     def _about_config(self) -> list[tuple[str, str]]:
         c = self.config

@@ -241,7 +241,7 @@ def _heads(weights: WeightFile, network: Network, dim: int, argument: int | None
     if network.inv_freq is not None:
         known["its rotary_emb_text.inv_freq"] = dim // (2 * max(weights.tensors[network.inv_freq].numel, 1))
     if argument is not None:
-        known["num_heads="] = argument
+        known["the number that was given"] = argument
     if any(heads != next(iter(known.values())) for heads in known.values()):
         claims = ", ".join(f"{who} says {shown(heads)}" for who, heads in known.items())
         raise UniViGUError(f"{weights.path}: the number of heads is contradictory: {claims}. Leave num_heads out")
@@ -249,12 +249,12 @@ def _heads(weights: WeightFile, network: Network, dim: int, argument: int | None
         if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
             raise UniViGUError(
                 f"{weights.path}: {who} gives {shown(heads)} heads, which do not divide width {dim}; pass a right "
-                "num_heads="
+                "num_heads (--num-heads on the command line)"
             )
         return heads
     if dim % WAN_HEAD_DIM:
         raise UniViGUError(
             f"{weights.path}: the file does not show its number of heads, and width {dim} is no multiple of Wan's "
-            f"{WAN_HEAD_DIM} channels per head; pass num_heads="
+            f"{WAN_HEAD_DIM} channels per head; pass num_heads (--num-heads on the command line)"
         )
     return None

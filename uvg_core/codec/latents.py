@@ -170,7 +170,10 @@ class LatentCodec:
         raw = from_latent_space(latent.float(), self.latent_space).to(weight.device, weight.dtype)
         video = self.vae.decode(raw).sample[0].float()
         if not bool(video.isfinite().all()):
-            raise UniViGUError("the VAE decoded values that are not numbers; run the VAE in float32")
+            raise UniViGUError(
+                "the VAE decoded values that are not numbers; expected finite ones. The latent or the VAE's file is "
+                "damaged, or the VAE computes in a dtype that is too small for it"
+            )
         return ((video.permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 

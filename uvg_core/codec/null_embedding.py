@@ -52,11 +52,10 @@ def _tensors(path: Path) -> list[Tensor]:
         return [weights.read(name) for name in weights.tensors]
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a damaged or refused file in many ways
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    except Exception:  # torch reports a damaged or refused file in many ways, some of which advise against its safety
         raise UniViGUError(
-            f"{path}: cannot be read as a file with one tensor ({reason}); nothing in it was executed. Download it "
-            "again, or ask for a safetensors version"
+            f"{path}: cannot be read: the file is damaged, or holds something else than tensors; expected one tensor. "
+            "Nothing in it was executed. Download it again, or ask for a safetensors version"
         ) from None
     values = saved.values() if isinstance(saved, dict) else saved if isinstance(saved, (list, tuple)) else [saved]
     return [value for value in values if isinstance(value, Tensor)]

@@ -148,7 +148,7 @@ def caption_likelihood(
             break
     if not bool(total.isfinite().all()):
         raise UniViGUError(
-            "the network's text losses are not finite; run in float32 or bfloat16 instead of float16, or check the "
-            "checkpoint and the clip's latent"
+            "the network's text losses are not finite. In float16, run in bfloat16 or float32 instead; else check the "
+            "checkpoint, the clip's latent and the strength of LoRAs"
         )
     return -total / (sample + 1)

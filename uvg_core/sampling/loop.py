@@ -44,8 +44,8 @@ Callback = Callable[[int, State], object]
 
 def _latent_not_finite(where: str) -> str:
     return (
-        f"the video latent holds values that are not numbers {where}; expected finite numbers. Run "
-        "in float32 or bfloat16 instead of float16, or check the VAE and the checkpoint"
+        f"the video latent holds values that are not numbers {where}; expected finite numbers. In float16, run in "
+        "bfloat16 or float32 instead; else check the VAE, the checkpoint and the strength of LoRAs"
     )
 
 

@@ -197,6 +197,7 @@ def test_check_decides_on_the_embedded_model_and_writes_it(tmp_path: Path, capsy
     assert "raw latents, umT5 states (assumed); checked: never" in said
     assert "latent space   normalised" in said
     assert "text states    umT5" in said
+    assert "stated are raw latents and umT5 states, found normalised and umT5" in said
     assert said.count("all finite") == 2
     config = read_config(written)
     assert (config.model.latent_space, config.run.text_states) == ("normalised", "umT5")

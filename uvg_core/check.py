@@ -260,6 +260,14 @@ class Check:
         self.verdict = verdict
         yield line
         yield from lines_of(verdict, len(samples))
+        stated = pipe.config.model.latent_space, pipe.parts.text_states
+        found = verdict.space.best or stated[0], verdict.states.best or stated[1]
+        if found != stated:
+            yield (
+                f"differs       stated are {stated[0]} latents and {stated[1]} states, found {found[0]} and {found[1]}; "
+                "what follows runs as found. --write FILE writes that into a file; else pass --latent-space and "
+                "--text-states as found"
+            )
         model, run = verdict.applied(pipe.config.model, run, f"check of {pack_version()}")
         pipe.run_as(replace(pipe.config, model=model, run=run))
 

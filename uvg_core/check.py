@@ -264,8 +264,8 @@ class Check:
         found = verdict.space.best or stated[0], verdict.states.best or stated[1]
         if found != stated:
             yield (
-                f"differs       stated are {stated[0]} latents and {stated[1]} states, found {found[0]} and {found[1]}; "
-                "what follows runs as found. --write FILE writes that into a file; else pass --latent-space and "
+                f"differs       stated are {stated[0]} latents and {stated[1]} states, "
+                f"found {found[0]} and {found[1]}. What follows runs as found. --write FILE writes that into a file; else pass --latent-space and "
                 "--text-states as found"
             )
         model, run = verdict.applied(pipe.config.model, run, f"check of {pack_version()}")

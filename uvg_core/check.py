@@ -265,7 +265,7 @@ class Check:
         if found != stated:
             yield (
                 f"differs       stated are {stated[0]} latents and {stated[1]} states, "
-                f"found {found[0]} and {found[1]}. What follows runs as found. --write FILE writes that into a file; else "
+                f"found {found[0]} and {found[1]}. What follows runs as found. --write FILE keeps that in a file; else "
                 "pass --latent-space and --text-states as found"
             )
         model, run = verdict.applied(pipe.config.model, run, f"check of {pack_version()}")

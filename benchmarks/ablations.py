@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py WORKDIR [--arms ...] [--seeds 0 1 2] [--clips 512]
 
-WORKDIR is one that ``python -m uvg_core.training.embedded`` made: its generator is where most arms start. Every arm
+WORKDIR is one that ``python -m recipes.worlds.recipe`` made: its generator is where most arms start. Every arm
 takes the same number of steps of the same number of clips (Knowledge Recall a third, Capability Refinement the rest,
 unless the arm says otherwise), on one thread, so that arms may run side by side. An arm that was done is not done
 again.
@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from quality import digest
 
+from recipes.worlds.evaluation import Exam
 from uvg_core.config import CheckpointConfig
-from uvg_core.files import write_text
+from uvg_core.data.shards import Shards
+from uvg_core.io import write_text
 from uvg_core.model import UniViGU
-from uvg_core.parts import Parts
-from uvg_core.pipeline import Pipeline
+from uvg_core.pipeline.components import Parts
+from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.training.config import TrainConfig, from_dict
-from uvg_core.training.measure import Exam
-from uvg_core.training.network import starting_network
 from uvg_core.training.objective import plain_attention
 from uvg_core.training.run import make_accelerator
-from uvg_core.training.shards import Shards
+from uvg_core.training.start import starting_network
 from uvg_core.training.trainer import Trainer
 
 NUMBERS = Path(__file__).parent / "numbers" / "ablations.json"

@@ -23,10 +23,10 @@ from measuring import MIB, Job, in_turn, peak, random_weights
 from quality import digest
 from saved import read, save
 
+from recipes.worlds.evaluation import Exam
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, VideoCache
-from uvg_core.pipeline import Pipeline
-from uvg_core.training.measure import Exam
+from uvg_core.pipeline.pipeline import Pipeline
 
 CACHES = ("off", "static", "static, float8", "refresh=2", "refresh=4", "refresh=8", "refresh=8, float8", "refresh=16")
 REFRESH = (2, 4, 8, 16)

@@ -30,23 +30,24 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import saved  # noqa: E402
 
-from uvg_core.check import Check, clocked, thoroughness  # noqa: E402
+from recipes.worlds import world as worlds  # noqa: E402
+from recipes.worlds.recipe import initialise  # noqa: E402
+from recipes.worlds.source import WorldSource  # noqa: E402
 from uvg_core.checkpoint import load_model, read_config, save_model  # noqa: E402
 from uvg_core.checkpoint.read import open_weights  # noqa: E402
-from uvg_core.codec.latents import to_latent_space  # noqa: E402
-from uvg_core.codec.text import TextEncoder, as_plain_t5  # noqa: E402
 from uvg_core.config import CheckpointConfig, ModelConfig  # noqa: E402
-from uvg_core.evidence import Sample, Verdict, weigh  # noqa: E402
+from uvg_core.data.shards import Sample as Clip  # noqa: E402
+from uvg_core.data.sources import digest  # noqa: E402
+from uvg_core.media.text import TextEncoder, as_plain_t5  # noqa: E402
+from uvg_core.media.vae import to_latent_space  # noqa: E402
 from uvg_core.model import UniViGU  # noqa: E402
-from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline  # noqa: E402
-from uvg_core.training import worlds  # noqa: E402
+from uvg_core.pipeline.check import Check, clocked, thoroughness  # noqa: E402
+from uvg_core.pipeline.evidence import Sample, Verdict, weigh  # noqa: E402
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline  # noqa: E402
 from uvg_core.training.config import TrainConfig, from_dict  # noqa: E402
-from uvg_core.training.embedded import initialise  # noqa: E402
-from uvg_core.training.network import starting_network  # noqa: E402
 from uvg_core.training.objective import plain_attention  # noqa: E402
 from uvg_core.training.run import make_accelerator  # noqa: E402
-from uvg_core.training.shards import Sample as Clip  # noqa: E402
-from uvg_core.training.sources import WorldSource, digest  # noqa: E402
+from uvg_core.training.start import starting_network  # noqa: E402
 from uvg_core.training.trainer import Trainer  # noqa: E402
 
 SIZES: dict[str, Any] = {"dim": 64, "ffn_dim": 192, "num_heads": 2, "num_layers": 3, "freq_dim": 64}

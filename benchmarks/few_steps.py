@@ -86,9 +86,9 @@ def main() -> None:
     from in_comfyui_host import Inside, find_comfyui
     from saved import read, save
 
-    from uvg_core.pipeline import Pipeline
-    from uvg_core.training.measure import Exam
-    from uvg_core.training.vae import decode_latent
+    from recipes.worlds.evaluation import Exam
+    from recipes.worlds.vae import decode_latent
+    from uvg_core.pipeline.pipeline import Pipeline
 
     exam = Exam(Pipeline(device="cpu"), clips=args.clips)
     texts = [world.caption for world in exam.worlds if world is not None]

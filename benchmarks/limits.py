@@ -84,7 +84,7 @@ def measure(
     words = torch.randint(config.vocab_size, (1, text), generator=g)
     prompt = [[states, {bridge.TEXT_TOKENS: words}]]
     latent = {"samples": torch.zeros(1, config.in_dim, *size)}
-    modes = pack_module("uvg_core.sampling.modes")
+    modes = pack_module("uvg_core.sampling.jobs")
     found = []
 
     def timed(name: str, act: Any) -> None:

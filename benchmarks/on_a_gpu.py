@@ -45,11 +45,11 @@ from torch import Tensor
 from uvg_core.checkpoint.quant import dequantise, is_quantised_in_fp8, quantise
 from uvg_core.config import ModelConfig
 from uvg_core.errors import UniViGUError
-from uvg_core.files import write_text
-from uvg_core.flow.text import draw_clean_tokens
+from uvg_core.flow.discrete import draw_clean_tokens
+from uvg_core.io import write_text
 from uvg_core.model import UniViGU, VideoCache
-from uvg_core.model.sizes import pass_bytes, video_tokens
-from uvg_core.pipeline import Pipeline, Sampling
+from uvg_core.model.memory import pass_bytes, video_tokens
+from uvg_core.pipeline.pipeline import Pipeline, Sampling
 from uvg_core.sampling import caption_likelihood, joint, text_to_video, video_to_text
 
 HERE = Path(__file__).resolve().parent

@@ -22,14 +22,14 @@ from typing import Any
 
 from saved import read, save
 
-from uvg_core.codec.text import Tokenizer
+from recipes.worlds.detector import read_world
+from recipes.worlds.evaluation import Exam, read_caption
+from recipes.worlds.vae import reconstruction
+from recipes.worlds.world import KINDS, World
 from uvg_core.config import END_OF_TEXT
-from uvg_core.pipeline import Pipeline
+from uvg_core.media.text import Tokenizer
+from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
-from uvg_core.training.detector import read_world
-from uvg_core.training.measure import Exam, read_caption
-from uvg_core.training.vae import reconstruction
-from uvg_core.training.worlds import KINDS, World
 
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)

@@ -2,7 +2,7 @@
 
     python benchmarks/results.py [--curves WORKDIR]     (pip install -e ".[results]")
 
-``--curves`` first thins the loss curves of a WORKDIR of ``uvg_core.training.embedded`` into ``numbers/curves.json``.
+``--curves`` first thins the loss curves of a WORKDIR of ``recipes.worlds.recipe`` into ``numbers/curves.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from saved import read, save
 
-from uvg_core.training.embedded import RUNS
+from recipes.worlds.recipe import RUNS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

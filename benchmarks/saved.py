@@ -16,7 +16,7 @@ def read(name: str) -> Any:
 
 
 def save(name: str, found: Any, indent: int | None = 1) -> None:
-    from uvg_core.files import write_text  # here: those that ComfyUI's processes import know the pack by another name
+    from uvg_core.io import write_text  # here: those that ComfyUI's processes import know the pack by another name
 
     NUMBERS.mkdir(exist_ok=True)
     write_text(NUMBERS / f"{name}.json", json.dumps(found, indent=indent) + "\n")

@@ -21,17 +21,17 @@ import torch
 from saved import read, save
 from torch import Tensor
 
+from recipes.worlds.evaluation import BATCH, Exam
+from uvg_core.flow.discrete import MixturePath, source_tokens
 from uvg_core.flow.schedule import text_times
-from uvg_core.flow.text import MixturePath, source_tokens
 from uvg_core.model import Prediction, UniViGU
-from uvg_core.pipeline import Pipeline
+from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.sampling.denoiser import Predictor
+from uvg_core.sampling.jobs import generators, zero_context
 from uvg_core.sampling.loop import run
-from uvg_core.sampling.modes import generators, zero_context
-from uvg_core.sampling.predict import Predictor
+from uvg_core.sampling.streams import TextStream, VideoStream
 from uvg_core.sampling.text_updates import JumpProcess
 from uvg_core.sampling.video_cache import CachePolicy
-from uvg_core.streams import TextStream, VideoStream
-from uvg_core.training.measure import BATCH, Exam
 
 STEPS = (2, 4, 8, 16)
 

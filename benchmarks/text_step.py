@@ -20,7 +20,7 @@ from measuring import GIB, alone, reset_peak, resident
 from saved import save
 from torch import Tensor
 
-from uvg_core.flow.text import MixturePath, draw_clean_tokens, jump_step
+from uvg_core.flow.discrete import MixturePath, draw_clean_tokens, jump_step
 
 LENGTH, VOCABULARY = 256, 256_300
 KINDS = {

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uvg_core import ModelConfig, RunConfig, UniViGU
-from uvg_core.codec.latents import latent_shape
+from uvg_core.media.vae import latent_shape
 from uvg_core.model import VideoCache
 
 # 10^12 operations a second: dense bfloat16 with sums in float32, at the boost clock, of NVIDIA's whitepapers on Ada and

@@ -26,7 +26,7 @@ class UniViGUExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        from .bridge import offer_samples, register
+        from .comfy import offer_samples, register
 
         register()
         offer_samples()

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..uvg_core import check
-from ..uvg_core.codec.null_embedding import read_null_embedding
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.evidence import Sample
 from ..uvg_core.flow.schedule import video_sigmas
-from ..uvg_core.parts import LARGE_BYTES
-from ..uvg_core.pipeline import Size
+from ..uvg_core.media.null_embedding import read_null_embedding
+from ..uvg_core.pipeline import check
+from ..uvg_core.pipeline.components import LARGE_BYTES
+from ..uvg_core.pipeline.evidence import Sample
+from ..uvg_core.pipeline.pipeline import Size
 from ..uvg_core.sampling import caption_likelihood
-from . import bridge
+from . import comfy as bridge
 from .samplers import AT_ONCE, Captioning, describe
 from .types import CATEGORY
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..uvg_core.codec.latents import latent_shape
 from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
-from . import bridge
+from ..uvg_core.media.vae import latent_shape
+from . import comfy as bridge
 from .types import CATEGORY, GeneratedText, UvgText
 
 LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large

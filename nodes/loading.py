@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
-from . import bridge
+from . import comfy as bridge
 from .types import CATEGORY
 
 log = logging.getLogger(__name__)

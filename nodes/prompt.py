@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..uvg_core.codec.null_embedding import read_null_embedding
-from . import bridge
+from ..uvg_core.media.null_embedding import read_null_embedding
+from . import comfy as bridge
 from .types import CATEGORY
 
 

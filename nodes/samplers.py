@@ -14,9 +14,9 @@ from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
 from ..uvg_core.flow.time import sigma_from_tau
 from ..uvg_core.sampling import State, fill_template, joint, video_to_text
+from ..uvg_core.sampling.jobs import TEXT_UPDATES
 from ..uvg_core.sampling.loop import spread
-from ..uvg_core.sampling.modes import TEXT_UPDATES
-from . import bridge
+from . import comfy as bridge
 from .types import CATEGORY, GeneratedText, RecordedStep, UvgText
 
 UNIFORM = "uniform"  # the release's schedule, exactly

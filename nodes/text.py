@@ -8,11 +8,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..uvg_core.codec.chart import draw_ranking
-from ..uvg_core.codec.sheet import GROUND, SheetRow, draw_sheet
 from ..uvg_core.errors import UniViGUError
+from ..uvg_core.media.chart import draw_ranking
+from ..uvg_core.media.sheet import GROUND, SheetRow, draw_sheet
 from ..uvg_core.sampling import caption_likelihood
-from . import bridge
+from . import comfy as bridge
 from .samplers import AT_ONCE, seed_input
 from .types import CATEGORY, GeneratedText, UvgText
 

@@ -11,9 +11,7 @@ from typing import Any
 from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.config import RunConfig
-from ..uvg_core.errors import UniViGUError
-from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
-from ..uvg_core.training.folder import (
+from ..uvg_core.data.folder import (
     DETAIL_LENGTH,
     NO_CAPTION,
     NO_DETAIL,
@@ -25,9 +23,11 @@ from ..uvg_core.training.folder import (
     tally,
     too_short,
 )
-from ..uvg_core.training.sources import Item, digest
-from . import bridge
-from .bridge import training as bridge_training
+from ..uvg_core.data.sources import Item, digest
+from ..uvg_core.errors import UniViGUError
+from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
+from . import comfy as bridge
+from .comfy import training as bridge_training
 from .latents import sized
 from .text import as_image
 from .types import CATEGORY

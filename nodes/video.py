@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, io
 
-from ..uvg_core.captioning import caption_folder
-from ..uvg_core.codec.video_file import ClipInfo, fit_pixels, probe, read_clip
 from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
-from . import bridge
+from ..uvg_core.media.video import ClipInfo, fit_pixels, probe, read_clip
+from ..uvg_core.pipeline.folders import caption_folder
+from . import comfy as bridge
 from .latents import sized
 from .samplers import Captioning, describe, video_cache_input
 from .types import CATEGORY

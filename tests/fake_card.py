@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 
 GUARDS, CUDA, META = "_ZN3c104impl26device_guard_impl_registryE", 1, 14
 ROUNDED_TO = 512  # bytes: the caching allocator's smallest block
-OURS = ("/uvg_core/", "/nodes/bridge/", "/nodes/", "/comfy/")
+OURS = ("/uvg_core/", "/nodes/comfy/", "/nodes/", "/comfy/")
 LEFT_OUT = ("/comfy_kitchen/", "/site-packages/", "fake_card.py")
 NO_LAUNCH = {
     "_reshape_alias", "_unsafe_view", "_pin_memory", "alias", "as_strided", "chunk", "detach", "device", "diagonal",

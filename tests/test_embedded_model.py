@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_worlds import one_world
 
+from recipes.worlds.evaluation import Exam
+from recipes.worlds.world import COLOURS
 from uvg_core import inspect_checkpoint
-from uvg_core.cli import main
-from uvg_core.codec.video_file import probe, read_clip, write_video
-from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline, Sampling
-from uvg_core.training.measure import Exam
-from uvg_core.training.worlds import COLOURS
+from uvg_core.cli.main import main
+from uvg_core.media.video import probe, read_clip, write_video
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline, Sampling
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.worlds.recipe import initialise
 from uvg_core.checkpoint import save_model
 from uvg_core.config import CheckpointConfig, ModelConfig, RunConfig
+from uvg_core.data.shards import Encoders, Shards, build_shards
+from uvg_core.data.sources import Item
 from uvg_core.model import UniViGU
 from uvg_core.training.config import TrainConfig, from_dict
-from uvg_core.training.embedded import initialise
-from uvg_core.training.network import starting_network
 from uvg_core.training.run import make_accelerator
-from uvg_core.training.shards import Encoders, Shards, build_shards
-from uvg_core.training.sources import Item
+from uvg_core.training.start import starting_network
 from uvg_core.training.trainer import Trainer
 
 RUN = RunConfig(height=32, width=32, frames=5, fps=4.0, text_length=8, context_length=6, steps=4, text_steps=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uvg_core.training.worlds import Thing, World, render
+from recipes.worlds.world import Thing, World, render
 
 
 def one_world(

@@ -17,7 +17,7 @@ from uvg_core.checkpoint.lora import Lora
 from uvg_core.checkpoint.quant import FP8
 from uvg_core.config import ModelConfig
 from uvg_core.training.config import Lora as TrainedLora
-from uvg_core.training.network import save_lora
+from uvg_core.training.start import save_lora
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from uvg_core.checkpoint import convert, load_model, read_config, save_model
-from uvg_core.cli import main
+from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
 

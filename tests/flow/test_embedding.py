@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from uvg_core.flow.continuous import euler_step, interpolate, velocity_target
 from uvg_core.flow.embedding import (
     embed_tokens,
     embedding_losses,
@@ -15,7 +16,6 @@ from uvg_core.flow.embedding import (
     normalised_rows,
 )
 from uvg_core.flow.schedule import video_sigmas
-from uvg_core.flow.video import euler_step, interpolate, velocity_target
 
 
 def test_words_survive_the_round_trip() -> None:

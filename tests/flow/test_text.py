@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from uvg_core import UniViGUError
-from uvg_core.flow import text as flow
-from uvg_core.flow.text import (
+from uvg_core.flow import discrete as flow
+from uvg_core.flow.discrete import (
     MixturePath,
     corrupt,
     draw_clean_tokens,

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import torch
 
+from uvg_core.flow.continuous import clean_estimate, euler_step, heun_correction, interpolate, velocity_target
 from uvg_core.flow.schedule import video_sigmas
-from uvg_core.flow.video import clean_estimate, euler_step, heun_correction, interpolate, velocity_target
 
 
 def integrate(field, x: torch.Tensor, steps: int, heun: bool) -> torch.Tensor:

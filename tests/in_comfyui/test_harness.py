@@ -14,7 +14,7 @@ import torch
 from in_comfyui_host import PACK, Inside, NoComfyUI, Server, find_comfyui, load_client, make_base
 from PIL import Image
 
-from uvg_core.codec.video_file import write_video
+from uvg_core.media.video import write_video
 
 api = load_client()
 RED = 0xC02010

@@ -10,9 +10,9 @@ import pytest
 import torch
 from in_comfyui_host import Inside
 
+from recipes.worlds.world import DIGITS, random_world, render
 from uvg_core import read_config
-from uvg_core.codec.video_file import write_video
-from uvg_core.training.worlds import DIGITS, random_world, render
+from uvg_core.media.video import write_video
 
 ROOT = Path(__file__).parents[2]
 RUN = read_config(ROOT / "models" / "uvg_tiny.safetensors").run

@@ -13,9 +13,9 @@ import pytest
 from in_comfyui_host import Server, load_client, put_stand_ins
 from PIL import Image
 
-from uvg_core.codec.video_file import read_clip
-from uvg_core.training.detector import read_world
-from uvg_core.training.worlds import BACKGROUNDS, COLOURS, World
+from recipes.worlds.detector import read_world
+from recipes.worlds.world import BACKGROUNDS, COLOURS, World
+from uvg_core.media.video import read_clip
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"

@@ -30,7 +30,7 @@ _loop = asyncio.new_event_loop()
 
 
 def pack_module(name: str = "") -> ModuleType:
-    """The loaded pack, or a module in it: ``pack_module("nodes.bridge")``."""
+    """The loaded pack, or a module in it: ``pack_module("nodes.comfy")``."""
     return importlib.import_module(f"{_pack_name}.{name}" if name else _pack_name)
 
 

@@ -18,7 +18,7 @@ from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
 from uvg_core.model import Hooks, VideoCache
 from uvg_core.model.block import Call, Streams
-from uvg_core.model.cache import free_memory
+from uvg_core.model.kv_cache import free_memory
 from uvg_core.sampling import caption_likelihood, video_to_text
 from uvg_core.sampling.video_cache import CachePolicy
 
@@ -119,7 +119,7 @@ def test_it_takes_no_room_from_weights_where_float8_needs_none(
 def test_the_machines_memory_is_no_bottomless_pit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux tells how much is left; other systems do not, and then nothing is refused."""
     told = tmp_path / "meminfo"
-    monkeypatch.setattr("uvg_core.model.cache.MEMORY_OF_LINUX", told)
+    monkeypatch.setattr("uvg_core.model.kv_cache.MEMORY_OF_LINUX", told)
     assert free_memory(torch.device("cpu")) == math.inf
     told.write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  2000 kB\n")
     assert free_memory(torch.device("cpu")) == pytest.approx(0.7 * 2000 * 1024)

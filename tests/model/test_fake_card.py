@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from uvg_core.config import ModelConfig
 from uvg_core.model import Hooks, Prediction, UniViGU, sdpa_attention
+from uvg_core.model.memory import pass_bytes, video_tokens
 from uvg_core.model.rope import rotate, rotate_in_place, text_rotations, turns, video_rotations
-from uvg_core.model.sizes import pass_bytes, video_tokens
 
 needs_a_fake_card = pytest.mark.skipif(bool(fake_card.missing()), reason=fake_card.missing() or "-")
 RELEASED = ModelConfig()

@@ -223,7 +223,7 @@ def test_broken_xformers_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
 
 def test_core_imports_neither_comfy_nor_optional_packages() -> None:
     code = (
-        "import sys, uvg_core, uvg_core.pipeline, uvg_core.cli; bad = [m for m in ('comfy', 'nodes', 'diffusers', "
+        "import sys, uvg_core.pipeline.pipeline, uvg_core.cli.main; bad = [m for m in ('comfy', 'nodes', 'diffusers', "
         "'transformers', 'sentencepiece', 'PIL', 'xformers') if m in sys.modules]; sys.exit(', '.join(bad) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

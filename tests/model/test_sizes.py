@@ -11,7 +11,7 @@ from tiny_networks import random_network
 
 from uvg_core.config import ModelConfig
 from uvg_core.model import sdpa_attention
-from uvg_core.model.sizes import pass_bytes, video_tokens
+from uvg_core.model.memory import pass_bytes, video_tokens
 
 WIDE = ModelConfig(dim=256, ffn_dim=1536, num_heads=2, num_layers=2, text_dim=20, freq_dim=32, vocab_size=5000)
 

@@ -21,12 +21,12 @@ from uvg_core.config import ModelConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.model import UniViGU, VideoCache, sdpa_attention
 from uvg_core.sampling import finite, joint, text_to_video, video_to_text
-from uvg_core.sampling.likelihood import caption_likelihood
 from uvg_core.sampling.loop import State
+from uvg_core.sampling.rank import caption_likelihood
 from uvg_core.sampling.template import fill_template
 from uvg_core.training.config import Loss
-from uvg_core.training.jobs import Batch
 from uvg_core.training.objective import Objective
+from uvg_core.training.plan import Batch
 
 needs_a_fake_card = pytest.mark.skipif(bool(fake_card.missing()), reason=fake_card.missing() or "-")
 STEPS, LENGTH = 3, 64

@@ -17,13 +17,13 @@ from uvg_core import (
     text_to_video,
     video_to_text,
 )
-from uvg_core.flow.text import MixturePath
+from uvg_core.flow.discrete import MixturePath
 from uvg_core.model import sdpa_attention
+from uvg_core.sampling.denoiser import Predictor
+from uvg_core.sampling.jobs import generators
 from uvg_core.sampling.loop import run
-from uvg_core.sampling.modes import generators
-from uvg_core.sampling.predict import Predictor
+from uvg_core.sampling.streams import TextStream, VideoStream
 from uvg_core.sampling.text_updates import JumpProcess
-from uvg_core.streams import TextStream, VideoStream
 
 EMBEDDING = ModelConfig(**{**TINY.__dict__, "text_flow": "embedding"})
 MASK = ModelConfig(**{**TINY.__dict__, "source": "mask"})
@@ -157,7 +157,7 @@ def test_both_passes_of_guidance_as_one_batch_or_two(
     together = clips()
     assert set(rows) == {4}
     rows.clear()
-    monkeypatch.setattr("uvg_core.sampling.predict.CPU_TOGETHER", 0)
+    monkeypatch.setattr("uvg_core.sampling.denoiser.CPU_TOGETHER", 0)
     apart = clips()
     assert set(rows) == {2}
     for one, two in zip(together, apart, strict=True):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_networks import TINY, random_network
 
+from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core import ModelConfig, Prediction, UniViGUError, caption_likelihood
-from uvg_core.codec.text import Tokenizer, blanks
 from uvg_core.config import RunConfig
+from uvg_core.media.text import Tokenizer, blanks
 from uvg_core.sampling.template import blank_widths, fill_template
-from uvg_core.training.tokenizer import train_tokenizer
 
 
 class Oracle(torch.nn.Module):

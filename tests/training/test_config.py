@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from recipes.worlds.recipe import RUNS
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import FREE_AT_RESUME, Times, TrainConfig, changed, from_dict, load_config
-from uvg_core.training.embedded import RUNS
 
 yaml = pytest.importorskip("yaml")
 

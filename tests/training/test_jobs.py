@@ -16,11 +16,11 @@ from tiny_runs import RUN, STATES, WORDS
 from torch import Tensor
 
 from uvg_core.config import ModelConfig, RunConfig
+from uvg_core.data.shards import Sample
 from uvg_core.errors import UniViGUError
-from uvg_core.sampling.modes import zero_context
+from uvg_core.sampling.jobs import zero_context
 from uvg_core.training.config import Times, TrainConfig, from_dict
-from uvg_core.training.jobs import JOBS, Batch, Collator, Lot, Order, draw, draw_sigma, stream_of
-from uvg_core.training.shards import Sample
+from uvg_core.training.plan import JOBS, Batch, Collator, Lot, Order, draw, draw_sigma, stream_of
 
 MODEL = ModelConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=12, freq_dim=32, vocab_size=WORDS)
 EMPTY = STATES[[1]]  # of the empty prompt: its end-of-text token
@@ -324,8 +324,8 @@ def test_a_dropped_condition_of_captioning_is_the_captioners_zeros() -> None:
 def test_contexts_are_the_text_encoders() -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("sentencepiece")
-    from uvg_core.codec.text import TextEncoder, Tokenizer, build_encoder
-    from uvg_core.training.tokenizer import train_tokenizer
+    from recipes.worlds.tokenizer import train_tokenizer
+    from uvg_core.media.text import TextEncoder, Tokenizer, build_encoder
 
     run = RunConfig(height=32, width=32, frames=5, text_length=16, context_length=20)
     tokenizer = Tokenizer(train_tokenizer(), run)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from uvg_core import UniViGU
 from uvg_core.config import ModelConfig
+from uvg_core.data.shards import Sample
+from uvg_core.flow.discrete import MixturePath
 from uvg_core.flow.embedding import normalised_rows
-from uvg_core.flow.text import MixturePath
 from uvg_core.model.attention import sdpa_attention
 from uvg_core.training.config import Loss, TrainConfig, from_dict
-from uvg_core.training.jobs import Batch, Collator, Lot
 from uvg_core.training.objective import LATEST_TAU, Objective, generalised_kl, plain_attention
-from uvg_core.training.shards import Sample
+from uvg_core.training.plan import Batch, Collator, Lot
 
 MODEL = ModelConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=12, freq_dim=32, vocab_size=WORDS)
 EMBEDDING = replace(MODEL, text_flow="embedding")

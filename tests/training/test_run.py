@@ -18,11 +18,12 @@ import yaml
 pytest.importorskip("accelerate")
 pytest.importorskip("diffusers")
 
+from recipes.worlds import world as worlds
 from uvg_core.checkpoint import load_model, read_config
-from uvg_core.cli import main
-from uvg_core.codec.video_file import write_video
-from uvg_core.pipeline import EMBEDDED_MODEL, Pipeline
-from uvg_core.training import keeping, worlds
+from uvg_core.cli.main import main
+from uvg_core.media.video import write_video
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
+from uvg_core.training import checkpoints as keeping
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,13 +80,13 @@ def test_a_folder_of_clips_trains_and_the_result_runs(
 
 
 def pipes_size() -> Any:
-    from uvg_core.pipeline import Size
+    from uvg_core.pipeline.pipeline import Size
 
     return Size()
 
 
 def few_steps() -> Any:
-    from uvg_core.pipeline import Sampling
+    from uvg_core.pipeline.pipeline import Sampling
 
     return Sampling(steps=2)
 

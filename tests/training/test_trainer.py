@@ -22,9 +22,9 @@ from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.config import CheckpointConfig
 from uvg_core.errors import UniViGUError
-from uvg_core.training import keeping
-from uvg_core.training.network import LORA_PREFIX, is_text_half, starting_network
+from uvg_core.training import checkpoints as keeping
 from uvg_core.training.run import make_accelerator
+from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
 from uvg_core.training.trainer import Trainer
 
 
@@ -186,7 +186,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from tiny_runs import make_config, make_trainer
-from uvg_core.training.shards import Shards
+from uvg_core.data.shards import Shards
 folder = Path({folder!r})
 config = make_config(folder, out=str(folder / "two"), batch=4)
 make_trainer(config, Shards(folder / "cache", in_memory=True)).run()

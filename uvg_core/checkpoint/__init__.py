@@ -1,11 +1,11 @@
 """Checkpoints: read any layout safely, build the network, write native files."""
 
 from .build import init_from_wan, load_model
+from .config import read_config
 from .convert import convert
 from .inspect import CheckpointReport, inspect_checkpoint
 from .lora import Lora, LoraChoice
 from .read import read_part
-from .sizes import read_config
 from .write import save_model
 
 __all__ = [

@@ -13,12 +13,12 @@ from ..config import ModelConfig
 from ..errors import UniViGUError
 from ..model import UniViGU
 from ..model.attention import Attention
+from .config import log_frequencies, model_config
 from .detect import UNI_VIGU_LAYOUTS, WAN_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit, video_counterpart, without_text_half
 from .lora import Lora, LoraChoice, open_loras
 from .quant import FP8_DTYPES, dequantise
 from .read import WeightFile, open_weights
-from .sizes import log_frequencies, model_config
 from .write import Progress
 
 EMBEDDING_STD = 0.02

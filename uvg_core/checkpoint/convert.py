@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..files import require_others
+from ..io import require_others
 from .build import read_native
+from .config import log_frequencies, whole_config
 from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from .fit import compare, require_fit
 from .lora import Lora, LoraChoice, open_loras
 from .quant import FP8, FP8_DTYPES, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored, WeightFile, open_weights
-from .sizes import log_frequencies, whole_config
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}

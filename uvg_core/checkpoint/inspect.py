@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..config import ModelConfig, RunConfig
 from ..errors import UniViGUError
+from .config import about_frequencies, model_config
 from .detect import UNI_VIGU_LAYOUTS, Network, describe_foreign, find_network, require_floats
 from .facts import run_and_card
 from .fit import Misfit, compare, without_text_half
 from .read import WeightFile, open_weights
-from .sizes import about_frequencies, model_config
 from .write import ALL_IN_ONE_PREFIX
 
 _LAYOUTS = {

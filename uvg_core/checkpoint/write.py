@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import CheckpointConfig, RunConfig
 from ..errors import UniViGUError
-from ..files import written_whole
+from ..io import written_whole
 from ..model import UniViGU
 from .keys import NETWORK_PREFIXES, strip_wrappers
 from .read import Stored, bytes_of

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .text import CHUNK_NUMBERS
-from .video import velocity_target
+from .continuous import velocity_target
+from .discrete import CHUNK_NUMBERS
 
 
 def normalised_rows(matrix_VD: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The network."""
 
 from .attention import XformersAttention, default_attention, sdpa_attention
-from .cache import VideoCache
+from .kv_cache import VideoCache
 from .transformer import Hooks, Prediction, UniViGU
 
 __all__ = ["Hooks", "Prediction", "UniViGU", "VideoCache", "XformersAttention", "default_attention", "sdpa_attention"]

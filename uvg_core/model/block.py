@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from .attention import Attention
-from .cache import VideoCache
+from .kv_cache import VideoCache
 from .modulation import Modulate, Modulation, block_modulations, modulate
 from .rope import Rotate, rotate_both_in_place, rotate_in_place
 

@@ -19,12 +19,12 @@ from ..config import ModelConfig
 from ..errors import UniViGUError
 from .attention import Attention, default_attention
 from .block import Call, JointBlock, Kept, Streams
-from .cache import VideoCache
 from .embed import time_features
 from .heads import TextHead, VideoHead
+from .kv_cache import VideoCache
+from .memory import video_tokens
 from .modulation import Modulate, modulate
 from .rope import Rotate, rotate, rotate_in_place, text_rotations, turns, video_rotations
-from .sizes import video_tokens
 
 
 class Prediction(NamedTuple):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..flow.text import NOT_FINITE
-from ..streams import TextStream, VideoStream, steps_of
+from ..flow.discrete import NOT_FINITE
+from .denoiser import Predictor
 from .finite import FiniteCheck
-from .predict import Predictor
+from .streams import TextStream, VideoStream, steps_of
 
 SOLVERS = ("euler", "heun")
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codec.text import Tokenizer, blanks
 from ..errors import UniViGUError
+from ..media.text import Tokenizer, blanks
 from ..model import UniViGU
-from .likelihood import caption_likelihood
+from .jobs import video_to_text
 from .loop import State
-from .modes import video_to_text
+from .rank import caption_likelihood
 from .video_cache import CachePolicy
 
 MAX_COMBINATIONS = 16

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..flow.continuous import euler_step
+from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood
 from ..flow.embedding import nearest_tokens
-from ..flow.text import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood
 from ..flow.time import sigma_from_tau
-from ..flow.video import euler_step
 
 # From this probability on a word counts as known, for ``stop_when_stable``.
 SURE = 0.9

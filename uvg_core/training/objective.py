@@ -15,15 +15,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..flow.continuous import interpolate, velocity_target
+from ..flow.discrete import MixturePath, token_log_likelihood
 from ..flow.embedding import embed_tokens, rounding_logits
-from ..flow.text import MixturePath, token_log_likelihood
 from ..flow.time import model_time_from_sigma, tau_from_sigma
-from ..flow.video import interpolate, velocity_target
 from ..model import UniViGU
 from ..model.block import Call, Streams
 from ..model.transformer import Hooks
 from .config import Loss
-from .jobs import Batch
+from .plan import Batch
 
 # The generalised KL's rate kappa' / (1 - kappa) grows without bound towards the words' end of the path.
 LATEST_TAU = 0.99

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,21 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codec.latents import LatentCodec
+from ..data.folder import TextLimits, survey
+from ..data.shards import Encoders, Shards, build_shards, shard_clips
+from ..data.sources import FolderSource, Source, plugged_in
 from ..errors import UniViGUError
-from ..parts import Parts
+from ..media.vae import LatentCodec
+from ..pipeline.components import Parts
 from ..progress import Report
-from . import keeping
+from . import checkpoints
 from .config import TrainConfig, load_config
-from .folder import TextLimits, survey
-from .network import require_peft, require_vocabulary, starting_facts, starting_network
 from .objective import plain_attention
 from .optimizers import require_bitsandbytes, require_muon
-from .shards import Encoders, Shards, build_shards, shard_clips
-from .sources import FolderSource, Source, WorldSource
+from .start import require_peft, require_vocabulary, starting_facts, starting_network
 from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, is_sharded, require_whole_weights
-
-_WORLDS = re.compile(r"worlds:(\d+)")
 
 
 def train(
@@ -93,7 +90,7 @@ def train(
 def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_changes: bool) -> None:
     """Raise UniViGUError for what would end the run after hours of preparing its data."""
     accept = (lambda _: None) if accept_changes else None
-    keeping.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
+    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
     if config.trains == "lora":
         require_peft()
     if config.optimizer.kind == "adamw8bit":
@@ -139,16 +136,9 @@ def open_data(
 def make_source(config: TrainConfig, parts: Parts, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
-    worlds = _WORLDS.fullmatch(config.data)
-    if worlds:
-        if run.height != run.width or run.frames != round(2 * run.fps) + 1:
-            raise UniViGUError(
-                f"{config.model}: its clips are {run.width}x{run.height}, {run.frames} frames at {run.fps:g} fps; "
-                "little worlds are square and last two seconds. Train on a folder of clips"
-            )
-        return WorldSource(
-            int(worlds[1]), side=run.height, frames=run.frames, seed=config.seed, pairs=config.two_objects
-        )
+    other = plugged_in(config.data, config, run)
+    if other is not None:
+        return other
     usual = TextLimits.of(run)
     found = survey(
         config.data,

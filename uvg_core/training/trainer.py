@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config import CheckpointConfig
+from ..data.shards import Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
-from . import keeping
+from . import checkpoints
 from .config import TrainConfig
-from .diary import Diary, Entry
-from .jobs import Batch, Collator, Lot, Order, draw, stream_of
-from .network import choose_trainable, save_lora, save_network
+from .metrics import Diary, Entry
 from .objective import Objective
 from .optimizers import make_optimizers, rate_at
-from .shards import Shards
+from .plan import Batch, Collator, Lot, Order, draw, stream_of
+from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
 
@@ -253,7 +253,7 @@ class Trainer:
         told = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
         if self.save is not None:
             return UniViGUError(f"{told}anything. Look at the clips, or lower the learning rate")
-        last = keeping.newest(self.config.out_folder)
+        last = checkpoints.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         return UniViGUError(
             f"{told}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and go "
@@ -332,7 +332,7 @@ class Trainer:
     def _begin(self, resume: bool, accept_changes: bool) -> None:
         folder = self.config.out_folder
         accept = self.say if accept_changes else None
-        last = keeping.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
+        last = checkpoints.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
         self._require_same_start(last)
         self._prepare(folder)
         if last is None:
@@ -345,11 +345,11 @@ class Trainer:
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
-        keeping.load(last, self.accelerator)
+        checkpoints.load(last, self.accelerator)
         for optimizer, groups in zip(self.optimizers, settings, strict=True):  # this run's, not the checkpoint's
             for group, values in zip(optimizer.param_groups, groups, strict=True):
                 group.update(values)
-        self.step = keeping.step_of(last)
+        self.step = checkpoints.step_of(last)
         self._kept = last
         if self.diary is not None:
             self.diary.rewind(self.step)
@@ -357,7 +357,7 @@ class Trainer:
 
     def _require_same_start(self, last: Path | None) -> None:
         """Raise UniViGUError where the processes do not see the same checkpoint: each would go its own way."""
-        step = -1 if last is None else keeping.step_of(last)
+        step = -1 if last is None else checkpoints.step_of(last)
         found = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
         if len(set(found)) > 1:
             raise UniViGUError(
@@ -367,7 +367,7 @@ class Trainer:
 
     def _prepare(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
-            keeping.prepare(folder)
+            checkpoints.prepare(folder)
         self.accelerator.wait_for_everyone()
 
     def _checkpoint(self) -> Path | None:
@@ -375,7 +375,7 @@ class Trainer:
         config = self.config
         if self.save is not None:
             return None
-        if self._kept is not None and keeping.step_of(self._kept) == self.step:
+        if self._kept is not None and checkpoints.step_of(self._kept) == self.step:
             return self._kept  # writing it again would put the only copy at risk
         told = {
             "step": self.step,
@@ -383,7 +383,7 @@ class Trainer:
             "data": self.data.fingerprint,
             "config": config.to_dict(),
         }
-        self._kept = keeping.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
+        self._kept = checkpoints.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
         return self._kept
 
     def learnt(self) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def pretended(card: str) -> Iterator[None]:
         def replace(place: Any, name: str, new: Any) -> None:
             inside.enter_context(mock.patch.object(place, name, new))
 
-        loading = pack_module("nodes.bridge.loading")
+        loading = pack_module("nodes.comfy.loading")
         one_pass = loading.pass_bytes
         replace(comfy.utils, "calculate_parameters", lambda *args, **kwargs: RELEASED)
         replace(loading, "pass_bytes", lambda _, **sizes: one_pass(core.ModelConfig(), **sizes))
@@ -105,7 +105,7 @@ def dtypes(
     for card in cards or list(CARDS):
         for kind in kinds or list(made):
             path = made[kind]
-            for weight_dtype in weight_dtypes or list(pack_module("nodes.bridge.loading").WEIGHT_DTYPES):
+            for weight_dtype in weight_dtypes or list(pack_module("nodes.comfy.loading").WEIGHT_DTYPES):
                 with pretended(card):
                     model = bridge.load_network(path, weight_dtype, None)
                 layer = model.model.diffusion_model.blocks[0].ffn[0]
@@ -148,8 +148,8 @@ def computing_in_float16() -> Iterator[None]:
 def watched() -> Iterator[dict[str, Any]]:
     """What is said by the watch, which dtypes the passes had, and for how much memory was asked within runs."""
     found: dict[str, Any] = {"said": [], "passes": [], "memory": []}
-    precision = pack_module("nodes.bridge.precision")
-    network = pack_module("nodes.bridge.network").HostedNetwork
+    precision = pack_module("nodes.comfy.precision")
+    network = pack_module("nodes.comfy.network").HostedNetwork
     real_forward, real_load = network.forward, management.load_models_gpu
 
     def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ def overflow(folder: str, quantised: bool) -> dict[str, Any]:
 def check_in_float16() -> dict[str, Any]:
     """The losses of Check Uni-ViGU in a float16 that is too small, twice, beside those in float32."""
     path = too_wide(7, False)
-    evidence = pack_module("uvg_core.evidence")
+    evidence = pack_module("uvg_core.pipeline.evidence")
     g = torch.Generator().manual_seed(0)
     sizes = bridge.config_of(bridge.load_network(path, "fp32", None))
     told = {kind: torch.randn(1, 7, sizes.text_dim, generator=g) for kind in pack_module("uvg_core.config").TEXT_STATES}
@@ -269,7 +269,7 @@ def same(a: Any, b: Any) -> bool:
 
 def squeezed() -> dict[str, Any]:
     """A file in two bytes a number on cards of several sizes, beside what ``convert`` makes of it."""
-    made, loading = files(), pack_module("nodes.bridge.loading")
+    made, loading = files(), pack_module("nodes.comfy.loading")
     said: dict[str, int] = {}
 
     def loaded(card: str, choice: str = "default") -> Any:
@@ -289,7 +289,7 @@ def squeezed() -> dict[str, Any]:
     one, other = small.model.state_dict(), converted.model.state_dict()
     differ = [name for name in one.keys() | other.keys() if not same(one.get(name), other.get(name))]
     lines: list[str] = []
-    saving = pack_module("nodes.bridge.saving")
+    saving = pack_module("nodes.comfy.saving")
     small.load_device = torch.device("cpu")
     with mock.patch.object(saving.log, "warning", lambda text, *args: lines.append(text)):
         bridge.save_checkpoint(model_folder() / "saved.safetensors", small, None, None, None, lambda *_: None)
@@ -302,7 +302,7 @@ def squeezed() -> dict[str, Any]:
 
 def float16_stays() -> dict[str, Any]:
     """Runs in float16 of a network that it is large enough for, and of one that it is not with a patch on it."""
-    precision = pack_module("nodes.bridge.precision")
+    precision = pack_module("nodes.comfy.precision")
     path = checkpoint("fits_float16", torch.float16)
     looks: list[int] = []
     real = precision.Float16Watch.wants

@@ -84,7 +84,7 @@ def on_card(memory: float = 80e9) -> Iterator[Any]:
 
 def released(card: Any, blocks: int = BLOCKS, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
     """A MODEL at the released width, as core's loaders would hand it over; its weights lie on the CPU, untouched."""
-    model_module = pack_module("nodes.bridge.model")
+    model_module = pack_module("nodes.comfy.model")
     known = model_module.UniViGUConfig({"image_model": "wan2.1", "model_type": "t2v", "dim": 1536})
     known.set_inference_dtype(dtype, None)
     config = core.ModelConfig(num_layers=blocks, **{"latent_space": "raw", **changes})
@@ -204,7 +204,7 @@ def launches() -> dict[str, Any]:
             sizes = {name: getattr(config, name) for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "num_heads")}
             network = comfy.ldm.wan.model.WanModel(model_type="t2v", out_dim=16, num_layers=blocks, **sizes, **made)
         else:
-            network = pack_module("nodes.bridge.network").HostedNetwork(config, **made)
+            network = pack_module("nodes.comfy.network").HostedNetwork(config, **made)
         network = card.takes(network).eval()
         x = torch.empty(1, *SIZE, device="cuda", dtype=torch.bfloat16)
         context = torch.empty(1, 512, 4096, device="cuda", dtype=torch.bfloat16)

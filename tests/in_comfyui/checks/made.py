@@ -15,7 +15,7 @@ from torch import Tensor
 from worker import node_class, pack_module
 
 core = pack_module("uvg_core")
-bridge = pack_module("nodes.bridge")
+bridge = pack_module("nodes.comfy")
 TINY = {"dim": 64, "ffn_dim": 96, "num_heads": 2, "num_layers": 3, "text_dim": 20, "freq_dim": 32, "vocab_size": 31}
 EMBEDDED = bridge.EMBEDDED
 WAN_SIZES = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "freq_dim")

@@ -71,7 +71,7 @@ def fused_kernels() -> dict[str, float]:
     """What stands in for the network's own on CUDA, here by the same package's plain code."""
     g = torch.Generator().manual_seed(4)
     x, parts = torch.randn(2, 7, 64, generator=g), torch.randn(3, 2, 1, 64, generator=g)
-    hosted, rope = pack_module("nodes.bridge.network"), pack_module("uvg_core.model.rope")
+    hosted, rope = pack_module("nodes.comfy.network"), pack_module("uvg_core.model.rope")
     modulation = hosted.Modulation(*parts)
     norm = torch.nn.LayerNorm(64, 1e-6, elementwise_affine=False)
     found = {"modulate": distance(hosted._fused_modulate(norm, x, modulation), hosted.modulate(norm, x, modulation))}

@@ -437,7 +437,7 @@ def dangling_links() -> bool:
 
 def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
-    text = pack_module("uvg_core.codec.text")
+    text = pack_module("uvg_core.media.text")
     path = bridge.checkpoint_path(bridge.EMBEDDED)
     weights = {k: v.float() for k, v in core.checkpoint.read_part(path, keys.ENCODER_PREFIX).items()}
     found = {}
@@ -690,7 +690,7 @@ def checked() -> dict[str, Any]:
     runs, and what is written into its file."""
     right, clip, vae = load_embedded()
     wrong = load_embedded(latent_space="raw")[0]
-    pack_module("uvg_core.check").thoroughness = lambda large: {"draws": 2, "at_once": 8}
+    pack_module("uvg_core.pipeline.check").thoroughness = lambda large: {"draws": 2, "at_once": 8}
     judged, report = run("UniViGUCheck", model=wrong, clip=clip, vae=vae)
     (positive,) = run("UniViGUTextEncode", clip=clip, text=SAMPLE)
     (negative,) = run("UniViGUTextEncode", clip=clip, text="")
@@ -705,7 +705,7 @@ def checked() -> dict[str, Any]:
 
     # Neither is loaded now: what Check has found is put on the model only as it is.
     comfy.model_management.unload_all_models()
-    training, showing = pack_module("nodes.bridge.training"), pack_module("nodes.bridge.showing")
+    training, showing = pack_module("nodes.comfy.training"), pack_module("nodes.comfy.showing")
     pixels = (255 * torch.rand(1, 9, 48, 48, 3, generator=torch.Generator().manual_seed(0))).byte()
     encode = [training._encoders(m, clip, vae, m.model.run_facts).latent(pixels) for m in (judged, right)]
     with mock.patch.object(latent_preview, "get_previewer", lambda device, space: previews.append(type(space))):

@@ -142,7 +142,7 @@ def cancelled(folder: str, trains: str) -> dict[str, Any]:
             comfy.model_management.interrupt_current_processing(True)
 
     kept = PromptServer.instance.send_progress_text
-    progress = pack_module("nodes.bridge").Progress
+    progress = pack_module("nodes.comfy").Progress
     throttled = progress.text
     progress.text = lambda self, text, last=False: throttled(self, text, last=True)  # every one of them
     PromptServer.instance.send_progress_text = show
@@ -205,7 +205,7 @@ def on_a_lora() -> dict[str, float]:
     pair = {f"{name}.lora_A.weight": torch.ones(1, 64), f"{name}.lora_B.weight": torch.ones(96, 1)}
     comfy.utils.save_torch_file(pair, str(lora))
     (patched, _) = run("UniViGULoraLoader", model=model, lora=lora.name, strength_video=1.0, strength_text=0.5)
-    training = pack_module("nodes.bridge.training")
+    training = pack_module("nodes.comfy.training")
     config = replace(pack_module("nodes.training").Settings(**SETTINGS).config(), device="cpu")
     before = weights(model)
     with torch.inference_mode(False):
@@ -272,7 +272,7 @@ def wrong_use(folder: str, broken: str) -> dict[str, str]:
     output_folders()
     parts = load_embedded()
     videos, prompts, details, _ = clips = load(parts, folder)
-    training = pack_module("nodes.bridge.training")
+    training = pack_module("nodes.comfy.training")
     source = {path.stem: InputImpl.VideoFromFile(str(path)) for path in Path(broken).glob("*.mp4")}
     other = bridge.load_network(checkpoint("another_one", torch.float32), "default", None)
 
@@ -326,7 +326,7 @@ def breaks_off(folder: str) -> dict[str, Any]:
     output_folders()
     parts = load_embedded()
     clips = load(parts, folder)
-    training = pack_module("nodes.bridge.training")
+    training = pack_module("nodes.comfy.training")
     encoded, save = training._encoded, bridge.save_checkpoint
     found: dict[str, Any] = {}
 

@@ -1,0 +1,117 @@
+"""What ``check`` needs of ComfyUI: a MODEL's losses, a CLIP's states of both kinds, and a verdict put on a MODEL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...uvg_core.config import TEXT_STATES
+from ...uvg_core.errors import UniViGUError
+from ...uvg_core.media.text import as_plain_t5
+from ...uvg_core.pipeline.evidence import Predict, Sample, Verdict, weigh
+from .conditioning import tokenizer_of
+from .model import RawWan, UniViGUModel
+from .network import HostedNetwork, config_of, run_facts
+from .precision import all_finite
+from .sampling import GuidedNetwork, run_on_clip
+
+try:
+    from comfyui_version import __version__ as COMFYUI
+except ImportError:
+    COMFYUI = "unknown"
+
+
+def size_of(model: Any) -> int:
+    """Bytes of MODEL's weights."""
+    return int(model.model_size())
+
+
+def conditions_by_states(clip: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Prompt conditions ``[K,S,E]`` on the CPU by kind of text states, from one umT5 that is loaded once.
+
+    Raises UniViGUError for another CLIP, and for one that was loaded with the release's states: it lacks the position
+    biases that umT5 needs."""
+    tokenizer_of(clip)
+    encoder = clip.cond_stage_model.umt5xxl
+    if not encoder.zero_out_masked:
+        raise UniViGUError(
+            "found a CLIP that was loaded with text_states release; expected umT5, from which both kinds are computed: "
+            "set text_states of Load Uni-ViGU to umT5 for the check"
+        )
+
+    def states() -> Tensor:
+        return torch.cat([clip.encode_from_tokens(clip.tokenize(text)).float().cpu() for text in texts])
+
+    found = {TEXT_STATES[0]: states()}
+    try:
+        encoder.zero_out_masked = False
+        with as_plain_t5(encoder.transformer):
+            found[TEXT_STATES[1]] = states()
+    finally:
+        encoder.zero_out_masked = True
+    return found
+
+
+def weigh_model(
+    model: Any, samples: Sequence[Sample], null: Tensor | None, watch: Callable[[int, int], object], **options: int
+) -> Verdict:
+    """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
+    found: list[Verdict] = []
+
+    def job(network: GuidedNetwork, noise: Tensor, clean: Tensor) -> Tensor:
+        host, device = network.hosted, clean.device
+        there = [
+            Sample(
+                one.name,
+                one.raw.to(device),
+                one.ids,
+                {kind: states.to(device) for kind, states in one.told.items()},
+                {kind: states.to(device) for kind, states in one.untold.items()},
+            )
+            for one in samples
+        ]
+        model.model.float16.start(model.model)
+        predict = [_predictor(host, model.model, rounding) for rounding in ("none", "bfloat16")]
+        found.append(weigh(*predict, there, null=null, watch=watch, **options))
+        return clean
+
+    run_on_clip(model, job, samples[0].raw, seed=0, text_length=max(len(one.ids) for one in samples))
+    return found[0]
+
+
+def _predictor(host: HostedNetwork, inner: UniViGUModel, rounding: str) -> Predict:
+    config = replace(host.config, time_rounding=rounding)
+
+    def predict(video: Tensor, ids: Tensor, mask: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        kept, host.config = host.config, config
+        try:
+            dtype = inner.get_dtype_inference()
+            found = host(video.to(dtype), time, condition.to(dtype), {}, text_tokens=ids, text_mask=mask)
+            if dtype == torch.float16 and not all_finite(found):
+                inner.float16.widen(inner, tuple(video.shape))
+                found = host(video.float(), time, condition.float(), {}, text_tokens=ids, text_mask=mask)
+        finally:
+            host.config = kept
+        assert isinstance(found, Tensor)
+        return found
+
+    return predict
+
+
+def with_verdict(model: Any, verdict: Verdict, version: str) -> Any:
+    """A clone of MODEL that runs as was found, and is saved so. Text states are the CLIP's: its loader sets them."""
+    config, run = verdict.applied(config_of(model), run_facts(model), version)
+    judged = model.clone()
+    judged.add_object_patch("diffusion_model.config", config)
+    judged.add_object_patch("run_facts", run)
+    if config.latent_space != config_of(model).latent_space:
+        formats = {"raw": RawWan, "normalised": comfy.latent_formats.Wan21}
+        judged.add_object_patch("latent_format", formats[config.latent_space]())
+    return judged

@@ -1,0 +1,246 @@
+"""Our network behind the signature that ComfyUI calls, open to the patches that plain Wan accepts.
+
+Legend: B batch, C latent channels, F H W latent frames, height, width, V video and T text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.common_dit
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.quant_ops
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ...uvg_core.config import ModelConfig, RunConfig
+from ...uvg_core.errors import UniViGUError
+from ...uvg_core.model import Hooks, UniViGU
+from ...uvg_core.model.block import Call, Streams
+from ...uvg_core.model.modulation import Modulation, modulate
+from ...uvg_core.model.rope import rotate
+from ...uvg_core.sampling.jobs import as_text_content
+
+
+class HostedNetwork(UniViGU):
+    """Our network behind the signature that ComfyUI calls, open to the patches that plain Wan accepts.
+
+    Of what patches see, ``img`` is the video's tokens ``[B,V,D]`` as in plain Wan; ``uvg_text`` beside it is the text
+    stream's ``[B,T,D]``, for those who know about it.
+    """
+
+    def __init__(self, config: ModelConfig, *, device: Any, dtype: torch.dtype, operations: Any) -> None:
+        super().__init__(config, operations=operations, attention=optimized_attention, device=device, dtype=dtype)
+        self.dtype = dtype
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor | list[Tensor],
+        timestep: Tensor | tuple[Tensor, Tensor],
+        context: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | list[Tensor]:
+        options = {} if transformer_options is None else transformer_options
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._forward,
+            self,
+            comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options),
+        ).execute(x, timestep, context, options, **kwargs)
+
+    def _forward(
+        self,
+        x: Tensor | list[Tensor],
+        timestep: Tensor | tuple[Tensor, Tensor],
+        context: Tensor | None,
+        options: dict[str, Any],
+        *,
+        text_tokens: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        text_stream: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> Tensor | list[Tensor]:
+        """Where the text comes from, in this order: a run of our samplers (``text_stream``), the second stream of a
+        nested latent, the tokens of the conditioning (held clean), nowhere (plain Wan)."""
+        nested = not isinstance(x, Tensor)
+        video = x[0] if nested else x
+        time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
+        text: Tensor | None = None
+        want_velocity, want_logits, mask, cache = True, nested, None, None
+        video_clean: bool | None = None
+        if text_stream is not None:
+            cache, video_clean = text_stream.get("cache"), text_stream.get("video_clean")
+            text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
+            want_velocity, want_logits = text_stream["want_velocity"], text_stream["logits_rows"]
+        elif nested:
+            text = x[1].transpose(1, 2)
+        elif text_tokens is not None:
+            text, mask, time_text = self.clean_text(text_tokens), text_mask, torch.zeros_like(time_video)
+        if context is None:
+            context = video.new_zeros(video.shape[0], 1, self.config.text_dim)
+
+        size = video.shape[2:]
+        padded = comfy.ldm.common_dit.pad_to_patch_size(video, self.config.patch_size)
+        options["grid_sizes"] = tuple(n // p for n, p in zip(padded.shape[2:], self.config.patch_size, strict=True))
+        velocity, logits = super().forward(
+            padded,
+            text,
+            time_video.flatten(),
+            time_text.flatten(),
+            context,
+            mask,
+            want_velocity=want_velocity,
+            want_logits=want_logits,
+            cache=cache,
+            hooks=_hooks(self, padded, options),
+            video_clean=video_clean,
+        )
+        if text_stream is not None:
+            text_stream["logits"] = logits
+        velocity = torch.zeros_like(video) if velocity is None else velocity[:, :, : size[0], : size[1], : size[2]]
+        return [velocity, logits.transpose(1, 2)] if nested else velocity
+
+    def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows of E, wherever its weights lie; in float32 where nothing else is asked for, since E may be stored in
+        fp8, which cannot be indexed on every device."""
+        return self.token_embedding(tokens, out_dtype=dtype or torch.float32)
+
+    def clean_text(self, tokens: Tensor) -> Tensor:
+        """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
+        flow."""
+        return as_text_content(self, tokens, checked=True)
+
+
+def weights_of(config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a network, without their values: what a loaded one shows depends on how it is stored."""
+    return UniViGU(config, attention=optimized_attention, device="meta").state_dict()
+
+
+def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
+    """ComfyUI's patches for one forward pass, under the names that plain Wan gives them."""
+    patches = options.get("patches", {})
+    replaced = options.get("patches_replace", {}).get("dit", {})
+    after_attention = patches.get("attn1_patch", [])
+    after_block = patches.get("double_block", [])
+    rope = options.get("rope_options") or {}
+    options["total_blocks"] = len(network.blocks)
+    options["block_type"] = "double"
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        return optimized_attention(q, k, v, heads=heads, mask=mask, transformer_options=options)
+
+    def attend_patched(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+        out = attend(q, k, v, heads, mask)
+        for patch in after_attention:
+            seen = {"q": q.unflatten(-1, (heads, -1)), "k": k.unflatten(-1, (heads, -1))}
+            out = patch({"x": out, **seen, "transformer_options": options})
+        return out
+
+    def around(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+        options["block_index"] = index
+        replacement = replaced.get(("double_block", index))
+        out = run(call) if replacement is None else _replaced(replacement, run, call, options)
+        for patch in after_block:
+            seen = {
+                "img": out.video,
+                "uvg_text": out.text,
+                "x": x,
+                "vec": call.e.video,
+                "block_index": index,
+                "img_offset": 0,
+                "transformer_options": options,
+            }
+            changed = patch(seen)
+            out = Streams(changed["img"], changed.get("uvg_text", out.text))
+        return out
+
+    return Hooks(
+        attention=attend_patched if after_attention else attend,
+        cross_attention=attend,
+        block=around,
+        text_alone=not (replaced or after_attention or after_block),
+        in_place=not (replaced or after_block),  # else somebody looks at what goes into a block
+        rotate=rotate if comfy.model_management.in_training else _rotate,
+        modulate=_fused_modulate if x.is_cuda and not comfy.model_management.in_training else modulate,
+        scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in "tyx"),
+        shift=tuple(rope.get(f"shift_{axis}", 0.0) for axis in "tyx"),
+    )
+
+
+def _fused_modulate(norm: torch.nn.LayerNorm, x: Tensor, modulation: Modulation) -> Tensor:
+    """``modulate`` by comfy-kitchen, one kernel in place of three; elsewhere than on CUDA, and where it has none, the
+    plain way, which core's Wan takes too."""
+    fused = getattr(comfy.quant_ops.ck, "adaln", None)
+    if fused is None or not x.numel():
+        return modulate(norm, x, modulation)
+    out: Tensor = fused(x, modulation.scale, modulation.shift, norm.eps)
+    return out
+
+
+def _rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
+    """``rotate`` by core's kernels (one pass on CUDA), under the names that plain Wan and the half-split models use:
+    written over ``x``, which may be a part of a tensor, or where there is no kernel for that, not."""
+    kitchen, name = comfy.quant_ops.ck, "apply_rope1" if pairs == "interleaved" else "apply_rope_split_half1"
+    turn = getattr(kitchen, name, None)
+    if turn is None:  # an older comfy-kitchen
+        return rotate(x, rotations, heads, pairs)
+    split, known = x.unflatten(-1, (heads, -1)), rotations[None, :, None]
+    over = getattr(kitchen, f"{name}_", None)
+    if over is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        over(split, known)
+        return x
+    turned: Tensor = turn(split, known)
+    return turned.flatten(-2)
+
+
+def _replaced(patch: Any, run: Callable[[Call], Streams], call: Call, options: dict[str, Any]) -> Streams:
+    """One block through a ``patches_replace`` function, which may call the block or not."""
+
+    def original(args: dict[str, Any]) -> dict[str, Any]:
+        x = Streams(args["img"], args.get("uvg_text", call.x.text))
+        e = Streams(args.get("vec", call.e.video), call.e.text)
+        out = run(call._replace(x=x, e=e, context=args.get("txt", call.context)))
+        return {"img": out.video, "uvg_text": out.text}
+
+    args = {
+        "img": call.x.video,
+        "uvg_text": call.x.text,
+        "txt": call.context,
+        "vec": call.e.video,
+        "pe": call.rotations.video,
+        "transformer_options": options,
+    }
+    out = patch(args, {"original_block": original})
+    return Streams(out["img"], out.get("uvg_text", call.x.text))
+
+
+def run_facts(carrier: Any) -> RunConfig:
+    """The recipe that a MODEL or CLIP carries, from our loader or core's; the released model's if the file has none."""
+    inner = carrier.tokenizer if hasattr(carrier, "tokenizer") else carrier.model
+    found = getattr(carrier, "object_patches", {}).get("run_facts")  # of Check Uni-ViGU
+    return found or getattr(inner, "run_facts", None) or RunConfig()
+
+
+def config_of(model: Any) -> ModelConfig:
+    """How the network inside a MODEL is run, by its file or by what Check Uni-ViGU has found."""
+    found: ModelConfig = model.object_patches.get("diffusion_model.config") or network_of(model).config
+    return found
+
+
+def latent_format_of(model: Any) -> Any:
+    """The latent space of a MODEL, by its file or by what Check Uni-ViGU has found, whether or not it is loaded."""
+    return model.get_model_object("latent_format")
+
+
+def network_of(model: Any) -> HostedNetwork:
+    """The network inside a MODEL. Raises UniViGUError when it is another one."""
+    network = model.model.diffusion_model
+    if not isinstance(network, HostedNetwork):
+        raise UniViGUError(
+            f"found a MODEL of another kind ({type(model.model).__name__}), expected a Uni-ViGU: only it has a text "
+            "stream. Load the checkpoint with Load Uni-ViGU"
+        )
+    return network

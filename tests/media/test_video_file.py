@@ -1,0 +1,666 @@
+"""Reading and writing video files. Every clip is made on the spot and tells by its gray levels which frame it is."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from tiny_worlds import one_world
+
+from recipes.worlds.world import BACKGROUNDS, COLOURS
+from uvg_core.errors import UniViGUError
+from uvg_core.media import video as video_file
+from uvg_core.media.video import find_clips, fit_pixels, probe, read_clip, write_video
+
+
+def numbered(count: int, *, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Clip whose left half tells the frame number modulo 12 and whose right half the dozens, in steps of 20."""
+    clip = torch.zeros(count, height, width, 3, dtype=torch.uint8)
+    for number in range(count):
+        clip[number, :, : width // 2] = 10 + 20 * (number % 12)
+        clip[number, :, width // 2 :] = 10 + 8 * (number // 12)
+    return clip
+
+
+def numbers(pixels: torch.Tensor) -> list[int]:
+    """Read the numbers back."""
+    left = pixels[:, :, 2 : pixels.shape[2] // 2 - 2].float().mean((1, 2, 3))
+    right = pixels[:, :, pixels.shape[2] // 2 + 2 : -2].float().mean((1, 2, 3))
+    return (((left - 10) / 20).round() + 12 * ((right - 10) / 8).round()).int().tolist()
+
+
+def make(
+    path: Path,
+    pixels: torch.Tensor,
+    *,
+    codec: str = "libx264",
+    layout: str = "yuv420p",
+    container: str | None = None,
+    options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
+    times: list[int] | None = None,
+    aspect: Fraction | None = None,
+) -> Path:
+    """Write a clip of 25 frames per second, or with ``times`` in milliseconds, in whatever form is asked for."""
+    _, height, width, _ = pixels.shape
+    with av.open(str(path), "w", format=container, options=muxer or {}) as file:
+        stream = file.add_stream(codec, rate=25, options=options or {"g": "12", "crf": "10"} if "264" in codec else {})
+        stream.width, stream.height, stream.pix_fmt = width, height, layout
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for number, picture in enumerate(pixels):
+            frame = av.VideoFrame(width, height, "rgb24")
+            plane = frame.planes[0]
+            memory = torch.frombuffer(plane, dtype=torch.uint8).view(height, plane.line_size)
+            memory[:, : 3 * width] = picture.reshape(height, -1)
+            frame = frame.reformat(format=layout)
+            frame.pts = times[number] if times else number
+            frame.time_base = Fraction(1, 1000) if times else Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("dozen") / "dozen.mp4", numbered(12))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Timestamps of all frames that get decoded."""
+    seen: list[int] = []
+    frames = video_file._Source.frames
+
+    def counting(self: video_file._Source):
+        for frame in frames(self):
+            seen.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_file._Source, "frames", counting)
+    return seen
+
+
+# ------------------------------------------------------------------------------------------- parts, rates, budgets
+
+
+def test_so_many_frames_a_second(dozen: Path) -> None:
+    clip = read_clip(dozen, frames=4, height=32, width=32, fps=12.5)
+    assert numbers(clip.pixels) == [0, 2, 4, 6]
+    assert "4 of 12 frames, retimed from 25 to 12.5 fps" in clip.note
+    longer = read_clip(dozen, frames=8, height=32, width=32, fps=12.5)
+    assert numbers(longer.pixels) == [0, 2, 4, 6, 8, 10, 11, 11]
+    assert "the last one repeated" in longer.note
+
+
+def test_a_part_of_a_clip(dozen: Path) -> None:
+    part = read_clip(dozen, frames=4, height=32, width=32, start=0.16, seconds=0.16)
+    assert numbers(part.pixels) == [4, 5, 6, 7]
+    assert "the part from 0.2 s of 0.5 s" in part.note
+    assert numbers(read_clip(dozen, frames=2, height=32, width=32, start=0.2).pixels) == [5, 11]
+    with pytest.raises(UniViGUError, match=r"dozen\.mp4: no frames in the part from 3 s; the clip is 0\.48 s long"):
+        read_clip(dozen, frames=2, height=32, width=32, start=3)
+
+
+def test_a_budget_repeats_no_frame(dozen: Path) -> None:
+    """Of 12 frames, 9 are the most that make 4n+1; a rate above the clip's own gives the clip's own."""
+    assert len(read_clip(dozen, frames=81, height=32, width=32, at_most=True).pixels) == 9
+    assert len(read_clip(dozen, frames=5, height=32, width=32, at_most=True).pixels) == 5
+    slow = read_clip(dozen, frames=81, height=32, width=32, fps=12.5, at_most=True)
+    assert numbers(slow.pixels) == [0, 2, 4, 6, 8]
+    fast = read_clip(dozen, frames=81, height=32, width=32, fps=50, at_most=True)
+    assert numbers(fast.pixels) == list(range(9))
+    assert "9 of 12 frames at the clip's own 25 fps" in fast.note
+    assert len(read_clip(dozen, frames=81, height=32, width=32, seconds=0.1, at_most=True).pixels) == 1
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, 2000.0])
+def test_impossible_rates(dozen: Path, fps: float) -> None:
+    with pytest.raises(UniViGUError, match="expected a number above 0"):
+        read_clip(dozen, frames=4, height=32, width=32, fps=fps)
+
+
+def test_frames_in_memory_are_fitted_alike() -> None:
+    pixels, note = fit_pixels(numbered(12, height=64, width=96), frames=81, height=32, width=32, at_most=True)
+    assert pixels.shape == (9, 32, 32, 3)
+    assert note == "images: 9 of 12 frames, evenly over the batch; 96x64 resized to 48x32, cropped to 32x32"
+    timed, note = fit_pixels(numbered(12), frames=4, height=32, width=32, rate=24.0, fps=12.0)
+    assert numbers(timed) == [0, 2, 4, 6]
+    assert "retimed from 24 to 12 fps" in note
+    with pytest.raises(UniViGUError, match="no frame rate"):
+        fit_pixels(numbered(12), frames=4, height=32, width=32, fps=12.0)
+    with pytest.raises(UniViGUError, match=r"\[0, 32, 32, 3\]"):
+        fit_pixels(numbered(0), frames=4, height=32, width=32)
+
+
+# ------------------------------------------------------------------------------------------------- which frames
+
+
+def test_all_frames_come_back_in_order(dozen: Path) -> None:
+    clip = read_clip(dozen, frames=12, height=32, width=32)
+    assert numbers(clip.pixels) == list(range(12))
+    assert clip.pixels.dtype == torch.uint8
+    assert clip.pixels.shape == (12, 32, 32, 3)
+    assert clip.pixels.is_contiguous()
+    assert (clip.info.frames, clip.info.width, clip.info.height) == (12, 32, 32)
+    assert clip.info.fps == pytest.approx(25)
+    assert clip.info.duration == pytest.approx(0.48)
+    assert clip.note == "dozen.mp4: 12 of 12 frames, evenly over 0.5 s (25 fps); 32x32"
+
+
+@pytest.mark.parametrize("frames", [2, 5, 9, 11])
+def test_frames_are_evenly_spread_from_first_to_last(dozen: Path, frames: int) -> None:
+    found = numbers(read_clip(dozen, frames=frames, height=32, width=32).pixels)
+    assert (found[0], found[-1]) == (0, 11)
+    assert all(abs(number - 11 * k / (frames - 1)) < 1 for k, number in enumerate(found))
+
+
+def test_one_frame_is_the_first(dozen: Path) -> None:
+    assert numbers(read_clip(dozen, frames=1, height=32, width=32).pixels) == [0]
+
+
+def test_a_short_clip_repeats_frames_and_says_so(tmp_path: Path) -> None:
+    clip = read_clip(make(tmp_path / "three.mp4", numbered(3)), frames=9, height=32, width=32)
+    found = numbers(clip.pixels)
+    assert found == sorted(found)
+    assert set(found) == {0, 1, 2}
+    assert "9 frames out of only 3, some repeated" in clip.note
+
+
+def test_a_varying_rate_is_spread_over_time_not_over_frames(tmp_path: Path) -> None:
+    # Ten quick frames, then one that stays for nine tenths of the clip, then the last.
+    times = [10 * number for number in range(11)] + [1000]
+    path = make(tmp_path / "varying.mkv", numbered(12), times=times)
+    clip = read_clip(path, frames=11, height=32, width=32)
+    assert numbers(clip.pixels) == [0, *[10] * 9, 11]
+    assert clip.info.fps == pytest.approx(11)
+
+
+FORMS = {
+    "matroska.mkv": {},
+    "live.mkv": {"muxer": {"live": "1"}},  # neither length nor index
+    "stream.ts": {},  # starts at 0.08 s or later
+    "raw.h264": {"container": "h264"},  # no timestamps at all
+    "plain.avi": {"codec": "mpeg4", "options": {"qscale": "2"}},
+    "h264.avi": {},  # B-frames whose order AVI cannot tell
+    "fragments.mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
+    "flash.flv": {},
+    "vp8.webm": {"codec": "libvpx", "options": {"crf": "4", "b": "2M"}},
+    "programme.mpg": {"codec": "mpeg2video"},
+    "ten_bits.mkv": {"layout": "yuv420p10le"},
+    "rgba.mkv": {"codec": "ffv1", "layout": "bgra"},
+    "gray.mkv": {"codec": "ffv1", "layout": "gray"},
+    "full_range.avi": {"codec": "mjpeg", "layout": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_gives_the_right_frames(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / name, numbered(24), **FORMS[name])
+    clip = read_clip(path, frames=24, height=32, width=32)
+    assert numbers(clip.pixels) == list(range(24))
+    assert clip.info.frames == 24
+    assert clip.info.duration == pytest.approx(0.96, abs=0.05)
+    looked = probe(path)
+    assert (looked.width, looked.height, looked.rotation) == (32, 32, 0)
+    assert looked.frames == pytest.approx(24, abs=1)
+    assert looked.duration == pytest.approx(0.96, abs=0.05)
+
+
+def test_a_late_start_time_changes_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "late.mkv", numbered(12), times=[5000 + 40 * number for number in range(12)])
+    clip = read_clip(path, frames=12, height=32, width=32)
+    assert numbers(clip.pixels) == list(range(12))
+    assert (clip.info.duration, probe(path).duration) == pytest.approx((0.48, 0.48))
+
+
+def test_gifs_move(tmp_path: Path) -> None:
+    blinks = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
+    blinks[5] = 255  # GIF has few colours: black and white it keeps
+    clip = read_clip(make(tmp_path / "blink.gif", blinks, codec="gif", layout="rgb8"), frames=8, height=16, width=16)
+    assert (clip.pixels.int() - blinks.int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "LA", "RGBA", "1"])
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_stills_are_single_frames(tmp_path: Path, mode: str, suffix: str) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    path = tmp_path / f"still.{suffix}"
+    pillow.new("RGB", (20, 16), (255, 255, 255)).convert(mode).save(path)
+    clip = read_clip(path, frames=5, height=16, width=16)
+    assert clip.info.frames == probe(path).frames == 1
+    assert clip.pixels.shape == (5, 16, 16, 3)
+    assert clip.pixels.min() >= 254
+    assert "a single frame, repeated 5 times" in clip.note
+
+
+# ---------------------------------------------------------------------------------------------------- what it costs
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.mkv", "long.ts"])
+def test_long_clips_are_read_from_keyframes(tmp_path: Path, decoded: list[int], name: str) -> None:
+    path = make(tmp_path / name, numbered(288), options={"g": "24", "crf": "20", "preset": "ultrafast"})
+    clip = read_clip(path, frames=5, height=32, width=32)
+    found = numbers(clip.pixels)
+    assert all(abs(number - 287 * k / 4) < 1 for k, number in enumerate(found))
+    assert len(decoded) <= 5 * (24 + 1)
+
+    decoded.clear()  # needed frames close together: no seeks, nothing decoded twice
+    assert numbers(read_clip(path, frames=288, height=32, width=32).pixels) == list(range(288))
+    assert len(decoded) == 288
+
+
+def test_a_container_that_seeks_wrongly_still_gives_the_right_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "long.mp4", numbered(96))
+    seek = video_file._Source.seek
+    for wrong in (lambda self, time: seek(self, 1 << 30), lambda self, time: False):
+        monkeypatch.setattr(video_file._Source, "seek", wrong)
+        found = numbers(read_clip(path, frames=3, height=32, width=32).pixels)
+        assert [abs(number - right) < 1 for number, right in zip(found, (0, 47.5, 95), strict=True)] == [True] * 3
+
+
+# ------------------------------------------------------------------------------------------------------ the picture
+
+
+def test_the_target_is_covered_and_cropped_in_the_centre(tmp_path: Path) -> None:
+    picture = torch.zeros(1, 32, 64, 3, dtype=torch.uint8)
+    picture[:, :, 16:48] = 200  # the centre square
+    path = make(tmp_path / "wide.mkv", picture, codec="ffv1", layout="bgr0")
+    clip = read_clip(path, frames=1, height=16, width=16)
+    assert clip.pixels[:, :, 1:-1].float().mean() == pytest.approx(200, abs=2)
+    assert clip.note.endswith("64x32 resized to 32x16, cropped to 16x16")
+
+
+def test_small_clips_are_enlarged_and_the_note_says_so(tmp_path: Path) -> None:
+    clip = read_clip(make(tmp_path / "tiny.mp4", numbered(2, height=16, width=16)), frames=2, height=40, width=24)
+    assert clip.pixels.shape == (2, 40, 24, 3)
+    assert "16x16 enlarged to 40x40, cropped to 24x40" in clip.note
+
+
+def test_fine_patterns_do_not_alias(tmp_path: Path) -> None:
+    checks = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    checks[:, ::2, ::2] = 255
+    checks[:, 1::2, 1::2] = 255
+    path = make(tmp_path / "checks.mkv", checks, codec="ffv1", layout="bgr0")
+    small = read_clip(path, frames=1, height=13, width=13).pixels.float()
+    assert small.mean() == pytest.approx(127.5, abs=3)
+    assert small.std() < 12
+
+
+def test_odd_sizes_and_extreme_shapes(tmp_path: Path) -> None:
+    path = make(tmp_path / "odd.mkv", numbered(3, height=7, width=33), codec="ffv1", layout="bgr0")
+    assert read_clip(path, frames=3, height=19, width=5).pixels.shape == (3, 19, 5, 3)
+
+
+def test_non_square_pixels_are_stretched(tmp_path: Path) -> None:
+    path = make(tmp_path / "anamorphic.mp4", numbered(2, height=32, width=16), aspect=Fraction(2, 1))
+    clip = read_clip(path, frames=2, height=32, width=32)
+    assert (clip.info.width, clip.info.height) == (32, 32)
+    assert numbers(clip.pixels) == [0, 1]
+
+
+def turned(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Copy an mp4 with the display matrix (a, b, c, d) that a phone would write."""
+    data = bytearray(source.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # version 0: the matrix lies 40 bytes into the payload
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rotation", "turns"),
+    [((0, 1, -1, 0), 90, -1), ((-1, 0, 0, -1), 180, 2), ((0, -1, 1, 0), 270, 1)],
+)
+def test_rotation_is_undone(tmp_path: Path, matrix: tuple[int, int, int, int], rotation: int, turns: int) -> None:
+    picture = torch.zeros(2, 32, 48, 3, dtype=torch.uint8)
+    picture[:, :16, :24] = torch.tensor([220, 50, 47], dtype=torch.uint8)  # red, upper left
+    picture[:, 16:, 24:] = 240  # white, lower right
+    plain = make(tmp_path / "plain.mp4", picture)
+    path = turned(plain, tmp_path / "phone.mp4", matrix)
+    right = torch.rot90(read_clip(plain, frames=2, height=32, width=48).pixels, turns, (1, 2))
+    clip = read_clip(path, frames=2, height=right.shape[1], width=right.shape[2])
+    assert torch.equal(clip.pixels, right)
+    assert (clip.info.rotation, clip.info.height, clip.info.width) == (rotation, *right.shape[1:3])
+    assert f"(turned by {rotation}°)" in clip.note
+    assert probe(path).rotation == rotation
+
+
+def test_mirrored_clips_are_unmirrored(tmp_path: Path, dozen: Path) -> None:
+    path = turned(dozen, tmp_path / "selfie.mp4", (-1, 0, 0, 1))
+    plain = read_clip(dozen, frames=2, height=32, width=32).pixels
+    assert torch.equal(read_clip(path, frames=2, height=32, width=32).pixels, plain.flip(2))
+
+
+def test_transparent_parts_become_black(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clear.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgra"
+        frame = av.VideoFrame(16, 16, "bgra")
+        memory = torch.frombuffer(frame.planes[0], dtype=torch.uint8).view(16, -1)[:, :64].view(16, 16, 4)
+        memory[...] = 255
+        memory[:, :8, 3] = 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    pixels = read_clip(tmp_path / "clear.mkv", frames=1, height=16, width=16).pixels
+    assert pixels[:, :, :8].max() == 0
+    assert pixels[:, :, 8:].min() == 255
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def test_colours_survive_a_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "colours.mp4"
+    colours = torch.tensor([*COLOURS.values(), *BACKGROUNDS.values()], dtype=torch.uint8)
+    write_video(path, colours[:, None, None].expand(-1, 16, 16, -1), 24)
+    back = read_clip(path, frames=len(colours), height=16, width=16)
+    assert (back.pixels.int() - colours[:, None, None].int()).abs().max() <= 4
+    with av.open(str(path)) as file:
+        context = file.streams.video[0].codec_context
+        tags = (context.colorspace, context.color_primaries, context.color_trc, context.color_range)
+        assert [int(tag) for tag in tags] == [1, 1, 1, 1]
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize(("tag", "red", "blue"), [(1, 0.2126, 0.0722), (6, 0.299, 0.114), (9, 0.2627, 0.0593)])
+def test_tagged_colour_spaces_are_heeded(tmp_path: Path, tag: int, red: float, blue: float, full_range: bool) -> None:
+    """Y'CbCr from the definition (ITU-R BT.709, BT.601, BT.2020), not from the library under test."""
+    colours = torch.tensor([*COLOURS.values(), *BACKGROUNDS.values()], dtype=torch.uint8)
+    r, g, b = (colours.float() / 255).unbind(1)
+    luma = red * r + (1 - red - blue) * g + blue * b
+    chroma = ((b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red))
+    levels = [luma * 255 if full_range else luma * 219 + 16, *(c * (255 if full_range else 224) + 128 for c in chroma)]
+    with av.open(str(tmp_path / "tagged.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = tag, 1 + full_range
+        for number in range(len(colours)):
+            frame = av.VideoFrame(16, 16, "yuv444p")
+            frame.colorspace, frame.color_range = tag, 1 + full_range
+            for plane, level in zip(frame.planes, levels, strict=True):
+                torch.frombuffer(plane, dtype=torch.uint8).fill_(int(level[number].round().clamp(0, 255)))
+            frame.pts = number
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    back = read_clip(tmp_path / "tagged.mkv", frames=len(colours), height=16, width=16).pixels
+    assert (back.int() - colours[:, None, None].int()).abs().max() <= 2
+
+
+def test_a_world_survives_a_round_trip(tmp_path: Path) -> None:
+    pixels = one_world(colour="orange", background="beige")
+    write_video(tmp_path / "world.mp4", pixels, 16)
+    back = read_clip(tmp_path / "world.mp4", frames=9, height=48, width=48)
+    assert (back.pixels.float() - pixels.float()).abs().mean() < 3
+    assert back.info.fps == pytest.approx(16)
+
+
+def test_the_index_comes_first_and_odd_sizes_are_padded(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    write_video(path, numbered(3, height=31, width=33), 24000 / 1001)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    info = probe(path)
+    assert (info.height, info.width, info.frames) == (32, 34, 3)
+    assert info.fps == pytest.approx(24000 / 1001)
+    assert read_clip(path, frames=1, height=32, width=34).pixels[0, -1, -1].float().mean() == pytest.approx(10, abs=4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 2, 2, 3), (1, 17, 64, 3)])
+def test_the_smallest_clips_are_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_video(tmp_path / "small.mp4", torch.full(shape, 90, dtype=torch.uint8), 8)
+    assert read_clip(tmp_path / "small.mp4", frames=1, height=4, width=4).pixels.float().mean() == pytest.approx(
+        90, abs=3
+    )
+
+
+def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # mpeg4 stands in for whatever encoder there is: the one that exists is taken.
+    monkeypatch.setattr(video_file, "H264_ENCODERS", ("no_such_encoder", "mpeg4"))
+    write_video(tmp_path / "other.mp4", numbered(3), 24)
+    assert probe(tmp_path / "other.mp4").frames == 3
+    monkeypatch.setattr(video_file, "H264_ENCODERS", ("no_such_encoder",))
+    with pytest.raises(UniViGUError, match=r"no H\.264 encoder"):
+        write_video(tmp_path / "none.mp4", numbered(3), 24)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fps", "name", "says"),
+    [
+        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), 24, "a.mp4", "no frames to write"),
+        (torch.zeros(2, 8, 8, 3), 24, "a.mp4", "expected uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 24, "a.mp4", "expected uint8"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 0, "a.mp4", "frame rate is 0"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "end in .mp4"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "there is no folder"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, pixels: torch.Tensor, fps: float, name: str, says: str) -> None:
+    with pytest.raises(UniViGUError, match=says) as caught:
+        write_video(tmp_path / name, pixels, fps)
+    assert Path(name).name in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        path.write_bytes(b"half a video")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video_file, "_encode", full)
+    with pytest.raises(UniViGUError, match="No space left") as caught:
+        write_video(tmp_path / "a.mp4", numbered(2), 24)
+    assert str(tmp_path / "a.mp4") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_for_real(tmp_path: Path) -> None:
+    """The system itself refuses, at many points of the file: either a whole file or an error, never half of one."""
+    resource = pytest.importorskip("resource")
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "whole.mp4", pixels, 24)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for share in (0.0, 0.05, 0.3, 0.7, 0.9, 0.97, 0.999):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(whole)), before[1]))
+        try:
+            with pytest.raises(UniViGUError, match="could not be written"):
+                write_video(tmp_path / "full.mp4", pixels, 24)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(path: Path, says: str, **asked: int) -> str:
+    for look in (read_clip, probe) if not asked else (read_clip,):
+        keywords = {"frames": 3, "height": 8, "width": 8, **asked} if look is read_clip else {}
+        with pytest.raises(UniViGUError, match=says) as caught:
+            look(path, **keywords)
+        assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing.mp4", "no such file")
+    refused(tmp_path, "a folder")
+    (tmp_path / "empty.mp4").touch()
+    refused(tmp_path / "empty.mp4", "empty")
+    for name in ("text.mp4", "text.txt", "text.ts"):
+        (tmp_path / name).write_text("a small red circle moves left\n" * 40)
+        refused(tmp_path / name, "cannot be opened|found text")
+
+
+def test_sound_alone_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "song.wav"), "w") as file:
+        stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    refused(tmp_path / "song.wav", "found only audio")
+
+
+@pytest.mark.parametrize("asked", [{"frames": 0}, {"height": 0}, {"width": -1}])
+def test_nothing_asked_is_refused(dozen: Path, asked: dict[str, int]) -> None:
+    refused(dozen, "expected at least 1", **asked)
+
+
+def detailed(count: int) -> torch.Tensor:
+    """Noise that drifts: enough bytes per frame for damage to hit something."""
+    noise = torch.randint(0, 256, (64, 64 + count), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.stack([noise[:, shift : shift + 64, None].expand(-1, -1, 3) for shift in range(count)])
+
+
+@pytest.fixture(scope="module", params=["mp4", "mkv", "ts"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / f"whole.{request.param}"
+    muxer = {"movflags": "+faststart"} if request.param == "mp4" else None
+    return make(path, detailed(50), muxer=muxer)
+
+
+def test_a_file_that_breaks_off_is_refused(tmp_path: Path, whole: Path) -> None:
+    data = whole.read_bytes()
+    path = tmp_path / f"cut{whole.suffix}"
+    path.write_bytes(data[: int(len(data) * 0.55)])
+    with pytest.raises(UniViGUError, match=r"breaks off.* [01]\.\d\d s"):
+        read_clip(path, frames=5, height=32, width=32)
+
+
+def noise(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+BREAKABLE = {
+    "front.mp4": {"muxer": {"movflags": "+faststart"}},
+    "fragments.mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "3"}},
+    "first_fragment_counted.mov": {"muxer": {"movflags": "frag_keyframe"}, "options": {"g": "3"}},
+    "tagged.mkv": {},
+    "flash.flv": {},
+    "plain.avi": {"codec": "mpeg4", "options": {"qscale": "4"}},
+}
+
+
+@pytest.mark.parametrize("share", [0.4, 0.55, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("name", BREAKABLE)
+def test_a_short_clip_that_breaks_off_is_refused(tmp_path: Path, name: str, share: float) -> None:
+    path = make(tmp_path / name, noise(9), **BREAKABLE[name])
+    assert read_clip(path, frames=9, height=16, width=16).info.frames == 9
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UniViGUError, match=r"breaks off.* 0\.[0-3]\d s"):
+        read_clip(path, frames=3, height=16, width=16)
+
+
+def test_the_error_counts_the_frames_that_are_left(tmp_path: Path) -> None:
+    write_video(tmp_path / "nine.mp4", noise(9), 8)
+    data = (tmp_path / "nine.mp4").read_bytes()
+    (tmp_path / "nine.mp4").write_bytes(data[:-1])
+    with pytest.raises(
+        UniViGUError, match=r"breaks off at 1\.00 s; its header promises 9 frames, of which 8 are whole"
+    ):
+        read_clip(tmp_path / "nine.mp4", frames=9, height=64, width=64)
+
+
+def trimmed(source: Path, target: Path, frames: int) -> Path:
+    """Copy a clip so that an edit list hides its first frames, as players' trimming does."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                shift = round(frames / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                new.mux(packet)
+    return target
+
+
+# 5: decoding starts at a hidden keyframe. 30: beyond the first groups of pictures, which then are never passed on.
+@pytest.mark.parametrize("hidden", [5, 12, 30])
+def test_edit_lists_are_no_break(tmp_path: Path, hidden: int) -> None:
+    path = trimmed(make(tmp_path / "whole.mp4", numbered(48)), tmp_path / "trimmed.mp4", hidden)
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].frames == 48
+    clip = read_clip(path, frames=48 - hidden, height=32, width=32)
+    assert numbers(clip.pixels) == list(range(hidden, 48))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(UniViGUError, match="breaks off"):
+        read_clip(path, frames=3, height=32, width=32)
+
+
+def test_empty_samples_and_appended_bytes_are_no_break(tmp_path: Path, dozen: Path) -> None:
+    data = bytearray(dozen.read_bytes())
+    last = data.index(b"stsz") + 16 + 4 * 11
+    data[last : last + 4] = bytes(4)  # QuickTime writes samples without bytes for frames that change nothing
+    (tmp_path / "empty.mp4").write_bytes(data)
+    assert read_clip(tmp_path / "empty.mp4", frames=3, height=32, width=32).info.frames == 11
+    (tmp_path / "longer.mp4").write_bytes(dozen.read_bytes() + b"appended by a camera")
+    assert read_clip(tmp_path / "longer.mp4", frames=3, height=32, width=32).info.frames == 12
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("times", [[0, 10, 20, 1000], [0, 900, 910, 920], [0, 40, 80, 81]])
+def test_a_varying_rate_is_no_break(tmp_path: Path, suffix: str, times: list[int]) -> None:
+    path = make(tmp_path / f"varying.{suffix}", numbered(4), times=times)
+    assert read_clip(path, frames=4, height=32, width=32).info.frames == 4
+
+
+def test_paths_that_cannot_be() -> None:
+    for path in ("", "x" * 5000):
+        with pytest.raises(UniViGUError, match=r"empty path|name too long.*Check the path"):
+            read_clip(path, frames=1, height=8, width=8)
+
+
+def test_an_mp4_without_index_is_refused(tmp_path: Path, dozen: Path) -> None:
+    data = dozen.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: data.index(b"moov") - 4])
+    refused(tmp_path / "cut.mp4", "cut short")
+
+
+def test_damage_is_an_error_only_where_a_frame_is_needed(tmp_path: Path, whole: Path) -> None:
+    data = bytearray(whole.read_bytes())
+    middle, size = len(data) // 2, len(data) // 5
+    data[middle : middle + size] = bytes(size)
+    path = tmp_path / f"damaged{whole.suffix}"
+    path.write_bytes(data)
+    if whole.suffix == ".mkv":  # its readers skip damaged parts, which then look like a picture standing still
+        assert read_clip(path, frames=2, height=32, width=32).info.frames < 50
+        return
+    with pytest.raises(UniViGUError, match=r"at [01]\.\d\d s"):
+        read_clip(path, frames=25, height=32, width=32)
+    assert read_clip(path, frames=2, height=32, width=32).pixels.shape[0] == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def test_find_clips(tmp_path: Path) -> None:
+    names = "b.mp4 a.MOV notes.txt .hidden.mp4 half.mp4.part half.part.mp4 sub/c.webm .cache/d.mp4 sub/deep/e.gif"
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in find_clips(tmp_path)] == [
+        "a.MOV",
+        "b.mp4",
+        "sub/c.webm",
+        "sub/deep/e.gif",
+    ]
+    assert [path.name for path in find_clips(tmp_path, recursive=False)] == ["a.MOV", "b.mp4"]
+    with pytest.raises(UniViGUError, match="nothing there"):
+        find_clips(tmp_path / "none")
+    with pytest.raises(UniViGUError, match="a file"):
+        find_clips(tmp_path / "b.mp4")

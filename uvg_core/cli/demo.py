@@ -1,0 +1,60 @@
+"""The demo: one prompt gives a clip, the clip gives a caption, and a brief prompt gives both at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..errors import UniViGUError
+from ..io import write_text
+from ..pipeline.pipeline import Pipeline, Sampling
+from ..progress import Bars
+from .output import joint_sheet, say, show_clip
+
+PROMPT = "a large red circle moves right quickly on a navy background"
+BRIEF = "a magenta star"
+TEMPLATE = "a ___ ___ circle moves ___"
+
+
+def run_demo(pipe: Pipeline, out: Path, shown: Bars) -> None:
+    """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UniViGUError(f"{out}: the folder cannot be made ({error.strerror}); choose another with --out") from None
+    started, fps = time.monotonic(), pipe.config.run.fps
+    captions: list[str] = []
+
+    say(f"1/3  text to video: “{PROMPT}”")
+    clip = out / "generated.mp4"
+    pixels = pipe.generate(PROMPT, callback=lambda step, state: shown("generating", step, state.steps))
+    show_clip(clip, pixels, fps)
+
+    say("2/3  video to text: that clip, read from its file")
+    latent, note = pipe.latent_of(clip)
+    say(f"     {note}")
+    words = pipe.caption(latent, callback=lambda step, state: shown("writing the caption", step, state.steps))
+    filled = pipe.caption(latent, template=TEMPLATE)
+    say(f"     -> {words}")
+    say(f"     -> “{TEMPLATE}” filled in: {filled}")
+    captions += [
+        f"{clip.name}, from the prompt “{PROMPT}”",
+        f"  caption: {words}",
+        f"  template “{TEMPLATE}”: {filled}",
+    ]
+
+    say(f"3/3  both at once: “{BRIEF}”")
+    pixels, text, trace = pipe.joint(
+        BRIEF,
+        sampling=Sampling(seed=5),
+        record=7,
+        callback=lambda step, state: shown("generating both", step, state.steps),
+    )
+    both, sheet = out / "joint.mp4", out / "joint.png"
+    show_clip(both, pixels, fps)
+    joint_sheet(sheet, BRIEF, text, pixels, trace)
+    say(f"     -> {text}\n     -> {sheet}")
+    captions += [f"{both.name}, from the prompt “{BRIEF}”", f"  caption, generated with the clip: {text}"]
+
+    write_text(out / "captions.txt", "\n".join(captions) + "\n")
+    say(f"All in {out} after {time.monotonic() - started:.0f} s.")

@@ -1,0 +1,108 @@
+"""Where training clips come from: a folder of clips, or a source of another kind (``open_source``).
+
+Legend: T frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from ..config import RunConfig
+from ..errors import UniViGUError
+from ..media.video import read_clip
+from .folder import Survey, too_short
+
+if TYPE_CHECKING:
+    from ..training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip and its texts.
+
+    pixels   uint8 ``[T,H,W,3]``, RGB 0-255, at the model's size and rate
+    prompt   the short text; detail: the long one, or None
+    name     for reports
+    """
+
+    pixels: Tensor
+    prompt: str
+    detail: str | None
+    name: str = ""
+
+
+class Source(Protocol):
+    """A fixed number of clips, each of which can be asked for in any order."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """Changes when the clip's content does, and costs little. Shards whose keys have not changed are kept."""
+
+    def name(self, index: int) -> str:
+        """For reports, also on clips that cannot be read."""
+
+    def item(self, index: int) -> Item:
+        """The clip itself. What raises UniViGUError is left out and counted."""
+
+
+def fingerprint(source: Source) -> str:
+    """One number for everything in a source: changes when any clip, text or their order does."""
+    return digest([source.key(index) for index in range(len(source))])
+
+
+def digest(facts: object) -> str:
+    """SHA-256 in hex over anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
+
+
+class FolderSource:
+    """The usable clips of a surveyed folder: the model's frames at the model's rate from the beginning of each."""
+
+    def __init__(self, found: Survey) -> None:
+        self.survey = found
+
+    def __len__(self) -> int:
+        return len(self.survey.usable)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+    def key(self, index: int) -> str:
+        """Over name, size, time of change, texts, and the size and rate that pixels are brought to."""
+        pair, run = self.survey.usable[index], self.survey.run
+        file = [pair.name, pair.size, pair.changed]
+        return digest([file, pair.prompt, pair.detail, run.frames, run.height, run.width, run.fps])
+
+    def name(self, index: int) -> str:
+        return self.survey.usable[index].name
+
+    def item(self, index: int) -> Item:
+        """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
+        pair, run = self.survey.usable[index], self.survey.run
+        clip = read_clip(pair.path, frames=run.frames, height=run.height, width=run.width, fps=run.fps)
+        if too_short(pair.name, clip.info, run) is not None:
+            raise UniViGUError(
+                f"{pair.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {pair.info.duration:.2f} "
+                f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"
+            )
+        return Item(clip.pixels, pair.prompt, pair.detail, pair.name)
+
+
+def plugged_in(data: str, config: TrainConfig, run: RunConfig) -> Source | None:
+    """The source that ``KIND:ARGUMENT`` names, from whoever offers KIND under the entry point ``uvg_core.data``.
+
+    None where nobody does: then ``data`` is a folder. Raises UniViGUError as the source does."""
+    kind, colon, argument = data.partition(":")
+    for entry in entry_points(group="uvg_core.data") if colon else ():
+        if entry.name == kind:
+            source: Source | None = entry.load()(argument, config, run)
+            return source
+    return None

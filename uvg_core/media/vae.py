@@ -1,0 +1,195 @@
+"""Pixels <-> latents through the Wan VAE, and the two latent spaces.
+
+Outside ComfyUI the VAE is diffusers' ``AutoencoderKLWan``; it is imported when one is built, not before. 16 channels,
+4x in time (4n+1 frames give n+1), 8x in space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..checkpoint.read import WeightFile, open_weights
+from ..checkpoint.vae_keys import vae_to_diffusers
+from ..errors import UniViGUError
+from ..io import written_whole
+from .assign import with_weights
+
+# Wan2.1's statistics per latent channel, as in its configuration.
+WAN_LATENT_MEAN = (
+    -0.7571,
+    -0.7089,
+    -0.9113,
+    0.1075,
+    -0.1745,
+    0.9653,
+    -0.1517,
+    1.5508,
+    0.4134,
+    -0.0715,
+    0.5517,
+    -0.3632,
+    -0.1922,
+    -0.9497,
+    0.2503,
+    -0.2921,
+)
+WAN_LATENT_STD = (
+    2.8184,
+    1.4541,
+    2.3275,
+    2.6558,
+    1.2196,
+    1.7708,
+    2.6052,
+    2.0743,
+    3.2687,
+    2.1526,
+    2.8652,
+    1.5579,
+    1.6382,
+    1.1253,
+    2.8251,
+    1.9160,
+)
+CHANNELS = 16
+_LATENT, _MODEL = "latent", "model"
+SPATIAL = 8
+TEMPORAL = 4
+# Numbers alive at once at the widest moment of the VAE, for each pixel of a frame and each channel of its first layer:
+# counted on fake tensors at base width 96 (39 and 54 with bfloat16, in which more is copied, 37 and 53 with float32).
+_NUMBERS = {"encoder": 39, "decoder": 54}
+
+
+def _statistics(like: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    return like.new_tensor(WAN_LATENT_MEAN).view(shape), like.new_tensor(WAN_LATENT_STD).view(shape)
+
+
+def to_latent_space(raw: Tensor, latent_space: str) -> Tensor:
+    """From what the VAE's encoder says to what the network works on; ``normalised`` or ``raw``."""
+    if latent_space == "raw":
+        return raw
+    mean, std = _statistics(raw)
+    return (raw - mean) / std
+
+
+def from_latent_space(latent: Tensor, latent_space: str) -> Tensor:
+    """The inverse of ``to_latent_space``."""
+    if latent_space == "raw":
+        return latent
+    mean, std = _statistics(latent)
+    return latent * std + mean
+
+
+def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tuple[int, int, int, int, int]:
+    """``[1,C,F,h,w]`` of a clip; raises UniViGUError for sizes off the grid."""
+    sides_fit = height > 0 and width > 0 and height % (2 * SPATIAL) == 0 and width % (2 * SPATIAL) == 0
+    if frames < 1 or (frames - 1) % TEMPORAL or not sides_fit:
+        near = [max(16, round(side / 16) * 16) for side in (height, width)]
+        raise UniViGUError(
+            f"{frames} frames of {width}x{height} are off the model's grid; expected 4n+1 frames and sides that are "
+            f"multiples of 16: the nearest are {max(0, round((frames - 1) / 4)) * 4 + 1} frames of {near[1]}x{near[0]}"
+        )
+    return 1, channels, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
+
+
+def is_wan_vae(weights: WeightFile) -> bool:
+    """Whether a file holds a Wan 2.1 VAE (16 channels; Wan 2.2's has 48), in the original or diffusers' naming."""
+    tensors = weights.tensors
+    names = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): name for name in tensors}
+    last = names.get("post_quant_conv.weight")
+    return "decoder.norm_out.gamma" in names and last is not None and tensors[last].shape[:1] == (CHANNELS,)
+
+
+def load_vae(weights: Mapping[str, Tensor]) -> Any:
+    """diffusers' Wan VAE from weights in Wan's original naming (or diffusers'); the width is read from them."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise UniViGUError(
+            f"the VAE needs diffusers, which does not import ({error}): "
+            "pip install -e '.[standalone]' in the project's folder"
+        ) from None
+    named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
+    if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:
+        raise UniViGUError(
+            "the VAE is not a Wan 2.1 VAE: expected tensors such as decoder.head.0.gamma and conv1.weight"
+        )
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLWan(
+            base_dim=named["decoder.norm_out.gamma"].shape[0],
+            z_dim=CHANNELS,
+            dim_mult=[1, 2, 4, 4],
+            num_res_blocks=2,
+            attn_scales=[],
+        )
+    return with_weights(vae, named, "the VAE is not a Wan 2.1 VAE")
+
+
+def vae_bytes(vae: Any, tower: str, frames: int, height: int, width: int) -> float:
+    """What ``encoder`` or ``decoder`` takes for a clip in one piece beside the weights, in bytes."""
+    itemsize = next(vae.parameters()).element_size()
+    return float(height * width * itemsize * (_NUMBERS[tower] * vae.config.base_dim + 2 * 3 * frames))
+
+
+def channels_last(vae: Any) -> Any:
+    """Lay a VAE's convolutions out as CPUs want them (in place): 1.5 times as fast there, the same numbers to 1e-5."""
+    for layer in vae.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return vae
+
+
+class LatentCodec:
+    """Clips <-> latents of one checkpoint's latent space."""
+
+    def __init__(self, vae: Any, latent_space: str = "normalised") -> None:
+        self.vae, self.latent_space = vae, latent_space
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` float32, the mean of the VAE's posterior."""
+        latent_shape(*pixels.shape[:3])
+        weight = next(self.vae.parameters())
+        video = (pixels.permute(3, 0, 1, 2)[None].to(weight.device).float() / 127.5 - 1).to(weight.dtype)
+        raw = self.vae.encode(video).latent_dist.mode().float()
+        return to_latent_space(raw, self.latent_space)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent ``[1,16,F,h,w]`` -> uint8 ``[T,H,W,3]`` on the CPU."""
+        weight = next(self.vae.parameters())
+        raw = from_latent_space(latent.float(), self.latent_space).to(weight.device, weight.dtype)
+        video = self.vae.decode(raw).sample[0].float()
+        if not bool(video.isfinite().all()):
+            raise UniViGUError(
+                "the VAE decoded values that are not numbers; expected finite ones. The latent or the VAE's file is "
+                "damaged, or the VAE computes in a dtype that is too small for it"
+            )
+        return ((video.permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def write_latent(path: Path, latent: Tensor, model: str) -> None:
+    """Keep a sampled latent ``[1,16,F,h,w]`` in a file, with the name of the checkpoint whose latent space it is in."""
+    with written_whole(path) as temporary:
+        save_file({_LATENT: latent.cpu().contiguous()}, temporary, metadata={_MODEL: model})
+
+
+def read_latent(path: Path, model: str) -> Tensor:
+    """What ``write_latent`` wrote. Raises UniViGUError for another file, and for the latent of another checkpoint."""
+    file = open_weights(path)
+    latent = file.tensors.get(_LATENT)
+    if latent is None or len(latent.shape) != 5 or latent.shape[:2] != (1, CHANNELS):
+        raise UniViGUError(f"{path}: no latent in it; expected a file that a run kept because it could not decode")
+    owner = file.metadata.get(_MODEL, model)
+    if owner != model:
+        raise UniViGUError(f"{path}: this latent was sampled with {owner}, not with {model}; pass --model {owner}")
+    return file.read(_LATENT)

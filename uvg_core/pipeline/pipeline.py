@@ -1,0 +1,483 @@
+"""From a prompt or a file to a clip, a caption or both. ``parts.py`` knows where the parts are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import LoraChoice
+from ..config import TEXT_STATES, CheckpointConfig
+from ..errors import UniViGUError
+from ..io import PACK
+from ..media.null_embedding import read_null_embedding
+from ..media.text import TextEncoder, as_plain_t5
+from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
+from ..media.video import read_clip
+from ..model import UniViGU
+from ..model.kv_cache import free_memory
+from ..model.memory import pass_bytes, video_tokens
+from ..progress import Report, counted_calls
+from ..sampling import State, caption_likelihood, fill_template, joint, text_to_video, video_to_text
+from ..sampling.loop import spread
+from ..sampling.rank import LOGITS_AT_ONCE
+from .components import Parts, free_bytes
+
+log = logging.getLogger(__name__)
+
+EMBEDDED_MODEL = PACK / "models" / "uvg_tiny.safetensors"
+Callback = Callable[[int, State], object]
+Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a run; None takes the checkpoint's own recipe (whose ``text_temperature`` is that of captions; joint
+    runs take 1)."""
+
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    guidance_end: float = 1.0
+    solver: str = "euler"
+    seed: int = 0
+    temperature: float | None = None
+    top_p: float = 1.0
+    text_update: str = "bridge"
+    text_length: int | None = None
+    video_cache: str = "auto"
+    stop_when_stable: int = 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a clip in pixels and frames; None takes the checkpoint's own."""
+
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
+class JointStep:
+    """One recorded step of a joint run: the clip it points at, uint8 ``[T,H,W,3]``, and the text as it reads."""
+
+    step: int
+    steps: int
+    sigma: float
+    pixels: Tensor
+    text: str
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a job has drawn and not decoded yet: the latent ``[1,C,F,h,w]`` on the CPU and, of a joint run, the text."""
+
+    latent: Tensor
+    text: str = ""
+
+
+class _NotFinite(Exception):
+    """The network's first pass gave numbers that are not finite."""
+
+
+class Pipeline:
+    """The three jobs on real files.
+
+    ``sampled`` is what the last ``generate`` or ``joint`` has drawn, None before it has: should decoding fail, nothing
+    else is lost (``decode_clips`` goes on from there).
+
+    Args:
+        model: checkpoint file. VAE, text encoder and tokenizer are those it carries, or come from:
+        wan: a Wan2.1 folder (diffusers layout or Wan's own). comfyui: a ComfyUI folder. text_encoder, vae: single
+            files, as made for ComfyUI. tokenizer: ``spiece.model``; ComfyUI's text encoders carry it. See
+            ``find_components``.
+        device: where the parts work. dtype: of the network; None is float32 for small checkpoints; for large ones
+            bfloat16 on a card (float16 where it has none), else what the file holds.
+        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says.
+        text_states: see ``TextEncoder``; None is what the checkpoint says, umT5 where it says nothing.
+        null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
+            as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
+        overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
+            mapping of entries of ``RunConfig`` that take the place of the checkpoint's.
+        progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
+        loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
+            says what it changes.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = EMBEDDED_MODEL,
+        *,
+        wan: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        latent_space: str | None = None,
+        text_states: str | None = None,
+        null_embedding: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        progress: Report | None = None,
+        text_encoder: str | Path | None = None,
+        vae: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        comfyui: str | Path | None = None,
+        loras: Sequence[str | Path | LoraChoice] = (),
+    ) -> None:
+        stated = {**(overrides or {}), "latent_space": latent_space}
+        self.parts = Parts(
+            model,
+            wan=wan,
+            device=device,
+            dtype=dtype,
+            text_states=text_states,
+            overrides={key: value for key, value in stated.items() if value is not None},
+            progress=progress,
+            text_encoder=text_encoder,
+            vae=vae,
+            tokenizer=tokenizer,
+            comfyui=comfyui,
+            loras=loras,
+        )
+        self.loras = self.parts.loras
+        self.config = self.parts.config
+        self.tokenizer = self.parts.tokenizer
+        self.network = self.parts.network
+        self.null_condition: Tensor | None = None
+        if null_embedding is not None:
+            self.null_condition = read_null_embedding(null_embedding, self.config.model.text_dim).to(self.device)
+        self.sampled: Sampled | None = None
+        self._last_conditions: tuple[tuple[str, ...], Tensor] | None = None
+
+    # The steps that the jobs share
+
+    @torch.no_grad()
+    def conditions(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt conditions ``[B,S,E]`` on the device. The last ones are remembered: a folder's clips share a hint."""
+        wanted = tuple(prompts)
+        if self._last_conditions is None or self._last_conditions[0] != wanted:
+            # Before the encoder is loaded: it may take a minute, and a prompt that does not fit is known now.
+            self.tokenizer.context(prompts)
+            self._last_conditions = wanted, self._read(prompts).to(self.device)
+        return self._last_conditions[1]
+
+    @torch.no_grad()
+    def conditions_by_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompt conditions ``[B,S,E]`` on the device under every kind of text states, the encoder loaded once."""
+        self.parts.run_encoder_as("umT5")  # which holds what the other one needs too
+        return {kind: states.to(self.device) for kind, states in self._read_as(prompts, TEXT_STATES).items()}
+
+    def _read(self, prompts: Sequence[str]) -> Tensor:
+        return self._read_as(prompts, (self.parts.text_states,))[self.parts.text_states]
+
+    def _read_as(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
+        try:
+            return self._attempt_to_read(prompts, kinds)
+        except torch.OutOfMemoryError:
+            if self.parts.encoder_device.type == "cpu":
+                raise
+        log.warning(f"not enough memory on {self.device} to read the prompt: reading it on the CPU")
+        self.parts.encoder_device = torch.device("cpu")
+        return self._attempt_to_read(prompts, kinds)
+
+    def _attempt_to_read(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
+        with self.parts.using("encoder") as encoder:
+            blocks = list(encoder.get_submodule("encoder.block").children())
+            found = {}
+            with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.parts.progress):
+                for kind in kinds:
+                    with nullcontext() if kind == self.parts.text_states else as_plain_t5(encoder):
+                        found[kind] = TextEncoder(encoder, self.tokenizer, kind)(prompts).float()
+            return found
+
+    def guided(self, prompt: str, negative: str = "") -> tuple[Tensor, Tensor]:
+        """Conditions ``[1,S,E]`` of a prompt and of what guidance leads away from."""
+        if self.null_condition is not None and not negative.strip():
+            return self.conditions([prompt]), self.null_condition
+        context, null = self.conditions([prompt, negative]).split(1)
+        return context, null
+
+    def encode_clip(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
+        otherwise."""
+        parts = 1 + (len(pixels) - 1) // TEMPORAL
+        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels))
+
+    def raw_latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[1,16,F,h,w]`` on the device as the VAE gives them."""
+        parts = sum(1 + (len(pixels) - 1) // TEMPORAL for pixels in clips)
+
+        def encode(codec: LatentCodec) -> list[Tensor]:
+            raw = LatentCodec(codec.vae, "raw")
+            return [raw.encode(pixels) for pixels in clips]
+
+        return self._through_vae("encoder", parts, clips[0].shape[:3], encode)
+
+    def decode_clips(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents -> uint8 ``[T,H,W,3]`` each; in tiles where the device's memory does not suffice otherwise."""
+        parts = sum(latent.shape[2] for latent in latents)
+        frames, height, width = latents[0].shape[2:]
+        size = (TEMPORAL * (frames - 1) + 1, SPATIAL * height, SPATIAL * width)
+        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent) for latent in latents])
+
+    def _through_vae(
+        self, tower: str, parts: int, size: Sequence[int], work: Callable[[LatentCodec], Result]
+    ) -> Result:
+        """``work`` in one piece or, where that does not fit, in tiles. ``size``: frames, height and width in pixels."""
+        what = {"encoder": "encoding the clip", "decoder": "decoding the clip"}[tower]
+
+        def attempt(tiled: bool) -> Result:
+            with (
+                self.parts.using("vae") as vae,
+                counted_calls([vae.get_submodule(tower)], what, parts, self.parts.progress),
+            ):
+                codec = LatentCodec(vae, self.config.model.latent_space)
+                codec.vae.clear_cache()  # of an attempt that broke off
+                needed, free = vae_bytes(vae, tower, *size), free_bytes(self.device)
+                if not tiled and 0 < free < needed:
+                    log.warning(f"{what} takes {needed / 1e9:.1f} GB in one piece, {free / 1e9:.1f} GB are free: tiles")
+                    tiled = True
+                codec.vae.use_tiling = tiled
+                return work(codec)
+
+        try:
+            return attempt(tiled=False)
+        except torch.OutOfMemoryError:
+            pass  # not here: the exception holds on to the memory of the attempt
+        log.warning(f"not enough memory for {what} in one piece: trying again in tiles")
+        return attempt(tiled=True)
+
+    def run_as(self, config: CheckpointConfig) -> None:
+        """Run the same weights by other facts from now on: latent space, clocks, text states."""
+        self.parts.run_as(config)
+        self.config, self._last_conditions = config, None
+
+    def on_network(self, job: Callable[[UniViGU], Result]) -> Result:
+        """A job on the network. Where the card has nothing better than float16, the first pass is watched, and a job
+        that begins with numbers that are not finite is done again in float32."""
+        try:
+            with self.network() as model, _first_pass_watched(model, self.parts.float16_unasked):
+                return job(model)
+        except _NotFinite:
+            pass
+        log.warning(f"the network's numbers are not finite in float16, the best that {self.device} has: using float32")
+        self.parts.in_float32()
+        with self.network() as model:
+            return job(model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    def noise(self, size: Size = Size(), seed: int = 0) -> Tensor:
+        """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""
+        shape = latent_shape(*self._measures(size), self.config.model.in_dim)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    def _measures(self, size: Size) -> tuple[int, int, int]:
+        """Frames, height and width, with the checkpoint's own where the caller has none."""
+        run = self.config.run
+        return given(size.frames, run.frames), given(size.height, run.height), given(size.width, run.width)
+
+    def _require_words(self, text: str, what: str) -> str:
+        if not text.strip():
+            raise UniViGUError(f"the {what} is empty; write what the video should show")
+        return text
+
+    # The jobs
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        text: str | None = None,
+        negative: str = "",
+        size: Size = Size(),
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
+        string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
+        run = self.config.run
+        self._require_words(prompt, "prompt")
+        noise, self.sampled = self.noise(size, sampling.seed), None
+        stream = prompt if text is None else text
+        context, null = self.guided(prompt, negative)
+        tokens = None
+        if stream.strip():
+            # As long as the text: the release pads and masks, which changes nothing.
+            length = min(len(self.tokenizer.ids(stream)), max(run.text_length, run.context_length))
+            tokens, _ = self.tokenizer.stream([stream], length)
+        options: dict[str, Any] = {
+            "noise": noise,
+            "text": tokens,
+            "context": context,
+            "null_context": null,
+            "steps": given(sampling.steps, run.steps),
+            "shift": given(sampling.shift, run.shift),
+            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
+            "guidance_end": sampling.guidance_end,
+            "solver": sampling.solver,
+            "callback": callback,
+        }
+        latent = self.on_network(lambda model: text_to_video(model, **options))
+        self.sampled = Sampled(latent.cpu())
+        return self.decode_clips([latent])[0]
+
+    def latent_of(self, path: str | Path, size: Size = Size()) -> tuple[Tensor, str]:
+        """A clip's latent, and the line that says how the clip was fitted to the model."""
+        frames, height, width = self._measures(size)
+        latent_shape(frames, height, width)
+        clip = read_clip(Path(path), frames=frames, height=height, width=width)
+        return self.encode_clip(clip.pixels), clip.note
+
+    def caption(
+        self,
+        latent: Tensor,
+        *,
+        hint: str = "",
+        template: str = "",
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+    ) -> str:
+        """Clean latent -> words; ``hint`` is a prompt to look at beside the clip, ``template`` has blanks to fill."""
+        run = self.config.run
+        context = self.conditions([hint]) if hint.strip() else None
+        length = given(sampling.text_length, run.text_length)
+        options: dict[str, Any] = {
+            "video": latent,
+            "context": context,
+            "length": length,
+            "steps": given(sampling.steps, run.text_steps),
+            "seed": sampling.seed,
+            "temperature": given(sampling.temperature, run.text_temperature),
+            "top_p": sampling.top_p,
+            "text_update": sampling.text_update,
+            "video_cache": sampling.video_cache,
+            "stop_when_stable": sampling.stop_when_stable,
+            "callback": callback,
+        }
+        if template:
+            ids = self.on_network(lambda model: fill_template(model, self.tokenizer, template, **options))
+        else:
+            ids = self.on_network(lambda model: video_to_text(model, **options))
+        return self.tokenizer.text(ids[0])
+
+    def joint(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        size: Size = Size(),
+        sampling: Sampling = Sampling(),
+        callback: Callback | None = None,
+        record: int = 0,
+    ) -> tuple[Tensor, str, list[JointStep]]:
+        """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
+        run = self.config.run
+        self._require_words(prompt, "prompt")
+        noise, self.sampled = self.noise(size, sampling.seed), None
+        context, null = self.guided(prompt, negative)
+        steps = given(sampling.steps, run.steps)
+        wanted = spread(steps, record)
+        states: list[State] = []
+
+        def watch(step: int, state: State) -> object:
+            if step in wanted:
+                states.append(state)
+            return callback(step, state) if callback is not None else None
+
+        options: dict[str, Any] = {
+            "noise": noise,
+            "context": context,
+            "null_context": null,
+            "length": given(sampling.text_length, run.text_length),
+            "steps": steps,
+            "shift": given(sampling.shift, run.shift),
+            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
+            "guidance_end": sampling.guidance_end,
+            "solver": sampling.solver,
+            "seed": sampling.seed,
+            "temperature": given(sampling.temperature, 1.0),
+            "top_p": sampling.top_p,
+            "text_update": sampling.text_update,
+            "callback": watch,
+        }
+        result = self.on_network(lambda model: joint(model, **options))
+        text = self.tokenizer.text(result.text[0])
+        self.sampled = Sampled(result.video.cpu(), text)
+        pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
+        trace = [
+            JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
+            for state, clip in zip(states, clips, strict=True)
+        ]
+        return pixels, text, trace
+
+    def rank(
+        self,
+        latent: Tensor,
+        texts: Sequence[str],
+        *,
+        samples: int = 16,
+        seed: int = 0,
+        callback: Callable[[int, int], object] | None = None,
+    ) -> Tensor:
+        """Scores ``[K]`` of candidate texts for a clip, higher is better (see ``caption_likelihood``)."""
+        run = self.config.run
+        for text in texts:
+            self._require_words(text, "text to rank")
+        ids = [self.tokenizer.ids(text) for text in texts]
+        # As long as the text stream was in training: how a text ends is part of what is judged.
+        length = max([run.text_length, *(len(row) for row in ids)])
+        options: dict[str, Any] = {"video": latent, "texts": ids, "samples": samples, "seed": seed}
+        options |= {"pad_token": run.pad_token, "length": length, "callback": callback}
+        rows = min(8, len(ids), max(1, LOGITS_AT_ONCE // (length * self.config.model.text_out_dim)))
+
+        def job(model: UniViGU) -> Tensor:
+            nonlocal rows
+            config = model.config
+            video, itemsize = video_tokens(latent.shape[2:], config), model.computes_in(latent).itemsize
+            one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1)
+            rows = max(1, min(rows, int(min(free_memory(self.device) / one, 8))))
+            while True:
+                try:
+                    return caption_likelihood(model, batch=rows, **options)
+                except torch.OutOfMemoryError:
+                    if rows == 1:
+                        raise
+                rows //= 2
+                log.warning(f"not enough memory to rank so many texts at once: {rows} at a time")
+
+        return self.on_network(job)
+
+
+@contextmanager
+def _first_pass_watched(model: UniViGU, wanted: bool) -> Iterator[None]:
+    """Raise _NotFinite, if it is ``wanted``, when the first pass that predicts something predicts what is not finite.
+    It is the first alone because each look waits for the card."""
+
+    def look(_: Any, __: Any, prediction: Any) -> None:
+        parts = [part for part in prediction if part is not None]
+        if parts:
+            watch.remove()
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise _NotFinite
+
+    watch = model.register_forward_hook(look)
+    if not wanted:
+        watch.remove()
+    try:
+        yield
+    finally:
+        watch.remove()
+
+
+def given(value: Number | None, default: Number) -> Number:
+    """``value`` unless it is None; zero is a value."""
+    return default if value is None else value

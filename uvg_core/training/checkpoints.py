@@ -1,0 +1,150 @@
+"""Checkpoints of a run: whole or not at all, the newest N of them.
+
+OUT/checkpoints/step_00000500/   weights, optimizer and random state as accelerate writes them, and run.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UniViGUError
+from ..io import flushed, write_text
+from .config import TrainConfig, changed
+
+FOLDER = "checkpoints"
+FACTS = "run.json"
+_NAME = re.compile(r"step_(\d+)")
+
+
+def prepare(out: Path) -> None:
+    """Make the folder of a run, and clear away what a killed process left half-written in it.
+
+    Raises UniViGUError when the system refuses."""
+    try:
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        for part in (out / FOLDER).glob(".step_*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise UniViGUError(f"{out}: cannot be made ({error.strerror}); choose another folder for out") from None
+
+
+def steps_kept(out: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [path for path in (out / FOLDER).glob("step_*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written at, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def newest(out: Path) -> Path | None:
+    """The newest finished checkpoint of a run."""
+    kept = steps_kept(out)
+    return kept[-1] if kept else None
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises UniViGUError for one that was tampered with."""
+    try:
+        told: dict[str, Any] = json.loads((checkpoint / FACTS).read_text("utf-8"))
+        _ = int(told["step"]), told["config"], told["data"], told["global_batch"]
+        return told
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UniViGUError(
+            f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
+        ) from None
+
+
+def require_startable(
+    config: TrainConfig,
+    global_batch: int,
+    resume: bool,
+    data: str | None = None,
+    accept: Callable[[str], object] | None = None,
+) -> Path | None:
+    """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
+    ``accept`` is told what has changed, and the run goes on all the same.
+
+    Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
+    data are touched (a run that is refused must not have thrown away another one's cache), and again with them."""
+    last = newest(config.out_folder)
+    if last is None:
+        return None
+    if not resume:
+        raise UniViGUError(
+            f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
+            "another out"
+        )
+    told = read(last)
+    differences = changed(told["config"], config.to_dict())
+    if data is not None and told["data"] != data:
+        differences.append("data: the clips, their texts or what encodes them have changed")
+    if told["global_batch"] != global_batch:
+        differences.append(
+            f"clips a step: {told['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
+        )
+    if differences and accept is not None:
+        accept(f"{last}: going on with other settings:\n  " + "\n  ".join(differences))
+    elif differences:
+        raise UniViGUError(
+            f"{last}: this run was started with other settings; going on would not be the same run. Changed:\n  "
+            + "\n  ".join(differences)
+            + "\nPut them back, go on all the same with --accept-changes, or start a new run in another out"
+        )
+    return last
+
+
+def load(checkpoint: Path, accelerator: Any) -> None:
+    """Put the state of all processes back. Raises UniViGUError for a checkpoint that is damaged, or of another network
+    or optimizer."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # of four libraries, each with errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UniViGUError(
+            f"{checkpoint}: cannot be read ({reason}): it is damaged, or of another network or optimizer. Remove it, "
+            "and --resume takes the one before"
+        ) from error
+    accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many batches they had
+
+
+def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path | None:
+    """Write the state of all processes; returns the checkpoint's folder. The newest ``keep`` stay.
+
+    Raises UniViGUError when the system refuses (full disk); earlier checkpoints stay as they are."""
+    final = out / FOLDER / f"step_{told['step']:08d}"
+    part = out / FOLDER / f".step_{told['step']:08d}.part"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        # A full disk shows up as SafetensorError or RuntimeError too, from the libraries that write.
+        accelerator.save_state(str(part))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_text(part / FACTS, json.dumps(told, indent=1))
+            flushed(*(path for path in part.rglob("*") if path.is_file()))
+            shutil.rmtree(final, ignore_errors=True)
+            part.replace(final)
+            for old in steps_kept(out)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        accelerator.wait_for_everyone()
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        before = newest(out)
+        kept = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else lines[0]
+        raise UniViGUError(
+            f"{final}: could not be written ({reason}); nothing was left under that name, and {kept}. Free some space, "
+            "or lower keep.checkpoints, and --resume"
+        ) from error
+    return final

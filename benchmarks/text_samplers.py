@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from saved import read, save
 from torch import Tensor
+from uvg_core.sampling.jobs import generators, zero_context
 
 from recipes.worlds.evaluation import BATCH, Exam
 from uvg_core.flow.discrete import MixturePath, source_tokens
@@ -27,7 +28,6 @@ from uvg_core.flow.schedule import text_times
 from uvg_core.model import Prediction, UniViGU
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling.denoiser import Predictor
-from uvg_core.sampling.jobs import generators, zero_context
 from uvg_core.sampling.loop import run
 from uvg_core.sampling.streams import TextStream, VideoStream
 from uvg_core.sampling.text_updates import JumpProcess

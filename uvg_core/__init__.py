@@ -5,7 +5,10 @@ from .config import CheckpointConfig, ModelConfig, RunConfig
 from .errors import UniViGUError
 from .model import Prediction, UniViGU
 from .sampling import (
+    GuidedDenoiser,
     JointResult,
+    Ranking,
+    Sampling,
     State,
     caption_likelihood,
     fill_template,
@@ -18,10 +21,13 @@ __version__ = "0.2.0"
 
 __all__ = [
     "CheckpointConfig",
+    "GuidedDenoiser",
     "JointResult",
     "ModelConfig",
     "Prediction",
+    "Ranking",
     "RunConfig",
+    "Sampling",
     "State",
     "UniViGU",
     "UniViGUError",

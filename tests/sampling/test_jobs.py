@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_networks import TINY, random_network
+from uvg_core.sampling.jobs import generators
 
 from uvg_core import (
     ModelConfig,
@@ -20,7 +21,6 @@ from uvg_core import (
 from uvg_core.flow.discrete import MixturePath
 from uvg_core.model import sdpa_attention
 from uvg_core.sampling.denoiser import Predictor
-from uvg_core.sampling.jobs import generators
 from uvg_core.sampling.loop import run
 from uvg_core.sampling.streams import TextStream, VideoStream
 from uvg_core.sampling.text_updates import JumpProcess

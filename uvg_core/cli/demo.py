@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import UniViGUError
 from ..io import write_text
-from ..pipeline.pipeline import Pipeline, Sampling
+from ..pipeline.pipeline import Pipeline
 from ..progress import Bars
+from ..sampling import Sampling
 from .output import joint_sheet, say, show_clip
 
 PROMPT = "a large red circle moves right quickly on a navy background"

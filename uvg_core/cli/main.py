@@ -39,8 +39,9 @@ from ..pipeline import pipeline as pipes
 from ..pipeline.components import OutOfMemory
 from ..pipeline.folders import caption_folder
 from ..pipeline.locate import find_network_file
-from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
+from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, given
 from ..progress import Bars, bars
+from ..sampling import Ranking, Sampling, Size
 from ..sampling.video_cache import CachePolicy
 from ..synthesis import engine as synthesise
 from ..training import run as training
@@ -282,7 +283,7 @@ def run_rank(args: argparse.Namespace, shown: Bars) -> None:
     shown.close()
     say(note)
     watch: Callable[[int, int], object] = lambda done, total: shown("ranking", done, total)  # noqa: E731
-    scores = pipe.rank(latent, texts, samples=args.samples, seed=args.seed, callback=watch)
+    scores = pipe.rank(latent, texts, Ranking(samples=args.samples, seed=args.seed), callback=watch)
     share = scores.double().softmax(0)
     unit = "nats" if pipe.config.model.text_flow == "discrete" else "squared error"
     for i in scores.argsort(descending=True).tolist():

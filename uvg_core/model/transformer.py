@@ -65,6 +65,26 @@ class Hooks:
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class PassOptions:
+    """What one forward pass is asked for.
+
+    want_velocity, want_logits   leave a head out where the job has no use for it; a slice gives the logits of these
+                                 rows of the batch alone
+    video_clean                  whether the video is held clean, as its stream says: of all rows, or ``[B]`` boolean
+    cache                        for a video that is held clean: an empty one is filled in passing; with a full one the
+                                 text runs alone beside what was kept, whatever ``video`` holds, and there is no
+                                 velocity. One clip's serves any number of rows
+    hooks                        see ``Hooks``
+    """
+
+    want_velocity: bool = True
+    want_logits: bool | slice = True
+    video_clean: bool | Tensor = False
+    cache: VideoCache | None = None
+    hooks: Hooks = Hooks()
+
+
 def _weight_dtype(layer: nn.Module) -> torch.dtype:
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -135,12 +155,7 @@ class UniViGU(nn.Module):
         time_text: Tensor,
         context: Tensor,
         text_mask: Tensor | None = None,
-        *,
-        want_velocity: bool = True,
-        want_logits: bool | slice = True,
-        cache: VideoCache | None = None,
-        hooks: Hooks = Hooks(),
-        video_clean: bool | None = None,
+        options: PassOptions = PassOptions(),
     ) -> Prediction:
         """Predict both streams.
 
@@ -151,19 +166,13 @@ class UniViGU(nn.Module):
             time_video, time_text: ``[B]``, Wan's clock: 0 is clean, 1000 is pure noise. A held-clean stream has 0.
             context: prompt condition ``[B,S,text_dim]``, hidden states of the text encoder.
             text_mask: boolean ``[B,T]``, true for real tokens; padded ones are hidden from everybody.
-            want_velocity, want_logits: leave a head out where the job has no use for it; a slice gives the logits
-                of these rows of the batch alone.
-            cache: for a video that is held clean: an empty one is filled in passing; with a full one the text runs
-                alone beside what was kept, whatever ``video`` holds, and there is no velocity. One clip's serves any
-                number of rows.
-            hooks: see ``Hooks``.
-            video_clean: whether the video of every row is held clean (``time_video`` 0), False where none is; None: as
-                ``time_video`` says, which is looked at where the checkpoint needs to know: that waits for a card.
+            options: which heads, cache and hooks, see ``PassOptions``.
 
         Raises:
             UniViGUError: a shape does not fit the network, or the cache.
         """
         text = self._check(video, text, time_video, time_text, context, text_mask)
+        cache, hooks = options.cache, options.hooks
         alone = cache is not None and cache.filled
         if cache is not None and cache.filled:
             tokens = video_tokens(video.shape[2:], self.config)
@@ -218,9 +227,11 @@ class UniViGU(nn.Module):
         one_way = cache is not None and not cache.reads_text
         video_mask: Tensor | None = None
         if self.config.v2t_attention == "one_way" and text.shape[1] and not one_way and not alone:
-            one_way = bool(video_clean)
-            if video_clean is None:
-                one_way, video_mask = self._one_way(time_video == 0, key_mask, x)
+            clean = options.video_clean
+            if isinstance(clean, Tensor):
+                video_mask = self._video_mask(clean, key_mask, x)
+            else:
+                one_way = clean
 
         attention = hooks.attention or self.attention
         cross_attention = hooks.cross_attention or attention
@@ -228,7 +239,7 @@ class UniViGU(nn.Module):
             run = partial(block, attention=attention, cross_attention=cross_attention)
             kept = None if cache is None else Kept(cache, index, len(self.blocks))
             last = index == len(self.blocks) - 1
-            text_alone = last and not want_velocity and hooks.text_alone and text.shape[1] > 0
+            text_alone = last and not options.want_velocity and hooks.text_alone and text.shape[1] > 0
             call = Call(
                 x,
                 e,
@@ -245,26 +256,18 @@ class UniViGU(nn.Module):
             )
             x = run(call) if hooks.block is None else hooks.block(index, run, call)
 
-        velocity = self._unpatchify(self.head(x.video, time_v), grid) if want_velocity and not alone else None
-        if want_logits is False:
+        velocity = self._unpatchify(self.head(x.video, time_v), grid) if options.want_velocity and not alone else None
+        if options.want_logits is False:
             return Prediction(velocity, None)
-        rows = slice(None) if want_logits is True else want_logits
+        rows = slice(None) if options.want_logits is True else options.want_logits
         return Prediction(velocity, self.text_head(x.text[rows], time_t[rows]))
 
-    def _one_way(self, clean: Tensor, key_mask: Tensor | None, x: Streams) -> tuple[bool, Tensor | None]:
-        """Whether clean videos, of the rows ``clean`` ``[B]``, are all there is; else a mask ``[B,1,V+T]`` for the
-        video's queries, None where it is the text's.
-
-        In training always a mask: which rows are clean is not known before the step."""
-        if not self.training:
-            if not bool(clean.any()):
-                return False, None
-            if bool(clean.all()):
-                return True, None
+    def _video_mask(self, clean: Tensor, key_mask: Tensor | None, x: Streams) -> Tensor:
+        """What hides the text ``[B,1,V+T]`` from the video's queries in the rows that are ``clean`` ``[B]``."""
         lowest = torch.finfo(x.video.dtype).min
         hidden = torch.zeros(clean.shape[0], 1, x.text.shape[1], dtype=x.video.dtype, device=clean.device)
         hidden = F.pad(hidden.masked_fill(clean[:, None, None], lowest), (x.video.shape[1], 0))
-        return False, hidden if key_mask is None else torch.minimum(hidden, key_mask)
+        return hidden if key_mask is None else torch.minimum(hidden, key_mask)
 
     def computes_in(self, video: Tensor) -> torch.dtype:
         """The dtype of a pass over this ``video``."""

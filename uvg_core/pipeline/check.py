@@ -26,12 +26,12 @@ from ..io import PACK
 from ..media.text import Tokenizer
 from ..media.vae import SPATIAL, TEMPORAL, latent_shape
 from ..media.video import read_clip
-from ..model import UniViGU
-from ..sampling import text_to_video, video_to_text
-from ..sampling.jobs import as_text_content
+from ..model import PassOptions, UniViGU
+from ..sampling import GuidedDenoiser, Ranking, Sampling, Size, text_to_video, video_to_text
+from ..sampling.start import as_text_content
 from .components import LARGE_BYTES
 from .evidence import Predict, Sample, Verdict, weigh
-from .pipeline import Pipeline, Sampling, Size, given
+from .pipeline import Pipeline, given
 
 CLIPS = PACK / "samples" / "check"
 # The first that fits what the checkpoint reads: the release's example, or the embedded model's own world.
@@ -161,7 +161,7 @@ def clocked(network: UniViGU, rounding: str) -> Predict:
         kept, network.config = network.config, config
         try:
             text, still = as_text_content(network, ids), torch.zeros_like(time)
-            found = network(video, text, time, still, condition, mask, want_logits=False).velocity
+            found = network(video, text, time, still, condition, mask, PassOptions(want_logits=False)).velocity
         finally:
             network.config = kept
         assert found is not None
@@ -232,8 +232,8 @@ class Check:
                         "--dtype bf16 or fp32"
                     )
                 yield f"ok  {name} finite: {list(part.shape)}, standard deviation {part.float().std().item():.3f}"
-            text_to_video(network, noise=latent, context=context, steps=2, guidance_scale=1)
-            video_to_text(network, video=latent, length=4, steps=2)
+            text_to_video(GuidedDenoiser(network, context), latent, Sampling(steps=2))
+            video_to_text(GuidedDenoiser(network), latent, Sampling(steps=2, text_length=4))
             yield "ok  two steps of each sampler"
 
     def _verdict(self) -> Iterator[str]:
@@ -321,7 +321,7 @@ class Check:
         yield f"{line}; “{text[:200]}”"
         texts = list(dict.fromkeys(clip.caption for clip in clips))
         scores, line = measured(
-            f"likelihood of {len(texts)} captions", pipe.device, lambda: pipe.rank(latent, texts, samples=1)
+            f"likelihood of {len(texts)} captions", pipe.device, lambda: pipe.rank(latent, texts, Ranking(samples=1))
         )
         place = int((scores > scores[0]).sum()) + 1
         yield f"{line}; the clip's own ranks {place} of {len(texts)}, {not_finite(scores)}"

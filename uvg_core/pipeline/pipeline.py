@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +24,22 @@ from ..model import UniViGU
 from ..model.kv_cache import free_memory
 from ..model.memory import pass_bytes, video_tokens
 from ..progress import Report, counted_calls
-from ..sampling import State, caption_likelihood, fill_template, joint, text_to_video, video_to_text
+from ..sampling import (
+    GuidedDenoiser,
+    JointResult,
+    Ranking,
+    Sampling,
+    Size,
+    State,
+    caption_likelihood,
+    fill_template,
+    joint,
+    text_to_video,
+    video_to_text,
+)
 from ..sampling.loop import spread
-from ..sampling.rank import LOGITS_AT_ONCE
+from ..sampling.rank import LOGITS_AT_ONCE, padded
+from ..sampling.settings import RANKING, SAMPLING, SIZE
 from .components import Parts, free_bytes
 
 log = logging.getLogger(__name__)
@@ -35,34 +48,6 @@ EMBEDDED_MODEL = PACK / "models" / "uvg_tiny.safetensors"
 Callback = Callable[[int, State], object]
 Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of a run; None takes the checkpoint's own recipe (whose ``text_temperature`` is that of captions; joint
-    runs take 1)."""
-
-    steps: int | None = None
-    shift: float | None = None
-    guidance_scale: float | None = None
-    guidance_end: float = 1.0
-    solver: str = "euler"
-    seed: int = 0
-    temperature: float | None = None
-    top_p: float = 1.0
-    text_update: str = "bridge"
-    text_length: int | None = None
-    video_cache: str = "auto"
-    stop_when_stable: int = 0
-
-
-@dataclass(frozen=True)
-class Size:
-    """Size of a clip in pixels and frames; None takes the checkpoint's own."""
-
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -275,15 +260,14 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.parts.device
 
-    def noise(self, size: Size = Size(), seed: int = 0) -> Tensor:
+    def noise(self, size: Size = SIZE, seed: int = 0) -> Tensor:
         """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""
         shape = latent_shape(*self._measures(size), self.config.model.in_dim)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def _measures(self, size: Size) -> tuple[int, int, int]:
         """Frames, height and width, with the checkpoint's own where the caller has none."""
-        run = self.config.run
-        return given(size.frames, run.frames), given(size.height, run.height), given(size.width, run.width)
+        return size.resolved(self.config.run)
 
     def _require_words(self, text: str, what: str) -> str:
         if not text.strip():
@@ -298,39 +282,32 @@ class Pipeline:
         *,
         text: str | None = None,
         negative: str = "",
-        size: Size = Size(),
-        sampling: Sampling = Sampling(),
+        size: Size = SIZE,
+        sampling: Sampling = SAMPLING,
         callback: Callback | None = None,
     ) -> Tensor:
         """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
         self._require_words(prompt, "prompt")
-        noise, self.sampled = self.noise(size, sampling.seed), None
+        sampling, noise, self.sampled = sampling.resolved(run), self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
         context, null = self.guided(prompt, negative)
-        tokens = None
+        tokens: Tensor | None = None
         if stream.strip():
             # As long as the text: the release pads and masks, which changes nothing.
             length = min(len(self.tokenizer.ids(stream)), max(run.text_length, run.context_length))
             tokens, _ = self.tokenizer.stream([stream], length)
-        options: dict[str, Any] = {
-            "noise": noise,
-            "text": tokens,
-            "context": context,
-            "null_context": null,
-            "steps": given(sampling.steps, run.steps),
-            "shift": given(sampling.shift, run.shift),
-            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
-            "guidance_end": sampling.guidance_end,
-            "solver": sampling.solver,
-            "callback": callback,
-        }
-        latent = self.on_network(lambda model: text_to_video(model, **options))
+
+        def job(network: UniViGU) -> Tensor:
+            denoise = GuidedDenoiser.of(network, context, null, sampling)
+            return text_to_video(denoise, noise, sampling, text=tokens, callback=callback)
+
+        latent = self.on_network(job)
         self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
 
-    def latent_of(self, path: str | Path, size: Size = Size()) -> tuple[Tensor, str]:
+    def latent_of(self, path: str | Path, size: Size = SIZE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         frames, height, width = self._measures(size)
         latent_shape(frames, height, width)
@@ -343,73 +320,47 @@ class Pipeline:
         *,
         hint: str = "",
         template: str = "",
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = SAMPLING,
         callback: Callback | None = None,
     ) -> str:
         """Clean latent -> words; ``hint`` is a prompt to look at beside the clip, ``template`` has blanks to fill."""
-        run = self.config.run
+        sampling = sampling.resolved(self.config.run, captions=True)
         context = self.conditions([hint]) if hint.strip() else None
-        length = given(sampling.text_length, run.text_length)
-        options: dict[str, Any] = {
-            "video": latent,
-            "context": context,
-            "length": length,
-            "steps": given(sampling.steps, run.text_steps),
-            "seed": sampling.seed,
-            "temperature": given(sampling.temperature, run.text_temperature),
-            "top_p": sampling.top_p,
-            "text_update": sampling.text_update,
-            "video_cache": sampling.video_cache,
-            "stop_when_stable": sampling.stop_when_stable,
-            "callback": callback,
-        }
-        if template:
-            ids = self.on_network(lambda model: fill_template(model, self.tokenizer, template, **options))
-        else:
-            ids = self.on_network(lambda model: video_to_text(model, **options))
-        return self.tokenizer.text(ids[0])
+
+        def job(network: UniViGU) -> Tensor:
+            denoise = GuidedDenoiser(network, context)
+            if template:
+                return fill_template(denoise, self.tokenizer, template, latent, sampling, callback=callback)
+            return video_to_text(denoise, latent, sampling, callback=callback)
+
+        return self.tokenizer.text(self.on_network(job)[0])
 
     def joint(
         self,
         prompt: str,
         *,
         negative: str = "",
-        size: Size = Size(),
-        sampling: Sampling = Sampling(),
+        size: Size = SIZE,
+        sampling: Sampling = SAMPLING,
         callback: Callback | None = None,
         record: int = 0,
     ) -> tuple[Tensor, str, list[JointStep]]:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
-        run = self.config.run
         self._require_words(prompt, "prompt")
         noise, self.sampled = self.noise(size, sampling.seed), None
         context, null = self.guided(prompt, negative)
-        steps = given(sampling.steps, run.steps)
-        wanted = spread(steps, record)
-        states: list[State] = []
+        sampling = sampling.resolved(self.config.run)
+        wanted, states = spread(sampling.steps or 0, record), list[State]()
 
         def watch(step: int, state: State) -> object:
             if step in wanted:
                 states.append(state)
             return callback(step, state) if callback is not None else None
 
-        options: dict[str, Any] = {
-            "noise": noise,
-            "context": context,
-            "null_context": null,
-            "length": given(sampling.text_length, run.text_length),
-            "steps": steps,
-            "shift": given(sampling.shift, run.shift),
-            "guidance_scale": given(sampling.guidance_scale, run.guidance_scale),
-            "guidance_end": sampling.guidance_end,
-            "solver": sampling.solver,
-            "seed": sampling.seed,
-            "temperature": given(sampling.temperature, 1.0),
-            "top_p": sampling.top_p,
-            "text_update": sampling.text_update,
-            "callback": watch,
-        }
-        result = self.on_network(lambda model: joint(model, **options))
+        def job(network: UniViGU) -> JointResult:
+            return joint(GuidedDenoiser.of(network, context, null, sampling), noise, sampling, callback=watch)
+
+        result = self.on_network(job)
         text = self.tokenizer.text(result.text[0])
         self.sampled = Sampled(result.video.cpu(), text)
         pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
@@ -423,31 +374,29 @@ class Pipeline:
         self,
         latent: Tensor,
         texts: Sequence[str],
+        ranking: Ranking = RANKING,
         *,
-        samples: int = 16,
-        seed: int = 0,
         callback: Callable[[int, int], object] | None = None,
     ) -> Tensor:
         """Scores ``[K]`` of candidate texts for a clip, higher is better (see ``caption_likelihood``)."""
-        run = self.config.run
+        run, config = self.config.run, self.config.model
         for text in texts:
             self._require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
         # As long as the text stream was in training: how a text ends is part of what is judged.
-        length = max([run.text_length, *(len(row) for row in ids)])
-        options: dict[str, Any] = {"video": latent, "texts": ids, "samples": samples, "seed": seed}
-        options |= {"pad_token": run.pad_token, "length": length, "callback": callback}
-        rows = min(8, len(ids), max(1, LOGITS_AT_ONCE // (length * self.config.model.text_out_dim)))
+        tokens = padded(ids, run.pad_token, run.text_length)
+        length = tokens.shape[1]
+        rows = ranking.batch or min(8, len(ids), max(1, LOGITS_AT_ONCE // (length * config.text_out_dim)))
 
-        def job(model: UniViGU) -> Tensor:
+        def job(network: UniViGU) -> Tensor:
             nonlocal rows
-            config = model.config
-            video, itemsize = video_tokens(latent.shape[2:], config), model.computes_in(latent).itemsize
+            video, itemsize = video_tokens(latent.shape[2:], config), network.computes_in(latent).itemsize
             one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1)
             rows = max(1, min(rows, int(min(free_memory(self.device) / one, 8))))
             while True:
                 try:
-                    return caption_likelihood(model, batch=rows, **options)
+                    settings = replace(ranking, batch=rows)
+                    return caption_likelihood(GuidedDenoiser(network), latent, tokens, settings, callback=callback)
                 except torch.OutOfMemoryError:
                     if rows == 1:
                         raise

@@ -1,122 +1,188 @@
-"""The only caller of the model: streams in, prediction out, guidance applied."""
+"""The network as the jobs see it, and its plain form: one network, its conditions and its guidance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..config import ModelConfig
 from ..errors import UniViGUError
-from ..model import Prediction, VideoCache
+from ..model import PassOptions, Prediction, UniViGU, VideoCache
 from ..model.kv_cache import free_memory
 from ..model.memory import pass_bytes, video_tokens
-from .guidance import guide
+from .guidance import guide, guided_steps
+from .settings import Sampling
 from .streams import TextStream, VideoStream
-from .video_cache import EXACT, CachePolicy
 
-Model = Callable[..., Prediction]
+GUIDANCE_SCALE = 5.0  # the release's
 CPU_TOGETHER = 2**30  # bytes of a batch: a CPU gains by one of both passes only where they are small
 
 
-def _one_batch(parts: list[Tensor]) -> Tensor:
-    """The rows of all; nothing is copied for one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class Moment(NamedTuple):
+    """Where a run is: at the start of ``step`` of ``steps``, with both streams' times on the network's clock."""
+
+    step: int
+    steps: int
+    time_video: float
+    time_text: float
+
+
+class Want(NamedTuple):
+    """Which heads are asked for."""
+
+    velocity: bool = True
+    logits: bool = True
+
+
+BOTH = Want()
+
+
+class Denoiser(Protocol):
+    """What jobs ask for predictions. Prompt conditions, guidance and whatever a host adds are its own business."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and flows of the network."""
+        ...
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Rows of E ``[...,D]`` for token ids."""
+        ...
+
+    def video_cache(self, **settings: Any) -> VideoCache | None:
+        """An empty cache for a clip that is only read, None where there can be none."""
+        ...
+
+    def __call__(
+        self, video: VideoStream, text: TextStream, at: Moment, want: Want = BOTH, cache: VideoCache | None = None
+    ) -> Prediction:
+        """The prediction for both streams as they are ``at`` that moment."""
+        ...
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A network with its prompt condition ``[B,S,E]`` and, for guidance, the empty prompt's.
+class GuidedDenoiser:
+    """A network with its prompt condition ``context`` ``[B,S,E]`` (None: no prompt, zeros as in the release) and, for
+    guidance, the empty prompt's.
 
-    Both passes see the same text stream, as in the release; logits are those of the conditional pass. Steps from
-    ``guided_steps`` on make that pass alone. ``cache`` keeps what the network made of a held-clean video between the
-    steps, as often as ``policy`` says.
-    """
+    Both passes of guidance see the same text stream, as in the release; logits are those of the conditional pass. The
+    share ``guidance_end`` of the steps is guided, from the noisiest on. ``guidance_scale`` None: 5, the release's,
+    where there is a ``null_context``. Raises UniViGUError for a scale that is not finite or lacks a null_context."""
 
-    model: Model
-    context: Tensor
+    network: UniViGU
+    context: Tensor | None = None
     null_context: Tensor | None = None
-    guidance_scale: float = 1.0
-    guided_steps: float = math.inf
-    cache: VideoCache | None = None
-    policy: CachePolicy = EXACT
+    guidance_scale: float | None = None
+    guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance_scale):
-            raise UniViGUError(f"guidance_scale is {self.guidance_scale}; expected a finite number, 1 for no guidance")
-        if self.guidance_scale != 1 and self.null_context is None:
+        if self.guidance_scale is None:
+            object.__setattr__(self, "guidance_scale", 1.0 if self.null_context is None else GUIDANCE_SCALE)
+        if not math.isfinite(self._scale):
+            raise UniViGUError(f"guidance_scale is {self._scale}; expected a finite number, 1 for no guidance")
+        if self._scale != 1 and self.null_context is None:
             raise UniViGUError(
-                f"guidance_scale is {self.guidance_scale}: guidance needs null_context, the condition "
-                "of the empty prompt; pass it or set guidance_scale=1"
+                f"guidance_scale is {self._scale}: guidance needs null_context, the condition of the empty prompt; "
+                "pass it or set guidance_scale=1"
             )
+        guided_steps(self.guidance_end, 1)
 
-    def __call__(self, video: VideoStream, text: TextStream, step: int, want_logits: bool = True) -> Prediction:
-        """Predict at the start of ``step``; heads that no stream needs are left out."""
-        times = video.model_time(step), text.model_time(step)
-        if self.cache is not None and self.policy.due(step):
-            self.cache.clear()
-        predictor = self if step < self.guided_steps else replace(self, guidance_scale=1.0)
-        wanted = {"want_velocity": not video.held, "want_logits": want_logits and not text.held}
-        return predictor.at(video, text, *times, **wanted)
+    @classmethod
+    def of(cls, network: UniViGU, context: Tensor, null_context: Tensor | None, sampling: Sampling) -> GuidedDenoiser:
+        """With the guidance of ``sampling``."""
+        return cls(network, context, null_context, sampling.guidance_scale, sampling.guidance_end)
 
-    def at(
-        self,
-        video: VideoStream,
-        text: TextStream,
-        time_video: float,
-        time_text: float,
-        *,
-        want_velocity: bool = True,
-        want_logits: bool = True,
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.guidance_scale is None else self.guidance_scale
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and flows of the network."""
+        return self.network.config
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Rows of E for token ids."""
+        return self.network.embed(tokens)
+
+    def video_cache(self, **settings: Any) -> VideoCache | None:
+        """An empty cache; ``settings`` as of ``VideoCache``."""
+        return self.network.video_cache(**settings)
+
+    def __call__(
+        self, video: VideoStream, text: TextStream, at: Moment, want: Want = BOTH, cache: VideoCache | None = None
     ) -> Prediction:
-        """Predict at given times on the network's clock."""
-        latent = video.latent
-        rows, device = latent.shape[0], latent.device
-        kept: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
-        if getattr(getattr(self.model, "config", None), "v2t_attention", "") == "one_way":
-            kept["video_clean"] = video.held or time_video == 0
-
-        def run(*contexts: Tensor, want_logits: bool | slice) -> Prediction:
-            """One batch of as many passes as there are conditions."""
-            count = len(contexts)
-            velocity, logits = self.model(
-                _one_batch([latent] * count),
-                _one_batch([text.content] * count),
-                torch.full((count * rows,), time_video, device=device),
-                torch.full((count * rows,), time_text, device=device),
-                _one_batch([context.expand(rows, -1, -1) for context in contexts]),
-                None if text.mask is None else _one_batch([text.mask] * count),
-                want_velocity=want_velocity,
-                want_logits=want_logits,
-                **kept,
-            )
-            return Prediction(None if velocity is None else velocity.to(latent.dtype), logits)
-
-        if not want_velocity or self.guidance_scale == 1:
-            return run(self.context, want_logits=want_logits)
+        """The prediction for both streams, guided where ``at`` lies in the guided steps."""
+        batch = _Batch(self.network, video, text, at, PassOptions(cache=cache, video_clean=video.held))
+        context = self._context(video.latent)
+        if not want.velocity or self._scale == 1 or at.step >= guided_steps(self.guidance_end, at.steps):
+            return batch.predict([context], want)
         assert self.null_context is not None
-        if not self._together(latent, text, want_logits):
-            velocity, logits = run(self.context, want_logits=want_logits)
-            null = run(self.null_context, want_logits=False).velocity
+        if not self._together(video.latent, text, want.logits):
+            velocity, logits = batch.predict([context], want)
+            null = batch.predict([self.null_context], want._replace(logits=False)).velocity
         else:
-            contexts = self.context, self.null_context
-            both, logits = run(*contexts, want_logits=slice(0, rows) if want_logits else False)
+            both, logits = batch.predict([context, self.null_context], want)
             assert both is not None
             velocity, null = both.chunk(2)
         assert velocity is not None
         assert null is not None
-        return Prediction(guide(null, velocity, self.guidance_scale), logits)
+        return Prediction(guide(null, velocity, self._scale), logits)
+
+    def _context(self, latent: Tensor) -> Tensor:
+        """The condition. The release's without a prompt is 512 rows of zeros; equal rows make cross-attention average
+        the same value, so one row says the same."""
+        if self.context is not None:
+            return self.context
+        return torch.zeros(1, 1, self.config.text_dim, device=latent.device, dtype=latent.dtype)
 
     def _together(self, latent: Tensor, text: TextStream, want_logits: bool) -> bool:
         """Whether both passes of guidance go through the network as one batch: where they fit."""
-        config, null = getattr(self.model, "config", None), self.null_context
-        if config is None or null is None or null.shape[1:] != self.context.shape[1:]:
+        null = self.null_context
+        if null is None or null.shape[1:] != self._context(latent).shape[1:]:
             return False
-        rows = latent.shape[0]
-        number = getattr(self.model, "computes_in", lambda video: torch.float32)(latent).itemsize
+        rows, config = latent.shape[0], self.config
+        number = self.network.computes_in(latent).itemsize
         sizes = {"video": video_tokens(latent.shape[2:], config), "text": text.content.shape[1], "itemsize": number}
         needed = pass_bytes(config, rows=2 * rows, logits=rows if want_logits else 0, **sizes)
         return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One state of the streams, repeated for as many conditions as it is predicted under."""
+
+    network: UniViGU
+    video: VideoStream
+    text: TextStream
+    at: Moment
+    options: PassOptions
+
+    def predict(self, contexts: list[Tensor], want: Want) -> Prediction:
+        """One pass of the network; logits of the first condition's rows alone."""
+        latent, count = self.video.latent, len(contexts)
+        rows, device = latent.shape[0], latent.device
+        logits: bool | slice = want.logits if count == 1 else slice(0, rows) if want.logits else False
+        velocity, words = self.network(
+            _repeated(latent, count),
+            _repeated(self.text.content, count),
+            torch.full((count * rows,), self.at.time_video, device=device),
+            torch.full((count * rows,), self.at.time_text, device=device),
+            _joined([context.expand(rows, -1, -1) for context in contexts]),
+            None if self.text.mask is None else _repeated(self.text.mask, count),
+            replace(self.options, want_velocity=want.velocity, want_logits=logits),
+        )
+        return Prediction(None if velocity is None else velocity.to(latent.dtype), words)
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    return _joined([rows] * count)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The rows of all; nothing is copied for one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
 from ..media.text import Tokenizer, blanks
-from ..model import UniViGU
-from .jobs import video_to_text
-from .loop import State
+from .denoiser import Denoiser
+from .loop import Callback, State
 from .rank import caption_likelihood
+from .settings import FEW_DRAWS, SAMPLING, Ranking, Sampling
 from .video_cache import CachePolicy
+from .video_to_text import video_to_text
 
 MAX_COMBINATIONS = 16
 
@@ -45,34 +46,28 @@ def _shared_out(extra: int, blanks: int, most: int) -> Iterator[tuple[int, ...]]
 
 
 def fill_template(
-    model: UniViGU,
+    denoise: Denoiser,
     tokenizer: Tokenizer,
     template: str,
-    *,
     video: Tensor,
-    length: int,
+    settings: Sampling = SAMPLING,
+    *,
     longest_blank: int = 2,
-    samples: int = 8,
-    seed: int = 0,
-    batch: int | None = None,
-    video_cache: str = "auto",
-    callback: Callable[..., object] | None = None,
-    **options: Any,
+    ranking: Ranking = FEW_DRAWS,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Fill the blanks (``___``) of a template for one clip; returns ids ``[1,L]``.
 
     A blank is one to ``longest_blank`` tokens; the last one, at the end, is as long as the text stream. Up to
-    ``MAX_COMBINATIONS`` widths, short ones first, are filled in by ``video_to_text`` (``options`` go there) and ranked
-    by ``caption_likelihood``, ``batch`` at a time; where ``video_cache`` is static all of them share what is kept of
-    the clip. When the callback returns False, what there is by then is ranked no further: the first filled text is
-    returned.
+    ``MAX_COMBINATIONS`` widths, short ones first, are filled in by ``video_to_text`` with ``settings`` and ranked by
+    ``caption_likelihood`` with the samples and batch of ``ranking``; where ``video_cache`` is static all of them share
+    what is kept of the clip. When the callback returns False, what there is by then is ranked no further: the first
+    filled text is returned.
     Raises UniViGUError when there is no blank or the template does not fit the length.
     """
-    count, open_end = blanks(template)
-    if not count:
-        raise UniViGUError(
-            f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
-        )
+    settings = settings.resolved(captions=True)
+    policy = CachePolicy.of(settings.video_cache, denoise.config)
+    shared = policy.cache(denoise) if policy.kept and not policy.refresh else None
     stopped = False
 
     def watch(step: int, state: State) -> object:
@@ -81,39 +76,32 @@ def fill_template(
         stopped = stopped or answer is False
         return answer
 
-    policy = CachePolicy.of(video_cache, model.config)
-    shared = policy.cache(model) if policy.kept and not policy.refresh else None
-    kept: dict[str, Any] = {"video_cache": video_cache, "cache": shared}
     candidates: list[Tensor] = []
+    for fixed in _pinned(tokenizer, template, longest_blank, settings.text_length or 0):
+        candidates.append(video_to_text(denoise, video, settings, fixed=fixed, cache=shared, callback=watch)[0])
+        if stopped:
+            return candidates[0][None]
+    if len(candidates) == 1:
+        return candidates[0][None]
+    ranking = replace(ranking, seed=settings.seed, video_cache="off" if shared is None else "static")
+    scores = caption_likelihood(denoise, video, torch.stack(candidates), ranking, cache=shared)
+    return candidates[int(scores.argmax())][None]
+
+
+def _pinned(tokenizer: Tokenizer, template: str, longest_blank: int, length: int) -> list[Tensor]:
+    """Pinned ids ``[L]`` of the template for every choice of widths that fits, at least one."""
+    count, open_end = blanks(template)
+    if not count:
+        raise UniViGUError(
+            f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
+        )
+    found: list[Tensor] = []
     problem: UniViGUError | None = None
     for widths in blank_widths(count, open_end, longest_blank):
         try:
-            fixed = tokenizer.template(template, widths, length)
+            found.append(tokenizer.template(template, widths, length))
         except UniViGUError as error:  # this width does not fit; a shorter one may
             problem = error
-            continue
-        candidates.append(
-            video_to_text(model, video=video, length=length, fixed=fixed, seed=seed, callback=watch, **kept, **options)[
-                0
-            ]
-        )
-        if stopped:
-            return candidates[0][None]
-    if not candidates:
-        assert problem is not None
+    if problem is not None and not found:
         raise problem
-    if len(candidates) == 1:
-        return candidates[0][None]
-    scores = caption_likelihood(
-        model,
-        video=video,
-        texts=torch.stack(candidates),
-        samples=samples,
-        seed=seed,
-        context=options.get("context"),
-        pad_token=tokenizer.run.pad_token,
-        batch=batch,
-        video_cache="static" if shared is not None else "off",
-        cache=shared,
-    )
-    return candidates[int(scores.argmax())][None]
+    return found

@@ -29,8 +29,9 @@ from ..data.folder import TextLimits
 from ..errors import UniViGUError
 from ..io import write_text
 from ..media.video import probe, write_video
-from ..pipeline.pipeline import Callback, Pipeline, Sampling, Size, given
+from ..pipeline.pipeline import Callback, Pipeline, given
 from ..progress import Bars
+from ..sampling import Sampling, Size
 from .captioner import INSTRUCTIONS, Captioner, ChatClient, EndpointError, LengthError
 
 RECORD = "synthesis.json"

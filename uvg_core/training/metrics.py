@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..data.shards import Sample, Shards
 from ..errors import UniViGUError
 from ..io import write_text, written_whole
 from ..model import UniViGU
-from ..sampling import joint, text_to_video, video_to_text
+from ..sampling import GuidedDenoiser, Sampling, joint, text_to_video, video_to_text
 from ..sampling.loop import Callback
 from .config import TrainConfig
 from .plan import Lot
@@ -106,25 +106,20 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
         rows[0, : len(states)] = states
         return rows.to(device)
 
-    length = None if stage == "generate" else run.text_length
-    shared: dict[str, Any] = {"steps": SAMPLE_STEPS, "callback": callback}
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
-    guided: dict[str, Any] = {"noise": noise, "null_context": context(data.empty_states), "shift": run.shift}
-    guided |= {"guidance_scale": run.guidance_scale}
-    tokens = None if length is None or told is None else told[None].to(device)
+    null = context(data.empty_states)
+    sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)
+    text = None if stage == "generate" or told is None else told[None].to(device)
     clips: dict[str, Tensor] = {"truth": truth.latent[None]}
     texts: dict[str, Tensor | None] = {"truth": told}
-    clips["text_to_video"] = text_to_video(model, text=tokens, context=context(states), **guided, **shared)
-    if length is not None:
-        shared["seed"] = step
-        texts["video_to_text"] = video_to_text(
-            model,
-            video=truth.latent[None].to(device),
-            length=length,
-            temperature=run.text_temperature,
-            **shared,
-        )[0]
-        both = joint(model, context=context(truth.prompt_states), length=length, **guided, **shared)
+    prompted = GuidedDenoiser.of(model, context(states), null, sampling)
+    clips["text_to_video"] = text_to_video(prompted, noise, sampling, text=text, callback=callback)
+    if stage != "generate":
+        reading = replace(sampling, temperature=run.text_temperature)
+        clip = truth.latent[None].to(device)
+        texts["video_to_text"] = video_to_text(GuidedDenoiser(model), clip, reading, callback=callback)[0]
+        briefed = GuidedDenoiser.of(model, context(truth.prompt_states), null, sampling)
+        both = joint(briefed, noise, sampling, callback=callback)
         clips["joint"], texts["joint"] = both.video, both.text[0]
     return Drawn(truth, clips, texts)
 

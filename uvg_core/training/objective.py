@@ -19,7 +19,7 @@ from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, token_log_likelihood
 from ..flow.embedding import embed_tokens, rounding_logits
 from ..flow.time import model_time_from_sigma, tau_from_sigma
-from ..model import UniViGU
+from ..model import PassOptions, UniViGU
 from ..model.block import Call, Streams
 from ..model.transformer import Hooks
 from .config import Loss
@@ -82,6 +82,7 @@ class Objective(nn.Module):
         if embeds:
             rows = embed_tokens(self.model.token_embedding.weight, batch.target)
             text = interpolate(rows, batch.text_noise, batch.sigma_text[:, None, None])
+        clean = batch.makes_video == 0 if batch.video_clean is None else batch.video_clean
         velocity, logits = self.model(
             video,
             text,
@@ -89,9 +90,7 @@ class Objective(nn.Module):
             model_time_from_sigma(batch.sigma_text),
             batch.context,
             batch.mask if has_text and batch.hides else None,
-            want_logits=has_text,
-            video_clean=batch.video_clean,
-            hooks=self.hooks,
+            PassOptions(want_logits=has_text, video_clean=clean, hooks=self.hooks),
         )
         error = velocity.float() - velocity_target(batch.latents, batch.noise)
         video_loss = error.square().flatten(1).mean(1)

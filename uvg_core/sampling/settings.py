@@ -1,0 +1,108 @@
+"""Settings of a run. None is what the checkpoint recommends (``RunConfig``); ``resolved`` puts it in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..config import RunConfig
+from ..settings import Number, OneOf, Text, Whole, setting, settings
+
+SOLVERS = ("euler", "heun")
+TEXT_UPDATES = ("bridge", "euler", "release")
+RECOMMENDED = "what the checkpoint recommends"
+TRAINED = "what the checkpoint was trained with"
+RELEASED = RunConfig()
+Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
+
+
+@settings
+class Sampling:
+    """Settings of the three jobs; each job reads those that concern it."""
+
+    steps: Whole | None = setting("Sampling steps.", default=None, auto=RECOMMENDED, ge=1, le=10_000)
+    shift: Number | None = setting(
+        "Above 1: more of the steps at high noise.", default=None, auto=RECOMMENDED, gt=0, le=1000
+    )
+    guidance_scale: Number | None = setting(
+        "How strongly the clip follows the prompt; 1 turns guidance off.",
+        default=None,
+        auto=RECOMMENDED,
+        ge=-1000,
+        le=1000,
+    )
+    guidance_end: Number = setting(
+        "The share of the steps that are guided; the others take half the time.",
+        default=1.0,
+        expected="a share of the steps, from 0 to 1",
+        ge=0,
+        le=1,
+    )
+    solver: Annotated[str, OneOf(*SOLVERS)] = setting(
+        "euler, or heun: second order, two passes a step.", default="euler"
+    )
+    seed: Seed = setting("The same seed gives the same result.", default=0)
+    temperature: Number | None = setting(
+        "0 always takes the likeliest word.", default=None, auto=RECOMMENDED, ge=0, expected="0 (greedy) or more"
+    )
+    top_p: Number = setting(
+        "Words are drawn from the smallest set with this probability.",
+        default=1.0,
+        gt=0,
+        le=1,
+    )
+    text_update: Annotated[str, OneOf(*TEXT_UPDATES)] = setting(
+        "bridge is exact at any number of steps; euler and release are the release's rules.", default="bridge"
+    )
+    text_length: Whole | None = setting("Tokens of the text stream.", default=None, auto=TRAINED, ge=1, le=4096)
+    video_cache: Text = setting(
+        "How often steps look at the clip: off (each), refresh=K (every K-th), static (once); auto: once where that "
+        "changes nothing, else each.",
+        default="auto",
+    )
+    stop_when_stable: Whole = setting(
+        "Stop as soon as this many steps in a row draw the same words; 0 takes every step.", default=0, ge=0, le=1000
+    )
+
+    def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False) -> Sampling:
+        """The same settings with the recipe of ``run`` in the place of None; ``captions``: of a run without video,
+        which has its own number of steps and its own temperature."""
+
+        recipe: dict[str, Any] = {
+            "steps": run.text_steps if captions else run.steps,
+            "shift": run.shift,
+            "temperature": run.text_temperature if captions else 1.0,
+            "text_length": run.text_length,
+            "guidance_scale": run.guidance_scale,
+        }
+        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+
+
+@settings
+class Size:
+    """Size of a clip; off the model's grid is for ``latent_shape`` to refuse."""
+
+    height: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
+    width: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
+    frames: Whole | None = setting("4n+1: 81 is 5 s at 16 fps.", default=None, auto=TRAINED, ge=1, le=100_000)
+
+    def resolved(self, run: RunConfig) -> tuple[int, int, int]:
+        """Frames, height and width in pixels, with those of ``run`` in the place of None."""
+        height, width = self.height or run.height, self.width or run.width
+        return self.frames or run.frames, height, width
+
+
+@settings
+class Ranking:
+    """Settings of ``caption_likelihood``."""
+
+    samples: Whole = setting("Monte-Carlo draws: more are steadier and take longer.", default=16, ge=1, le=100_000)
+    seed: Seed = setting("The same seed gives the same scores.", default=0)
+    batch: Whole | None = setting("Candidates in one forward pass.", default=None, auto="what memory holds", ge=1)
+    video_cache: Text = setting("How often the network looks at the clip.", default="auto")
+
+
+SAMPLING, SIZE, RANKING = Sampling(), Size(), Ranking()
+FEW_DRAWS = Ranking(samples=8)

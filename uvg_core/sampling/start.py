@@ -1,0 +1,155 @@
+"""The streams that a run begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import UniViGUError
+from ..flow.discrete import MixturePath, sent, source_tokens
+from ..flow.embedding import normalised_rows
+from ..flow.schedule import checked_sigmas, video_sigmas
+from .denoiser import Denoiser
+from .settings import Sampling
+from .streams import TextStream, TextUpdate, VideoStream
+from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw
+
+# Added to seeds: a caller who draws the video's noise from the same seed must not get the same numbers for the text.
+TEXT_SEEDS = 0x7E87_57EA_0000
+Fixed = Tensor | Mapping[int, int]
+Schedule = Tensor | Sequence[float]
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per row for the text. The CPU's numbers are the same whatever device the network runs on."""
+    return [torch.Generator().manual_seed((seed + TEXT_SEEDS) % 2**63) for seed in seeds]
+
+
+def require_ids(config: ModelConfig, tokens: Tensor) -> None:
+    """Raise UniViGUError for ids that are not in the vocabulary. Waits for a card on which they lie."""
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.token_rows:
+        raise UniViGUError(
+            f"token ids run from {int(tokens.min())} to {int(tokens.max())}; this checkpoint has "
+            f"{config.token_rows} rows: the tokenizer belongs to another model"
+        )
+
+
+def as_text_content(network: Any, tokens: Tensor, *, checked: bool = False) -> Tensor:
+    """What a network (or ``Denoiser``) takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow.
+
+    ``checked``: the ids are known to be in the vocabulary; else UniViGUError is raised where they are not."""
+    if not checked:
+        require_ids(network.config, tokens)
+    return normalised_rows(network.embed(tokens)) if network.config.text_flow == "embedding" else tokens
+
+
+def noisy_video(noise: Tensor, settings: Sampling, sigmas: Schedule | None) -> VideoStream:
+    """The video stream at pure noise ``[B,C,F,H,W]``, with the release's schedule or ``sigmas``."""
+    assert settings.steps is not None
+    assert settings.shift is not None
+    schedule = video_sigmas(settings.steps, settings.shift) if sigmas is None else checked_sigmas(sigmas)
+    return VideoStream(noise, tuple(schedule.tolist()))
+
+
+def clean_text(denoise: Denoiser, tokens: Tensor | None, mask: Tensor | None, like: Tensor) -> TextStream:
+    """The text stream held clean; None is an empty stream, which makes the network plain Wan."""
+    rows, config = like.shape[0], denoise.config
+    if tokens is None:
+        if config.text_flow == "embedding":
+            return TextStream(torch.zeros(rows, 0, config.dim, device=like.device))
+        return TextStream(torch.zeros(rows, 0, dtype=torch.long, device=like.device))
+    require_ids(config, tokens)  # before they go to a card
+    content = as_text_content(denoise, sent(tokens, like.device).expand(rows, -1), checked=True)
+    # A mask that hides nothing only keeps attention from its fastest kernels.
+    mask = None if mask is None or bool(mask.all()) else sent(mask, like.device).expand(rows, -1)
+    return TextStream(content, mask=mask)
+
+
+def noisy_text(
+    denoise: Denoiser,
+    settings: Sampling,
+    taus: Tensor,
+    like: Tensor,
+    *,
+    fixed: Fixed | None = None,
+    seeds: Sequence[int] | None = None,
+    rounded: bool,
+) -> TextStream:
+    """The text stream at pure noise, with the flow's own kind of step.
+
+    ``like`` ``[B,...]`` gives rows and device. Row b draws from ``settings.seed`` + b, or from ``seeds``. ``fixed``:
+    ``{position: id}``, or ids ``[L]`` / ``[B,L]`` with -1 where the model may choose. ``rounded``: see ``TextStream``.
+    Raises UniViGUError for settings that the flow does not have, and what does not fit the batch or the vocabulary."""
+    config, rows, length = denoise.config, like.shape[0], settings.text_length
+    assert length is not None
+    seeds = [settings.seed + row for row in range(rows)] if seeds is None else list(seeds)
+    if len(seeds) != rows:
+        raise UniViGUError(f"found {len(seeds)} seeds for a batch of {rows}; expected one number, or one per row")
+    pins, pinned, anchor = _pins(fixed, rows, length), None, None
+    if pins is not None:
+        words = pins.clamp(min=0)
+        require_ids(config, words)
+        pinned = sent(pins >= 0, like.device)
+        anchor = as_text_content(denoise, sent(words, like.device), checked=True)
+    draws = generators(seeds)
+    update: TextUpdate
+    if config.text_flow == "embedding":
+        noise = [torch.randn(length, config.dim, generator=generator) for generator in draws]
+        update = _embedding_update(denoise, settings)
+    else:
+        mask = config.mask_token if config.source == "mask" else None
+        noise = [source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask, generator=g) for g in draws]
+        update = _discrete_update(config, settings, draws, pinned)
+    content = sent(torch.stack(noise), like.device)
+    return TextStream(content, tuple(taus.tolist()), update=update, pinned=pinned, anchor=anchor, rounded=rounded)
+
+
+def _embedding_update(denoise: Denoiser, settings: Sampling) -> TextUpdate:
+    usual = Sampling().resolved()
+    for name in ("temperature", "top_p", "text_update", "stop_when_stable"):
+        if getattr(settings, name) != getattr(usual, name):
+            raise UniViGUError(
+                "temperature, top_p, stop_when_stable and text_update belong to the discrete text flow; this "
+                "checkpoint has the embedding flow: leave them at their defaults"
+            )
+    return EmbeddingEuler(denoise.embed, denoise.config.token_rows)
+
+
+def _discrete_update(
+    config: ModelConfig, settings: Sampling, draws: list[torch.Generator], pinned: Tensor | None
+) -> TextUpdate:
+    assert settings.temperature is not None
+    shared: dict[str, Any] = {
+        "generators": draws,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "forbidden": config.mask_token if config.source == "mask" else None,
+    }
+    if settings.text_update == "release":
+        return ReleaseRedraw(**shared)
+    path, stable = MixturePath(config.kappa_exponent), settings.stop_when_stable
+    return JumpProcess(path=path, rule=settings.text_update, stop_when_stable=stable, pinned=pinned, **shared)
+
+
+def _pins(fixed: Fixed | None, rows: int, length: int) -> Tensor | None:
+    """Pinned ids ``[B,L]``, -1 where free."""
+    if fixed is None:
+        return None
+    if isinstance(fixed, Mapping):
+        pinned = torch.full((length,), -1, dtype=torch.long)
+        for position, token in fixed.items():
+            if not 0 <= position < length:
+                raise UniViGUError(f"fixed pins position {position}; the text has positions 0 to {length - 1}")
+            pinned[position] = token
+    else:
+        pinned = torch.as_tensor(fixed, dtype=torch.long)
+        if pinned.shape not in ((length,), (1, length), (rows, length)):
+            raise UniViGUError(
+                f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
+                "-1 where the model may choose"
+            )
+    return pinned.expand(rows, length)

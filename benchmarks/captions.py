@@ -25,7 +25,7 @@ from saved import read, save
 
 from recipes.worlds.evaluation import Exam
 from uvg_core.config import ModelConfig
-from uvg_core.model import UniViGU, VideoCache
+from uvg_core.model import PassOptions, UniViGU, VideoCache
 from uvg_core.pipeline.pipeline import Pipeline
 
 CACHES = ("off", "static", "static, float8", "refresh=2", "refresh=4", "refresh=8", "refresh=8, float8", "refresh=16")
@@ -78,7 +78,7 @@ def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]
         caches["float8 on the host"] = VideoCache(fp8=True, place="host")
 
     def run(cache: VideoCache | None = None) -> None:
-        model(video, text, clock, clock + 500, context, want_velocity=False, cache=cache)
+        model(video, text, clock, clock + 500, context, options=PassOptions(want_velocity=False, cache=cache))
 
     def fill(cache: VideoCache) -> None:
         cache.clear()

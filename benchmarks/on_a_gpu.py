@@ -32,13 +32,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from uvg_core.model import PassOptions
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import fake_card
 import torch
-from limits import fp8_file
-from measuring import in_turn, kernels, peak, random_weights, ratio_of
+from measuring import fp8_file, in_turn, kernels, peak, random_weights, ratio_of
 from saved import save
 from torch import Tensor
 
@@ -50,7 +51,7 @@ from uvg_core.io import write_text
 from uvg_core.model import UniViGU, VideoCache
 from uvg_core.model.memory import pass_bytes, video_tokens
 from uvg_core.pipeline.pipeline import Pipeline, Sampling
-from uvg_core.sampling import caption_likelihood, joint, text_to_video, video_to_text
+from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, caption_likelihood, joint, text_to_video, video_to_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -172,31 +173,29 @@ class Rig:
     def counted_jobs(self) -> dict[str, Callable[[UniViGU, int], Any]]:
         """The jobs by name, as functions of the network and a number of steps."""
         given, words, text = self.inputs, self.words(), self.scale.text
-        noise, context = given["noise"], given["context"]
-        conditions = {"context": context, "null_context": given["null_context"]}
-        caption: dict[str, Any] = {"video": noise, "length": text}
+        noise, conditions = given["noise"], (given["context"], given["null_context"])
+
+        def guided(model: UniViGU) -> GuidedDenoiser:
+            return GuidedDenoiser(model, *conditions, guidance_scale=5.0)
+
+        def caption(policy: str, model: UniViGU, steps: int, cache: VideoCache | None = None) -> Any:
+            settings = Sampling(steps=steps, text_length=text, video_cache=policy)
+            return video_to_text(GuidedDenoiser(model), noise, settings, cache=cache)
 
         def kept(place: str, model: UniViGU, steps: int) -> Any:
-            cache = VideoCache(place=place, fp8=True)
-            return video_to_text(model, steps=steps, video_cache="static", cache=cache, **caption)
+            return caption("static", model, steps, VideoCache(place=place, fp8=True))
 
         return {
             "text to video": lambda model, steps: text_to_video(
-                model, noise=noise, text=words, steps=steps, guidance_scale=5.0, **conditions
+                guided(model), noise, Sampling(steps=steps), text=words
             ),
-            "video to text, exact": lambda model, steps: video_to_text(
-                model, steps=steps, video_cache="off", **caption
-            ),
-            "video to text, static": lambda model, steps: video_to_text(
-                model, steps=steps, video_cache="static", **caption
-            ),
+            "video to text, exact": partial(caption, "off"),
+            "video to text, static": partial(caption, "static"),
             "video to text, float8 cache on the card": partial(kept, "device"),
             "video to text, cache on the host": partial(kept, "host"),
-            "joint": lambda model, steps: joint(
-                model, noise=noise, length=text, steps=steps, guidance_scale=5.0, **conditions
-            ),
+            "joint": lambda model, steps: joint(guided(model), noise, Sampling(steps=steps, text_length=text)),
             "ranking": lambda model, steps: caption_likelihood(
-                model, video=noise, texts=self.words(2), samples=steps, video_cache="off", batch=2
+                GuidedDenoiser(model), noise, self.words(2), Ranking(samples=steps, batch=2, video_cache="off")
             ),
         }
 
@@ -310,7 +309,9 @@ def launches_per_block(rig: Rig) -> float:
 
         @torch.no_grad()
         def once(model: UniViGU = model) -> Any:
-            return model(given["noise"], words, clock + 500, clock, given["context"], want_logits=False)
+            return model(
+                given["noise"], words, clock + 500, clock, given["context"], options=PassOptions(want_logits=False)
+            )
 
         found.append(rig.count(once).launches)
     if found[0] is None or found[1] is None:
@@ -328,7 +329,14 @@ def peak_against_estimate(rows: int, logits: int, rig: Rig) -> float:
     @torch.no_grad()
     def once() -> Any:
         noise, context = (given[n].expand(rows, *given[n].shape[1:]) for n in ("noise", "context"))
-        return model(noise, words, clock + 500, clock, context, want_logits=slice(0, logits) if logits else False)
+        return model(
+            noise,
+            words,
+            clock + 500,
+            clock,
+            context,
+            options=PassOptions(want_logits=slice(0, logits) if logits else False),
+        )
 
     sizes = {"video": video_tokens(rig.scale.size, config), "text": rig.scale.text, "itemsize": 2}
     return rig.count(once).peak / pass_bytes(config, rows=rows, logits=logits, **sizes)
@@ -367,7 +375,7 @@ def times_static(rig: Rig) -> dict[str, float]:
     @torch.no_grad()
     def once(cache: VideoCache | None) -> Any:
         given_now = given["noise"], words, clock, clock + 500, given["context"][:, :1]
-        return model(*given_now, want_velocity=False, cache=cache)
+        return model(*given_now, options=PassOptions(want_velocity=False, cache=cache))
 
     for cache in caches.values():
         once(cache)
@@ -593,7 +601,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="claims whose names contain one of these")
     parser.add_argument("--release", type=Path, metavar="CLONE")
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--save", action="store_true", help="keep what a fake card counts for docs/performance.md")
+    parser.add_argument("--save", action="store_true", help="keep what a fake card counts for docs/costs.md")
     args = parser.parse_args()
     if not args.rehearse and not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here; --rehearse runs everything on the CPU and on a fake card")

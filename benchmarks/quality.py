@@ -29,7 +29,7 @@ from recipes.worlds.world import KINDS, World
 from uvg_core.config import END_OF_TEXT
 from uvg_core.media.text import Tokenizer
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.sampling import video_to_text
+from uvg_core.sampling import GuidedDenoiser, Sampling, video_to_text
 
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
@@ -95,13 +95,9 @@ def stable(exam: Exam, wanted: int) -> dict[str, Any]:
         for index in range(len(exam.latents)):
             steps: list[int] = []
             ids = video_to_text(
-                model,
-                video=exam.latents[index : index + 1],
-                length=exam.run.text_length,
-                steps=exam.run.text_steps,
-                seed=index,
-                temperature=exam.run.text_temperature,
-                stop_when_stable=wanted,
+                GuidedDenoiser(model),
+                exam.latents[index : index + 1],
+                Sampling(seed=index, stop_when_stable=wanted).resolved(exam.run, captions=True),
                 callback=lambda step, _, steps=steps: steps.append(step),
             )
             taken += len(steps)

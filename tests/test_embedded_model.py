@@ -16,7 +16,7 @@ from tiny_worlds import one_world
 
 from recipes.worlds.evaluation import Exam
 from recipes.worlds.world import COLOURS
-from uvg_core import inspect_checkpoint
+from uvg_core import Ranking, inspect_checkpoint
 from uvg_core.cli.main import main
 from uvg_core.media.video import probe, read_clip, write_video
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline, Sampling
@@ -72,7 +72,7 @@ def test_ranking_finds_the_true_colour(pipe: Pipeline) -> None:
     for seed, colour in enumerate(COLOURS):
         clip = one_world(kind="square", colour=colour, motion="moves up", background="black", seed=seed)
         texts = [f"a large {other} square moves up quickly on a black background" for other in COLOURS]
-        scores = pipe.rank(pipe.encode_clip(clip), texts, samples=4)
+        scores = pipe.rank(pipe.encode_clip(clip), texts, Ranking(samples=4))
         hits += list(COLOURS)[int(scores.argmax())] == colour
     assert hits >= len(COLOURS) - 1
 

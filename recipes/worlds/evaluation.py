@@ -21,8 +21,8 @@ from uvg_core.errors import UniViGUError
 from uvg_core.media.vae import from_latent_space, to_latent_space
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.sampling import joint, text_to_video, video_to_text
-from uvg_core.sampling.rank import caption_likelihood
+from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
+from uvg_core.sampling.rank import caption_likelihood, padded
 
 from . import world as worlds
 from .detector import count_blots, read_world, score
@@ -197,19 +197,13 @@ class Exam:
     # The questions
 
     def video_to_text(self, steps: int | None = None, **options: Any) -> Tally:
-        """Captions without any prompt against the truth; ``options`` go to ``sampling.video_to_text``."""
+        """Captions without any prompt against the truth; ``options`` are entries of ``Sampling``."""
         texts: list[str] = []
         with self._network() as model:
             for start in range(0, len(self.latents), BATCH):
                 clips = self.latents[start : start + BATCH]
-                ids = video_to_text(
-                    model,
-                    video=clips,
-                    length=self.run.text_length,
-                    steps=steps or self.run.text_steps,
-                    seed=self.seed + start,
-                    **{"temperature": self.run.text_temperature, **options},
-                )
+                sampling = Sampling(**{"steps": steps, "seed": self.seed + start, **options})
+                ids = video_to_text(GuidedDenoiser(model), clips, sampling.resolved(self.run, captions=True))
                 texts += [self.pipe.tokenizer.text(row) for row in ids]
         self.captions = texts
         return self.told(texts)
@@ -225,15 +219,16 @@ class Exam:
             with self._network() as model:
                 made.append(
                     text_to_video(
-                        model,
-                        noise=noise[part],
+                        GuidedDenoiser(
+                            model,
+                            context,
+                            null.expand(len(context), -1, -1),
+                            self.run.guidance_scale if scale is None else scale,
+                        ),
+                        noise[part],
+                        Sampling(steps=steps or self.run.steps, shift=self.run.shift),
                         text=None if plain else tokens,
                         text_mask=None if plain else mask,
-                        context=context,
-                        null_context=null.expand(len(context), -1, -1),
-                        steps=steps or self.run.steps,
-                        shift=self.run.shift,
-                        guidance_scale=self.run.guidance_scale if scale is None else scale,
                     )
                 )
         self.clips = self.decode(torch.cat(made))
@@ -250,15 +245,14 @@ class Exam:
             context = self.pipe.conditions(texts[part])
             with self._network() as model:
                 made = joint(
-                    model,
-                    noise=noise[part],
-                    context=context,
-                    null_context=null.expand(len(context), -1, -1),
-                    length=self.run.text_length,
-                    steps=steps or self.run.steps,
-                    shift=self.run.shift,
-                    guidance_scale=self.run.guidance_scale,
-                    seed=self.seed + start,
+                    GuidedDenoiser(model, context, null.expand(len(context), -1, -1), self.run.guidance_scale),
+                    noise[part],
+                    Sampling(
+                        text_length=self.run.text_length,
+                        steps=steps or self.run.steps,
+                        shift=self.run.shift,
+                        seed=self.seed + start,
+                    ),
                 )
             clips.append(made.video)
             words += [self.pipe.tokenizer.text(row) for row in made.text]
@@ -280,14 +274,10 @@ class Exam:
                 assert world is not None
                 texts = [world.caption, *lies(world, 9, torch.Generator().manual_seed(self.seed + index))]
                 values = caption_likelihood(
-                    model,
-                    video=self.latents[index : index + 1],
-                    texts=[self.pipe.tokenizer.ids(text) for text in texts],
-                    samples=samples,
-                    seed=self.seed,
-                    batch=len(texts),
-                    pad_token=self.run.pad_token,
-                    length=self.run.text_length,
+                    GuidedDenoiser(model),
+                    self.latents[index : index + 1],
+                    padded([self.pipe.tokenizer.ids(text) for text in texts], self.run.pad_token, self.run.text_length),
+                    Ranking(samples=samples, seed=self.seed, batch=len(texts)),
                 )
                 hits += int(values.argmax()) == 0
         return hits, len(chosen)

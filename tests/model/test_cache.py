@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_jobs import caption_likelihood, video_to_text
 from tiny_networks import TINY, random_network
 from torch import Tensor
 
 from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
-from uvg_core.model import Hooks, VideoCache
+from uvg_core.model import Hooks, PassOptions, Prediction, VideoCache
 from uvg_core.model.block import Call, Streams
 from uvg_core.model.kv_cache import free_memory
-from uvg_core.sampling import caption_likelihood, video_to_text
 from uvg_core.sampling.video_cache import CachePolicy
+
+HELD = PassOptions(video_clean=True)
+
+
+def close(found: Prediction, wanted: Prediction) -> None:
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-5, atol=1e-5)
+
 
 ONE_WAY = replace(TINY, v2t_attention="one_way")
 
@@ -43,20 +50,20 @@ def later(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_where_the_video_does_not_see_the_text_nothing_is_lost(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     cache = VideoCache()
     for given in (clean, later(clean)):
-        found = one_way(**given, want_velocity=False, cache=cache).logits
-        torch.testing.assert_close(found, one_way(**given).logits, rtol=1e-5, atol=1e-5)
+        found = one_way(**given, options=PassOptions(want_velocity=False, cache=cache)).logits
+        torch.testing.assert_close(found, one_way(**given, options=HELD).logits, rtol=1e-5, atol=1e-5)
         assert cache.filled
 
 
 def test_a_full_cache_leaves_the_video_out(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     cache = VideoCache()
-    one_way(**clean, cache=cache)
-    wanted = one_way(**later(clean)).logits
+    one_way(**clean, options=PassOptions(cache=cache))
+    wanted = one_way(**later(clean), options=HELD).logits
     blind = {**later(clean), "video": torch.full_like(clean["video"], torch.nan)}
     silent = random_network(ONE_WAY)
     for block in silent.blocks:
         block.ffn[0].weight.fill_(torch.nan)  # the video's expert has no part in it
-    found = silent(**blind, cache=cache)
+    found = silent(**blind, options=PassOptions(cache=cache))
     assert found.velocity is None
     torch.testing.assert_close(found.logits, wanted, rtol=1e-5, atol=1e-5)
 
@@ -64,18 +71,20 @@ def test_a_full_cache_leaves_the_video_out(one_way: UniViGU, clean: dict[str, Te
 def test_what_was_seen_with_the_text_is_what_it_was(network: UniViGU, clean: dict[str, Tensor]) -> None:
     """Beside the same text the kept keys are right; beside another they are those of the first."""
     cache = VideoCache(reads_text=True)
-    first = network(**clean, cache=cache).logits
+    first = network(**clean, options=PassOptions(cache=cache)).logits
     assert torch.equal(first, network(**clean).logits)
-    torch.testing.assert_close(network(**clean, cache=cache).logits, first, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(network(**later(clean), cache=cache).logits, network(**later(clean)).logits, atol=1e-3)
+    torch.testing.assert_close(network(**clean, options=PassOptions(cache=cache)).logits, first, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(
+        network(**later(clean), options=PassOptions(cache=cache)).logits, network(**later(clean)).logits, atol=1e-3
+    )
 
 
 def test_float8_is_half_as_large_and_close(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     whole, half = VideoCache(fp8=False), VideoCache(fp8=True)
     for cache in (whole, half):
-        one_way(**clean, cache=cache)
-    exact = one_way(**later(clean), cache=whole).logits
-    close = one_way(**later(clean), cache=half).logits
+        one_way(**clean, options=PassOptions(cache=cache))
+    exact = one_way(**later(clean), options=PassOptions(cache=whole)).logits
+    close = one_way(**later(clean), options=PassOptions(cache=half)).logits
     assert exact is not None
     assert close is not None
     assert half.nbytes < 0.5 * whole.nbytes
@@ -97,12 +106,14 @@ def test_it_is_kept_in_what_fits(
     """Where nothing does, every pass is a full one."""
     needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4  # keys and values, 2 clips of 12 tokens, float32
     cache = VideoCache(fp8=fp8, free_bytes=lambda _: needed - missing)
-    one_way(**clean, cache=cache)
+    one_way(**clean, options=PassOptions(cache=cache))
     assert (cache.place, cache.fp8, cache.filled) == (place, in_float8, place == "device")
     if not cache.filled:
         assert cache.nbytes == 0
-        wanted = one_way(**later(clean)).logits
-        torch.testing.assert_close(one_way(**later(clean), cache=cache).logits, wanted, rtol=1e-5, atol=1e-5)
+        wanted = one_way(**later(clean), options=HELD).logits
+        torch.testing.assert_close(
+            one_way(**later(clean), options=PassOptions(cache=cache)).logits, wanted, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("fp8", "in_float8"), [(None, True), (False, False)])
@@ -112,7 +123,7 @@ def test_it_takes_no_room_from_weights_where_float8_needs_none(
     """A host may put weights aside for it, and would fetch them at every step; an exact cache takes that room."""
     needed = 2 * len(one_way.blocks) * 2 * 12 * TINY.dim * 4
     cache = VideoCache(fp8=fp8, free_bytes=lambda _: 2.0 * needed, spare_bytes=lambda _: 0.5 * needed)
-    one_way(**clean, cache=cache)
+    one_way(**clean, options=PassOptions(cache=cache))
     assert (cache.place, cache.fp8) == ("device", in_float8)
 
 
@@ -140,12 +151,12 @@ def test_ranking_without_room_is_ranking_without_a_cache(one_way: UniViGU, clean
 @pytest.mark.parametrize("change", ["rows", "size"])
 def test_the_cache_of_other_clips_is_refused(one_way: UniViGU, clean: dict[str, Tensor], change: str) -> None:
     cache = VideoCache()
-    one_way(**clean, cache=cache)
+    one_way(**clean, options=PassOptions(cache=cache))
     other = {name: torch.cat([value, value[:1]]) if change == "rows" else value for name, value in clean.items()}
     if change == "size":
         other["video"] = other["video"][:, :, :1]
     with pytest.raises(UniViGUError, match=r"the cache holds 2 clip\(s\) of 12 tokens"):
-        one_way(**other, cache=cache)
+        one_way(**other, options=PassOptions(cache=cache))
 
 
 @pytest.mark.parametrize("kind", ["embedding", "bfloat16"])
@@ -158,8 +169,11 @@ def test_other_networks_keep_their_clips_as_well(clean: dict[str, Tensor], kind:
         model, tolerance = random_network(ONE_WAY).to(torch.bfloat16), 0.03
         after = later(clean)
     cache = VideoCache()
-    model(**clean, cache=cache)
-    found, wanted = model(**after, cache=cache).logits.float(), model(**after).logits.float()
+    model(**clean, options=PassOptions(cache=cache))
+    found, wanted = (
+        model(**after, options=PassOptions(cache=cache)).logits.float(),
+        model(**after, options=HELD).logits.float(),
+    )
     assert cache.filled
     assert float((found - wanted).norm() / wanted.norm()) < tolerance
 
@@ -167,19 +181,26 @@ def test_other_networks_keep_their_clips_as_well(clean: dict[str, Tensor], kind:
 def test_padded_words_stay_hidden(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
     cache = VideoCache()
-    one_way(**clean, cache=cache)
-    found = one_way(**later(clean), text_mask=mask, cache=cache).logits
-    torch.testing.assert_close(found, one_way(**later(clean), text_mask=mask).logits, rtol=1e-5, atol=1e-5)
+    one_way(**clean, options=PassOptions(cache=cache))
+    found = one_way(**later(clean), text_mask=mask, options=PassOptions(cache=cache)).logits
+    torch.testing.assert_close(
+        found, one_way(**later(clean), text_mask=mask, options=HELD).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_one_clip_serves_many_texts(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     one = {name: value[:1] for name, value in clean.items()}
     cache = VideoCache()
-    one_way(**one, cache=cache)
+    one_way(**one, options=PassOptions(cache=cache))
     # The video reads the prompt condition as well: that has to be the same.
     same = {name: clean[name][:1].expand_as(clean[name]) for name in ("video", "context")}
     many = {**later(clean), **same}
-    torch.testing.assert_close(one_way(**many, cache=cache).logits, one_way(**many).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        one_way(**many, options=PassOptions(cache=cache)).logits,
+        one_way(**many, options=HELD).logits,
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -260,15 +281,20 @@ def test_a_pass_that_broke_off_leaves_nothing_behind(one_way: UniViGU, clean: di
         return run(call)
 
     with pytest.raises(KeyboardInterrupt):
-        one_way(**clean, cache=cache, hooks=Hooks(block=breaks))
+        one_way(**clean, options=PassOptions(cache=cache, hooks=Hooks(block=breaks)))
     assert not cache.filled
     for given in (clean, later(clean)):
-        torch.testing.assert_close(one_way(**given, cache=cache).logits, one_way(**given).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            one_way(**given, options=PassOptions(cache=cache)).logits,
+            one_way(**given, options=HELD).logits,
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_where_the_video_is_not_asked_for_the_words_are_the_same(network: UniViGU, clean: dict[str, Tensor]) -> None:
     """The last block then works for the text alone."""
-    found = network(**clean, want_velocity=False)
+    found = network(**clean, options=PassOptions(want_velocity=False))
     assert found.velocity is None
     torch.testing.assert_close(found.logits, network(**clean).logits, rtol=1e-5, atol=1e-5)
 

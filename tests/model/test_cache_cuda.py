@@ -10,7 +10,7 @@ from tiny_networks import TINY, random_network
 from torch import Tensor
 
 from uvg_core import UniViGU
-from uvg_core.model import VideoCache
+from uvg_core.model import PassOptions, VideoCache
 
 pytestmark = [
     pytest.mark.cuda,
@@ -44,7 +44,7 @@ def test_the_host_gives_back_what_the_device_keeps(device: str, fp8: bool) -> No
     caches = {place: VideoCache(fp8=fp8, place=place) for place in ("device", "host")}
     for words in range(6):
         found = {
-            place: model(**given(device, words), want_velocity=False, cache=cache).logits
+            place: model(**given(device, words), options=PassOptions(want_velocity=False, cache=cache)).logits
             for place, cache in caches.items()
         }
         assert torch.equal(found["device"], found["host"])
@@ -55,10 +55,10 @@ def test_the_host_gives_back_what_the_device_keeps(device: str, fp8: bool) -> No
 def test_a_cleared_cache_is_filled_anew_while_blocks_are_on_their_way() -> None:
     model, cache = on("cuda:0"), VideoCache(place="host")
     for words in range(4):
-        model(**given("cuda:0", words), want_velocity=False, cache=cache)
+        model(**given("cuda:0", words), options=PassOptions(want_velocity=False, cache=cache))
         if words % 2:
             cache.clear()
-    found = model(**given("cuda:0", 9), want_velocity=False, cache=cache).logits
+    found = model(**given("cuda:0", 9), options=PassOptions(want_velocity=False, cache=cache)).logits
     torch.testing.assert_close(found, model(**given("cuda:0", 9)).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -68,20 +68,20 @@ def test_two_blocks_of_a_cache_on_the_host_are_on_the_device() -> None:
     cache, size = VideoCache(place="host", fp8=False), {"frames": 8, "side": 64}  # 8,192 tokens
     passes = [given("cuda:0", words, **size) for words in range(20)]
     for one in passes[:2]:
-        model(**one, want_velocity=False, want_logits=False, cache=cache)
+        model(**one, options=PassOptions(want_velocity=False, want_logits=False, cache=cache))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     for one in passes:
-        model(**one, want_velocity=False, want_logits=False, cache=cache)
+        model(**one, options=PassOptions(want_velocity=False, want_logits=False, cache=cache))
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before < cache.nbytes / 3  # five blocks of fifteen
 
 
 def test_what_was_pinned_is_given_back() -> None:
     model, cache = on("cuda:0"), VideoCache(place="host")
-    model(**given("cuda:0", 0), want_velocity=False, cache=cache)
-    model(**given("cuda:0", 1), want_velocity=False, cache=cache)
+    model(**given("cuda:0", 0), options=PassOptions(want_velocity=False, cache=cache))
+    model(**given("cuda:0", 1), options=PassOptions(want_velocity=False, cache=cache))
     held = torch.cuda.host_memory_stats()["allocated_bytes.current"]
     assert held >= cache.nbytes
     del cache
@@ -92,7 +92,7 @@ def test_what_does_not_fit_goes_to_the_host() -> None:
     model = on("cuda:0", torch.bfloat16)
     for free, place in ((1e9, "device"), (0, "host")):
         cache = VideoCache(free_bytes=lambda _, free=free: free)
-        model(**given("cuda:0", 0), want_velocity=False, cache=cache)
+        model(**given("cuda:0", 0), options=PassOptions(want_velocity=False, cache=cache))
         assert cache.place == place
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from uvg_core.config import ModelConfig
-from uvg_core.model import Hooks, Prediction, UniViGU, sdpa_attention
+from uvg_core.model import Hooks, PassOptions, Prediction, UniViGU, sdpa_attention
 from uvg_core.model.memory import pass_bytes, video_tokens
 from uvg_core.model.rope import rotate, rotate_in_place, text_rotations, turns, video_rotations
 
@@ -53,7 +53,7 @@ def one_pass(
 
 @needs_a_fake_card
 def test_a_pass_stays_on_the_card(card: FakeCard) -> None:
-    found = one_pass(card, released(card, 6), want_logits=slice(0, 1))
+    found = one_pass(card, released(card, 6), options=PassOptions(want_logits=slice(0, 1)))
     assert found.velocity is not None
     assert found.logits is not None
     assert {(part.device.type, part.dtype) for part in found} == {("cuda", torch.bfloat16)}
@@ -71,7 +71,7 @@ def test_launches_of_a_block(text: int) -> None:
     counts: list[Counter[str]] = []
     for layers in (1, 2):
         with fake_card.fake_card() as card:
-            one_pass(card, released(card, layers), text=text, want_logits=False)
+            one_pass(card, released(card, layers), text=text, options=PassOptions(want_logits=False))
             counts.append(card.launches)
     block = counts[1] - counts[0]
     assert block.total() <= (45 if text else 34), block
@@ -94,7 +94,14 @@ def test_memory_is_what_was_said(card: FakeCard, frames: int, text: int, job: st
     rows, velocity, logits = JOBS[job]
     latents = (frames - 1) // 4 + 1
     model = released(card, 2)
-    one_pass(card, model, rows=rows, frames=latents, text=text, want_velocity=velocity, want_logits=logits)
+    one_pass(
+        card,
+        model,
+        rows=rows,
+        frames=latents,
+        text=text,
+        options=PassOptions(want_velocity=velocity, want_logits=logits),
+    )
     heard = len(range(rows)[logits]) if isinstance(logits, slice) else rows * logits
     tokens = video_tokens((latents, 60, 104), RELEASED)
     said = pass_bytes(RELEASED, rows=rows, video=tokens, text=text, itemsize=2, logits=heard)
@@ -112,8 +119,8 @@ def test_blocks_that_are_looked_at_keep_what_they_are_given(card: FakeCard) -> N
         seen.append((call.in_place, out.video.untyped_storage()._cdata == call.x.video.untyped_storage()._cdata))
         return out
 
-    one_pass(card, model, hooks=Hooks(block=watch))
-    one_pass(card, model, hooks=Hooks(block=watch, in_place=True))
+    one_pass(card, model, options=PassOptions(hooks=Hooks(block=watch)))
+    one_pass(card, model, options=PassOptions(hooks=Hooks(block=watch, in_place=True)))
     assert seen == [(False, False)] * 2 + [(True, True)] * 2
 
 
@@ -145,12 +152,12 @@ def test_a_pass_without_gradients_is_the_pass_with_them(
         inputs["text"] = inputs["text"][:, :0]
     if job == "one clip":
         inputs = {name: value[:1] for name, value in inputs.items()}
-    wanted = {"want_velocity": job != "video to text", "want_logits": job not in ("text to video", "no text")}
+    wanted = PassOptions(want_velocity=job != "video to text", want_logits=job not in ("text to video", "no text"))
     given = {name: value.to(dtype) if name in ("video", "context") else value for name, value in inputs.items()}
     kept = {name: value.clone() for name, value in given.items()}
-    with_gradients = model(**given, **wanted)
+    with_gradients = model(**given, options=wanted)
     with torch.no_grad():
-        in_place = model(**given, **wanted)
+        in_place = model(**given, options=wanted)
     for one, other in zip(with_gradients, in_place, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
     assert all(torch.equal(kept[name], value) for name, value in given.items())
@@ -171,6 +178,9 @@ def test_the_forward_is_one_graph(rule: str, text: int) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # raises where the graph breaks
     with torch.no_grad():
-        found, expected = compiled(**given, video_clean=True), model(**given, video_clean=True)
+        found, expected = (
+            compiled(**given, options=PassOptions(video_clean=True)),
+            model(**given, options=PassOptions(video_clean=True)),
+        )
     torch.testing.assert_close(found.velocity, expected.velocity)
     torch.testing.assert_close(found.logits, expected.logits)

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from run_jobs import text_to_video
 from safetensors import safe_open
 from tiny_networks import GOLDEN
 
-from uvg_core import UniViGU, load_model, text_to_video
+from uvg_core import UniViGU, load_model
 from uvg_core.flow.schedule import video_sigmas
 from uvg_core.flow.time import model_time_from_sigma
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from uvg_core import ModelConfig, UniViGU, UniViGUError
 from uvg_core.checkpoint.keys import from_native
-from uvg_core.model import Hooks, sdpa_attention
+from uvg_core.model import Hooks, PassOptions, sdpa_attention
 from uvg_core.model.attention import XformersAttention
 from uvg_core.model.block import Call, Streams
 from uvg_core.model.rope import video_rotations
@@ -97,8 +97,8 @@ def test_streams_see_each_other(network: UniViGU, inputs: dict[str, torch.Tensor
 
 def test_heads_on_demand(network: UniViGU, inputs: dict[str, torch.Tensor]) -> None:
     both = network(**inputs)
-    assert network(**inputs, want_logits=False).logits is None
-    assert torch.equal(network(**inputs, want_velocity=False).logits, both.logits)
+    assert network(**inputs, options=PassOptions(want_logits=False)).logits is None
+    assert torch.equal(network(**inputs, options=PassOptions(want_velocity=False)).logits, both.logits)
 
 
 def test_layers_and_attention_are_injected(inputs: dict[str, torch.Tensor]) -> None:
@@ -238,9 +238,9 @@ def test_an_empty_text_stream_asks_nobody_for_anything(inputs: dict[str, torch.T
         return sdpa_attention(q, k, v, heads)
 
     model = random_network()
-    expected = model(**{**inputs, "text": None}, want_logits=False).velocity
+    expected = model(**{**inputs, "text": None}, options=PassOptions(want_logits=False)).velocity
     model.attention = attention
-    assert torch.equal(model(**{**inputs, "text": None}, want_logits=False).velocity, expected)
+    assert torch.equal(model(**{**inputs, "text": None}, options=PassOptions(want_logits=False)).velocity, expected)
 
 
 def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]) -> None:
@@ -263,23 +263,25 @@ def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]
         return attention
 
     hooks = Hooks(attention=named("self"), cross_attention=named("cross"), block=block)
-    hooked = model(**inputs, hooks=hooks)
+    hooked = model(**inputs, options=PassOptions(hooks=hooks))
     assert torch.equal(hooked.velocity, plain.velocity)
     assert torch.equal(hooked.logits, plain.logits)
     assert seen == [0, 1]
     assert attended == ["self", "cross"] * 2
 
-    skipped = model(**inputs, hooks=Hooks(block=lambda index, run, call: call.x if index == 1 else run(call)))
+    skipped = model(
+        **inputs, options=PassOptions(hooks=Hooks(block=lambda index, run, call: call.x if index == 1 else run(call)))
+    )
     assert not torch.allclose(skipped.velocity, plain.velocity)
 
 
 def test_logits_of_some_rows(inputs: dict[str, torch.Tensor]) -> None:
     model = random_network()
     plain = model(**inputs)
-    last = model(**inputs, want_logits=slice(1, 2))
+    last = model(**inputs, options=PassOptions(want_logits=slice(1, 2)))
     assert torch.equal(last.velocity, plain.velocity)
     torch.testing.assert_close(last.logits, plain.logits[1:])
-    assert model(**inputs, want_logits=False).logits is None
+    assert model(**inputs, options=PassOptions(want_logits=False)).logits is None
 
 
 def test_rotary_positions_can_be_scaled_and_shifted() -> None:

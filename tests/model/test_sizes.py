@@ -10,7 +10,7 @@ from tensors_alive import Alive
 from tiny_networks import random_network
 
 from uvg_core.config import ModelConfig
-from uvg_core.model import sdpa_attention
+from uvg_core.model import PassOptions, sdpa_attention
 from uvg_core.model.memory import pass_bytes, video_tokens
 
 WIDE = ModelConfig(dim=256, ffn_dim=1536, num_heads=2, num_layers=2, text_dim=20, freq_dim=32, vocab_size=5000)
@@ -50,7 +50,7 @@ def test_the_peak_is_what_was_said(
         "context": torch.randn(rows, 7, 20, dtype=dtype),
     }
     with torch.no_grad(), Alive() as alive:
-        model(**given, want_velocity=velocity, want_logits=logits)
+        model(**given, options=PassOptions(want_velocity=velocity, want_logits=logits))
     heard = len(range(rows)[logits]) if isinstance(logits, slice) else rows * logits
     said = pass_bytes(WIDE, rows=rows, video=64 * frames, text=text, itemsize=dtype.itemsize, logits=heard)
     assert alive.peak <= 1.2 * said

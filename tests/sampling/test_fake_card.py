@@ -13,6 +13,7 @@ import fake_card
 import pytest
 import torch
 from fake_card import FakeCard
+from run_jobs import caption_likelihood, fill_template, joint, text_to_video, video_to_text
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
@@ -20,10 +21,8 @@ from torch.utils._pytree import tree_leaves
 from uvg_core.config import ModelConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.model import UniViGU, VideoCache, sdpa_attention
-from uvg_core.sampling import finite, joint, text_to_video, video_to_text
+from uvg_core.sampling import finite
 from uvg_core.sampling.loop import State
-from uvg_core.sampling.rank import caption_likelihood
-from uvg_core.sampling.template import fill_template
 from uvg_core.training.config import Loss
 from uvg_core.training.objective import Objective
 from uvg_core.training.plan import Batch

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from run_jobs import caption_likelihood, joint, text_to_video, video_to_text
 from tiny_networks import TINY, random_network
-from uvg_core.sampling.jobs import generators
 
-from uvg_core import (
-    ModelConfig,
-    Prediction,
-    State,
-    UniViGU,
-    UniViGUError,
-    caption_likelihood,
-    joint,
-    text_to_video,
-    video_to_text,
-)
+from uvg_core import ModelConfig, Prediction, State, UniViGU, UniViGUError
 from uvg_core.flow.discrete import MixturePath
 from uvg_core.model import sdpa_attention
-from uvg_core.sampling.denoiser import Predictor
+from uvg_core.sampling.denoiser import GuidedDenoiser
 from uvg_core.sampling.loop import run
+from uvg_core.sampling.start import generators
 from uvg_core.sampling.streams import TextStream, VideoStream
 from uvg_core.sampling.text_updates import JumpProcess
 
@@ -45,8 +36,8 @@ def any_network(request: pytest.FixtureRequest) -> UniViGU:
 
 
 def test_streams_held_clean_come_out_untouched(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
-    predict = Predictor(network, given["context"])
-    update = JumpProcess(path=MixturePath(), generators=generators(0, 2))
+    predict = GuidedDenoiser(network, given["context"])
+    update = JumpProcess(path=MixturePath(), generators=generators([0, 1]))
     tokens = torch.randint(31, (2, 4))
     clip, words = given["noise"].clone(), tokens.clone()
     moved, held = run(VideoStream(clip, (1.0, 0.5, 0.0)), TextStream(words), predict)
@@ -60,7 +51,7 @@ def test_streams_held_clean_come_out_untouched(network: UniViGU, given: dict[str
 
 
 def test_a_run_needs_a_noisy_stream(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
-    predict = Predictor(network, given["context"])
+    predict = GuidedDenoiser(network, given["context"])
     with pytest.raises(UniViGUError, match="at least one noisy stream"):
         run(VideoStream(given["noise"]), TextStream(torch.zeros(2, 3, dtype=torch.long)), predict)
 
@@ -132,7 +123,7 @@ def test_guidance_may_end_before_the_run(
         rows.append(len(latent))
         return network(latent, *args, **options)
 
-    counted.config = network.config  # type: ignore[attr-defined]
+    counted.config, counted.computes_in = network.config, network.computes_in  # type: ignore[attr-defined]
     found = text_to_video(counted, **given, steps=4, guidance_scale=5, guidance_end=end)  # type: ignore[arg-type]
     assert sum(rows) == passes * len(given["noise"])
     ends = {0.0: {"guidance_scale": 1}, 1.0: {"guidance_scale": 5}}
@@ -271,7 +262,7 @@ def test_half_formed_words_are_not_read(network: UniViGU, given: dict[str, torch
 def test_text_noise_is_not_the_videos(given: dict[str, torch.Tensor]) -> None:
     """The same seed for both streams, as the command line uses it, must not give both the same numbers."""
     video = torch.randn(40, generator=torch.Generator().manual_seed(3))
-    text = torch.randn(40, generator=generators(3, 1)[0])
+    text = torch.randn(40, generator=generators([3])[0])
     assert not torch.isclose(video, text).any()
 
 
@@ -305,8 +296,8 @@ def test_a_network_that_breaks_down_is_named(given: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"length": 0}, "text length is 0"),
-        ({"text_update": "magic"}, "text update"),
+        ({"length": 0}, "text_length is 0"),
+        ({"text_update": "magic"}, "text_update"),
         ({"solver": "magic"}, "solver"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": [1]}, "1 seeds for a batch of 2"),

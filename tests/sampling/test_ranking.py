@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from run_jobs import caption_likelihood, fill_template
 from tiny_networks import TINY, random_network
 
 from recipes.worlds.tokenizer import train_tokenizer
-from uvg_core import ModelConfig, Prediction, UniViGUError, caption_likelihood
+from uvg_core import ModelConfig, Prediction, UniViGUError
 from uvg_core.config import RunConfig
 from uvg_core.media.text import Tokenizer, blanks
-from uvg_core.sampling.template import blank_widths, fill_template
+from uvg_core.sampling.template import blank_widths
 
 
 class Oracle(torch.nn.Module):

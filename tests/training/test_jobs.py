@@ -14,11 +14,11 @@ import torch
 from tiny_networks import random_network
 from tiny_runs import RUN, STATES, WORDS
 from torch import Tensor
-from uvg_core.sampling.jobs import zero_context
 
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.data.shards import Sample
 from uvg_core.errors import UniViGUError
+from uvg_core.sampling.start import zero_context
 from uvg_core.training.config import Times, TrainConfig, from_dict
 from uvg_core.training.plan import JOBS, Batch, Collator, Lot, Order, draw, draw_sigma, stream_of
 

@@ -160,7 +160,12 @@ def every_file() -> dict[str, Any]:
     reference = random_network()
     given = inputs()
     expected = reference(
-        given["x"], None, 1000 * given["t"], 1000 * given["t"], given["context"], want_logits=False
+        given["x"],
+        None,
+        1000 * given["t"],
+        1000 * given["t"],
+        given["context"],
+        options=core.model.PassOptions(want_logits=False),
     ).velocity
     expected = given["x"] - given["t"].view(-1, 1, 1, 1, 1) * expected
 

@@ -414,7 +414,7 @@ def _without_loading(model: Any, positive: list[Any], negative: list[Any]) -> to
 
 def _caption(model: Any) -> Tensor:
     """Tokens for a clip that is looked at once."""
-    modes, found = pack_module("uvg_core.sampling.jobs"), []
+    modes, found = pack_module("uvg_core.sampling.start"), []
 
     def job(network: Any, _: Tensor, clip: Tensor) -> Tensor:
         found.append(modes.video_to_text(network, video=clip, length=4, steps=3, temperature=0.0, video_cache="static"))

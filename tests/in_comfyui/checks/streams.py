@@ -152,7 +152,9 @@ def video_to_text_is_our_loop() -> bool:
     clean = model.model.process_latent_in(video)
     for here, there in itertools.pairwise(sigmas.tolist()):
         times = torch.zeros(1), torch.full((1,), 1000 * here)
-        velocity = network(clean, z, *times, conditioning(2)[0][0], want_velocity=False).logits
+        velocity = network(
+            clean, z, *times, conditioning(2)[0][0], options=core.model.PassOptions(want_velocity=False)
+        ).logits
         z = z + velocity * (there - here)
     return distance(out.unbind()[1].transpose(1, 2), z) <= 2e-5
 

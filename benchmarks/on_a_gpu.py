@@ -50,7 +50,7 @@ from uvg_core.flow.discrete import draw_clean_tokens
 from uvg_core.io import write_text
 from uvg_core.model import UniViGU, VideoCache
 from uvg_core.model.memory import pass_bytes, video_tokens
-from uvg_core.pipeline.pipeline import Pipeline, Sampling
+from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, caption_likelihood, joint, text_to_video, video_to_text
 
 HERE = Path(__file__).resolve().parent

@@ -14,8 +14,8 @@ from ..uvg_core.media.null_embedding import read_null_embedding
 from ..uvg_core.pipeline import check
 from ..uvg_core.pipeline.components import LARGE_BYTES
 from ..uvg_core.pipeline.evidence import Sample
-from ..uvg_core.pipeline.pipeline import Size
-from ..uvg_core.sampling import caption_likelihood
+from ..uvg_core.sampling import Ranking, Size, caption_likelihood
+from ..uvg_core.sampling.rank import padded
 from . import comfy as bridge
 from .samplers import AT_ONCE, Captioning, describe
 from .types import CATEGORY
@@ -141,19 +141,18 @@ def _jobs(model: Any, clip: Any, vae: Any, samples: list[Sample], captions: list
     )
     found.append(f"{line}; “{about.text[:200]}”")
     texts = list(dict.fromkeys(captions))
-    length = max(run.text_length, *(len(tokenizer.ids(text)) for text in texts))
     scores: list[torch.Tensor] = []
 
-    def job(network: bridge.GuidedNetwork, noise: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
-        ids = [tokenizer.ids(text) for text in texts]
-        options: dict[str, Any] = {"samples": 1, "batch": AT_ONCE, "pad_token": run.pad_token, "length": length}
-        scores.append(caption_likelihood(network, video=video, texts=ids, **options))
+    ids = padded([tokenizer.ids(text) for text in texts], run.pad_token, run.text_length)
+
+    def job(denoise: bridge.HostDenoiser, noise: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        scores.append(caption_likelihood(denoise, video, ids, Ranking(samples=1, batch=AT_ONCE)))
         return video
 
     _, line = check.measured(
         f"likelihood of {len(texts)} captions",
         device,
-        lambda: bridge.run_on_clip(model, job, samples[0].raw, seed=0, text_length=length),
+        lambda: bridge.run_on_clip(model, job, samples[0].raw, seed=0, text_length=ids.shape[1]),
     )
     place = int((scores[0] > scores[0][0]).sum()) + 1
     return [*found, f"{line}; the clip's own comes {place}. of {len(texts)}, {check.not_finite(scores[0])}"]

@@ -13,9 +13,9 @@ from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
 from ..uvg_core.flow.time import sigma_from_tau
-from ..uvg_core.sampling import State, fill_template, joint, video_to_text
-from ..uvg_core.sampling.jobs import TEXT_UPDATES
+from ..uvg_core.sampling import Ranking, Sampling, State, fill_template, joint, video_to_text
 from ..uvg_core.sampling.loop import spread
+from ..uvg_core.sampling.settings import TEXT_UPDATES
 from . import comfy as bridge
 from .types import CATEGORY, GeneratedText, RecordedStep, UvgText
 
@@ -293,23 +293,24 @@ def describe(
         if step in keep or (record and state.text.settled):
             kept.append(RecordedStep(step, state.steps, sigma_from_tau(state.tau), state.tokens.cpu(), None))
 
-    def job(network: bridge.GuidedNetwork, noise: Tensor, video: Tensor) -> Tensor:
-        options: dict[str, Any] = {
-            "video": video,
-            "length": length,
-            "steps": steps,
-            "seed": settings.seed % 2**63,
-            "temperature": run.text_temperature if settings.temperature < 0 else settings.temperature,
-            "top_p": settings.top_p,
-            "stop_when_stable": settings.stop_when_stable,
-            "text_update": settings.text_update,
-            "video_cache": settings.video_cache,
-            "callback": watch,
-        }
+    sampling = Sampling(
+        steps=steps,
+        text_length=length,
+        seed=settings.seed % 2**63,
+        temperature=run.text_temperature if settings.temperature < 0 else settings.temperature,
+        top_p=settings.top_p,
+        stop_when_stable=settings.stop_when_stable,
+        text_update=settings.text_update,
+        video_cache=settings.video_cache,
+    )
+
+    def job(denoise: bridge.HostDenoiser, noise: Tensor, video: Tensor) -> Tensor:
         if template.strip():
-            found.append(fill_template(network, tokenizer, template, batch=AT_ONCE, **options))
+            ranking = Ranking(samples=8, batch=AT_ONCE)
+            ids = fill_template(denoise, tokenizer, template, video, sampling, ranking=ranking, callback=watch)
         else:
-            found.append(video_to_text(network, **options))
+            ids = video_to_text(denoise, video, sampling, callback=watch)
+        found.append(ids)
         return video
 
     bridge.run_on_clip(model, job, latent, seed=settings.seed, hint=hint, steps=steps, text_length=length)
@@ -455,21 +456,18 @@ class JointSampler(io.ComfyNode):
                 seen = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
                 kept.append(RecordedStep(step, state.steps, state.sigma, state.tokens.cpu(), seen.half()))
 
-        def job(network: bridge.GuidedNetwork, noise: Tensor, _: Tensor) -> Tensor:
-            result = joint(
-                network,
-                noise=noise,
-                context=noise.new_zeros(1, 1, config.text_dim),  # the guider has the prompts
-                length=text_length or run.text_length,
-                steps=steps,
-                shift=shift,
-                guidance_scale=1.0,  # and the guidance
-                seed=[(seed + row) % 2**63 for row in latent.get("batch_index") or range(len(video))],
-                temperature=temperature,
-                top_p=top_p,
-                text_update=text_update,
-                callback=watch,
-            )
+        sampling = Sampling(
+            steps=steps,
+            shift=shift,
+            text_length=text_length or run.text_length,
+            temperature=temperature,
+            top_p=top_p,
+            text_update=text_update,
+        )
+        seeds = [(seed + row) % 2**63 for row in latent.get("batch_index") or range(len(video))]
+
+        def job(denoise: bridge.HostDenoiser, noise: Tensor, _: Tensor) -> Tensor:
+            result = joint(denoise, noise, sampling, seeds=seeds, callback=watch)
             texts.append(result.text.cpu())
             return result.video
 

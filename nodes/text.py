@@ -11,7 +11,8 @@ from torch import Tensor
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.chart import draw_ranking
 from ..uvg_core.media.sheet import GROUND, SheetRow, draw_sheet
-from ..uvg_core.sampling import caption_likelihood
+from ..uvg_core.sampling import Ranking, caption_likelihood
+from ..uvg_core.sampling.rank import padded
 from . import comfy as bridge
 from .samplers import AT_ONCE, seed_input
 from .types import CATEGORY, GeneratedText, UvgText
@@ -73,27 +74,16 @@ class UniViGURankCaptions(io.ComfyNode):
         candidates = [line.strip() for line in texts.splitlines() if line.strip()]
         if not candidates:
             raise UniViGUError("there is no text to rank; write one text a line")
-        ids = [tokenizer.ids(text) for text in candidates]
-        length = max([run.text_length, *(len(row) for row in ids)])
+        ids = padded([tokenizer.ids(text) for text in candidates], run.pad_token, run.text_length)
+        ranking = Ranking(samples=samples, seed=seed % 2**63, batch=AT_ONCE)
         progress = bridge.Progress(cls.hidden.unique_id, steps=samples)
         found: list[Tensor] = []
 
-        def job(network: bridge.GuidedNetwork, noise: Tensor, clean: Tensor) -> Tensor:
-            scores = caption_likelihood(
-                network,
-                video=clean,
-                texts=ids,
-                samples=samples,
-                seed=seed % 2**63,
-                batch=AT_ONCE,
-                pad_token=run.pad_token,
-                length=length,
-                callback=progress.step,
-            )
-            found.append(scores.cpu())
+        def job(denoise: bridge.HostDenoiser, noise: Tensor, clean: Tensor) -> Tensor:
+            found.append(caption_likelihood(denoise, clean, ids, ranking, callback=progress.step).cpu())
             return clean
 
-        bridge.run_on_clip(model, job, video, seed=seed, text_length=length)
+        bridge.run_on_clip(model, job, video, seed=seed, text_length=ids.shape[1])
         scores, shares = found[0].tolist(), found[0].softmax(0).tolist()
         order = sorted(range(len(candidates)), key=lambda n: -scores[n])
         best = candidates[order[0]]

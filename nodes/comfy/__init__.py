@@ -41,7 +41,7 @@ from .model import UniViGUConfig, UniViGUModel, register
 from .names import EMBEDDED, FROM_CHECKPOINT, PARTS, RELEASED, TEXT_MASK, TEXT_TOKENS
 from .network import HostedNetwork, config_of, latent_format_of, network_of, run_facts, weights_of
 from .sampling import (
-    GuidedNetwork,
+    HostDenoiser,
     core_samplers,
     core_schedulers,
     guided_until,
@@ -64,7 +64,7 @@ __all__ = [
     "TEXT_MASK",
     "TEXT_TOKENS",
     "WEIGHT_DTYPES",
-    "GuidedNetwork",
+    "HostDenoiser",
     "HostedNetwork",
     "Progress",
     "UniViGUConfig",

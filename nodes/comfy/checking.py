@@ -19,7 +19,7 @@ from .conditioning import tokenizer_of
 from .model import RawWan, UniViGUModel
 from .network import HostedNetwork, config_of, run_facts
 from .precision import all_finite
-from .sampling import GuidedNetwork, run_on_clip
+from .sampling import HostDenoiser, run_on_clip
 
 try:
     from comfyui_version import __version__ as COMFYUI
@@ -64,7 +64,7 @@ def weigh_model(
     """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
     found: list[Verdict] = []
 
-    def job(network: GuidedNetwork, noise: Tensor, clean: Tensor) -> Tensor:
+    def job(network: HostDenoiser, noise: Tensor, clean: Tensor) -> Tensor:
         host, device = network.hosted, clean.device
         there = [
             Sample(

@@ -28,7 +28,7 @@ from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
-from ...uvg_core.sampling.jobs import require_ids
+from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
 from .names import FOLDER, PACK, TEXT_MASK, TEXT_STREAM, TEXT_TOKENS, TEXT_WEIGHT

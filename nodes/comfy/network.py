@@ -6,6 +6,7 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.model import Hooks, UniViGU
+from ...uvg_core.model import Hooks, PassOptions, UniViGU
 from ...uvg_core.model.block import Call, Streams
 from ...uvg_core.model.modulation import Modulation, modulate
 from ...uvg_core.model.rope import rotate
-from ...uvg_core.sampling.jobs import as_text_content
+from ...uvg_core.sampling.start import as_text_content
 
 
 class HostedNetwork(UniViGU):
@@ -61,6 +62,7 @@ class HostedNetwork(UniViGU):
         text_tokens: Tensor | None = None,
         text_mask: Tensor | None = None,
         text_stream: dict[str, Any] | None = None,
+        held: tuple[bool, ...] = (),
         **_: Any,
     ) -> Tensor | list[Tensor]:
         """Where the text comes from, in this order: a run of our samplers (``text_stream``), the second stream of a
@@ -69,12 +71,15 @@ class HostedNetwork(UniViGU):
         video = x[0] if nested else x
         time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
         text: Tensor | None = None
-        want_velocity, want_logits, mask, cache = True, nested, None, None
-        video_clean: bool | None = None
+        mask, asked = None, PassOptions(want_logits=nested, video_clean=bool(held and held[0]))
         if text_stream is not None:
-            cache, video_clean = text_stream.get("cache"), text_stream.get("video_clean")
             text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
-            want_velocity, want_logits = text_stream["want_velocity"], text_stream["logits_rows"]
+            asked = PassOptions(
+                text_stream["want_velocity"],
+                text_stream["logits_rows"],
+                text_stream.get("video_clean", False),
+                text_stream.get("cache"),
+            )
         elif nested:
             text = x[1].transpose(1, 2)
         elif text_tokens is not None:
@@ -92,11 +97,7 @@ class HostedNetwork(UniViGU):
             time_text.flatten(),
             context,
             mask,
-            want_velocity=want_velocity,
-            want_logits=want_logits,
-            cache=cache,
-            hooks=_hooks(self, padded, options),
-            video_clean=video_clean,
+            replace(asked, hooks=_hooks(self, padded, options)),
         )
         if text_stream is not None:
             text_stream["logits"] = logits

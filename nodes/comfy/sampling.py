@@ -20,7 +20,9 @@ from ...uvg_core.config import ModelConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.flow.time import sigma_from_model_time
 from ...uvg_core.model import Prediction, VideoCache
+from ...uvg_core.sampling.denoiser import BOTH, Moment, Want
 from ...uvg_core.sampling.guidance import guided_steps
+from ...uvg_core.sampling.streams import TextStream, VideoStream
 from .conditioning import at_all_times, no_prompt
 from .names import TEXT_STREAM
 from .network import HostedNetwork
@@ -45,7 +47,7 @@ class TextRun:
     want_logits: bool
     cache: VideoCache | None = None
     seen: list[Tensor] = field(default_factory=list)
-    video_clean: bool | None = None  # as the network's argument of that name
+    video_clean: bool = False  # as in PassOptions
     closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
 
     def for_batch(self, x: Tensor, passes: Sequence[int]) -> dict[str, Any]:
@@ -79,10 +81,9 @@ class TextRun:
         return torch.stack(self.seen).mean(0)
 
 
-class GuidedNetwork:
-    """What uvg_core's samplers call in place of the network: the same arguments, answered through ComfyUI's guider,
-    so that conditioning, guidance, hooks, patches and wrappers are ComfyUI's own. The prompt condition that it is
-    called with is ignored: the guider has it."""
+class HostDenoiser:
+    """uvg_core's ``Denoiser``, answered through ComfyUI's guider: conditioning, guidance, hooks, patches and wrappers
+    are ComfyUI's own."""
 
     def __init__(self, guider: Any, extra_args: Mapping[str, Any]) -> None:
         self._guider = guider
@@ -131,24 +132,16 @@ class GuidedNetwork:
         return self._free_memory(device) - (patcher.model_size() if patcher.is_dynamic() else 0)
 
     def __call__(
-        self,
-        video: Tensor,
-        text: Tensor,
-        time_video: Tensor,
-        time_text: Tensor,
-        context: Tensor,
-        text_mask: Tensor | None = None,
-        *,
-        want_velocity: bool = True,
-        want_logits: bool = True,
-        cache: VideoCache | None = None,
-        video_clean: bool | None = None,
+        self, video: VideoStream, text: TextStream, at: Moment, want: Want = BOTH, cache: VideoCache | None = None
     ) -> Prediction:
+        """The guided prediction. Raises UniViGUError where no prompt is active at the first step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if not self._may_reuse:
             self._last_logits = None  # a vocabulary for each token, which this pass needs no more
-        self._shape = list(video.shape)
-        run = TextRun(text, time_text, text_mask, want_velocity, want_logits, cache, video_clean=video_clean)
+        latent = video.latent
+        self._shape = list(latent.shape)
+        times = [torch.full(latent.shape[:1], time, device=latent.device) for time in (at.time_video, at.time_text)]
+        run = TextRun(text.content, times[1], text.mask, *want, cache, video_clean=video.held)
 
         def close(args: Mapping[str, Any]) -> Any:
             run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose
@@ -159,21 +152,21 @@ class GuidedNetwork:
             "transformer_options": {**self._options.get("transformer_options", {}), TEXT_STREAM: run},
             "sampler_pre_cfg_function": [close, *self._options.get("sampler_pre_cfg_function", [])],
         }
-        sigma = sigma_from_model_time(time_video)
-        denoised = self._guider(video, sigma, model_options=options, seed=self._seed)
-        velocity = (video - denoised) / sigma.view(-1, 1, 1, 1, 1) if want_velocity else None
-        if want_logits and run.logits is not None:
+        sigma = sigma_from_model_time(times[0])
+        denoised = self._guider(latent, sigma, model_options=options, seed=self._seed)
+        velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if want.velocity else None
+        if want.logits and run.logits is not None:
             self._last_logits = run.logits
-        if want_logits and self._last_logits is None:
+        if want.logits and self._last_logits is None:
             raise UniViGUError(
                 "no prompt is active at the first step, so that the text has nothing to follow; remove the timestep "
                 "range from the positive prompt"
             )
         # A patch that reuses an earlier step in place of the network (EasyCache) reuses that step's text as well.
-        return Prediction(velocity, self._last_logits if want_logits else None)
+        return Prediction(velocity, self._last_logits if want.logits else None)
 
 
-Job = Callable[[GuidedNetwork, Tensor, Tensor], Tensor]
+Job = Callable[[HostDenoiser, Tensor, Tensor], Tensor]
 
 
 class _JobSampler(comfy.samplers.Sampler):
@@ -193,7 +186,7 @@ class _JobSampler(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        return self.job(GuidedNetwork(model_wrap, extra_args), noise, latent_image)
+        return self.job(HostDenoiser(model_wrap, extra_args), noise, latent_image)
 
 
 def run_job(

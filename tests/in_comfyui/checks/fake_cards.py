@@ -272,7 +272,7 @@ def graphs() -> dict[str, Any]:
             video = torch.ones(1, 16, 2, 4, 6)
 
             def caption(net: Any, _: Any, clean: Any) -> Any:
-                core.video_to_text(net, video=clean, length=6, steps=2, video_cache="off")
+                core.video_to_text(net, clean, core.Sampling(text_length=6, steps=2, video_cache="off"))
                 return clean
 
             bridge.run_on_clip(model, caption, video, seed=0, steps=2, text_length=6)

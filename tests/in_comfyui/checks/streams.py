@@ -177,9 +177,11 @@ def same_words_everywhere() -> dict[str, Any]:
     clean = model.model.process_latent_in(latent)
     found: list[Any] = []
 
+    texts, settings = [[3, 4, 1], [9, 8, 7, 1]], core.Sampling(steps=8, seed=5, text_length=6)
+
     def job(hosted: Any, noise: Any, video: Any) -> Any:
-        found.append(core.video_to_text(hosted, video=video, length=6, steps=8, seed=5))
-        found.append(core.caption_likelihood(hosted, video=video[:1], texts=[[3, 4, 1], [9, 8, 7, 1]], samples=6))
+        found.append(core.video_to_text(hosted, video, settings))
+        found.append(core.caption_likelihood(hosted, video[:1], texts, core.Ranking(samples=6)))
         return video
 
     bridge.run_job(
@@ -191,23 +193,16 @@ def same_words_everywhere() -> dict[str, Any]:
         sigmas=torch.zeros(2),
         seed=0,
     )
-    words = core.video_to_text(network, video=clean, length=6, steps=8, seed=5)
-    scores = core.caption_likelihood(network, video=clean[:1], texts=[[3, 4, 1], [9, 8, 7, 1]], samples=6)
+    alone = core.GuidedDenoiser(network)
+    words = core.video_to_text(alone, clean, settings)
+    scores = core.caption_likelihood(alone, clean[:1], texts, core.Ranking(samples=6))
 
     positive, negative = conditioning(2), conditioning(3)
     start = empty()
     (both, text) = joint(model, positive, negative, latent=start, steps=8)
-    alone = core.joint(
-        network,
-        noise=bridge.prepare_noise(start, 1),
-        context=positive[0][0],
-        null_context=negative[0][0],
-        length=6,
-        steps=8,
-        shift=3.0,
-        guidance_scale=4.0,
-        seed=1,
-    )
+    guided = core.GuidedDenoiser(network, positive[0][0], negative[0][0], 4.0)
+    sampling = core.Sampling(steps=8, text_length=6, seed=1, shift=3.0)
+    alone = core.joint(guided, bridge.prepare_noise(start, 1), sampling)
     return {
         "words": torch.equal(found[0], words),
         "scores": distance(found[1], scores),

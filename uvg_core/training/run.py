@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.build import build_shards, shard_clips
+from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
-from ..data.shards import Encoders, Shards, build_shards, shard_clips
+from ..data.shards import Shards
 from ..data.sources import FolderSource, Source, plugged_in
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec

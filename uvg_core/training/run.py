@@ -29,7 +29,7 @@ from .config import TrainConfig, load_config
 from .objective import plain_attention
 from .optimizers import require_bitsandbytes, require_muon
 from .start import require_peft, require_vocabulary, starting_facts, starting_network
-from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, is_sharded, require_whole_weights
+from .trainer import Say, Step, Trainer, TrainResult, Watch, clips_a_step, is_sharded, require_whole_weights
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
     progress: Report | None = None,
     watch: Watch | None = None,
     accept_changes: bool = False,
-) -> Outcome:
+) -> TrainResult:
     """One run, from the data to the written file (see ``TrainConfig``).
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
@@ -174,14 +174,14 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
             learning[:] = [True]
             return bool(asked)
 
-        outcome = train(
+        result = train(
             config, resume=args.resume, accept_changes=args.accept_changes, say=say, progress=shown, watch=watch
         )
-    if not outcome.finished:
-        say(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume. So far: {outcome.file}")
+    if not result.finished:
+        say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
         return 130
-    if outcome.file is not None:  # the main process
-        say(f"done: {outcome.file}")
+    if result.file is not None:  # the main process
+        say(f"done: {result.file}")
     return 0
 
 

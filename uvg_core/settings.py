@@ -1,0 +1,208 @@
+"""One description of every setting: its default, range and one plain sentence.
+
+A class under ``@settings`` is a frozen dataclass whose fields are checked by pydantic. Command-line flags, node widgets
+with their tooltips, YAML files and the tables of the documentation are made from the same fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AllowInfNan, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
+from typing_extensions import dataclass_transform
+
+from .errors import UniViGUError
+
+Class = TypeVar("Class")
+
+
+def shown(value: Any) -> str:
+    """A value from a file as an error message shows it: never long, never an error of its own."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to write numbers of thousands of digits
+        return "a value of thousands of digits"
+
+
+# The types of settings. Nothing is converted that is not written as such: "5" and 5.0 are not whole numbers.
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The words that a setting may be chosen from: ``Annotated[str, OneOf("euler", "heun")]``."""
+
+    words: tuple[str, ...]
+
+    def __init__(self, *words: str) -> None:
+        object.__setattr__(self, "words", words)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(list(self.words))
+
+
+def setting(
+    help: str = "", *, default: Any = ..., factory: Any = None, auto: str = "", expected: str = "", **limits: Any
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        help: one plain sentence. default: the default; without one the field must be given. factory: of a section.
+        auto: what None stands for. expected: what an error says was expected, where type and limits do not tell.
+        limits: ``ge``, ``gt``, ``le``, ``lt`` and other arguments of pydantic's ``Field``; what it does not know is
+            kept for ``about``.
+    """
+    known = {name: limits.pop(name) for name in ("ge", "gt", "le", "lt", "multiple_of", "max_length") if name in limits}
+    extra: dict[str, Any] = {"auto": auto, "expected": expected, **limits}
+    made = {"default": default} if factory is None else {"default_factory": factory}
+    return Field(**made, description=help, json_schema_extra=extra, **known)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(setting, Field))
+def settings(cls: type[Class]) -> type[Class]:
+    """Make a frozen dataclass whose values are checked. Raises UniViGUError that names the field, the value found and
+    what was expected."""
+    made: Any = checked_dataclass(cls, frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+    checked = made.__init__
+
+    @wraps(checked)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            checked(self, *args, **values)
+        except ValidationError as error:
+            raise UniViGUError(explained(error, made)) from None
+
+    made.__init__ = init
+    checked_class: type[Class] = made
+    return checked_class
+
+
+def from_dict(cls: type[Class], values: Mapping[str, Any]) -> Class:
+    """Settings from plain values, sections among them as mappings. Raises UniViGUError as the class does."""
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        raise UniViGUError(explained(error, cls)) from None
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The entries of a YAML file that is ``what``. Numbers are those of YAML 1.2: ``1e-4`` is one, without a dot.
+
+    Raises UniViGUError, naming the file, where it cannot be read or is something else."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+    )
+    try:
+        values = yaml.load(Path(path).read_text("utf-8"), Loader)  # a SafeLoader: it makes plain values only
+    except OSError as error:
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror}); pass {what} in YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
+        raise UniViGUError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UniViGUError(f"{path}: found {shown(values)}; expected entries like 'stage: recall', one a line")
+    return values
+
+
+def fields_of(cls: type) -> dict[str, FieldInfo]:
+    """The fields of a settings class by name, with defaults, limits and sentences."""
+    found: dict[str, FieldInfo] = getattr(cls, "__pydantic_fields__", {})
+    return found
+
+
+def about(field: FieldInfo, name: str) -> Any:
+    """``auto``, ``expected`` or another remark on a field; None where there is none."""
+    extra = field.json_schema_extra
+    return extra.get(name) if isinstance(extra, dict) else None
+
+
+def limits(field: FieldInfo) -> tuple[Any, Any]:
+    """The lowest and highest value of a field, None where there is no limit; open limits count as limits."""
+    low = next((m.ge if isinstance(m, Ge) else m.gt for m in field.metadata if isinstance(m, (Ge, Gt))), None)
+    high = next((m.le if isinstance(m, Le) else m.lt for m in field.metadata if isinstance(m, (Le, Lt))), None)
+    return low, high
+
+
+def kind_of(annotation: Any) -> Any:
+    """The type behind a field's annotation: ``int``, ``float``, ``bool``, ``str``, a tuple or a class."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    is_optional = type(None) in get_args(annotation)
+    return kind_of(options[0]) if is_optional else annotation
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """What a field may be chosen from; empty where it is free."""
+    inner = [part for option in get_args(field.annotation) for part in get_args(option)]
+    return next((part.words for part in (*field.metadata, *inner) if isinstance(part, OneOf)), ())
+
+
+def expected(field: FieldInfo) -> str:
+    """What may stand in a field, in words: ``a whole number from 1 to 10000``."""
+    if about(field, "expected"):
+        return str(about(field, "expected"))
+    kind = kind_of(field.annotation)
+    if choices(field):
+        return f"one of {', '.join(filter(None, choices(field)))}"
+    if fields_of(kind):
+        return "entries of its own, indented below it"
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} values in square brackets"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "another value")
+    (low, high), is_open = limits(field), any(isinstance(m, Gt) for m in field.metadata)
+    if low is not None and is_open:
+        return f"{words} above {low:g}" + (f", at most {high:g}" if high is not None else "")
+    if low is not None and high is not None and high < 10**9:
+        return f"{words} from {low} to {high}"
+    return words if low is None else f"{words} of {low} or more"
+
+
+def explained(error: ValidationError, cls: type) -> str:
+    """The first fault that pydantic found, in one sentence: which field, what was found, what was expected."""
+    fault = error.errors()[0]
+    place = [str(part) for part in fault["loc"] if not isinstance(part, int)]
+    owner, field = cls, None
+    for depth, part in enumerate(place):
+        field = fields_of(owner).get(part)
+        if field is None and not depth and fault["type"] == "value_error":
+            break
+        if field is not None and fields_of(kind_of(field.annotation)) and depth + 1 < len(place):
+            owner = kind_of(field.annotation)
+    name = ".".join(place)
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _unknown(name, owner)
+    if fault["type"] in ("missing", "missing_argument") and not isinstance(fault["loc"][-1], int):
+        return f"the entry {name} is missing; it has no default"
+    raised = fault.get("ctx", {}).get("error")
+    if isinstance(raised, UniViGUError):
+        return f"{name}: {raised}" if name and name not in str(raised) else str(raised)
+    if field is None:
+        return f"{name} is {shown(fault['input'])}; {fault['msg']}"
+    return f"{name} is {shown(fault['input'])}; expected {expected(field)}"
+
+
+def _unknown(name: str, owner: type) -> str:
+    where, _, key = name.rpartition(".")
+    where += "." if where else ""
+    near = difflib.get_close_matches(key, fields_of(owner), n=1)
+    hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(fields_of(owner))}"
+    return f"unknown entry {name}; {hint}"

@@ -149,7 +149,7 @@ class Batch:
 
 
 class Collator:
-    """Turns clips and their plans into tensors. ``empty_states`` ``[n,E]``: the prompt condition of the empty prompt."""
+    """Turns clips and their plans into tensors. ``empty_states`` ``[n,E]``: the empty prompt's condition."""
 
     def __init__(self, model: ModelConfig, run: RunConfig, config: TrainConfig, empty_states: Tensor) -> None:
         self.model, self.run, self.config, self.empty = model, run, config, empty_states

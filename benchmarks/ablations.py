@@ -33,7 +33,7 @@ from uvg_core.training.config import TrainConfig, from_dict
 from uvg_core.training.objective import plain_attention
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import starting_network
-from uvg_core.training.trainer import Trainer
+from uvg_core.training.trainer import Callbacks, Trainer
 
 NUMBERS = Path(__file__).parent / "numbers" / "ablations.json"
 STEPS, BATCH = 600, 48
@@ -129,7 +129,7 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
         run = replace(parts.config.run, text_temperature=0.0)
         facts = CheckpointConfig(model.config, run, parts.config.card)
         started = time.perf_counter()
-        outcome = Trainer(config, model, data, facts, make_accelerator(config), say=lambda _: None).run()
+        outcome = Trainer(config, model, data, facts, make_accelerator(config), Callbacks(say=lambda _: None)).run()
         seconds += time.perf_counter() - started
         assert outcome.file is not None
         file, fresh = outcome.file, "keep"

@@ -19,7 +19,7 @@ from uvg_core.model import UniViGU
 from uvg_core.training.config import TrainConfig, from_dict
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import starting_network
-from uvg_core.training.trainer import Trainer
+from uvg_core.training.trainer import Callbacks, Trainer
 
 RUN = RunConfig(height=32, width=32, frames=5, fps=4.0, text_length=8, context_length=6, steps=4, text_steps=4)
 WORDS = 24
@@ -108,4 +108,5 @@ def make_trainer(config: TrainConfig, data: Shards, **more: Any) -> Trainer:
     AcceleratorState._reset_state()  # it keeps the precision of the first run in a process, and refuses another
     model = starting_network(config, vocab_size=WORDS, dtype=torch.float32)
     facts = CheckpointConfig(model.config, RUN)
-    return Trainer(config, model, data, facts, make_accelerator(config), **{"say": lambda _: None, **more})
+    callbacks = Callbacks(**{"say": lambda _: None, **more})
+    return Trainer(config, model, data, facts, make_accelerator(config), callbacks)

@@ -39,7 +39,7 @@ from ...uvg_core.training.metrics import draw_samples
 from ...uvg_core.training.objective import plain_attention
 from ...uvg_core.training.run import make_accelerator
 from ...uvg_core.training.start import lora_weights, require_vocabulary, save_lora
-from ...uvg_core.training.trainer import Step, Trainer
+from ...uvg_core.training.trainer import Callbacks, Step, Trainer
 from .. import comfy as bridge
 
 log = logging.getLogger(__name__)
@@ -230,9 +230,7 @@ def _learn(
         data,
         CheckpointConfig(network.config, run),
         accelerator,
-        watch=watch,
-        say=log.info,
-        save=learnt.append,
+        Callbacks(watch, log.info, save=learnt.append),
     )
     try:
         trainer.run()

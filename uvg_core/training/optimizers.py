@@ -58,14 +58,6 @@ def require_bitsandbytes() -> None:
         ) from None
 
 
-def require_muon() -> None:
-    """Raise UniViGUError where torch has no Muon."""
-    if not hasattr(torch.optim, "Muon"):
-        raise UniViGUError(
-            f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
-        )
-
-
 def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:
     if wanted.kind == "adamw8bit":
         require_bitsandbytes()

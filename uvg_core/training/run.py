@@ -27,9 +27,9 @@ from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config
 from .objective import plain_attention
-from .optimizers import require_bitsandbytes, require_muon
-from .start import require_peft, require_vocabulary, starting_facts, starting_network
-from .trainer import Say, Step, Trainer, TrainResult, Watch, clips_a_step, is_sharded, require_whole_weights
+from .requirements import clips_a_step, is_sharded, require_packages, require_whole_weights
+from .start import require_vocabulary, starting_facts, starting_network
+from .trainer import Callbacks, Say, Step, Trainer, TrainResult, Watch
 
 
 def train(
@@ -75,17 +75,8 @@ def train(
         with parts.using("vae") as vae:
             return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))
 
-    trainer = Trainer(
-        config,
-        model,
-        data,
-        facts,
-        accelerator,
-        watch=watch,
-        say=say,
-        decode=decode,
-        tokens_to_text=parts.tokenizer.text,
-    )
+    callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
+    trainer = Trainer(config, model, data, facts, accelerator, callbacks)
     return trainer.run(resume, accept_changes)
 
 
@@ -93,12 +84,7 @@ def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_c
     """Raise UniViGUError for what would end the run after hours of preparing its data."""
     accept = (lambda _: None) if accept_changes else None
     checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
-    if config.trains == "lora":
-        require_peft()
-    if config.optimizer.kind == "adamw8bit":
-        require_bitsandbytes()
-    if config.optimizer.kind == "muon":
-        require_muon()
+    require_packages(config)
     require_whole_weights(config, accelerator)
 
 

@@ -33,6 +33,7 @@ from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
 from .optimizers import make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
+from .requirements import clips_a_step, require_usable_texts
 from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
@@ -64,6 +65,25 @@ Save = Callable[[dict[str, Tensor]], Path | None]
 
 
 @dataclass(frozen=True)
+class Callbacks:
+    """What a run reports to, and where its results go.
+
+    watch           called after every step on every process
+    say             gets lines for people, on the main process
+    decode          latents ``[1,16,F,h,w]`` -> pixels, for the samples that are kept; None keeps captions only
+    tokens_to_text  ids -> words, for the same
+    save            takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
+                    network that did not come from a file, and a run that cannot be resumed
+    """
+
+    watch: Watch | None = None
+    say: Say = print
+    decode: Callable[[Tensor], Tensor] | None = None
+    tokens_to_text: Callable[[Tensor], str] | None = None
+    save: Save | None = None
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """How a run ended: steps done of all, and the file that holds what was learnt (None on other processes)."""
 
@@ -84,11 +104,6 @@ class Trainer:
         model: as ``starting_network`` gives it; what learns is chosen here. data: its shards.
         facts: what the written file will say of itself (sizes of a run, card).
         accelerator: Hugging Face's; made by whoever starts the run, once per process.
-        watch: called after every step on every process. say: gets lines for people, on the main process.
-        decode: latents ``[1,16,F,h,w]`` -> pixels, for the samples in the logger; None shows captions only.
-        tokens_to_text: ids -> words, for the same.
-        save: takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
-            network that did not come from a file, and a run that nobody will go on with.
     """
 
     def __init__(
@@ -98,17 +113,13 @@ class Trainer:
         data: Shards,
         facts: CheckpointConfig,
         accelerator: Any,
-        *,
-        watch: Watch | None = None,
-        say: Say = print,
-        decode: Callable[[Tensor], Tensor] | None = None,
-        tokens_to_text: Callable[[Tensor], str] | None = None,
-        save: Save | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
-        self.config, self.data, self.facts, self.accelerator, self.save = config, data, facts, accelerator, save
-        self.watch, self.say = watch, say if accelerator.is_main_process else _nobody
-        self._require_details()
-        self._require_room()
+        callbacks = callbacks or Callbacks()
+        self.config, self.data, self.facts, self.accelerator = config, data, facts, accelerator
+        self.watch, self.save = callbacks.watch, callbacks.save
+        self.say: Say = callbacks.say if accelerator.is_main_process else lambda _: None
+        require_usable_texts(config, data, facts.run)
         self.network = choose_trainable(model, config)
         self.collate = Collator(model.config, facts.run, config, data.empty_states)
         objective = Objective(model, config.loss, checkpointing=config.checkpointing)
@@ -121,27 +132,8 @@ class Trainer:
         self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
         self._kept: Path | None = None  # the newest checkpoint
-        keeps_diary = accelerator.is_main_process and save is None
-        self.logger = MetricsLogger(config, facts, decode, tokens_to_text) if keeps_diary else None
-
-    def _require_details(self) -> None:
-        if self.config.stage == "refine" and self.data.details < len(self.data):
-            raise UniViGUError(
-                f"{self.config.data}: {len(self.data) - self.data.details} of {len(self.data)} clips have no detailed "
-                "caption, and the stage refine learns to write them; add clip.detail.txt files, or train recall"
-            )
-
-    def _require_room(self) -> None:
-        run, config = self.facts.run, self.config
-        longest = {"prompt": self.data.longest_prompt}
-        if config.stage == "refine" or config.detail_share:
-            longest["detailed caption"] = self.data.longest_detail
-        for what, tokens in longest.items():
-            if config.stage != "generate" and tokens > run.text_length:
-                raise UniViGUError(
-                    f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream "
-                    f"{run.text_length}; leave long ones out with tokens, or set clip.text_length"
-                )
+        is_logged = accelerator.is_main_process and self.save is None
+        self.logger = MetricsLogger(config, facts, callbacks.decode, callbacks.tokens_to_text) if is_logged else None
 
     def _average(self) -> Average | None:
         if not self.config.optimizer.ema:
@@ -158,21 +150,16 @@ class Trainer:
     def global_batch(self) -> int:
         return clips_a_step(self.config, self.accelerator)
 
-    def _plans(self, step: int) -> list[SamplePlan]:
-        """The plans of a whole step, the same on every process."""
-        return [plan_sample(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
-
-    def _own(self, plans: list[SamplePlan], part: int) -> list[SamplePlan]:
-        """This process's share of accumulation step ``part``."""
-        start = (part * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch
-        return plans[start : start + self.config.batch]
-
-    def _batch(self, plans: list[SamplePlan]) -> Batch:
-        return self.collate([self.data[self.order.clip(plan.position)] for plan in plans], plans)
-
     def _prepared(self, step: int) -> tuple[list[SamplePlan], list[Batch]]:
-        plans = self._plans(step)
-        return plans, [self._batch(self._own(plans, part)) for part in range(self.config.accumulate)]
+        """The plans of a whole step, the same on every process, and this process's batch of each accumulation step."""
+        size, accelerator = self.config.batch, self.accelerator
+        plans = [plan_sample(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
+        batches = []
+        for part in range(self.config.accumulate):
+            start = (part * accelerator.num_processes + accelerator.process_index) * size
+            own = plans[start : start + size]
+            batches.append(self.collate([self.data[self.order.clip(plan.position)] for plan in own], own))
+        return plans, batches
 
     def _learn(self, plans: list[SamplePlan], batches: list[Batch]) -> tuple[Tensor, float]:
         """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the plans, and the gradient's norm."""
@@ -298,8 +285,16 @@ class Trainer:
         folder = self.config.out_folder
         accept = self.say if accept_changes else None
         last = checkpoints.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
-        self._require_same_start(last)
-        self._prepare(folder)
+        step = -1 if last is None else checkpoints.step_of(last)
+        found = set(self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist())
+        if len(found) > 1:  # each process would train another network
+            raise UniViGUError(
+                f"{folder}: the processes found different checkpoints (steps {sorted(found)}, -1 for none): out and "
+                "cache must be folders that all machines share"
+            )
+        if self.accelerator.is_main_process:
+            checkpoints.prepare(folder)
+        self.accelerator.wait_for_everyone()
         if last is None:
             if resume:
                 self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
@@ -319,21 +314,6 @@ class Trainer:
         if self.logger is not None:
             self.logger.rewind(self.step)
         self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
-
-    def _require_same_start(self, last: Path | None) -> None:
-        """Raise UniViGUError where the processes do not see the same checkpoint: each would go its own way."""
-        step = -1 if last is None else checkpoints.step_of(last)
-        found = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
-        if len(set(found)) > 1:
-            raise UniViGUError(
-                f"{self.config.out_folder}: the processes found different checkpoints (steps {sorted(set(found))}, -1 "
-                "for none): out and cache are to be folders that all machines share"
-            )
-
-    def _prepare(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            checkpoints.prepare(folder)
-        self.accelerator.wait_for_everyone()
 
     def _checkpoint(self) -> Path | None:
         """Write the whole state under a temporary name, rename it, and let the oldest go."""
@@ -403,35 +383,3 @@ class Trainer:
             "rate": config.optimizer.rate,
             **{name: value for name, value in rules.items() if value is not None},
         }
-
-
-def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
-    """How many clips all processes take together for one step."""
-    return config.batch * config.accumulate * int(accelerator.num_processes)
-
-
-def is_sharded(accelerator: Any) -> bool:
-    """Whether every process holds a piece of the weights only (FSDP)."""
-    return "FSDP" in str(accelerator.distributed_type)
-
-
-def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
-    """Raise UniViGUError for what needs whole weights where processes hold pieces of them."""
-    if not is_sharded(accelerator):
-        return
-    sharded = "under FSDP every process holds a piece of the weights only"
-    if config.optimizer.ema:
-        raise UniViGUError(
-            f"optimizer.ema is on, and {sharded}: averaging them is not supported there. Set optimizer.ema: 0"
-        )
-    if config.optimizer.kind == "muon":
-        raise UniViGUError(f"optimizer.kind is muon, and {sharded}: it needs whole matrices. Set optimizer.kind: adamw")
-    if config.keep.sample_every:
-        raise UniViGUError(
-            f"keep.sample_every is {config.keep.sample_every}, and {sharded}: no samples are drawn there. Set "
-            "keep.sample_every: 0"
-        )
-
-
-def _nobody(_: str) -> None:
-    """Processes beside the main one keep quiet."""

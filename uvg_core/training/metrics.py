@@ -100,7 +100,7 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
     truth = data[step % len(data)]
     has_detail = truth.detail_states is not None
     states = truth.detail_states if has_detail else truth.prompt_states
-    ids = truth.detail_ids if has_detail else truth.prompt_ids
+    told = truth.detail_ids if has_detail else truth.prompt_ids
     assert states is not None
 
     def context(states: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
     guided: dict[str, Any] = {"noise": noise, "null_context": context(data.empty_states), "shift": run.shift}
     guided |= {"guidance_scale": run.guidance_scale}
-    tokens = None if length is None or ids is None else ids[None].to(device)
+    tokens = None if length is None or told is None else told[None].to(device)
     clips: dict[str, Tensor] = {"truth": truth.latent[None]}
-    texts: dict[str, Tensor | None] = {"truth": ids}
+    texts: dict[str, Tensor | None] = {"truth": told}
     clips["text_to_video"] = text_to_video(model, text=tokens, context=context(states), **guided, **shared)
     if length is not None:
         shared["seed"] = step

@@ -23,7 +23,7 @@ from ..uvg_core.data.folder import (
     tally,
     too_short,
 )
-from ..uvg_core.data.sources import Item, digest
+from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
 from . import comfy as bridge
@@ -148,13 +148,13 @@ class ConnectedClips:
             place = self.videos[index].get_stream_source()
         return Path(place).name if isinstance(place, str) else f"clip {index + 1}"
 
-    def item(self, index: int) -> Item:
+    def item(self, index: int) -> TrainingClip:
         run = self.run
         pixels, note = read(
             self.videos[index], frames=run.frames, height=run.height, width=run.width, fps=run.fps, at_most=False
         )
         log.info("%s", note)  # retimed, resized, cropped: said where the clip is read
-        return Item(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
+        return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
     def require_usable(
         self, tokens: Callable[[str], list[int]], need_details: bool, report: Callable[[int, int], object]

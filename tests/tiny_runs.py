@@ -11,13 +11,15 @@ from torch import Tensor
 from recipes.worlds.recipe import initialise
 from uvg_core.checkpoint import save_model
 from uvg_core.config import CheckpointConfig, ModelConfig, RunConfig
-from uvg_core.data.shards import Encoders, Shards, build_shards
-from uvg_core.data.sources import Item
+from uvg_core.data.build import build_shards
+from uvg_core.data.encoders import Encoders
+from uvg_core.data.shards import Shards
+from uvg_core.data.sources import TrainingClip
 from uvg_core.model import UniViGU
 from uvg_core.training.config import TrainConfig, from_dict
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import starting_network
-from uvg_core.training.trainer import Trainer
+from uvg_core.training.trainer import Callbacks, Trainer
 
 RUN = RunConfig(height=32, width=32, frames=5, fps=4.0, text_length=8, context_length=6, steps=4, text_steps=4)
 WORDS = 24
@@ -40,10 +42,10 @@ class Clips:
     def name(self, index: int) -> str:
         return f"clip {index}"
 
-    def item(self, index: int) -> Item:
+    def item(self, index: int) -> TrainingClip:
         pixels = torch.full((RUN.frames, RUN.height, RUN.width, 3), 20 * index % 256, dtype=torch.uint8)
         detail = f"w{3 + index % 7} w{10 + index % 3} w4" if self.details else None
-        return Item(pixels, f"w{3 + index % 7} w5", detail, self.name(index))
+        return TrainingClip(pixels, f"w{3 + index % 7} w5", detail, self.name(index))
 
 
 def tokens(text: str) -> list[int]:
@@ -106,4 +108,5 @@ def make_trainer(config: TrainConfig, data: Shards, **more: Any) -> Trainer:
     AcceleratorState._reset_state()  # it keeps the precision of the first run in a process, and refuses another
     model = starting_network(config, vocab_size=WORDS, dtype=torch.float32)
     facts = CheckpointConfig(model.config, RUN)
-    return Trainer(config, model, data, facts, make_accelerator(config), **{"say": lambda _: None, **more})
+    callbacks = Callbacks(**{"say": lambda _: None, **more})
+    return Trainer(config, model, data, facts, make_accelerator(config), callbacks)

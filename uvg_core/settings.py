@@ -94,7 +94,7 @@ def settings(cls: type[Class]) -> type[Class]:
 def from_dict(cls: type[Class], values: Mapping[str, Any]) -> Class:
     """Settings from plain values, sections among them as mappings. Raises UniViGUError as the class does."""
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python({str(name): value for name, value in values.items()})
     except ValidationError as error:
         raise UniViGUError(explained(error, cls)) from None
 
@@ -178,7 +178,8 @@ def expected(field: FieldInfo) -> str:
 
 def explained(error: ValidationError, cls: type) -> str:
     """The first fault that pydantic found, in one sentence: which field, what was found, what was expected."""
-    fault = error.errors()[0]
+    # An entry of an unknown name first: where a required one is missing, it is often that one with a slip in it.
+    fault = min(error.errors(), key=lambda one: one["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
     place = [str(part) for part in fault["loc"] if not isinstance(part, int)]
     owner, field = cls, None
     for depth, part in enumerate(place):

@@ -26,8 +26,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ...uvg_core.config import CheckpointConfig, RunConfig
+from ...uvg_core.data.build import build_shards, shard_clips
+from ...uvg_core.data.encoders import Encoders
 from ...uvg_core.data.folder import tally
-from ...uvg_core.data.shards import Encoders, Shards, build_shards, shard_clips
+from ...uvg_core.data.shards import Shards
 from ...uvg_core.data.sources import Source
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.sheet import SheetRow, draw_sheet
@@ -37,7 +39,7 @@ from ...uvg_core.training.metrics import draw_samples
 from ...uvg_core.training.objective import plain_attention
 from ...uvg_core.training.run import make_accelerator
 from ...uvg_core.training.start import lora_weights, require_vocabulary, save_lora
-from ...uvg_core.training.trainer import Step, Trainer
+from ...uvg_core.training.trainer import Callbacks, Step, Trainer
 from .. import comfy as bridge
 
 log = logging.getLogger(__name__)
@@ -228,9 +230,7 @@ def _learn(
         data,
         CheckpointConfig(network.config, run),
         accelerator,
-        watch=watch,
-        say=log.info,
-        save=learnt.append,
+        Callbacks(watch, log.info, save=learnt.append),
     )
     try:
         trainer.run()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from uvg_core.config import RunConfig
-from uvg_core.data.sources import Item, digest, fingerprint
+from uvg_core.data.sources import TrainingClip, digest, fingerprint
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import TrainConfig
 
@@ -48,7 +48,7 @@ class WorldSource:
     def name(self, index: int) -> str:
         return f"world {index}"
 
-    def item(self, index: int) -> Item:
+    def item(self, index: int) -> TrainingClip:
         if not 0 <= index < self.count:
             raise IndexError(index)
         # Hashed: torch looks at 32 bits of a seed only, and neighbouring seeds should have nothing in common.
@@ -57,7 +57,7 @@ class WorldSource:
         objects = 1 + int(torch.rand((), generator=generator) < self.pairs)
         world = worlds.random_world(generator, objects=objects, held_out=self.held_out)
         pixels = worlds.render(world, generator, side=self.side, frames=self.frames, split=self.split)
-        return Item(pixels, world.brief, world.caption, self.name(index))
+        return TrainingClip(pixels, world.brief, world.caption, self.name(index))
 
 
 def open_source(argument: str, config: TrainConfig, run: RunConfig) -> WorldSource | None:

@@ -19,9 +19,11 @@ from recipes.worlds import world as worlds
 from recipes.worlds.source import WorldSource
 from uvg_core import io as files
 from uvg_core.config import RunConfig
+from uvg_core.data.build import build_shards, shard_clips
+from uvg_core.data.encoders import Encoders
 from uvg_core.data.folder import survey
-from uvg_core.data.shards import EMPTY, INDEX, Encoders, Sample, Shards, build_shards, shard_clips
-from uvg_core.data.sources import FolderSource, Item, fingerprint
+from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
+from uvg_core.data.sources import FolderSource, TrainingClip, fingerprint
 from uvg_core.errors import UniViGUError
 from uvg_core.media.text import TextEncoder
 from uvg_core.media.video import write_video
@@ -85,10 +87,12 @@ class Made:
     def name(self, index: int) -> str:
         return f"clip {index}"
 
-    def item(self, index: int) -> Item:
+    def item(self, index: int) -> TrainingClip:
         if index in self.broken:
             raise UniViGUError(f"clip {index} breaks off")
-        return Item(torch.full((5, 16, 24, 3), 10 * index, dtype=torch.uint8), *self.texts[index], self.name(index))
+        return TrainingClip(
+            torch.full((5, 16, 24, 3), 10 * index, dtype=torch.uint8), *self.texts[index], self.name(index)
+        )
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,6 +11,7 @@ import pytest
 
 from recipes.worlds.recipe import RUNS
 from uvg_core.errors import UniViGUError
+from uvg_core.settings import fields_of, read_yaml
 from uvg_core.training.config import FREE_AT_RESUME, Times, TrainConfig, changed, from_dict, load_config
 
 yaml = pytest.importorskip("yaml")
@@ -18,7 +19,7 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 BASE: dict[str, Any] = {"stage": "recall", "model": "base.safetensors", "data": "clips", "out": "runs/a", "steps": 10}
-SECTIONS = {f.name: f.default_factory for f in fields(TrainConfig) if f.default_factory is not MISSING}
+SECTIONS = {name: f.default_factory for name, f in fields_of(TrainConfig).items() if f.default_factory is not None}
 
 
 def make(**changes: Any) -> TrainConfig:
@@ -136,7 +137,7 @@ TYPES: list[tuple[str, Any, str]] = [
     ("steps", 2.0, "a whole number"),
     ("steps", True, "a whole number"),
     ("steps", None, "a whole number"),
-    ("stage", 1, "text"),
+    ("stage", 1, "one of generate, recall, refine"),
     ("out", ["a"], "text"),
     ("wan", 5, "text"),
     ("compiled", "yes", "true or false"),
@@ -317,18 +318,23 @@ def tables() -> dict[str, dict[str, str]]:
     return found
 
 
-def test_the_documentation_knows_every_entry_and_its_default() -> None:
+def as_read(folder: Path, cells: dict[str, str]) -> dict[str, Any]:
+    """Entries as the command reads them from a file."""
+    return read_yaml(write(folder, "".join(f"{name}: {cell}\n" for name, cell in cells.items())), "a run")
+
+
+def test_the_documentation_knows_every_entry_and_its_default(tmp_path: Path) -> None:
     told = tables()
     assert set(told) == {"Top-level entries", *SECTIONS}
     for name, make_section in SECTIONS.items():
         usual = make_section()
         assert set(told[name]) == {f.name for f in fields(usual)}, name
-        assert from_dict(type(usual), {key: yaml.safe_load(cell) for key, cell in told[name].items()}) == usual, name
+        assert from_dict(type(usual), as_read(tmp_path, told[name])) == usual, name
     top = told["Top-level entries"]
     kinds = get_type_hints(TrainConfig)
     assert set(top) == {name for name, kind in kinds.items() if not is_dataclass(kind)}
     assert {name for name, cell in top.items() if cell == "required"} == set(BASE)
-    usual_top = {name: yaml.safe_load(cell) for name, cell in top.items() if name not in BASE}
+    usual_top = as_read(tmp_path, {name: cell for name, cell in top.items() if name not in BASE})
     assert from_dict(TrainConfig, {**BASE, **usual_top}) == TrainConfig(**BASE)
 
 
@@ -339,8 +345,8 @@ def test_the_documentation_says_what_may_change_at_resume() -> None:
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_the_configurations_in_the_documentation_are_right(block: int) -> None:
+def test_the_configurations_in_the_documentation_are_right(block: int, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 4
-    values = yaml.safe_load(blocks[block])
+    values = read_yaml(write(tmp_path, blocks[block]), "a run")
     assert from_dict(TrainConfig, {**BASE, **values})

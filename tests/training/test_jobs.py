@@ -19,7 +19,7 @@ from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.data.shards import Sample
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import Times, TrainConfig, from_dict
-from uvg_core.training.plan import JOBS, Batch, Collator, Lot, Order, draw, draw_sigma, stream_of
+from uvg_core.training.plan import JOBS, Batch, Collator, Order, SamplePlan, draw_sigma, plan_sample, stream_of
 
 MODEL = ModelConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=12, freq_dim=32, vocab_size=WORDS)
 EMPTY = STATES[[1]]  # of the empty prompt: its end-of-text token
@@ -40,8 +40,8 @@ def make_sample(prompt: list[int] = PROMPT, detail: list[int] | None = DETAIL, b
     return Sample(latent, torch.tensor(prompt), STATES[prompt], detail_ids, states, "clip 3")
 
 
-def make_lot(job: str, sigma: float = 0.6, **changes: Any) -> Lot:
-    usual = Lot(
+def make_plan(job: str, sigma: float = 0.6, **changes: Any) -> SamplePlan:
+    usual = SamplePlan(
         position=11,
         job=job,
         sigma_video=0.0 if job == "video_to_text" else sigma,
@@ -54,9 +54,9 @@ def make_lot(job: str, sigma: float = 0.6, **changes: Any) -> Lot:
 
 
 def collate(
-    lot: Lot, config: TrainConfig | None = None, sample: Sample | None = None, model: ModelConfig = MODEL
+    plan: SamplePlan, config: TrainConfig | None = None, sample: Sample | None = None, model: ModelConfig = MODEL
 ) -> Batch:
-    return Collator(model, RUN, config or make(), EMPTY)([sample or make_sample()], [lot])
+    return Collator(model, RUN, config or make(), EMPTY)([sample or make_sample()], [plan])
 
 
 def padded(ids: list[int]) -> Tensor:
@@ -77,29 +77,31 @@ def near(share: float, expected: float, trials: int) -> bool:
 
 def test_lots_depend_on_seed_and_position_alone() -> None:
     config = make(seed=3)
-    forwards = [draw(config, i) for i in range(50)]
-    assert [draw(config, i) for i in reversed(range(50))] == forwards[::-1]
+    forwards = [plan_sample(config, i) for i in range(50)]
+    assert [plan_sample(config, i) for i in reversed(range(50))] == forwards[::-1]
     torch.rand(7)  # the global state has no part in it
-    assert [draw(make(seed=3, batch=2, accumulate=5, out="elsewhere"), i) for i in range(50)] == forwards
-    others = [draw(make(seed=4), i) for i in range(50)]
+    assert [plan_sample(make(seed=3, batch=2, accumulate=5, out="elsewhere"), i) for i in range(50)] == forwards
+    others = [plan_sample(make(seed=4), i) for i in range(50)]
     assert not any(mine.sigma_video == other.sigma_video != 0 for mine, other in zip(forwards, others, strict=True))
-    assert len({lot.sigma_video for lot in forwards if lot.makes_video}) == sum(lot.makes_video for lot in forwards)
+    assert len({plan.sigma_video for plan in forwards if plan.makes_video}) == sum(
+        plan.makes_video for plan in forwards
+    )
 
 
 @pytest.mark.parametrize("flow", ["discrete", "embedding"])
 def test_noise_depends_on_the_position_and_not_on_the_company(flow: str) -> None:
     config = make()
     model = replace(MODEL, text_flow=flow)
-    lots = [replace(make_lot("joint"), position=i) for i in range(4)]
+    plans = [replace(make_plan("joint"), position=i) for i in range(4)]
     samples = [make_sample(bright=float(i)) for i in range(4)]
     collator = Collator(model, RUN, config, EMPTY)
-    together = collator(samples, lots)
+    together = collator(samples, plans)
     for i in (2, 0, 3):
-        alone = collator([samples[i]], [lots[i]])
+        alone = collator([samples[i]], [plans[i]])
         for name in ("noise", "text", "text_noise", "latents", "context"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i]), name
     assert not torch.equal(together.noise[0], together.noise[1])
-    elsewhere = Collator(model, RUN, make(seed=1), EMPTY)(samples, lots)
+    elsewhere = Collator(model, RUN, make(seed=1), EMPTY)(samples, plans)
     assert not torch.equal(elsewhere.noise, together.noise)
 
 
@@ -129,37 +131,39 @@ def test_shares_are_as_configured() -> None:
     shares = {"text_to_video": 2.0, "video_to_text": 1.0, "joint": 5.0}
     dropout = {"text_to_video": 0.1, "video_to_text": 0.7, "joint": 0.35}
     config = make(jobs=shares, dropout=dropout, detail_share=0.3, empty_text=0.25, joint_shared=0.6)
-    lots = [draw(config, i) for i in range(DRAWS)]
-    counts = Counter(lot.job for lot in lots)
+    plans = [plan_sample(config, i) for i in range(DRAWS)]
+    counts = Counter(plan.job for plan in plans)
     for job, share in shares.items():
-        mine = [lot for lot in lots if lot.job == job]
+        mine = [plan for plan in plans if plan.job == job]
         assert near(counts[job] / DRAWS, share / 8, DRAWS), job
-        assert near(sum(lot.dropped for lot in mine) / len(mine), dropout[job], len(mine)), job
-        assert near(sum(lot.detailed for lot in mine) / len(mine), 0.3, len(mine)), job
-    silent = [lot.without_text for lot in lots if lot.job == "text_to_video"]
+        assert near(sum(plan.dropped for plan in mine) / len(mine), dropout[job], len(mine)), job
+        assert near(sum(plan.detailed for plan in mine) / len(mine), 0.3, len(mine)), job
+    silent = [plan.without_text for plan in plans if plan.job == "text_to_video"]
     assert near(sum(silent) / len(silent), 0.25, len(silent))
-    assert not any(lot.without_text for lot in lots if lot.job != "text_to_video")
-    joint = [lot for lot in lots if lot.job == "joint"]
-    assert near(sum(lot.sigma_video == lot.sigma_text for lot in joint) / len(joint), 0.6, len(joint))
+    assert not any(plan.without_text for plan in plans if plan.job != "text_to_video")
+    joint = [plan for plan in plans if plan.job == "joint"]
+    assert near(sum(plan.sigma_video == plan.sigma_text for plan in joint) / len(joint), 0.6, len(joint))
 
 
 def test_choices_do_not_lean_on_each_other() -> None:
-    lots = [draw(make(dropout=dict.fromkeys(JOBS, 0.5), detail_share=0.5), i) for i in range(DRAWS)]
-    columns = torch.tensor([[lot.dropped, lot.detailed, lot.job == "joint", lot.sigma_video > 0.5] for lot in lots])
+    plans = [plan_sample(make(dropout=dict.fromkeys(JOBS, 0.5), detail_share=0.5), i) for i in range(DRAWS)]
+    columns = torch.tensor(
+        [[plan.dropped, plan.detailed, plan.job == "joint", plan.sigma_video > 0.5] for plan in plans]
+    )
     likeness = torch.corrcoef(columns[:, :3].T.float()) - torch.eye(3)
     assert likeness.abs().max() < 4 / math.sqrt(DRAWS)
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_share_of_zero_is_never(job: str) -> None:
-    lots = [draw(make(jobs={name: float(name == job) for name in JOBS}), i) for i in range(300)]
-    assert {lot.job for lot in lots} == {job}
+    plans = [plan_sample(make(jobs={name: float(name == job) for name in JOBS}), i) for i in range(300)]
+    assert {plan.job for plan in plans} == {job}
 
 
 def test_the_generate_stage_knows_one_job() -> None:
-    lots = [draw(make("generate", jobs={"text_to_video": 0.0}), i) for i in range(200)]
-    assert {(lot.job, lot.without_text, lot.sigma_text) for lot in lots} == {("text_to_video", True, 0.0)}
-    batch = collate(lots[0], make("generate"))
+    plans = [plan_sample(make("generate", jobs={"text_to_video": 0.0}), i) for i in range(200)]
+    assert {(plan.job, plan.without_text, plan.sigma_text) for plan in plans} == {("text_to_video", True, 0.0)}
+    batch = collate(plans[0], make("generate"))
     assert batch.text.shape == batch.mask.shape == batch.weight.shape == (1, 0)
 
 
@@ -218,7 +222,7 @@ def test_each_stream_has_its_own_times() -> None:
         text_times={"kind": "logit_normal", "mean": -2.0, "std": 0.5},
         joint_shared=0.5,
     )
-    lots = [draw(config, i) for i in range(DRAWS)]
+    plans = [plan_sample(config, i) for i in range(DRAWS)]
     video, text = Times("shifted", shift=8.0), Times("logit_normal", -2.0, 0.5)
     generator = torch.Generator().manual_seed(1)
     means = {
@@ -230,27 +234,27 @@ def test_each_stream_has_its_own_times() -> None:
         assert len(values) > 300
         return sum(values) / len(values)
 
-    joint = [lot for lot in lots if lot.job == "joint"]
-    apart = [lot for lot in joint if lot.sigma_video != lot.sigma_text]
-    shared = [lot for lot in joint if lot.sigma_video == lot.sigma_text]
-    alone = [lot.sigma_text for lot in lots if lot.job == "video_to_text"]
+    joint = [plan for plan in plans if plan.job == "joint"]
+    apart = [plan for plan in joint if plan.sigma_video != plan.sigma_text]
+    shared = [plan for plan in joint if plan.sigma_video == plan.sigma_text]
+    alone = [plan.sigma_text for plan in plans if plan.job == "video_to_text"]
     for values, name in (
-        ([lot.sigma_video for lot in lots if lot.job == "text_to_video"], "video"),
-        ([lot.sigma_video for lot in apart], "video"),
-        ([lot.sigma_text for lot in shared], "video"),  # the joint sampler runs on the video's clock
-        ([lot.sigma_text for lot in apart], "text"),
+        ([plan.sigma_video for plan in plans if plan.job == "text_to_video"], "video"),
+        ([plan.sigma_video for plan in apart], "video"),
+        ([plan.sigma_text for plan in shared], "video"),  # the joint sampler runs on the video's clock
+        ([plan.sigma_text for plan in apart], "text"),
         (alone, "text"),
     ):
         assert abs(mean(values) - means[name]) < 0.04
-    pairs = torch.tensor([[lot.sigma_video, lot.sigma_text] for lot in apart])
+    pairs = torch.tensor([[plan.sigma_video, plan.sigma_text] for plan in apart])
     assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 4 / math.sqrt(len(apart))
 
 
 def test_a_stream_held_clean_has_time_zero() -> None:
-    for lot in (draw(make(), i) for i in range(400)):
-        assert (lot.sigma_video == 0) == (lot.job == "video_to_text")
-        assert (lot.sigma_text == 0) == (lot.job == "text_to_video")
-        assert (lot.makes_video, lot.makes_text) == (lot.job != "video_to_text", lot.job != "text_to_video")
+    for plan in (plan_sample(make(), i) for i in range(400)):
+        assert (plan.sigma_video == 0) == (plan.job == "video_to_text")
+        assert (plan.sigma_text == 0) == (plan.job == "text_to_video")
+        assert (plan.makes_video, plan.makes_text) == (plan.job != "video_to_text", plan.job != "text_to_video")
 
 
 # --- what a job is told -----------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def test_a_stream_held_clean_has_time_zero() -> None:
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize(("detailed", "words"), [(False, PROMPT), (True, DETAIL)])
 def test_recall_writes_what_it_is_told(job: str, detailed: bool, words: list[int]) -> None:
-    batch = collate(make_lot(job, detailed=detailed))
+    batch = collate(make_plan(job, detailed=detailed))
     assert torch.equal(batch.context, with_zeros(STATES[words]))
     assert torch.equal(batch.target, padded(words))
 
@@ -267,14 +271,14 @@ def test_recall_writes_what_it_is_told(job: str, detailed: bool, words: list[int
 @pytest.mark.parametrize("job", ["joint", "video_to_text"])
 @pytest.mark.parametrize("detailed", [False, True])
 def test_refine_is_told_the_prompt_and_writes_the_detail(job: str, detailed: bool) -> None:
-    batch = collate(make_lot(job, detailed=detailed), make("refine"))
+    batch = collate(make_plan(job, detailed=detailed), make("refine"))
     assert torch.equal(batch.context, with_zeros(STATES[PROMPT]))
     assert torch.equal(batch.target, padded(DETAIL))
 
 
 @pytest.mark.parametrize(("detailed", "words"), [(False, PROMPT), (True, DETAIL)])
 def test_text_to_video_is_told_one_text_in_both_places(detailed: bool, words: list[int]) -> None:
-    batch = collate(make_lot("text_to_video", detailed=detailed), make("refine"))
+    batch = collate(make_plan("text_to_video", detailed=detailed), make("refine"))
     assert torch.equal(batch.context, with_zeros(STATES[words]))
     assert torch.equal(batch.text, padded(words))  # held clean: no token of it is noise
     assert torch.equal(batch.mask, torch.arange(RUN.text_length)[None] < len(words))
@@ -284,16 +288,16 @@ def test_text_to_video_is_told_one_text_in_both_places(detailed: bool, words: li
 
 def test_a_clip_without_detail_is_told_its_prompt() -> None:
     sample = make_sample(detail=None)
-    batch = collate(make_lot("joint", detailed=True), sample=sample)
+    batch = collate(make_plan("joint", detailed=True), sample=sample)
     assert torch.equal(batch.target, padded(PROMPT))
     with pytest.raises(UniViGUError, match="clip 3: there is no detailed caption"):
-        collate(make_lot("video_to_text"), make("refine"), sample)
-    assert torch.equal(collate(make_lot("text_to_video"), make("refine"), sample).target, padded(PROMPT))
+        collate(make_plan("video_to_text"), make("refine"), sample)
+    assert torch.equal(collate(make_plan("text_to_video"), make("refine"), sample).target, padded(PROMPT))
 
 
 @pytest.mark.parametrize("job", ["video_to_text", "joint"])
 def test_noisy_text_is_seen_whole(job: str) -> None:
-    batch = collate(make_lot(job))
+    batch = collate(make_plan(job))
     assert bool(batch.mask.all())  # where a text ends is what the model has to find out
     assert batch.makes_text == 1
 
@@ -301,7 +305,7 @@ def test_noisy_text_is_seen_whole(job: str) -> None:
 @pytest.mark.parametrize("stage", ["recall", "refine"])
 @pytest.mark.parametrize("job", ["text_to_video", "joint"])
 def test_a_dropped_condition_of_a_job_with_guidance_is_the_empty_prompt(stage: str, job: str) -> None:
-    told, dropped = (collate(make_lot(job, dropped=d), make(stage)) for d in (False, True))
+    told, dropped = (collate(make_plan(job, dropped=d), make(stage)) for d in (False, True))
     assert torch.equal(dropped.context, with_zeros(EMPTY))
     # Guidance changes the condition and nothing else: both of its passes see the same text stream.
     for name in ("text", "mask", "target", "noise", "latents"):
@@ -309,7 +313,7 @@ def test_a_dropped_condition_of_a_job_with_guidance_is_the_empty_prompt(stage: s
 
 
 def test_a_dropped_condition_of_captioning_is_the_captioners_zeros() -> None:
-    batch = collate(make_lot("video_to_text", dropped=True))
+    batch = collate(make_plan("video_to_text", dropped=True))
     assert not batch.context.any()
     network = random_network(MODEL)
     times = 0 * batch.sigma_video, 1000 * batch.sigma_text
@@ -341,18 +345,18 @@ def test_contexts_are_the_text_encoders() -> None:
     sample = Sample(torch.zeros(16, 2, 4, 4), ids[0], prompt, ids[1], detail, "clip")
     model = replace(MODEL, vocab_size=tokenizer.size)
     collator = Collator(model, run, make(), empty)
-    lots = [make_lot("joint"), make_lot("joint", detailed=True), make_lot("text_to_video", dropped=True)]
-    batch = collator([sample] * 3, lots)
+    plans = [make_plan("joint"), make_plan("joint", detailed=True), make_plan("text_to_video", dropped=True)]
+    batch = collator([sample] * 3, plans)
     assert torch.equal(batch.context, whole)
     tokens, mask = tokenizer.stream(texts[:1], run.text_length)
-    held = collator([sample], [make_lot("text_to_video")])
+    held = collator([sample], [make_plan("text_to_video")])
     assert torch.equal(held.text, tokens)
     assert torch.equal(held.mask, mask)
 
 
 def test_without_text_the_network_is_plain_wan() -> None:
     network = random_network(MODEL)
-    batch = collate(make_lot("text_to_video", without_text=True))
+    batch = collate(make_plan("text_to_video", without_text=True))
     assert not batch.mask.any()
     assert batch.text.shape[1] == RUN.text_length  # other clips of the batch have text
     times = 1000 * batch.sigma_video, 1000 * batch.sigma_text
@@ -372,8 +376,8 @@ def test_without_text_the_network_is_plain_wan() -> None:
 def test_the_marginal_of_noisy_text_follows_kappa(source: str, exponent: float, sigma: float) -> None:
     model = replace(MODEL, source=source, kappa_exponent=exponent)
     run = replace(RUN, text_length=512)
-    lots = [replace(make_lot("video_to_text", sigma), position=i) for i in range(8)]
-    batch = Collator(model, run, make(), EMPTY)([make_sample()] * 8, lots)
+    plans = [replace(make_plan("video_to_text", sigma), position=i) for i in range(8)]
+    batch = Collator(model, run, make(), EMPTY)([make_sample()] * 8, plans)
     kept = (batch.text == batch.target).float()
     kappa, count = (1 - sigma) ** exponent, kept.numel()
     if source == "mask":
@@ -390,15 +394,15 @@ def test_the_marginal_of_noisy_text_follows_kappa(source: str, exponent: float, 
 
 
 def test_the_ends_of_the_path() -> None:
-    clean = collate(make_lot("video_to_text", 0.0))
+    clean = collate(make_plan("video_to_text", 0.0))
     assert torch.equal(clean.text, clean.target)
-    noise = collate(make_lot("video_to_text", 1.0), model=replace(MODEL, source="mask"))
+    noise = collate(make_plan("video_to_text", 1.0), model=replace(MODEL, source="mask"))
     assert bool((noise.text == WORDS).all())
 
 
 def test_the_embedding_flow_mixes_noise_into_its_rows() -> None:
     model = replace(MODEL, text_flow="embedding", dim=64, num_heads=2)
-    batch = collate(make_lot("joint"), model=model)
+    batch = collate(make_plan("joint"), model=model)
     assert torch.equal(batch.text, batch.target)
     assert batch.text_noise.shape == (1, RUN.text_length, 64)
     assert abs(float(batch.text_noise.mean())) < 0.2
@@ -407,13 +411,13 @@ def test_the_embedding_flow_mixes_noise_into_its_rows() -> None:
 
 @pytest.mark.parametrize("padding", [0.0, 0.25, 1.0])
 def test_padding_has_its_own_weight(padding: float) -> None:
-    batch = collate(make_lot("video_to_text"), make(loss={"padding": padding}))
+    batch = collate(make_plan("video_to_text"), make(loss={"padding": padding}))
     assert batch.weight[0, : len(PROMPT)].tolist() == [1.0] * len(PROMPT)  # the end-of-text token counts whole
     assert batch.weight[0, len(PROMPT) :].tolist() == [padding] * (RUN.text_length - len(PROMPT))
 
 
 def test_a_batch_moves_as_one() -> None:
-    batch = collate(make_lot("joint")).to(torch.device("meta"))
+    batch = collate(make_plan("joint")).to(torch.device("meta"))
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 10
     assert all(value.device.type == "meta" for value in tensors)

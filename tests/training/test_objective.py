@@ -22,7 +22,7 @@ from uvg_core.flow.embedding import normalised_rows
 from uvg_core.model.attention import sdpa_attention
 from uvg_core.training.config import Loss, TrainConfig, from_dict
 from uvg_core.training.objective import LATEST_TAU, Objective, generalised_kl, plain_attention
-from uvg_core.training.plan import Batch, Collator, Lot
+from uvg_core.training.plan import Batch, Collator, SamplePlan
 
 MODEL = ModelConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=12, freq_dim=32, vocab_size=WORDS)
 EMBEDDING = replace(MODEL, text_flow="embedding")
@@ -42,12 +42,12 @@ def make_batch(model: ModelConfig = MODEL, config: TrainConfig | None = None, si
         Sample(torch.randn(16, 2, 4, 4, generator=generator), torch.tensor(ids), STATES[ids], None, None, str(ids))
         for ids in TEXTS
     ]
-    lots = [
-        Lot(0, "text_to_video", 0.7, 0.0, False, False, silent),
-        Lot(1, "video_to_text", 0.0, 0.4, False, False, False),
-        Lot(2, "joint", 0.5, 0.8, False, False, False),
+    plans = [
+        SamplePlan(0, "text_to_video", 0.7, 0.0, False, False, silent),
+        SamplePlan(1, "video_to_text", 0.0, 0.4, False, False, False),
+        SamplePlan(2, "joint", 0.5, 0.8, False, False, False),
     ]
-    return Collator(model, RUN, config or make_config(), EMPTY)(samples, lots)
+    return Collator(model, RUN, config or make_config(), EMPTY)(samples, plans)
 
 
 def learning(config: ModelConfig = MODEL) -> UniViGU:
@@ -291,14 +291,16 @@ def likeness_after_training(anchor: float, steps: int = 120) -> tuple[float, flo
 
     before = likeness()
     for step in range(steps):
-        samples, lots = [], []
+        samples, plans = [], []
         for i in range(16):
             ids = torch.randint(8, (6,), generator=generator)
             samples.append(Sample(torch.zeros(16, 1, 2, 2), ids, EMPTY, None, None, ""))
-            lots.append(
-                Lot(16 * step + i, "video_to_text", 0.0, float(torch.rand((), generator=generator)), *[False] * 3)
+            plans.append(
+                SamplePlan(
+                    16 * step + i, "video_to_text", 0.0, float(torch.rand((), generator=generator)), *[False] * 3
+                )
             )
-        loss = objective(collator(samples, lots)).text.mean()
+        loss = objective(collator(samples, plans)).text.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -81,7 +81,7 @@ def test_vectors_do_not_decay() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
     decays = {name: group["weight_decay"] for group in adamw.param_groups for name in names(group, found)}
     assert decays == {name: 0.1 if weight.ndim == 2 else 0.0 for name, weight in found.items()}
-    assert all(group["share"] == 3e-4 for group in adamw.param_groups)
+    assert all(group["peak_lr"] == 3e-4 for group in adamw.param_groups)
     assert all(group["betas"] == Optimizer().betas for group in adamw.param_groups)
 
 
@@ -101,7 +101,7 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
     adamw, muon = make_optimizers(found, Optimizer(kind="muon", rate=1e-4, muon_rate=0.02, weight_decay=0.1))
     assert isinstance(muon, torch.optim.Muon)
     assert names(muon.param_groups[0], found) == {"blocks.0.self_attn.q.weight", "blocks.1.ffn_t.0.weight"}
-    assert muon.param_groups[0]["share"] == 0.02
+    assert muon.param_groups[0]["peak_lr"] == 0.02
     rest = set().union(*(names(group, found) for group in adamw.param_groups))
     assert rest == set(found) - names(muon.param_groups[0], found)
 

@@ -23,7 +23,7 @@ from uvg_core.checkpoint import load_model, read_config
 from uvg_core.cli.main import main
 from uvg_core.media.video import write_video
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
-from uvg_core.training import checkpoints as keeping
+from uvg_core.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,10 +113,10 @@ def test_a_termination_keeps_what_was_learnt(tmp_path: Path, clips: Path) -> Non
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130, shown
-    last = keeping.newest(tmp_path / "run")
+    last = checkpoints.newest(tmp_path / "run")
     assert last is not None, shown
     steps = [json.loads(line)["step"] for line in losses.read_text("utf-8").splitlines()]
-    assert keeping.read(last)["step"] == steps[-1] == len(steps)
+    assert checkpoints.read(last)["step"] == steps[-1] == len(steps)
     assert load_model(tmp_path / "run" / "model.safetensors").config.vocab_size
 
 

@@ -22,7 +22,7 @@ from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.config import CheckpointConfig
 from uvg_core.errors import UniViGUError
-from uvg_core.training import checkpoints as keeping
+from uvg_core.training import checkpoints
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
 from uvg_core.training.trainer import Trainer
@@ -62,14 +62,14 @@ def test_the_loss_falls_in_every_stage_and_flow(tmp_path: Path, stage: str, kind
     flow = {"text_flow": "embedding"} if kind == "embedding" else {"source": "mask" if kind == "mask" else "uniform"}
     make_start(tmp_path, **flow)
     config = make_config(tmp_path, stage=stage, steps=60, batch=8, optimizer={"rate": 5e-3, "warmup": 5, "ema": 0.9})
-    outcome = make_trainer(config, make_shards(tmp_path / "cache")).run()
+    result = make_trainer(config, make_shards(tmp_path / "cache")).run()
     entries = curve(tmp_path / "run")
     for name in ("video", "text") if stage != "generate" else ("video",):
         values = [entry[name] for entry in entries if name in entry]
         assert sum(values[-15:]) < 0.9 * sum(values[:15]), name
-    assert outcome.finished
-    assert outcome.file is not None
-    assert load_model(outcome.file).config == load_model(config.model).config
+    assert result.finished
+    assert result.file is not None
+    assert load_model(result.file).config == load_model(config.model).config
 
 
 def test_generalised_kl_trains(folder: Path) -> None:
@@ -145,17 +145,17 @@ def test_accumulation_gives_the_curve_of_one_large_batch(folder: Path) -> None:
 
 def test_a_run_may_choose_that_a_clean_video_does_not_see_the_text(folder: Path) -> None:
     config = make_config(folder, v2t_attention="one_way", jobs={"video_to_text": 1.0}, keep={"checkpoint_every": 0})
-    outcome = make_trainer(config, make_shards(folder / "cache")).run()
-    assert outcome.file is not None
+    result = make_trainer(config, make_shards(folder / "cache")).run()
+    assert result.file is not None
     assert read_config(config.model).model.v2t_attention == "joint"
-    assert read_config(outcome.file).model.v2t_attention == "one_way"
+    assert read_config(result.file).model.v2t_attention == "one_way"
 
 
 def test_a_run_may_choose_when_words_form(folder: Path) -> None:
     config = make_config(folder, kappa_exponent=2.0, steps=1)
-    outcome = make_trainer(config, make_shards(folder / "cache")).run()
-    assert outcome.file is not None
-    written = read_config(outcome.file)
+    result = make_trainer(config, make_shards(folder / "cache")).run()
+    assert result.file is not None
+    written = read_config(result.file)
     assert (read_config(config.model).model.kappa_exponent, written.model.kappa_exponent) == (1.0, 2.0)
     assert written.card["recall"]["kappa_exponent"] == 2.0
 
@@ -209,9 +209,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
 
 def test_training_the_text_half_leaves_the_generator_bit_for_bit(folder: Path) -> None:
     config = make_config(folder, trains="text")
-    outcome = make_trainer(config, make_shards(folder / "cache")).run()
-    assert outcome.file is not None
-    before, after = load_model(config.model), load_model(outcome.file)
+    result = make_trainer(config, make_shards(folder / "cache")).run()
+    assert result.file is not None
+    before, after = load_model(config.model), load_model(result.file)
     old = dict(before.named_parameters())
     changed = {name for name, weight in after.named_parameters() if not torch.equal(weight, old[name])}
     assert changed
@@ -224,9 +224,9 @@ def test_training_the_text_half_leaves_the_generator_bit_for_bit(folder: Path) -
 
 def test_the_generate_stage_leaves_the_text_half_alone(folder: Path) -> None:
     config = make_config(folder, stage="generate")
-    outcome = make_trainer(config, make_shards(folder / "cache")).run()
+    result = make_trainer(config, make_shards(folder / "cache")).run()
     old = dict(load_model(config.model).named_parameters())
-    after = load_model(outcome.file).named_parameters()
+    after = load_model(result.file).named_parameters()
     changed = {name for name, weight in after if not torch.equal(weight, old[name])}
     assert changed
     assert not any(is_text_half(name) for name in changed)
@@ -236,8 +236,8 @@ def test_a_lora_is_written_in_comfyui_names_and_holds_what_was_learnt(folder: Pa
     pytest.importorskip("peft")
     config = make_config(folder, trains="lora", lora={"rank": 3, "alpha": 6})
     trainer = make_trainer(config, make_shards(folder / "cache"))
-    outcome = trainer.run()
-    file = open_weights(outcome.file)
+    result = trainer.run()
+    file = open_weights(result.file)
     layers = {name.removesuffix(".lora_A.weight") for name in file.tensors if name.endswith(".lora_A.weight")}
     assert f"{LORA_PREFIX}blocks.1.ffn_t.2" in layers
     assert len(layers) == 2 * 12  # blocks x (4 + 4 attention projections, 2 + 2 layers of experts)
@@ -268,7 +268,7 @@ def test_the_file_holds_the_averaged_weights(folder: Path) -> None:
 def test_only_the_newest_checkpoints_stay_and_none_is_half_written(folder: Path) -> None:
     config = make_config(folder, steps=9)
     make_trainer(config, make_shards(folder / "cache")).run()
-    kept = sorted(path.name for path in (folder / "run" / keeping.FOLDER).iterdir())
+    kept = sorted(path.name for path in (folder / "run" / checkpoints.FOLDER).iterdir())
     assert kept == ["step_00000008", "step_00000009"]
 
 
@@ -285,7 +285,7 @@ def test_a_full_disk_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer.accelerator, "save_state", full)
     with pytest.raises(UniViGUError, match=r"No space left on device.*step_00000002"):
         trainer.run()
-    assert [path.name for path in (folder / "run" / keeping.FOLDER).iterdir()] == ["step_00000002"]
+    assert [path.name for path in (folder / "run" / checkpoints.FOLDER).iterdir()] == ["step_00000002"]
     assert make_trainer(config, data).run(resume=True).finished
 
 
@@ -322,7 +322,7 @@ def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folde
     data.__class__ = Poisoned
     with pytest.raises(UniViGUError, match=r"step \d: the loss is not a number, for these clips: clip 7\."):
         make_trainer(config, data).run()
-    last = keeping.newest(folder / "run")
+    last = checkpoints.newest(folder / "run")
     if last is not None:
         weights = open_weights(last / "model.safetensors")
         assert all(weights.read(name).isfinite().all() for name in weights.tensors)
@@ -346,7 +346,7 @@ def test_after_a_broken_step_the_run_goes_on_as_its_message_says(folder: Path) -
 def test_a_damaged_checkpoint_is_named(folder: Path, file: str) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
     make_trainer(config, data, watch=Stop(4)).run()
-    last = keeping.newest(folder / "run")
+    last = checkpoints.newest(folder / "run")
     assert last is not None
     (last / file).write_bytes((last / file).read_bytes()[:40])
     with pytest.raises(UniViGUError, match=r"step_00000004: cannot be read .* takes the one before"):

@@ -14,7 +14,7 @@ from ..media.video import ClipInfo, find_clips, probe
 from ..pipeline.folders import text_files
 from ..progress import Report
 
-# Why a clip is left out; of several reasons the first in this order counts.
+# Why a clip is left out; where several reasons hold, the first in this order is reported.
 NO_CAPTION = "without a caption"
 EMPTY_CAPTION = "with an empty caption"
 BAD_TEXT = "with a caption that is not UTF-8 text"
@@ -24,10 +24,12 @@ DETAIL_LENGTH = "with a detailed caption outside the token limits"
 UNREADABLE = "unreadable"
 TOO_SHORT = "too short"
 
-_NAMED = 3  # files that a line of a report names
-_SHORT = 24  # characters of what was found, a number mostly, that stand beside the name
-_RATES = 5  # frame rates that it names
-_SAME_RATE = 0.01  # 29.97 and 30 are one rate, and so are 23.976 and 24
+_NAMED = 3  # files named in a line of a report
+_SHORT = 24  # findings of up to so many characters (mostly numbers) stand beside the file's name
+_RATES = 5  # frame rates named in a report
+_SAME_RATE = 0.01  # 29.97 and 30 count as one rate, and so do 23.976 and 24
+
+Tokens = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class TextLimits:
     detail: tuple[int, int] = (128, 256)
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "detail"):
-            fewest, most = getattr(self, name)
+        for name, (fewest, most) in vars(self).items():
             if not 0 <= fewest <= most:
                 raise UniViGUError(
                     f"token limits of the {name} are {fewest} to {most}; expected two numbers from 0 on, the smaller "
@@ -53,11 +54,19 @@ class TextLimits:
     @classmethod
     def of(cls, run: RunConfig) -> TextLimits:
         """The paper's limits where the text stream has room for them; on a shorter one, whatever fits."""
-        most = min(run.text_length, run.context_length)
-        paper = cls()
-        if most >= paper.detail[1]:
-            return paper
-        return cls(prompt=(0, min(paper.prompt[1], most)), detail=(0, most))
+        most, paper = min(run.text_length, run.context_length), cls()
+        return paper if most >= paper.detail[1] else cls((0, min(paper.prompt[1], most)), (0, most))
+
+    def within(self, run: RunConfig) -> TextLimits:
+        """These limits, cut to the lengths that the model reads. Raises UniViGUError where nothing is left."""
+        longest = min(run.text_length, run.context_length)
+        for name, (fewest, _) in (("prompts", self.prompt), ("detailed captions", self.detail)):
+            if fewest > longest:
+                raise UniViGUError(
+                    f"{name} must have {fewest} tokens at least, but this model reads {longest} at most; lower the "
+                    "limit"
+                )
+        return TextLimits(*((fewest, min(most, longest)) for fewest, most in (self.prompt, self.detail)))
 
 
 @dataclass(frozen=True)
@@ -70,12 +79,12 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ClipFile:
     """A usable clip and its texts.
 
-    name      path from the data folder on, with forward slashes
+    name      path relative to the data folder, with forward slashes
     detail    None where there is none, or none within the limits
-    size      bytes of the file; ``changed`` its time of change in ns: both tell whether it is still the same clip
+    size      bytes of the file; ``changed`` its modification time in ns: together they tell whether it has changed
     """
 
     path: Path
@@ -99,7 +108,7 @@ class Survey:
     folder: Path
     run: RunConfig
     limits: TextLimits
-    usable: tuple[Pair, ...]
+    usable: tuple[ClipFile, ...]
     left_out: tuple[LeftOut, ...]
     unused_details: tuple[LeftOut, ...]
 
@@ -108,16 +117,14 @@ class Survey:
         """One line on clips whose rate is not the model's, e.g. ``12 of 40 clips are retimed from 24, 30 fps to 16
         fps``; empty where there are none."""
         fps = self.run.fps
-        others = [pair.info.fps for pair in self.usable if abs(pair.info.fps / fps - 1) > _SAME_RATE]
+        others = [clip.info.fps for clip in self.usable if abs(clip.info.fps / fps - 1) > _SAME_RATE]
         if not others:
             return ""
         rates = sorted({f"{rate:.4g}" for rate in others}, key=float)
         more = f" and {len(rates) - _RATES} other rates" if len(rates) > _RATES else ""
         verb = "is" if len(others) == 1 else "are"
-        return (
-            f"{len(others)} of {_clips(len(self.usable))} {verb} retimed from {', '.join(rates[:_RATES])}{more} fps "
-            f"to {fps:g} fps"
-        )
+        found = f"{', '.join(rates[:_RATES])}{more}"
+        return f"{len(others)} of {_clips(len(self.usable))} {verb} retimed from {found} fps to {fps:g} fps"
 
     def __str__(self) -> str:
         total = len(self.usable) + len(self.left_out)
@@ -126,7 +133,7 @@ class Survey:
         if self.retimed:
             lines.append(self.retimed)
         seconds = self.run.frames / self.run.fps
-        long = sum(pair.info.duration > seconds + 1 / self.run.fps for pair in self.usable)
+        long = sum(clip.info.duration > seconds + 1 / self.run.fps for clip in self.usable)
         if long:
             lines.append(f"{long} of {_clips(len(self.usable))} longer than {seconds:.3g} s: their beginning is used")
         if self.unused_details:
@@ -137,7 +144,7 @@ class Survey:
 def survey(
     folder: str | Path,
     run: RunConfig,
-    tokens: Callable[[str], list[int]],
+    tokens: Tokens,
     *,
     limits: TextLimits | None = None,
     need_detail: bool = False,
@@ -153,62 +160,46 @@ def survey(
         need_detail: leave out clips without a detailed caption (the second stage). Otherwise one that is there is
             used if it is within the limits.
 
-    Texts belong to clips as ``captioning.text_files`` says; the detailed caption's name is the prompt's with
+    Each clip's text file is the one that ``text_files`` gives; the detailed caption's name is the prompt's with
     ``.detail.txt``. Raises UniViGUError when the folder is missing, holds no clips, or none that is usable.
     """
-    root = Path(folder)
+    root, report = Path(folder), progress or (lambda *_: None)
     clips = find_clips(root, recursive=recursive)
     if not clips:
         raise UniViGUError(
             f"{root}: found no videos here; expected clips such as clip.mp4, each with its prompt in clip.txt"
         )
-    limits = _fitting(limits or TextLimits.of(run), run)
-    usable: list[Pair] = []
+    limits = (limits or TextLimits.of(run)).within(run)
+    usable: list[ClipFile] = []
     left_out: list[LeftOut] = []
     unused: list[LeftOut] = []
-    for number, (clip, text) in enumerate(zip(clips, text_files(clips), strict=True)):
-        if progress is not None:
-            progress("surveying the clips", number, len(clips))
-        name = clip.relative_to(root).as_posix()
+    for number, (path, text) in enumerate(zip(clips, text_files(clips), strict=True)):
+        report("surveying the clips", number, len(clips))
+        name = path.relative_to(root).as_posix()
         try:
-            prompt = _text(name, text, NO_CAPTION)
-            if not prompt:
-                raise _Refused(LeftOut(name, EMPTY_CAPTION))
-            _require_length(name, tokens(prompt), limits.prompt, PROMPT_LENGTH)
-            try:
-                detail = _detail(name, text.with_suffix(".detail.txt"), tokens, limits.detail)
-            except _Refused as refused:
-                if need_detail:
-                    raise
-                detail = None
-                if refused.left_out.reason != NO_DETAIL:
-                    unused.append(refused.left_out)
-            info = _probed(name, clip, run)
-            stat = clip.stat()
-        except _Refused as refused:
-            left_out.append(refused.left_out)
+            prompt = _text(text, tokens, limits.prompt, (NO_CAPTION, EMPTY_CAPTION, PROMPT_LENGTH))
+            detail, refused = _detail(text.with_suffix(".detail.txt"), tokens, limits.detail)
+            if need_detail and refused is not None:
+                raise refused
+            if refused is not None and refused.args[0] != NO_DETAIL:
+                unused.append(LeftOut(name, *refused.args))
+            info, stat = _probed(path, run), path.stat()
+            usable.append(ClipFile(path, name, prompt, detail, info, stat.st_size, stat.st_mtime_ns))
+        except _Refused as why:
+            left_out.append(LeftOut(name, *why.args))
         except OSError as error:
             left_out.append(LeftOut(name, UNREADABLE, error.strerror or str(error)))
-        else:
-            usable.append(Pair(clip, name, prompt, detail, info, stat.st_size, stat.st_mtime_ns))
-    if progress is not None:
-        progress("surveying the clips", len(clips), len(clips))
+    report("surveying the clips", len(clips), len(clips))
     if not usable:
-        raise UniViGUError(
-            "\n".join(
-                [
-                    f"{root}: none of {_clips(len(clips))} can be trained on; expected clips of at least "
-                    f"{run.frames} frames at {run.fps:g} fps, each with its prompt in clip.txt"
-                    f"{' and its detailed caption in clip.detail.txt' if need_detail else ''}. Left out were",
-                    *tally(left_out),
-                ]
-            )
-        )
+        texts = "its prompt in clip.txt" + (" and its detailed caption in clip.detail.txt" if need_detail else "")
+        expected = f"clips of at least {run.frames} frames at {run.fps:g} fps, each with {texts}"
+        lines = [f"{root}: none of {_clips(len(clips))} can be trained on; expected {expected}. Left out were"]
+        raise UniViGUError("\n".join(lines + tally(left_out)))
     return Survey(root, run, limits, tuple(usable), tuple(left_out), tuple(unused))
 
 
 def too_short(name: str, info: ClipInfo, run: RunConfig) -> LeftOut | None:
-    """Why a clip is left out that is over before the last of the model's frames, when nothing is on screen any more."""
+    """Why a clip is left out that ends before the last of the model's frames; None for one that is long enough."""
     if (run.frames - 1) / run.fps <= info.duration - 1e-3:
         return None
     return LeftOut(name, f"{TOO_SHORT} for {run.frames} frames at {run.fps:g} fps", f"{info.duration:.2f} s")
@@ -231,55 +222,42 @@ def tally(left_out: Iterable[LeftOut]) -> list[str]:
 
 
 class _Refused(Exception):
-    """A clip, or its detailed caption, cannot be used."""
-
-    def __init__(self, left_out: LeftOut) -> None:
-        super().__init__(left_out)
-        self.left_out = left_out
+    """A clip, or its detailed caption, cannot be used: ``args`` are the reason and what was found."""
 
 
-def _fitting(limits: TextLimits, run: RunConfig) -> TextLimits:
-    """Limits within what the model reads. Raises UniViGUError where nothing is left between them."""
-    most = min(run.text_length, run.context_length)
-    for name, fewest in (("prompts", limits.prompt[0]), ("detailed captions", limits.detail[0])):
-        if fewest > most:
-            raise UniViGUError(
-                f"{name} must have {fewest} tokens at least, but this model reads {most} at most; lower the limit"
-            )
-    prompt, detail = limits.prompt, limits.detail
-    return TextLimits((prompt[0], min(prompt[1], most)), (detail[0], min(detail[1], most)))
-
-
-def _text(name: str, path: Path, missing: str) -> str:
+def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[str, str, str]) -> str:
+    """A text within the limits; ``reasons``: for one that is missing, one that is empty, and one of another length."""
+    missing, empty, other_length = reasons
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
-        raise _Refused(LeftOut(name, missing)) from None
+        raise _Refused(missing) from None
     except UnicodeDecodeError as error:
-        raise _Refused(LeftOut(name, BAD_TEXT, f"byte {error.start} of {path.name}")) from None
+        raise _Refused(BAD_TEXT, f"byte {error.start} of {path.name}") from None
+    if not text:
+        raise _Refused(empty)
+    length = len(tokens(text))
+    if not limits[0] <= length <= limits[1]:
+        raise _Refused(f"{other_length} ({limits[0]}-{limits[1]})", f"{length} tokens")
+    return text
 
 
-def _detail(name: str, path: Path, tokens: Callable[[str], list[int]], limits: tuple[int, int]) -> str:
-    detail = _text(name, path, NO_DETAIL)
-    if not detail:
-        raise _Refused(LeftOut(name, NO_DETAIL))
-    _require_length(name, tokens(detail), limits, DETAIL_LENGTH)
-    return detail
-
-
-def _require_length(name: str, ids: list[int], limits: tuple[int, int], reason: str) -> None:
-    if not limits[0] <= len(ids) <= limits[1]:
-        raise _Refused(LeftOut(name, f"{reason} ({limits[0]}-{limits[1]})", f"{len(ids)} tokens"))
-
-
-def _probed(name: str, clip: Path, run: RunConfig) -> ClipInfo:
+def _detail(path: Path, tokens: Tokens, limits: tuple[int, int]) -> tuple[str | None, _Refused | None]:
+    """The detailed caption, or why there is none to use."""
     try:
-        info = probe(clip)
+        return _text(path, tokens, limits, (NO_DETAIL, NO_DETAIL, DETAIL_LENGTH)), None
+    except _Refused as refused:
+        return None, refused
+
+
+def _probed(path: Path, run: RunConfig) -> ClipInfo:
+    try:
+        info = probe(path)
     except UniViGUError as error:
-        raise _Refused(LeftOut(name, UNREADABLE, str(error))) from None
-    short = too_short(name, info, run)
+        raise _Refused(UNREADABLE, str(error)) from None
+    short = too_short("", info, run)
     if short is not None:
-        raise _Refused(short)
+        raise _Refused(short.reason, short.found)
     return info
 
 

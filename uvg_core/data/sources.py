@@ -1,4 +1,4 @@
-"""Where training clips come from: a folder of clips, or a source of another kind (``open_source``).
+"""Where training clips come from: a folder of clips, or a source of another kind (``plugged_in``).
 
 Legend: T frames, H rows, W columns.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingClip:
     """A clip and its texts.
 
     pixels   uint8 ``[T,H,W,3]``, RGB 0-255, at the model's size and rate
@@ -48,8 +48,8 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """For reports, also on clips that cannot be read."""
 
-    def item(self, index: int) -> Item:
-        """The clip itself. What raises UniViGUError is left out and counted."""
+    def item(self, index: int) -> TrainingClip:
+        """The clip itself. A clip for which this raises UniViGUError is left out and counted."""
 
 
 def fingerprint(source: Source) -> str:
@@ -77,29 +77,30 @@ class FolderSource:
 
     def key(self, index: int) -> str:
         """Over name, size, time of change, texts, and the size and rate that pixels are brought to."""
-        pair, run = self.survey.usable[index], self.survey.run
-        file = [pair.name, pair.size, pair.changed]
-        return digest([file, pair.prompt, pair.detail, run.frames, run.height, run.width, run.fps])
+        clip, run = self.survey.usable[index], self.survey.run
+        file = [clip.name, clip.size, clip.changed]
+        return digest([file, clip.prompt, clip.detail, run.frames, run.height, run.width, run.fps])
 
     def name(self, index: int) -> str:
         return self.survey.usable[index].name
 
-    def item(self, index: int) -> Item:
+    def item(self, index: int) -> TrainingClip:
         """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
-        pair, run = self.survey.usable[index], self.survey.run
-        clip = read_clip(pair.path, frames=run.frames, height=run.height, width=run.width, fps=run.fps)
-        if too_short(pair.name, clip.info, run) is not None:
+        file, run = self.survey.usable[index], self.survey.run
+        clip = read_clip(file.path, frames=run.frames, height=run.height, width=run.width, fps=run.fps)
+        if too_short(file.name, clip.info, run) is not None:
             raise UniViGUError(
-                f"{pair.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {pair.info.duration:.2f} "
+                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.info.duration:.2f} "
                 f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"
             )
-        return Item(clip.pixels, pair.prompt, pair.detail, pair.name)
+        return TrainingClip(clip.pixels, file.prompt, file.detail, file.name)
 
 
 def plugged_in(data: str, config: TrainConfig, run: RunConfig) -> Source | None:
-    """The source that ``KIND:ARGUMENT`` names, from whoever offers KIND under the entry point ``uvg_core.data``.
+    """The source that ``KIND:ARGUMENT`` names, from the package that registers KIND as an entry point of the group
+    ``uvg_core.data``.
 
-    None where nobody does: then ``data`` is a folder. Raises UniViGUError as the source does."""
+    None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
     kind, colon, argument = data.partition(":")
     for entry in entry_points(group="uvg_core.data") if colon else ():
         if entry.name == kind:

@@ -53,9 +53,9 @@ def newest(out: Path) -> Path | None:
 def read(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself. Raises UniViGUError for one that was tampered with."""
     try:
-        told: dict[str, Any] = json.loads((checkpoint / FACTS).read_text("utf-8"))
-        _ = int(told["step"]), told["config"], told["data"], told["global_batch"]
-        return told
+        facts: dict[str, Any] = json.loads((checkpoint / FACTS).read_text("utf-8"))
+        _ = int(facts["step"]), facts["config"], facts["data"], facts["global_batch"]
+        return facts
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniViGUError(
             f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
@@ -70,7 +70,7 @@ def require_startable(
     accept: Callable[[str], object] | None = None,
 ) -> Path | None:
     """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
-    ``accept`` is told what has changed, and the run goes on all the same.
+    ``accept`` is called with what has changed, and the run goes on all the same.
 
     Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
     data are touched (a run that is refused must not have thrown away another one's cache), and again with them."""
@@ -82,13 +82,13 @@ def require_startable(
             f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
             "another out"
         )
-    told = read(last)
-    differences = changed(told["config"], config.to_dict())
-    if data is not None and told["data"] != data:
+    facts = read(last)
+    differences = changed(facts["config"], config.to_dict())
+    if data is not None and facts["data"] != data:
         differences.append("data: the clips, their texts or what encodes them have changed")
-    if told["global_batch"] != global_batch:
+    if facts["global_batch"] != global_batch:
         differences.append(
-            f"clips a step: {told['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
+            f"clips a step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
         )
     if differences and accept is not None:
         accept(f"{last}: going on with other settings:\n  " + "\n  ".join(differences))
@@ -115,12 +115,12 @@ def load(checkpoint: Path, accelerator: Any) -> None:
     accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many batches they had
 
 
-def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path | None:
+def write(out: Path, accelerator: Any, facts: dict[str, Any], keep: int) -> Path | None:
     """Write the state of all processes; returns the checkpoint's folder. The newest ``keep`` stay.
 
     Raises UniViGUError when the system refuses (full disk); earlier checkpoints stay as they are."""
-    final = out / FOLDER / f"step_{told['step']:08d}"
-    part = out / FOLDER / f".step_{told['step']:08d}.part"
+    final = out / FOLDER / f"step_{facts['step']:08d}"
+    part = out / FOLDER / f".step_{facts['step']:08d}.part"
     try:
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
@@ -130,7 +130,7 @@ def write(out: Path, accelerator: Any, told: dict[str, Any], keep: int) -> Path 
         accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_text(part / FACTS, json.dumps(told, indent=1))
+            write_text(part / FACTS, json.dumps(facts, indent=1))
             flushed(*(path for path in part.rglob("*") if path.is_file()))
             shutil.rmtree(final, ignore_errors=True)
             part.replace(final)

@@ -21,7 +21,7 @@ from ..model import UniViGU
 from ..sampling import GuidedDenoiser, Sampling, joint, text_to_video, video_to_text
 from ..sampling.loop import Callback
 from .config import TrainConfig
-from .plan import Lot
+from .plan import SamplePlan
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SAMPLE_STEPS = 12
 
 
 @dataclass(frozen=True)
-class Entry:
+class StepMetrics:
     """One step's numbers: weighted loss; mean losses of each stream, of each job and of each quarter of sigma.
 
     A mean over no clips is NaN, and absent from the file."""
@@ -45,18 +45,20 @@ class Entry:
     seconds: float
 
     @classmethod
-    def of(cls, step: int, config: TrainConfig, lots: Sequence[Lot], losses: Tensor, **numbers: float) -> Entry:
-        """From the losses ``[clips,2]`` of a step, in the order of its lots."""
+    def of(
+        cls, step: int, config: TrainConfig, plans: Sequence[SamplePlan], losses: Tensor, **numbers: float
+    ) -> StepMetrics:
+        """From the losses ``[clips,2]`` of a step, in the order of its plans."""
         video, text = losses[:, 0].tolist(), losses[:, 1].tolist()
         groups: dict[str, list[float]] = {}
-        for lot, of_video, of_text in zip(lots, video, text, strict=True):
+        for plan, of_video, of_text in zip(plans, video, text, strict=True):
             for stream, makes, loss, sigma in (
-                ("video", lot.makes_video, of_video, lot.sigma_video),
-                ("text", lot.makes_text, of_text, lot.sigma_text),
+                ("video", plan.makes_video, of_video, plan.sigma_video),
+                ("text", plan.makes_text, of_text, plan.sigma_text),
             ):
                 if makes:
                     quarter = min(BUCKETS - 1, int(sigma * BUCKETS))
-                    for name in (stream, f"{stream}/{lot.job}", f"{stream}/sigma_{quarter / BUCKETS:.2f}"):
+                    for name in (stream, f"{stream}/{plan.job}", f"{stream}/sigma_{quarter / BUCKETS:.2f}"):
                         groups.setdefault(name, []).append(loss)
         means = {name: sum(values) / len(values) for name, values in groups.items()}
         mean_video, mean_text = means.pop("video", math.nan), means.pop("text", math.nan)
@@ -124,7 +126,7 @@ def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, 
     return Drawn(truth, clips, texts)
 
 
-class Diary:
+class MetricsLogger:
     """Writes entries and samples into the run's folder; kept by the main process alone."""
 
     def __init__(
@@ -138,7 +140,7 @@ class Diary:
         self.path = config.out_folder / "losses.jsonl"
         self._board: Any = None
         self._begins: int | None = None  # the first step that is written from here on
-        self._recent: list[Entry] = []
+        self._recent: list[StepMetrics] = []
 
     @property
     def board(self) -> Any:
@@ -155,7 +157,7 @@ class Diary:
                 )
         return self._board or None
 
-    def write(self, entry: Entry) -> str:
+    def write(self, entry: StepMetrics) -> str:
         """Keep an entry; the line to show, or nothing between two of them."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -202,10 +204,10 @@ class Diary:
     def _keep(self, step: int, truth: Sample, clips: dict[str, Tensor], words: dict[str, str]) -> None:
         folder = self.config.out_folder / "samples"
         folder.mkdir(exist_ok=True)
-        told = "".join(f"{name}: {text}\n" for name, text in words.items())
-        write_text(folder / f"step_{step:08d}.txt", f"{truth.name}\n{told}")
+        words_of_jobs = "".join(f"{name}: {text}\n" for name, text in words.items())
+        write_text(folder / f"step_{step:08d}.txt", f"{truth.name}\n{words_of_jobs}")
         if self.board is not None:
-            self.board.add_text("samples", told.replace("\n", "  \n"), step)
+            self.board.add_text("samples", words_of_jobs.replace("\n", "  \n"), step)
         if self.decode is None:
             return
         strips = torch.cat([_strip(self.decode(latent.float().cpu())) for latent in clips.values()])

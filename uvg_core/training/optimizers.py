@@ -22,7 +22,7 @@ def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
 
 
 def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two with Muon. Each group's ``share`` is its peak rate.
+    """One optimizer, or two with Muon. Each group's ``peak_lr`` is its peak rate.
 
     Weight decay holds for matrices only. Muon (momentum, orthogonalised; https://kellerjordan.github.io/posts/muon)
     takes the matrices inside the blocks, AdamW everything else."""
@@ -35,7 +35,7 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
     matrices = [weight for name, weight in rest.items() if are_matrices[name]]
     vectors = [weight for name, weight in rest.items() if not are_matrices[name]]
     groups: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": decay, "share": wanted.rate}
+        {"params": params, "weight_decay": decay, "peak_lr": wanted.rate}
         for params, decay in ((matrices, wanted.weight_decay), (vectors, 0.0))
         if params
     ]
@@ -43,7 +43,7 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
     if groups:
         made.append(_adamw(groups, wanted))
     if muon:
-        params = {"params": list(muon.values()), "share": wanted.muon_rate}
+        params = {"params": list(muon.values()), "peak_lr": wanted.muon_rate}
         made.append(torch.optim.Muon([params], lr=wanted.muon_rate, weight_decay=wanted.weight_decay))
     return made
 
@@ -56,14 +56,6 @@ def require_bitsandbytes() -> None:
         raise UniViGUError(
             "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
         ) from None
-
-
-def require_muon() -> None:
-    """Raise UniViGUError where torch has no Muon."""
-    if not hasattr(torch.optim, "Muon"):
-        raise UniViGUError(
-            f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
-        )
 
 
 def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:

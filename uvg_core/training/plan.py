@@ -1,4 +1,4 @@
-"""What each clip of a step is used for: its job, its times, what it is told and its noise.
+"""What each clip of a step is used for: its job, its times, its texts and its noise.
 
 Everything random is a pure function of (seed, stage, position), where position counts clips since the start of the run:
 stages with one seed do not draw the same again. A continued run draws what an uninterrupted one would have drawn, and
@@ -64,7 +64,7 @@ def draw_sigma(times: Times, generator: torch.Generator) -> float:
 
 
 @dataclass(frozen=True)
-class Lot:
+class SamplePlan:
     """What one clip of a step is used for. ``sigma_video``, ``sigma_text``: noise shares, 0 where held clean."""
 
     position: int
@@ -84,8 +84,8 @@ class Lot:
         return self.job != "text_to_video"
 
 
-def draw(config: TrainConfig, position: int) -> Lot:
-    """The lot of the clip at ``position``."""
+def plan_sample(config: TrainConfig, position: int) -> SamplePlan:
+    """The plan of the clip at ``position``, the same for every process."""
     generator = stream_of(config.seed, config.stage, "lot", position)
     u = torch.rand(5, generator=generator).tolist()
     shares = [getattr(config.jobs, name) for name in JOBS]
@@ -93,7 +93,7 @@ def draw(config: TrainConfig, position: int) -> Lot:
     sigma_video, sigma_text = draw_sigma(config.video_times, generator), draw_sigma(config.text_times, generator)
     if job == "joint" and u[1] < config.joint_shared:
         sigma_text = sigma_video
-    return Lot(
+    return SamplePlan(
         position,
         job,
         sigma_video=0.0 if job == "video_to_text" else sigma_video,
@@ -149,44 +149,44 @@ class Batch:
 
 
 class Collator:
-    """Turns clips and their lots into tensors. ``empty_states`` ``[n,E]``: the prompt condition of the empty prompt."""
+    """Turns clips and their plans into tensors. ``empty_states`` ``[n,E]``: the empty prompt's condition."""
 
     def __init__(self, model: ModelConfig, run: RunConfig, config: TrainConfig, empty_states: Tensor) -> None:
         self.model, self.run, self.config, self.empty = model, run, config, empty_states
         self.path = MixturePath(model.kappa_exponent)
         self.mask_token = model.mask_token if model.source == "mask" and model.text_flow == "discrete" else None
 
-    def __call__(self, samples: Sequence[Sample], lots: Sequence[Lot]) -> Batch:
-        rows = [self._row(sample, lot) for sample, lot in zip(samples, lots, strict=True)]
+    def __call__(self, samples: Sequence[Sample], plans: Sequence[SamplePlan]) -> Batch:
+        rows = [self._row(sample, plan) for sample, plan in zip(samples, plans, strict=True)]
         parts: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        clean = {lot.sigma_video == 0 for lot in lots}
+        clean = {plan.sigma_video == 0 for plan in plans}
         return Batch(
             **parts,
             hides=not bool(parts["mask"].all()),
             video_clean=clean.pop() if len(clean) == 1 else None,
         )
 
-    def _row(self, sample: Sample, lot: Lot) -> dict[str, Tensor]:
-        generator = stream_of(self.config.seed, self.config.stage, "noise", lot.position)
+    def _row(self, sample: Sample, plan: SamplePlan) -> dict[str, Tensor]:
+        generator = stream_of(self.config.seed, self.config.stage, "noise", plan.position)
         latent = sample.latent.float()
         noise = torch.randn(latent.shape, generator=generator)
         has_detail = sample.detail_ids is not None and sample.detail_states is not None
-        told_detail = lot.detailed and has_detail
-        told_ids = sample.detail_ids if told_detail else sample.prompt_ids
-        told_states = sample.detail_states if told_detail else sample.prompt_states
-        assert told_ids is not None
-        assert told_states is not None
-        if self.config.stage == "refine" and lot.makes_text:
+        is_detailed = plan.detailed and has_detail
+        given_ids = sample.detail_ids if is_detailed else sample.prompt_ids
+        given_states = sample.detail_states if is_detailed else sample.prompt_states
+        assert given_ids is not None
+        assert given_states is not None
+        if self.config.stage == "refine" and plan.makes_text:
             # The brief prompt is what is known, the detailed caption what is to be seen (paper, section 3.3).
-            told_states, written = sample.prompt_states, sample.detail_ids
+            given_states, written = sample.prompt_states, sample.detail_ids
             if written is None:
                 raise UniViGUError(f"{sample.name}: there is no detailed caption, and the stage refine writes them")
         else:
-            written = told_ids
+            written = given_ids
         context = torch.zeros(self.run.context_length, self.model.text_dim)
-        if lot.dropped:
-            told_states = self.empty if lot.makes_video else told_states[:0]
-        context[: len(told_states)] = told_states
+        if plan.dropped:
+            given_states = self.empty if plan.makes_video else given_states[:0]
+        context[: len(given_states)] = given_states
 
         length = 0 if self.config.stage == "generate" else self.run.text_length
         target = torch.full((length,), self.run.pad_token, dtype=torch.long)
@@ -197,9 +197,9 @@ class Collator:
             target[: len(written)] = written
             mask[:] = True
             weight[len(written) :] = self.config.loss.padding
-            if not lot.makes_text:
+            if not plan.makes_text:
                 mask[len(written) :] = False
-            if lot.without_text:
+            if plan.without_text:
                 mask[:] = False
             if self.model.text_flow == "embedding":
                 text_noise = torch.randn(length, self.model.dim, generator=generator)
@@ -207,19 +207,19 @@ class Collator:
                 source = source_tokens(
                     (1, length), vocab_size=self.model.vocab_size, mask_token=self.mask_token, generator=generator
                 )
-                tau = torch.tensor([tau_from_sigma(lot.sigma_text)])
+                tau = torch.tensor([tau_from_sigma(plan.sigma_text)])
                 text = corrupt(target[None], tau, self.path, source, generator)[0]
         return {
             "latents": latent,
             "noise": noise,
-            "sigma_video": torch.tensor(lot.sigma_video),
-            "sigma_text": torch.tensor(lot.sigma_text),
+            "sigma_video": torch.tensor(plan.sigma_video),
+            "sigma_text": torch.tensor(plan.sigma_text),
             "context": context,
             "target": target,
             "text": text,
             "text_noise": text_noise,
             "mask": mask,
             "weight": weight,
-            "makes_video": torch.tensor(float(lot.makes_video)),
-            "makes_text": torch.tensor(float(lot.makes_text)),
+            "makes_video": torch.tensor(float(plan.makes_video)),
+            "makes_text": torch.tensor(float(plan.makes_text)),
         }

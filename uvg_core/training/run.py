@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.build import build_shards, shard_clips
+from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
-from ..data.shards import Encoders, Shards, build_shards, shard_clips
+from ..data.shards import Shards
 from ..data.sources import FolderSource, Source, plugged_in
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
@@ -25,9 +27,9 @@ from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config
 from .objective import plain_attention
-from .optimizers import require_bitsandbytes, require_muon
-from .start import require_peft, require_vocabulary, starting_facts, starting_network
-from .trainer import Outcome, Say, Step, Trainer, Watch, clips_a_step, is_sharded, require_whole_weights
+from .requirements import clips_a_step, is_sharded, require_packages, require_whole_weights
+from .start import require_vocabulary, starting_facts, starting_network
+from .trainer import Callbacks, Say, Step, Trainer, TrainResult, Watch
 
 
 def train(
@@ -38,7 +40,7 @@ def train(
     progress: Report | None = None,
     watch: Watch | None = None,
     accept_changes: bool = False,
-) -> Outcome:
+) -> TrainResult:
     """One run, from the data to the written file (see ``TrainConfig``).
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
@@ -73,17 +75,8 @@ def train(
         with parts.using("vae") as vae:
             return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))
 
-    trainer = Trainer(
-        config,
-        model,
-        data,
-        facts,
-        accelerator,
-        watch=watch,
-        say=say,
-        decode=decode,
-        tokens_to_text=parts.tokenizer.text,
-    )
+    callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
+    trainer = Trainer(config, model, data, facts, accelerator, callbacks)
     return trainer.run(resume, accept_changes)
 
 
@@ -91,12 +84,7 @@ def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_c
     """Raise UniViGUError for what would end the run after hours of preparing its data."""
     accept = (lambda _: None) if accept_changes else None
     checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
-    if config.trains == "lora":
-        require_peft()
-    if config.optimizer.kind == "adamw8bit":
-        require_bitsandbytes()
-    if config.optimizer.kind == "muon":
-        require_muon()
+    require_packages(config)
     require_whole_weights(config, accelerator)
 
 
@@ -172,14 +160,14 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
             learning[:] = [True]
             return bool(asked)
 
-        outcome = train(
+        result = train(
             config, resume=args.resume, accept_changes=args.accept_changes, say=say, progress=shown, watch=watch
         )
-    if not outcome.finished:
-        say(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume. So far: {outcome.file}")
+    if not result.finished:
+        say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
         return 130
-    if outcome.file is not None:  # the main process
-        say(f"done: {outcome.file}")
+    if result.file is not None:  # the main process
+        say(f"done: {result.file}")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint import init_from_wan, load_model, read_config
 from ..checkpoint.detect import WAN_LAYOUTS, find_network
@@ -29,11 +29,6 @@ LORA_PREFIX = "diffusion_model."
 WAN_RUN = RunConfig(text_states="umT5", checked="trained from a Wan base, on normalised latents and umT5 states")
 SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
 _LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
-
-
-def text_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The text half's weights by name."""
-    return {name: weight for name, weight in model.named_parameters() if is_text_half(name)}
 
 
 def starting_network(
@@ -89,13 +84,9 @@ def with_fresh_text(model: UniViGU, vocab_size: int, config: TrainConfig) -> Uni
     """The same video half with a text half that has learnt nothing: copies of the video's weights, a zero text head,
     random rows of E (``embedding_std``), as from a Wan base."""
     old = model.config
-    sizes = {name: getattr(old, name) for name in old.__dataclass_fields__}
-    sizes |= {
-        "vocab_size": vocab_size,
-        "text_flow": config.text_flow or old.text_flow,
-        "source": config.source or old.source,
-    }
-    grown = UniViGU(ModelConfig(**sizes), attention=model.attention, dtype=model.token_embedding.weight.dtype)
+    flow, source = config.text_flow or old.text_flow, config.source or old.source
+    wanted = replace(old, vocab_size=vocab_size, text_flow=flow, source=source)
+    grown = UniViGU(wanted, attention=model.attention, dtype=model.token_embedding.weight.dtype)
     generator = torch.Generator().manual_seed(config.seed)
     stored = dict(model.named_parameters())
     with torch.no_grad():
@@ -117,20 +108,13 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
     model.requires_grad_(False)
     if config.trains == "lora":
         with torch.random.fork_rng():
-            torch.manual_seed(config.seed)  # peft draws one half of each pair; the same seed is to give the same run
+            torch.manual_seed(config.seed)  # peft draws one half of each pair; the same seed must give the same run
             _inject_lora(model, config.lora)
-        learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
-        if config.stage == "generate":
-            learns = {name for name in learns if ".ffn_t." not in name}
-    else:
-        learns = {name for name, _ in model.named_parameters()}
-        if config.stage == "generate":
-            learns = {name for name in learns if not is_text_half(name)}
-        if config.trains == "text":
-            learns = {name for name in learns if is_text_half(name)}
     for name, weight in model.named_parameters():
-        weight.requires_grad_(name in learns)
-        if name in learns:
+        in_text_half = ".ffn_t." in name if config.trains == "lora" else is_text_half(name)
+        learns = weight.requires_grad if config.trains == "lora" else config.trains == "all" or in_text_half
+        weight.requires_grad_(learns and not (config.stage == "generate" and in_text_half))
+        if weight.requires_grad:
             weight.data = weight.data.float()
     return model
 

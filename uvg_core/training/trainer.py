@@ -3,7 +3,7 @@
     python -m uvg_core train CONFIG.yaml [--resume]
 
 A step takes ``batch`` x processes x ``accumulate`` clips. What is drawn for each is a function of its position alone
-(``jobs.py``), and losses are means over the whole global batch: one process and many give the same curve, and a
+(``plan.py``), and losses are means over the whole global batch: one process and many give the same curve, and a
 continued run goes on as if it had never stopped.
 """
 
@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import CheckpointConfig
 from ..data.shards import Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
+from .average import Average
 from .config import TrainConfig
-from .metrics import Diary, Entry
+from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
 from .optimizers import make_optimizers, rate_at
-from .plan import Batch, Collator, Lot, Order, draw, stream_of
+from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
+from .requirements import clips_a_step, require_usable_texts
 from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
@@ -63,7 +65,26 @@ Save = Callable[[dict[str, Tensor]], Path | None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Callbacks:
+    """What a run reports to, and where its results go.
+
+    watch           called after every step on every process
+    say             gets lines for people, on the main process
+    decode          latents ``[1,16,F,h,w]`` -> pixels, for the samples that are kept; None keeps captions only
+    tokens_to_text  ids -> words, for the same
+    save            takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
+                    network that did not come from a file, and a run that cannot be resumed
+    """
+
+    watch: Watch | None = None
+    say: Say = print
+    decode: Callable[[Tensor], Tensor] | None = None
+    tokens_to_text: Callable[[Tensor], str] | None = None
+    save: Save | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
     """How a run ended: steps done of all, and the file that holds what was learnt (None on other processes)."""
 
     step: int
@@ -76,42 +97,6 @@ class Outcome:
         return self.step == self.steps
 
 
-class Average:
-    """Exponential moving average of the weights that learn, in float32; early on it forgets faster."""
-
-    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
-        self.weights, self.decay, self.count = weights, decay, 0
-        self.means = {name: weight.detach().clone().float() for name, weight in weights.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.count += 1
-        share = 1 - min(self.decay, self.count / (self.count + 10))
-        for name, weight in self.weights.items():
-            self.means[name].lerp_(weight.detach().float(), share)
-
-    @contextmanager
-    @torch.no_grad()
-    def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights for the length of a block."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            weight.copy_(self.means[name])
-        try:
-            yield
-        finally:
-            for name, weight in self.weights.items():
-                weight.copy_(kept[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "means": self.means}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        for name, mean in self.means.items():
-            mean.copy_(state["means"][name])
-
-
 class Trainer:
     """One run: a network, shards to read, a configuration, a folder.
 
@@ -119,11 +104,6 @@ class Trainer:
         model: as ``starting_network`` gives it; what learns is chosen here. data: its shards.
         facts: what the written file will say of itself (sizes of a run, card).
         accelerator: Hugging Face's; made by whoever starts the run, once per process.
-        watch: called after every step on every process. say: gets lines for people, on the main process.
-        decode: latents ``[1,16,F,h,w]`` -> pixels, for the samples in the diary; None shows captions only.
-        tokens_to_text: ids -> words, for the same.
-        save: takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
-            network that did not come from a file, and a run that nobody will go on with.
     """
 
     def __init__(
@@ -133,17 +113,13 @@ class Trainer:
         data: Shards,
         facts: CheckpointConfig,
         accelerator: Any,
-        *,
-        watch: Watch | None = None,
-        say: Say = print,
-        decode: Callable[[Tensor], Tensor] | None = None,
-        tokens_to_text: Callable[[Tensor], str] | None = None,
-        save: Save | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
-        self.config, self.data, self.facts, self.accelerator, self.save = config, data, facts, accelerator, save
-        self.watch, self.say = watch, say if accelerator.is_main_process else _nobody
-        self._require_details()
-        self._require_room()
+        callbacks = callbacks or Callbacks()
+        self.config, self.data, self.facts, self.accelerator = config, data, facts, accelerator
+        self.watch, self.save = callbacks.watch, callbacks.save
+        self.say: Say = callbacks.say if accelerator.is_main_process else lambda _: None
+        require_usable_texts(config, data, facts.run)
         self.network = choose_trainable(model, config)
         self.collate = Collator(model.config, facts.run, config, data.empty_states)
         objective = Objective(model, config.loss, checkpointing=config.checkpointing)
@@ -156,27 +132,8 @@ class Trainer:
         self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
         self._kept: Path | None = None  # the newest checkpoint
-        keeps_diary = accelerator.is_main_process and save is None
-        self.diary = Diary(config, facts, decode, tokens_to_text) if keeps_diary else None
-
-    def _require_details(self) -> None:
-        if self.config.stage == "refine" and self.data.details < len(self.data):
-            raise UniViGUError(
-                f"{self.config.data}: {len(self.data) - self.data.details} of {len(self.data)} clips have no detailed "
-                "caption, and the stage refine learns to write them; add clip.detail.txt files, or train recall"
-            )
-
-    def _require_room(self) -> None:
-        run, config = self.facts.run, self.config
-        longest = {"prompt": self.data.longest_prompt}
-        if config.stage == "refine" or config.detail_share:
-            longest["detailed caption"] = self.data.longest_detail
-        for what, tokens in longest.items():
-            if config.stage != "generate" and tokens > run.text_length:
-                raise UniViGUError(
-                    f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream "
-                    f"{run.text_length}; leave long ones out with tokens, or set clip.text_length"
-                )
+        is_logged = accelerator.is_main_process and self.save is None
+        self.logger = MetricsLogger(config, facts, callbacks.decode, callbacks.tokens_to_text) if is_logged else None
 
     def _average(self) -> Average | None:
         if not self.config.optimizer.ema:
@@ -193,30 +150,25 @@ class Trainer:
     def global_batch(self) -> int:
         return clips_a_step(self.config, self.accelerator)
 
-    def _lots(self, step: int) -> list[Lot]:
-        """The lots of a whole step, the same on every process."""
-        return [draw(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
+    def _prepared(self, step: int) -> tuple[list[SamplePlan], list[Batch]]:
+        """The plans of a whole step, the same on every process, and this process's batch of each accumulation step."""
+        size, accelerator = self.config.batch, self.accelerator
+        plans = [plan_sample(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
+        batches = []
+        for part in range(self.config.accumulate):
+            start = (part * accelerator.num_processes + accelerator.process_index) * size
+            own = plans[start : start + size]
+            batches.append(self.collate([self.data[self.order.clip(plan.position)] for plan in own], own))
+        return plans, batches
 
-    def _own(self, lots: list[Lot], part: int) -> list[Lot]:
-        """This process's share of accumulation step ``part``."""
-        start = (part * self.accelerator.num_processes + self.accelerator.process_index) * self.config.batch
-        return lots[start : start + self.config.batch]
-
-    def _batch(self, lots: list[Lot]) -> Batch:
-        return self.collate([self.data[self.order.clip(lot.position)] for lot in lots], lots)
-
-    def _prepared(self, step: int) -> tuple[list[Lot], list[Batch]]:
-        lots = self._lots(step)
-        return lots, [self._batch(self._own(lots, part)) for part in range(self.config.accumulate)]
-
-    def _learn(self, lots: list[Lot], batches: list[Batch]) -> tuple[Tensor, float]:
-        """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the lots, and the gradient's norm."""
+    def _learn(self, plans: list[SamplePlan], batches: list[Batch]) -> tuple[Tensor, float]:
+        """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the plans, and the gradient's norm."""
         config, accelerator = self.config, self.accelerator
-        if config.trains == "lora" and config.lora.dropout:  # the only randomness that is not drawn with the lots
+        if config.trains == "lora" and config.lora.dropout:  # the only randomness that is not drawn with the plans
             stream = stream_of(config.seed, config.stage, "dropout", self.step, accelerator.process_index)
             torch.manual_seed(stream.initial_seed())
-        makes_video = max(1, sum(lot.makes_video for lot in lots))
-        makes_text = max(1, sum(lot.makes_text for lot in lots))
+        makes_video = max(1, sum(plan.makes_video for plan in plans))
+        makes_text = max(1, sum(plan.makes_text for plan in plans))
         # Each process's backward pass is averaged over processes and accumulation steps: undone by this factor.
         scale = accelerator.num_processes * config.accumulate
         rows: list[Tensor] = []
@@ -229,40 +181,40 @@ class Trainer:
                 loss = loss + config.loss.text * (losses.text * batch.makes_text).sum() / makes_text
                 gathered = accelerator.gather(torch.stack([losses.video, losses.text], 1).detach().float())
                 first = sum(map(len, rows))
-                self._require_finite(gathered, lots[first : first + len(gathered)])
+                self._require_finite(gathered, plans[first : first + len(gathered)])
                 rows.append(gathered.cpu())
                 accelerator.backward(loss * scale)
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimizer.clip))
                     # In float16 the loss's scale is found by trial: steps that overflow are skipped by the scaler.
                     if not math.isfinite(norm) and config.precision != "fp16":
-                        raise self._broken(f"the gradient's norm is {norm}", lots)
+                        raise self._broken(f"the gradient's norm is {norm}", plans)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
         return torch.cat(rows), norm
 
-    def _require_finite(self, losses: Tensor, lots: list[Lot]) -> None:
+    def _require_finite(self, losses: Tensor, plans: list[SamplePlan]) -> None:
         bad = ~losses.isfinite().all(1)
         if bool(bad.any()):
-            raise self._broken("the loss is not a number", [lots[i] for i in bad.nonzero()[:, 0].tolist()])
+            raise self._broken("the loss is not a number", [plans[i] for i in bad.nonzero()[:, 0].tolist()])
 
-    def _broken(self, what: str, lots: list[Lot]) -> UniViGUError:
-        names = list(dict.fromkeys(self.data[self.order.clip(lot.position)].name for lot in lots))
+    def _broken(self, what: str, plans: list[SamplePlan]) -> UniViGUError:
+        names = list(dict.fromkeys(self.data[self.order.clip(plan.position)].name for plan in plans))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        told = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
+        found = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
         if self.save is not None:
-            return UniViGUError(f"{told}anything. Look at the clips, or lower the learning rate")
+            return UniViGUError(f"{found}anything. Look at the clips, or lower the learning rate")
         last = checkpoints.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         return UniViGUError(
-            f"{told}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and go "
+            f"{found}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and go "
             "on with --resume --accept-changes"
         )
 
     # The run
 
-    def run(self, resume: bool = False, accept_changes: bool = False) -> Outcome:
+    def run(self, resume: bool = False, accept_changes: bool = False) -> TrainResult:
         """Train to the end, or until ``watch`` says stop; both write what has been learnt. ``accept_changes``: go on
         with other settings than the run had before.
 
@@ -278,39 +230,39 @@ class Trainer:
                 rate = rate_at(config.optimizer, self.step, config.steps)
                 for optimizer in self.optimizers:
                     for group in optimizer.param_groups:
-                        group["lr"] = rate * group["share"]
-                lots, batches = coming.result()
+                        group["lr"] = rate * group["peak_lr"]
+                plans, batches = coming.result()
                 if self.step + 1 < config.steps:
                     coming = pool.submit(self._prepared, self.step + 1)
-                losses, norm = self._learn(lots, batches)
+                losses, norm = self._learn(plans, batches)
                 if self.average is not None:
                     self.average.update()
                 self.step += 1
-                stopped = self._after(lots, losses, norm, rate, time.perf_counter() - started)
+                stopped = self._after(plans, losses, norm, rate, time.perf_counter() - started)
         checkpoint = self._checkpoint()
-        return Outcome(self.step, config.steps, self.write(), checkpoint)
+        return TrainResult(self.step, config.steps, self.write(), checkpoint)
 
-    def _after(self, lots: list[Lot], losses: Tensor, norm: float, rate: float, seconds: float) -> bool:
-        """Diary, checkpoint and whoever watches; whether to stop."""
+    def _after(self, plans: list[SamplePlan], losses: Tensor, norm: float, rate: float, seconds: float) -> bool:
+        """MetricsLogger, checkpoint and whoever watches; whether to stop."""
         config, keep = self.config, self.config.keep
         rate *= config.optimizer.rate
-        entry = Entry.of(self.step, config, lots, losses, rate=rate, gradient=norm, seconds=seconds)
-        if self.diary is not None:
-            line = self.diary.write(entry)
+        entry = StepMetrics.of(self.step, config, plans, losses, rate=rate, gradient=norm, seconds=seconds)
+        if self.logger is not None:
+            line = self.logger.write(entry)
             if line:
                 self.say(line)
             if keep.sample_every and self.step % keep.sample_every == 0:
                 with self.averaged() as model:
-                    self.diary.sample(self.step, model, self.data)
+                    self.logger.sample(self.step, model, self.data)
         if keep.checkpoint_every and self.step % keep.checkpoint_every == 0 and self.step < config.steps:
             self._checkpoint()
         if self.watch is None:
             return False
-        told = Step(
+        finished = Step(
             self.step, config.steps, entry.loss, entry.video, entry.text, rate, norm, seconds, average=self.averaged
         )
         # One process that wants to stop stops all of them.
-        wants = torch.tensor([float(bool(self.watch(told)))], device=self.accelerator.device)
+        wants = torch.tensor([float(bool(self.watch(finished)))], device=self.accelerator.device)
         return bool(self.accelerator.reduce(wants) > 0)
 
     @contextmanager
@@ -333,13 +285,21 @@ class Trainer:
         folder = self.config.out_folder
         accept = self.say if accept_changes else None
         last = checkpoints.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
-        self._require_same_start(last)
-        self._prepare(folder)
+        step = -1 if last is None else checkpoints.step_of(last)
+        found = set(self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist())
+        if len(found) > 1:  # each process would train another network
+            raise UniViGUError(
+                f"{folder}: the processes found different checkpoints (steps {sorted(found)}, -1 for none): out and "
+                "cache must be folders that all machines share"
+            )
+        if self.accelerator.is_main_process:
+            checkpoints.prepare(folder)
+        self.accelerator.wait_for_everyone()
         if last is None:
             if resume:
                 self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
-            if self.diary is not None:
-                self.diary.rewind(0)
+            if self.logger is not None:
+                self.logger.rewind(0)
             return
         settings = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -351,24 +311,9 @@ class Trainer:
                 group.update(values)
         self.step = checkpoints.step_of(last)
         self._kept = last
-        if self.diary is not None:
-            self.diary.rewind(self.step)
+        if self.logger is not None:
+            self.logger.rewind(self.step)
         self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
-
-    def _require_same_start(self, last: Path | None) -> None:
-        """Raise UniViGUError where the processes do not see the same checkpoint: each would go its own way."""
-        step = -1 if last is None else checkpoints.step_of(last)
-        found = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
-        if len(set(found)) > 1:
-            raise UniViGUError(
-                f"{self.config.out_folder}: the processes found different checkpoints (steps {sorted(set(found))}, -1 "
-                "for none): out and cache are to be folders that all machines share"
-            )
-
-    def _prepare(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            checkpoints.prepare(folder)
-        self.accelerator.wait_for_everyone()
 
     def _checkpoint(self) -> Path | None:
         """Write the whole state under a temporary name, rename it, and let the oldest go."""
@@ -377,13 +322,13 @@ class Trainer:
             return None
         if self._kept is not None and checkpoints.step_of(self._kept) == self.step:
             return self._kept  # writing it again would put the only copy at risk
-        told = {
+        facts = {
             "step": self.step,
             "global_batch": self.global_batch,
             "data": self.data.fingerprint,
             "config": config.to_dict(),
         }
-        self._kept = checkpoints.write(config.out_folder, self.accelerator, told, config.keep.checkpoints)
+        self._kept = checkpoints.write(config.out_folder, self.accelerator, facts, config.keep.checkpoints)
         return self._kept
 
     def learnt(self) -> dict[str, Tensor]:
@@ -438,35 +383,3 @@ class Trainer:
             "rate": config.optimizer.rate,
             **{name: value for name, value in rules.items() if value is not None},
         }
-
-
-def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
-    """How many clips all processes take together for one step."""
-    return config.batch * config.accumulate * int(accelerator.num_processes)
-
-
-def is_sharded(accelerator: Any) -> bool:
-    """Whether every process holds a piece of the weights only (FSDP)."""
-    return "FSDP" in str(accelerator.distributed_type)
-
-
-def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
-    """Raise UniViGUError for what needs whole weights where processes hold pieces of them."""
-    if not is_sharded(accelerator):
-        return
-    told = "under FSDP every process holds a piece of the weights only"
-    if config.optimizer.ema:
-        raise UniViGUError(
-            f"optimizer.ema is on, and {told}: averaging them is not supported there. Set optimizer.ema: 0"
-        )
-    if config.optimizer.kind == "muon":
-        raise UniViGUError(f"optimizer.kind is muon, and {told}: it needs whole matrices. Set optimizer.kind: adamw")
-    if config.keep.sample_every:
-        raise UniViGUError(
-            f"keep.sample_every is {config.keep.sample_every}, and {told}: no samples are drawn there. Set "
-            "keep.sample_every: 0"
-        )
-
-
-def _nobody(_: str) -> None:
-    """Processes beside the main one keep quiet."""

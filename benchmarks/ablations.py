@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py WORKDIR [--arms ...] [--seeds 0 1 2] [--clips 512]
 
-WORKDIR is one that ``python -m recipes.worlds.recipe`` made: its generator is where most arms start. Every arm
+WORKDIR is one that ``python -m recipes.worlds`` made: its generator is where most arms start. Every arm
 takes the same number of steps of the same number of clips (Knowledge Recall a third, Capability Refinement the rest,
 unless the arm says otherwise), on one thread, so that arms may run side by side. An arm that was done is not done
 again.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from quality import digest
 
-from recipes.worlds.evaluation import Exam
+from recipes.worlds.evaluation import Evaluator
 from uvg_core.config import CheckpointConfig
 from uvg_core.data.shards import Shards
 from uvg_core.io import write_text
@@ -133,14 +133,14 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
         seconds += time.perf_counter() - started
         assert outcome.file is not None
         file, fresh = outcome.file, "keep"
-    exam = Exam(Pipeline(file, device="cpu"), clips=clips, quick=True)
+    evaluator = Evaluator(Pipeline(file, device="cpu"), clips=clips, quick=True)
     answers: dict[str, Any] = {"seed": seed, "says": arm.says, "seconds": round(seconds)}
     if name != "generator":
-        answers["understanding"] = exam.video_to_text().to_json()
+        answers["understanding"] = evaluator.video_to_text().to_json()
     if name != "captioner":
-        answers["generation"] = exam.text_to_video(SAMPLER_STEPS, plain=name == "generator").to_json()
+        answers["generation"] = evaluator.text_to_video(SAMPLER_STEPS, plain=name == "generator").to_json()
     if name not in ("generator", "captioner"):
-        answers["joint"] = exam.joint(SAMPLER_STEPS)[0].to_json()
+        answers["joint"] = evaluator.joint(SAMPLER_STEPS)[0].to_json()
     shutil.rmtree(work)
     return answers
 

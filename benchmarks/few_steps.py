@@ -86,31 +86,31 @@ def main() -> None:
     from in_comfyui_host import Inside, find_comfyui
     from saved import read, save
 
-    from recipes.worlds.evaluation import Exam
+    from recipes.worlds.evaluation import Evaluator
     from recipes.worlds.vae import decode_latent
     from uvg_core.pipeline.pipeline import Pipeline
 
-    exam = Exam(Pipeline(device="cpu"), clips=args.clips)
-    texts = [world.caption for world in exam.worlds if world is not None]
-    tokens, mask = exam.pipe.tokenizer.stream(texts, exam.run.text_length)
+    evaluator = Evaluator(Pipeline(device="cpu"), clips=args.clips)
+    texts = [world.caption for world in evaluator.worlds if world is not None]
+    tokens, mask = evaluator.pipe.tokenizer.stream(texts, evaluator.run.text_length)
 
     def score(latents: torch.Tensor) -> dict[str, Any]:
         frames = []
-        with exam.pipe.parts.using("vae") as vae, torch.no_grad():
+        with evaluator.pipe.parts.using("vae") as vae, torch.no_grad():
             for chunk in latents.split(32):
                 video = (decode_latent(vae, chunk).clamp(-1, 1) + 1) * 127.5
                 frames.append(video.round().to(torch.uint8).permute(0, 2, 3, 4, 1))
-        return exam.read(torch.cat(frames), exam.worlds).to_json()
+        return evaluator.score_clips(torch.cat(frames), evaluator.worlds).to_json()
 
     with tempfile.TemporaryDirectory() as folder:
         asked, made = Path(folder) / "asked.pt", Path(folder) / "made.pt"
         torch.save(
             {
-                "context": exam.pipe.conditions(texts),
-                "null": exam.pipe.conditions([""]),
+                "context": evaluator.pipe.conditions(texts),
+                "null": evaluator.pipe.conditions([""]),
                 "tokens": tokens,
                 "mask": mask,
-                "size": list(exam.latents.shape[2:]),
+                "size": list(evaluator.latents.shape[2:]),
             },
             asked,
         )
@@ -126,8 +126,8 @@ def main() -> None:
                         out=str(made),
                         sampler=solver,
                         steps=steps,
-                        cfg=exam.run.guidance_scale,
-                        shift=exam.run.shift,
+                        cfg=evaluator.run.guidance_scale,
+                        shift=evaluator.run.shift,
                         scheduler=args.scheduler,
                         end=args.guidance_end,
                         reuse=args.easycache,

@@ -21,7 +21,7 @@ import torch
 from saved import read, save
 from torch import Tensor
 
-from recipes.worlds.evaluation import BATCH, Exam
+from recipes.worlds.evaluation import BATCH, Evaluator
 from uvg_core.flow.discrete import MixturePath, source_tokens
 from uvg_core.flow.schedule import text_times
 from uvg_core.model import Prediction, UniViGU
@@ -126,23 +126,23 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def captions(exam: Exam, model: UniViGU, steps: int, way: dict[str, Any]) -> list[str]:
+def captions(evaluator: Evaluator, model: UniViGU, steps: int, way: dict[str, Any]) -> list[str]:
     """The texts of all clips, drawn in one way."""
     config, options = model.config, dict(way)
     weight = options.pop("guidance", 0.0)
     policy, texts = CachePolicy.of("auto", config), []
-    for start in range(0, len(exam.latents), BATCH):
-        clips = exam.latents[start : start + BATCH]
-        numbers = generators(exam.seed + start, len(clips))
+    for start in range(0, len(evaluator.latents), BATCH):
+        clips = evaluator.latents[start : start + BATCH]
+        numbers = generators(evaluator.seed + start, len(clips))
         noise = [
-            source_tokens((exam.run.text_length,), vocab_size=config.vocab_size, mask_token=None, generator=g)
+            source_tokens((evaluator.run.text_length,), vocab_size=config.vocab_size, mask_token=None, generator=g)
             for g in numbers
         ]
         update = Drawing(
             path=MixturePath(config.kappa_exponent),
             generators=numbers,
             vocabulary=config.vocab_size,
-            end=exam.run.eos_token,
+            end=evaluator.run.eos_token,
             **options,
         )
         text = TextStream(torch.stack(noise), tuple(text_times(steps).tolist()), update=update, rounded=True)
@@ -151,7 +151,7 @@ def captions(exam: Exam, model: UniViGU, steps: int, way: dict[str, Any]) -> lis
             generator = torch.Generator().manual_seed(start)
             network = Guided(model, torch.randn(clips.shape, generator=generator), weight)
         predict = Predictor(network, zero_context(model, clips), cache=policy.cache(model), policy=policy)
-        texts += [exam.pipe.tokenizer.text(row) for row in run(VideoStream(clips), text, predict)[1].words()]
+        texts += [evaluator.pipe.tokenizer.text(row) for row in run(VideoStream(clips), text, predict)[1].words()]
     return texts
 
 
@@ -164,14 +164,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     args = parser.parse_args()
-    exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips, objects=args.objects, quick=True)
+    evaluator = Evaluator(Pipeline(args.model, device="cpu"), clips=args.clips, objects=args.objects, quick=True)
     found: dict[str, Any] = read("text_samplers")
     found |= {"model": args.model.name, "clips": args.clips}
-    with exam.pipe.network() as model, torch.autocast("cpu", dtype=torch.bfloat16):
+    with evaluator.pipe.network() as model, torch.autocast("cpu", dtype=torch.bfloat16):
         for name in args.only:
             for steps in args.steps:
                 started = time.perf_counter()
-                tally = exam.told(captions(exam, model, steps, WAYS[name])).to_json()
+                tally = evaluator.score_captions(captions(evaluator, model, steps, WAYS[name])).to_json()
                 tally["seconds"] = round(time.perf_counter() - started, 1)
                 found.setdefault(f"objects_{args.objects}", {}).setdefault(name, {})[str(steps)] = tally
                 share = tally["hits"]["exact"] / tally["trials"]["exact"]

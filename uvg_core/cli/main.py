@@ -42,7 +42,7 @@ from ..pipeline.locate import find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, Sampling, Size, given
 from ..progress import Bars, bars
 from ..sampling.video_cache import CachePolicy
-from ..synthesis import engine as synthesise
+from ..synthesis import command as synthesise
 from ..training import run as training
 from .output import joint_sheet, say, show_clip
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checkpoint.locate import locate
 from ..cli.output import enlarged, say
@@ -24,6 +24,80 @@ from .engine import ClipJob, make_folder, plan, read_prompts, synthesise
 
 ANSWERS = ".answers"  # the cache's folder, hidden from whatever looks for clips
 KEY_NAME = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """What the data set is made of.
+
+    prompts            text file, a prompt a line, # for comments
+    out                folder of the data set
+    clips_per_prompt   clips of every prompt, each from noise of its own
+    prompt_max_tokens  longest prompt, in tokens; None: 128, or the text stream's length
+    min_tokens         shortest caption, in the checkpoint's tokens; None: 128, or 0 for short text streams
+    max_tokens         longest caption; None: 256, or what the checkpoint reads
+    anyway             go on in a folder that was made with other settings; what is done stays
+    """
+
+    prompts: Path
+    out: Path = Path("data")
+    clips_per_prompt: int = 1
+    prompt_max_tokens: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    anyway: bool = False
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """The language model that writes detailed captions; without ``endpoint`` only clips and prompts are written.
+
+    endpoint      base URL of an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1
+    llm           a model there that reads pictures
+    api_key_env   environment variable with the key; None: OPENAI_API_KEY, if it is set
+    instructions  text file with a system prompt of your own
+    frames_shown  frames shown of each clip
+    frame_side    pixels of their longer side, at most
+    attempts      answers asked for while they are too short or too long
+    llm_options   JSON object with more of the request, e.g. {"temperature": 0.7}
+    llm_timeout   seconds that an answer may take
+    retries       tries after failures that may pass
+    cache         folder of answers; None: .answers in the data set's folder
+    """
+
+    endpoint: str | None = None
+    llm: str | None = None
+    api_key_env: str | None = None
+    instructions: Path | None = None
+    frames_shown: int = 8
+    frame_side: int = 512
+    attempts: int = 4
+    llm_options: str | None = None
+    llm_timeout: float = 120.0
+    retries: int = 5
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are sampled and written.
+
+    negative        what guidance leads away from
+    fps             of the written files; None: the checkpoint's own
+    scale           repeat every pixel this many times in the file; None: only small clips
+    dtype           of the network, for the record
+    wan             folder that VAE and text encoder come from, for the record
+    null_embedding  file of the condition in place of the empty prompt's, for the record
+    """
+
+    size: Size
+    sampling: Sampling
+    negative: str = ""
+    fps: float | None = None
+    scale: int | None = None
+    dtype: str | None = None
+    wan: Path | None = None
+    null_embedding: Path | None = None
 
 
 def add_arguments(
@@ -71,10 +145,32 @@ def add_arguments(
     group.add_argument("--cache", type=path, metavar="FOLDER", help=f"of answers (default: {ANSWERS} in --out)")
 
 
+Settings = TypeVar("Settings", SynthesisSettings, ChatSettings, ClipSettings)
+
+
 def run(
     args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: Sampling, shown: Bars, callback: Callback
 ) -> int:
-    """The command: returns the exit code, 1 if anything was left out."""
+    """The command with parsed arguments: returns the exit code."""
+    given_here = {**vars(args), "size": size, "sampling": sampling}
+
+    def settings(kind: type[Settings]) -> Settings:
+        return kind(**{entry.name: given_here[entry.name] for entry in fields(kind)})
+
+    chat, clips = settings(ChatSettings), settings(ClipSettings)
+    return synthesise_command(settings(SynthesisSettings), chat, clips, pipe, shown, callback)
+
+
+def synthesise_command(
+    settings: SynthesisSettings,
+    chat: ChatSettings,
+    clips: ClipSettings,
+    pipe: Pipeline,
+    shown: Bars,
+    callback: Callback,
+) -> int:
+    """The command: returns the exit code, 1 if anything was left out. Raises UniViGUError for settings that do not
+    fit each other, the checkpoint or the folder."""
 
     def note(text: str) -> None:
         shown.close()
@@ -83,36 +179,36 @@ def run(
     def count(text: str) -> int:
         return len(pipe.tokenizer.ids(text))
 
-    fps = given(args.fps, pipe.config.run.fps)
+    fps = given(clips.fps, pipe.config.run.fps)
 
     def make(job: ClipJob, path: Path) -> None:
-        own = replace(sampling, seed=job.seed)
-        pixels = pipe.generate(job.prompt, negative=args.negative, size=size, sampling=own, callback=callback)
-        write_video(path, enlarged(pixels, args.scale), fps)
+        own = replace(clips.sampling, seed=job.seed)
+        pixels = pipe.generate(job.prompt, negative=clips.negative, size=clips.size, sampling=own, callback=callback)
+        write_video(path, enlarged(pixels, clips.scale), fps)
 
-    prompts, doubles = read_prompts(args.prompts)
-    limits = _limits(args, pipe)
-    pipe.noise(size)  # sizes that do not fit are known now
-    make_folder(args.out)
-    captioner = None if args.endpoint is None else _captioner(args, limits, count, note)
+    prompts, doubles = read_prompts(settings.prompts)
+    limits = _limits(settings, pipe)
+    pipe.noise(clips.size)  # sizes that do not fit are known now
+    make_folder(settings.out)
+    captioner = None if chat.endpoint is None else _captioner(chat, settings.out, limits, count, note)
     if captioner is None:
         for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):
-            if getattr(args, name) is not None:
+            if getattr(chat, name) is not None:
                 raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
         say("no --endpoint: clips and prompts are written, detailed captions are not")
     if doubles:
-        say(f"{args.prompts}: {doubles} of the prompts stand there more than once; each is used once")
-    jobs = plan(prompts, args.clips_per_prompt, sampling.seed)
+        say(f"{settings.prompts}: {doubles} of the prompts stand there more than once; each is used once")
+    jobs = plan(prompts, settings.clips_per_prompt, clips.sampling.seed)
     try:
         report = synthesise(
             jobs,
-            args.out,
+            settings.out,
             make,
             captioner,
-            generator=_generator(args, pipe, size, sampling, fps),
+            generator=_generator(clips, pipe, fps),
             count=count,
             prompt_tokens=limits.prompt,
-            anyway=args.anyway,
+            anyway=settings.anyway,
             on_job=lambda index, job: note(f"[{index + 1}/{len(jobs)}] {job.name}: {job.prompt}"),
             note=note,
         )
@@ -126,13 +222,13 @@ def run(
     return int(report.failed)
 
 
-def _limits(args: argparse.Namespace, pipe: Pipeline) -> TextLimits:
+def _limits(settings: SynthesisSettings, pipe: Pipeline) -> TextLimits:
     """The token limits asked for. Raises UniViGUError for those that nothing can meet."""
     config = pipe.config.run
     usual = TextLimits.of(config)
-    most = given(args.max_tokens, usual.detail[1])
-    fewest = given(args.min_tokens, min(usual.detail[0], most))
-    prompt_most = given(args.prompt_max_tokens, usual.prompt[1])
+    most = given(settings.max_tokens, usual.detail[1])
+    fewest = given(settings.min_tokens, min(usual.detail[0], most))
+    prompt_most = given(settings.prompt_max_tokens, usual.prompt[1])
     if prompt_most > config.context_length:
         raise UniViGUError(
             f"--prompt-max-tokens is {prompt_most}; {pipe.parts.path} reads prompts of at most {config.context_length}"
@@ -141,33 +237,34 @@ def _limits(args: argparse.Namespace, pipe: Pipeline) -> TextLimits:
 
 
 def _captioner(
-    args: argparse.Namespace, limits: TextLimits, count: Callable[[str], int], note: Callable[[str], object]
+    settings: ChatSettings, out: Path, limits: TextLimits, count: Callable[[str], int], note: Callable[[str], object]
 ) -> Captioner:
-    if not args.llm:
-        raise UniViGUError(f"--endpoint {args.endpoint} needs --llm MODEL: which of its models shall see the clips?")
-    name = args.api_key_env or KEY_NAME
+    url = settings.endpoint or ""
+    if not settings.llm:
+        raise UniViGUError(f"--endpoint {url} needs --llm MODEL: which of its models shall see the clips?")
+    name = settings.api_key_env or KEY_NAME
     key = os.environ.get(name)
-    if args.api_key_env and not key:
+    if settings.api_key_env and not key:
         raise UniViGUError(f"the environment variable {name} is not set; put the endpoint's key there")
     chat = ChatClient(
-        args.endpoint,
-        args.llm,
+        url,
+        settings.llm,
         key=key,
         key_name=name,
-        options=_options(args.llm_options),
-        cache=args.cache or args.out / ANSWERS,
-        timeout=args.llm_timeout,
-        retries=args.retries,
+        options=_options(settings.llm_options),
+        cache=settings.cache or out / ANSWERS,
+        timeout=settings.llm_timeout,
+        retries=settings.retries,
         note=lambda text: note(f"     {text}"),
     )
     return Captioner(
         chat,
         count,
         limits.detail,
-        attempts=args.attempts,
-        frames=args.frames_shown,
-        side=args.frame_side,
-        instructions=_instructions(args.instructions),
+        attempts=settings.attempts,
+        frames=settings.frames_shown,
+        side=settings.frame_side,
+        instructions=_instructions(settings.instructions),
     )
 
 
@@ -200,21 +297,21 @@ def _instructions(path: Path | None) -> str:
     return text
 
 
-def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: Sampling, fps: float) -> dict[str, Any]:
+def _generator(clips: ClipSettings, pipe: Pipeline, fps: float) -> dict[str, Any]:
     """Everything that clips depend on, for the record."""
-    run = pipe.config.run
+    run, size, sampling = pipe.config.run, clips.size, clips.sampling
     return {
         "model": pipe.parts.path.name,
         "sha256": _hash(pipe.parts.path),
-        "wan": _files_beside(args, pipe),
-        "dtype": args.dtype,
+        "wan": _files_beside(clips.wan, pipe),
+        "dtype": clips.dtype,
         "latent_space": pipe.config.model.latent_space,
         "text_states": pipe.parts.text_states,
         "text_flow": pipe.config.model.text_flow,
         "source": pipe.config.model.source,
         "num_heads": pipe.config.model.num_heads,
-        "negative": args.negative,
-        **({} if args.null_embedding is None else {"null_embedding": args.null_embedding.name}),
+        "negative": clips.negative,
+        **({} if clips.null_embedding is None else {"null_embedding": clips.null_embedding.name}),
         "seed": sampling.seed,
         "steps": given(sampling.steps, run.steps),
         "shift": given(sampling.shift, run.shift),
@@ -224,15 +321,15 @@ def _generator(args: argparse.Namespace, pipe: Pipeline, size: Size, sampling: S
         "width": given(size.width, run.width),
         "frames": given(size.frames, run.frames),
         "fps": fps,
-        "scale": args.scale,
+        "scale": clips.scale,
     }
 
 
-def _files_beside(args: argparse.Namespace, pipe: Pipeline) -> str | None:
+def _files_beside(wan: Path | None, pipe: Pipeline) -> str | None:
     """What VAE and text encoder come from, where it is not the checkpoint: the Wan folder's name, or the files'."""
     parts = pipe.parts.components.vae.path, pipe.parts.components.encoder.path
-    if args.wan is not None and all(args.wan in path.parents for path in parts):
-        return str(args.wan.name)
+    if wan is not None and all(wan in path.parents for path in parts):
+        return str(wan.name)
     return ", ".join(path.name for path in parts if path != pipe.parts.path) or None
 
 

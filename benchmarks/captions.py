@@ -23,7 +23,7 @@ from measuring import MIB, Job, in_turn, peak, random_weights
 from quality import digest
 from saved import read, save
 
-from recipes.worlds.evaluation import Exam
+from recipes.worlds.evaluation import Evaluator
 from uvg_core.config import ModelConfig
 from uvg_core.model import PassOptions, UniViGU, VideoCache
 from uvg_core.pipeline.pipeline import Pipeline
@@ -38,8 +38,8 @@ TURNS = 3
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     """Every way of keeping the clip, at several numbers of steps."""
     torch.set_num_threads(1)
-    exam = Exam(Pipeline(args.model, device="cpu"), clips=args.clips, quick=True)
-    rule = exam.pipe.config.model.v2t_attention
+    evaluator = Evaluator(Pipeline(args.model, device="cpu"), clips=args.clips, quick=True)
+    rule = evaluator.pipe.config.model.v2t_attention
     of = {"weights_sha256": digest(args.model), "v2t_attention": rule, "clips": args.clips}
     known = read(f"captions_accuracy_{rule}")
     same = all(known.get(name) == value for name, value in of.items())
@@ -55,7 +55,7 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
             UniViGU.video_cache = made  # type: ignore[method-assign]
             started = time.perf_counter()
             try:
-                tally = exam.video_to_text(steps, video_cache=policy).to_json()
+                tally = evaluator.video_to_text(steps, video_cache=policy).to_json()
             finally:
                 UniViGU.video_cache = plain  # type: ignore[method-assign]
             seconds = time.perf_counter() - started

@@ -30,7 +30,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import saved  # noqa: E402
 
-from recipes.worlds import world as worlds  # noqa: E402
+from recipes.worlds.grammar import COLOURS  # noqa: E402
 from recipes.worlds.recipe import initialise  # noqa: E402
 from recipes.worlds.source import WorldSource  # noqa: E402
 from uvg_core.checkpoint import load_model, read_config, save_model  # noqa: E402
@@ -112,8 +112,8 @@ def pan(generator: torch.Generator, side: int, frames: int) -> tuple[Tensor, str
         views.append(picture[:, top : top + window, left : left + window])
     clip = F.interpolate(torch.stack(views), (side, side), mode="bilinear", antialias=True).clamp(0, 255)
     mean = clip.mean((0, 2, 3))
-    colours = torch.tensor(list(worlds.COLOURS.values())).float()
-    colour = list(worlds.COLOURS)[int((colours - mean).square().sum(1).argmin())]
+    colours = torch.tensor(list(COLOURS.values())).float()
+    colour = list(COLOURS)[int((colours - mean).square().sum(1).argmin())]
     moves = "stays still" if way == "nowhere" else f"moves {way}"
     return clip.round().to(torch.uint8).permute(0, 2, 3, 1), f"a {colour} {PHOTOS[name]} {moves}"
 

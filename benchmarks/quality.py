@@ -22,10 +22,11 @@ from typing import Any
 
 from saved import read, save
 
+from recipes.worlds.captions import read_caption
 from recipes.worlds.detector import read_world
-from recipes.worlds.evaluation import Exam, read_caption
-from recipes.worlds.vae import reconstruction
-from recipes.worlds.world import KINDS, World
+from recipes.worlds.evaluation import Evaluator
+from recipes.worlds.grammar import KINDS, World
+from recipes.worlds.vae_training import reconstruction
 from uvg_core.config import END_OF_TEXT
 from uvg_core.media.text import Tokenizer
 from uvg_core.pipeline.pipeline import Pipeline
@@ -37,87 +38,92 @@ QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint",
 ENDING = ((4, 1.0), (16, 1.0), (16, 0.0))
 
 
-def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
+def ask(evaluator: Evaluator, question: str, ranked: int) -> dict[str, Any]:
     """Answers of one question."""
     if question == "detector":
         return {
-            "rendered": exam.read(exam.pixels, exam.worlds).to_json(),
-            "reconstructed": exam.read(exam.decode(exam.latents), exam.worlds).to_json(),
+            "rendered": evaluator.score_clips(evaluator.pixels, evaluator.worlds).to_json(),
+            "reconstructed": evaluator.score_clips(evaluator.decode(evaluator.latents), evaluator.worlds).to_json(),
         }
     if question == "vae":
-        with exam.pipe.parts.using("vae") as vae:
-            found = reconstruction(vae, side=exam.run.height, frames=exam.run.frames, clips=len(exam.latents))
+        with evaluator.pipe.parts.using("vae") as vae:
+            found = reconstruction(
+                vae, side=evaluator.run.height, frames=evaluator.run.frames, clips=len(evaluator.latents)
+            )
         return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
     if question == "understanding":
-        tally = exam.video_to_text()
-        return {**tally.to_json(), "by_kind": by_kind(exam, [read_caption(text) for text in exam.captions])}
+        tally = evaluator.video_to_text()
+        return {**tally.to_json(), "by_kind": by_kind(evaluator, [read_caption(text) for text in evaluator.captions])}
     if question == "generation":
-        tally = exam.text_to_video()
-        return {**tally.to_json(), "by_kind": by_kind(exam, [read_world(clip, exam.objects) for clip in exam.clips])}
+        tally = evaluator.text_to_video()
+        return {
+            **tally.to_json(),
+            "by_kind": by_kind(evaluator, [read_world(clip, evaluator.objects) for clip in evaluator.clips]),
+        }
     if question == "plain":
-        return exam.text_to_video(plain=True).to_json()
+        return evaluator.text_to_video(plain=True).to_json()
     if question == "joint":
-        agreement, followed = exam.joint()
+        agreement, followed = evaluator.joint()
         return {"agreement": agreement.to_json(), "prompt": followed.to_json()}
     if question == "ranking":
-        hits, clips = exam.ranking(clips=ranked)
+        hits, clips = evaluator.ranking(clips=ranked)
         return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
     if question == "stable":
-        return {str(wanted): stable(exam, wanted) for wanted in STABLE}
+        return {str(wanted): stable(evaluator, wanted) for wanted in STABLE}
     if question == "ending":
-        return {f"{steps} steps, temperature {heat:g}": ending(exam, steps, heat) for steps, heat in ENDING}
+        return {f"{steps} steps, temperature {heat:g}": ending(evaluator, steps, heat) for steps, heat in ENDING}
     answers: dict[str, Any] = {}
     jobs: dict[str, Callable[[int], Any]] = {
-        "understanding": lambda steps: exam.video_to_text(steps).to_json(),
-        "generation": lambda steps: exam.text_to_video(steps).to_json(),
-        "joint": lambda steps: exam.joint(steps)[0].to_json(),
+        "understanding": lambda steps: evaluator.video_to_text(steps).to_json(),
+        "generation": lambda steps: evaluator.text_to_video(steps).to_json(),
+        "joint": lambda steps: evaluator.joint(steps)[0].to_json(),
     }
     for name, job in jobs.items():
         answers[name] = {str(steps): job(steps) for steps in STEPS}
     return answers
 
 
-def by_kind(exam: Exam, seen: Sequence[World | None]) -> dict[str, list[int]]:
+def by_kind(evaluator: Evaluator, seen: Sequence[World | None]) -> dict[str, list[int]]:
     """Hits and trials of every kind; of one object alone, since two would have to be matched first."""
-    found = {kind: [0, 0] for kind in KINDS} if exam.objects == 1 else {}
-    for world, other in zip(exam.worlds, seen, strict=True):
+    found = {kind: [0, 0] for kind in KINDS} if evaluator.objects == 1 else {}
+    for world, other in zip(evaluator.worlds, seen, strict=True):
         if found and world is not None:
-            kind = world.things[0].kind
-            found[kind][0] += other is not None and bool(other.things) and other.things[0].kind == kind
+            kind = world.shapes[0].kind
+            found[kind][0] += other is not None and bool(other.shapes) and other.shapes[0].kind == kind
             found[kind][1] += 1
     return found
 
 
-def stable(exam: Exam, wanted: int) -> dict[str, Any]:
+def stable(evaluator: Evaluator, wanted: int) -> dict[str, Any]:
     """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
     taken, texts = 0, []
-    with exam.pipe.network() as model:
-        for index in range(len(exam.latents)):
+    with evaluator.pipe.network() as model:
+        for index in range(len(evaluator.latents)):
             steps: list[int] = []
             ids = video_to_text(
                 GuidedDenoiser(model),
-                exam.latents[index : index + 1],
-                Sampling(seed=index, stop_when_stable=wanted).resolved(exam.run, captions=True),
+                evaluator.latents[index : index + 1],
+                Sampling(seed=index, stop_when_stable=wanted).resolved(evaluator.run, captions=True),
                 callback=lambda step, _, steps=steps: steps.append(step),
             )
             taken += len(steps)
-            texts.append(exam.pipe.tokenizer.text(ids[0]))
-    return {"steps": taken / len(texts), "of": exam.run.text_steps, **exam.told(texts).to_json()}
+            texts.append(evaluator.pipe.tokenizer.text(ids[0]))
+    return {"steps": taken / len(texts), "of": evaluator.run.text_steps, **evaluator.score_captions(texts).to_json()}
 
 
-def ending(exam: Exam, steps: int, temperature: float) -> dict[str, Any]:
+def ending(evaluator: Evaluator, steps: int, temperature: float) -> dict[str, Any]:
     """The same tokens read by both rules of ``RunConfig.end_of_text``, and how many captions the rule changes."""
     found: dict[str, Any] = {}
     said: dict[str, list[str]] = {}
-    known = exam.pipe.tokenizer
+    known = evaluator.pipe.tokenizer
     try:
         for rule in END_OF_TEXT:
-            exam.pipe.tokenizer = Tokenizer(known.proto, replace(exam.run, end_of_text=rule))
-            found[rule] = exam.video_to_text(steps, temperature=temperature).to_json()
-            said[rule] = exam.captions
+            evaluator.pipe.tokenizer = Tokenizer(known.proto, replace(evaluator.run, end_of_text=rule))
+            found[rule] = evaluator.video_to_text(steps, temperature=temperature).to_json()
+            said[rule] = evaluator.captions
     finally:
-        exam.pipe.tokenizer = known
-    return {"differ": sum(a != b for a, b in zip(*said.values(), strict=True)), "of": len(exam.captions), **found}
+        evaluator.pipe.tokenizer = known
+    return {"differ": sum(a != b for a, b in zip(*said.values(), strict=True)), "of": len(evaluator.captions), **found}
 
 
 def digest(model: Path) -> str:
@@ -146,14 +152,14 @@ def main() -> None:
     known |= of
     pipe = Pipeline(args.model, device="cpu")
     for objects in args.objects:
-        exam = Exam(pipe, clips=args.clips, objects=objects)
-        exam.run = replace(exam.run, guidance_scale=args.guidance or exam.run.guidance_scale)
+        evaluator = Evaluator(pipe, clips=args.clips, objects=objects)
+        evaluator.run = replace(evaluator.run, guidance_scale=args.guidance or evaluator.run.guidance_scale)
         for question in args.only:
             if question in ("vae", "steps") and objects == 2:
                 continue
             started = time.perf_counter()
-            exam.quick = question == "steps"
-            answer = ask(exam, question, args.clips)
+            evaluator.quick = question == "steps"
+            answer = ask(evaluator, question, args.clips)
             known.setdefault(f"objects_{objects}", {})[question] = answer
             shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)
             print(f"{objects} object(s)  {question:14s} {shown}  {time.perf_counter() - started:.0f} s", flush=True)

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_worlds import one_world
 
-from recipes.worlds.evaluation import Exam
-from recipes.worlds.world import COLOURS
-from uvg_core import Ranking, inspect_checkpoint
+from recipes.worlds.evaluation import Evaluator
+from recipes.worlds.grammar import COLOURS
+from uvg_core import Ranking, Sampling, inspect_checkpoint
 from uvg_core.cli.main import main
 from uvg_core.media.video import probe, read_clip, write_video
-from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline, Sampling
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -33,37 +33,37 @@ def pipe() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def exam(pipe: Pipeline) -> Exam:
+def evaluator(pipe: Pipeline) -> Evaluator:
     """Worlds whose combinations training never saw."""
-    return Exam(pipe, clips=CLIPS)
+    return Evaluator(pipe, clips=CLIPS)
 
 
-def test_captions_name_what_is_seen(exam: Exam) -> None:
-    found = exam.video_to_text()
+def test_captions_name_what_is_seen(evaluator: Evaluator) -> None:
+    found = evaluator.video_to_text()
     assert found.mean > 0.9, found
-    assert found.share("exact") > 0.6, found
+    assert found.rate("exact") > 0.6, found
 
 
-def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, exam: Exam) -> None:
-    clip = exam.latents[:1]
+def test_captions_are_drawn_at_the_checkpoints_temperature(pipe: Pipeline, evaluator: Evaluator) -> None:
+    clip = evaluator.latents[:1]
     said = [pipe.caption(clip, sampling=Sampling(seed=seed, steps=6)) for seed in range(3)]
     assert said == [pipe.caption(clip, sampling=Sampling(seed=seed, steps=6, temperature=0.0)) for seed in range(3)]
 
 
-def test_clips_show_what_is_asked_for(exam: Exam) -> None:
-    found = exam.text_to_video()
+def test_clips_show_what_is_asked_for(evaluator: Evaluator) -> None:
+    found = evaluator.text_to_video()
     assert found.mean > 0.88, found
-    assert found.share("alone") > 0.9, found
+    assert found.rate("alone") > 0.9, found
 
 
-def test_joint_clips_and_captions_agree(exam: Exam) -> None:
-    agreement, followed = exam.joint()
+def test_joint_clips_and_captions_agree(evaluator: Evaluator) -> None:
+    agreement, followed = evaluator.joint()
     assert agreement.mean > 0.85, agreement
     assert followed.mean > 0.85, followed
 
 
-def test_ranking_finds_the_true_caption(exam: Exam) -> None:
-    hits, clips = exam.ranking()
+def test_ranking_finds_the_true_caption(evaluator: Evaluator) -> None:
+    hits, clips = evaluator.ranking()
     assert hits > 0.85 * clips
 
 

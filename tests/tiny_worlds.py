@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recipes.worlds.world import Thing, World, render
+from recipes.worlds.drawing import render
+from recipes.worlds.grammar import Shape, World
 
 
 def one_world(
@@ -21,5 +22,5 @@ def one_world(
 ) -> Tensor:
     """uint8 ``[T,S,S,3]``; quick where it moves."""
     speed = None if motion == "stays still" else "quickly"
-    world = World((Thing(kind, colour, size, motion, speed),), background)
+    world = World((Shape(kind, colour, size, motion, speed),), background)
     return render(world, torch.Generator().manual_seed(seed), side=side, frames=frames)

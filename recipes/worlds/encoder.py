@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from uvg_core.media.text import Tokenizer, build_encoder
 
-from . import world as worlds
-from .world import World
+from .grammar import WORDS, random_world
 
 SIZES = {
     "d_model": 128,
@@ -28,15 +27,8 @@ SIZES = {
     "num_layers": 2,
     "relative_attention_num_buckets": 32,
 }
-# What is asked at a word: every attribute of its object; index 0 is "not said" or "nothing moves".
-_ANSWERS: dict[str, tuple[str | None, ...]] = {
-    "kind": (None, *worlds.KINDS),
-    "colour": (None, *worlds.COLOURS),
-    "size": (None, *worlds.SIZES),
-    "motion": (None, *worlds.MOTIONS),
-    "speed": (None, *worlds.SPEEDS),
-    "background": (None, *worlds.BACKGROUNDS),
-}
+# What is asked at a word: every attribute of its object; index 0 is "not named" or "nothing moves".
+_ANSWERS: dict[str, tuple[str | None, ...]] = {name: (None, *words) for name, words in WORDS.items()}
 
 
 def train_encoder(
@@ -46,7 +38,7 @@ def train_encoder(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     encoder = build_encoder({**SIZES, "vocab_size": tokenizer.size}).train().requires_grad_(True)
-    heads = nn.ModuleDict({name: nn.Linear(SIZES["d_model"], len(said)) for name, said in _ANSWERS.items()})
+    heads = nn.ModuleDict({name: nn.Linear(SIZES["d_model"], len(answers)) for name, answers in _ANSWERS.items()})
     learns = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(learns, lr=2e-3, weight_decay=0.01)
     for step in range(steps):
@@ -72,48 +64,33 @@ def train_encoder(
 def _question(tokenizer: Tokenizer, generator: torch.Generator) -> tuple[str, Tensor]:
     """A text, and per token the index of every attribute's answer ``[tokens, attributes]`` (-1: not asked)."""
     objects = 1 + int(torch.randint(2, (), generator=generator))
-    world = worlds.random_world(generator, objects=objects)
+    world = random_world(generator, objects=objects)
     kept = torch.rand(4, generator=generator) < 0.75
     whole = float(torch.rand((), generator=generator))
-    if whole < 0.5:
-        kept[:] = True
-    elif whole < 0.7:
-        kept[:] = False
-    says_size, says_motion, says_speed, says_ground = kept.tolist()
-    ids: list[int] = []
-    answers: list[list[int]] = []
-
-    def add(words: str, index: int | None) -> None:
-        pieces = tokenizer.ids(words, end=False)
-        said = _said(world, index, says_size, says_motion, says_motion and says_speed, says_ground)
-        ids.extend(pieces)
-        answers.extend([said] * len(pieces))
-
-    phrases = []
-    for index, thing in enumerate(world.things):
-        words = ["a", *([thing.size] if says_size else []), thing.colour, thing.kind]
-        words += [thing.motion] if says_motion else []
-        words += [thing.speed] if says_motion and says_speed and thing.speed else []
-        if index:
-            add("and", None)
-            phrases.append("and")
-        add(" ".join(words), index)
-        phrases.append(" ".join(words))
-    if says_ground:
-        add(f"on a {world.background} background", None)
-        phrases.append(f"on a {world.background} background")
-    text = " ".join(phrases)
+    if whole < 0.7:  # half of the texts are whole captions, a fifth brief prompts
+        kept[:] = whole < 0.5
+    size, motion, speed, background = kept.tolist()
+    answers = {"background": world.background if background else None}
+    segments: list[tuple[str, dict[str, str | None]]] = []  # words, and the answers at each of them
+    for shape in world.shapes:
+        if segments:
+            segments.append(("and", answers))
+        named = {  # in the order of the sentence
+            "size": shape.size if size else None,
+            "colour": shape.colour,
+            "kind": shape.kind,
+            "motion": shape.motion if motion else None,
+            "speed": shape.speed if motion and speed else None,
+        }
+        segments.append((" ".join(["a", *filter(None, named.values())]), named | answers))
+    if background:
+        segments.append((f"on a {world.background} background", answers))
+    text = " ".join(words for words, _ in segments)
+    rows = [
+        [indices.index(named.get(name)) for name, indices in _ANSWERS.items()]
+        for words, named in segments
+        for _ in tokenizer.ids(words, end=False)
+    ]
     wanted = torch.full((len(tokenizer.ids(text)), len(_ANSWERS)), -1)
-    rows = torch.tensor(answers)
-    wanted[: min(len(rows), len(wanted))] = rows[: len(wanted)]
+    wanted[: len(rows)] = torch.tensor(rows)[: len(wanted)]
     return text, wanted
-
-
-def _said(world: World, index: int | None, size: bool, motion: bool, speed: bool, ground: bool) -> list[int]:
-    """Indices into ``_ANSWERS`` for a word of object ``index``, or of none of them."""
-    said: dict[str, str | None] = {"background": world.background if ground else None}
-    if index is not None:
-        thing = world.things[index]
-        said |= {"kind": thing.kind, "colour": thing.colour, "size": thing.size if size else None}
-        said |= {"motion": thing.motion if motion else None, "speed": thing.speed if speed else None}
-    return [answers.index(said.get(name)) for name, answers in _ANSWERS.items()]

@@ -11,24 +11,25 @@ from uvg_core.data.sources import TrainingClip, digest, fingerprint
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import TrainConfig
 
-from . import world as worlds
+from .drawing import FRAMES, SIDE, render
+from .grammar import VERSION, random_world
 
 
 @dataclass(frozen=True)
 class WorldSource:
-    """Little worlds, rendered when asked for: the brief text is the prompt, the whole truth the detailed caption.
+    """Little worlds, rendered when asked for: the brief text is the prompt, the whole sentence the detailed caption.
 
     World ``i`` depends on the settings, the seed and ``i`` alone: in any order, and in a larger source too, it is the
     same clip. They last two seconds, so a model for them has ``frames`` = 2 fps + 1.
 
-    side        pixels; frames: T, as ``worlds.render``
-    pairs       share of worlds with two objects, 0 to 1
+    side        pixels; frames: T, as ``drawing.render``
+    pairs       fraction of worlds with two objects, 0 to 1
     held_out    only combinations that training never sees; split: whose handwriting digits are in (train or test)
     """
 
     count: int
-    side: int = worlds.SIDE
-    frames: int = worlds.FRAMES
+    side: int = SIDE
+    frames: int = FRAMES
     seed: int = 0
     pairs: float = 1 / 3
     held_out: bool = False
@@ -43,7 +44,7 @@ class WorldSource:
 
     def key(self, index: int) -> str:
         settings = [self.side, self.frames, self.seed, self.pairs, self.held_out, self.split]
-        return digest(["worlds", worlds.VERSION, *settings, index])
+        return digest(["worlds", VERSION, *settings, index])
 
     def name(self, index: int) -> str:
         return f"world {index}"
@@ -55,8 +56,8 @@ class WorldSource:
         seed = int(digest([self.seed, index])[:8], 16)
         generator = torch.Generator().manual_seed(seed)
         objects = 1 + int(torch.rand((), generator=generator) < self.pairs)
-        world = worlds.random_world(generator, objects=objects, held_out=self.held_out)
-        pixels = worlds.render(world, generator, side=self.side, frames=self.frames, split=self.split)
+        world = random_world(generator, objects=objects, held_out=self.held_out)
+        pixels = render(world, generator, side=self.side, frames=self.frames, split=self.split)
         return TrainingClip(pixels, world.brief, world.caption, self.name(index))
 
 

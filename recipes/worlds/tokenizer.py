@@ -5,46 +5,15 @@ from __future__ import annotations
 
 import io
 
-from .world import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SIZES
+from .grammar import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SIZES
 
-# Words of the captions now and of the worlds to come; one piece each.
-WORDS = (
-    "a",
-    "an",
-    "the",
-    "and",
-    "on",
-    "of",
-    "in",
-    "background",
-    "moves",
-    "stays",
-    "still",
-    "grows",
-    "slowly",
-    "quickly",
-    "video",
-    "object",
-    "star",
-    "ring",
-    "cross",
-    "digit",
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    *COLOURS,
-    *BACKGROUNDS,
-    *KINDS,
-    *SIZES,
-    *(word for motion in MOTIONS for word in motion.split()),
-)
+# Words of the captions now and of the worlds to come; one piece each. Their order and their repetitions are part of the
+# trained model: another order gives other ids.
+_VOCABULARY = """
+a an the and on of in background moves stays still grows slowly quickly video object
+star ring cross digit zero one two three four five six seven eight nine
+"""
+WORDS = (*_VOCABULARY.split(), *COLOURS, *BACKGROUNDS, *KINDS, *SIZES, *" ".join(MOTIONS).split())
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIGNS = ", . ! ? ' - 0 1 2 3 4 5 6 7 8 9"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recipes.worlds import world as worlds
+from recipes.worlds.grammar import is_held_out, parse
 from recipes.worlds.source import WorldSource
 from uvg_core import io as files
 from uvg_core.config import RunConfig
@@ -452,16 +452,16 @@ def test_a_world_depends_on_its_number_alone() -> None:
         assert source.key(i) == larger.key(i)
     assert source.fingerprint != larger.fingerprint != WorldSource(60, side=16, frames=5, seed=1).fingerprint
     assert any(WorldSource(6, seed=1).item(i).detail != items[i].detail for i in range(6))
-    shown = [worlds.parse(larger.item(i).detail or "") for i in range(60)]
+    shown = [parse(larger.item(i).detail or "") for i in range(60)]
     found = [world for world in shown if world is not None]
     assert len(found) == 60
     assert all(larger.item(i).prompt == found[i].brief for i in range(60))
-    assert 8 <= sum(len(world.things) == 2 for world in found) <= 32
-    assert not any(worlds.is_held_out(thing) for world in found for thing in world.things)
+    assert 8 <= sum(len(world.shapes) == 2 for world in found) <= 32
+    assert not any(is_held_out(thing) for world in found for thing in world.shapes)
     kept = WorldSource(8, side=16, frames=5, pairs=1.0, held_out=True, split="test")
-    tested = [worlds.parse(kept.item(i).detail or "") for i in range(8)]
-    assert all(world is not None and len(world.things) == 2 for world in tested)
-    assert all(worlds.is_held_out(thing) for world in tested if world for thing in world.things)
+    tested = [parse(kept.item(i).detail or "") for i in range(8)]
+    assert all(world is not None and len(world.shapes) == 2 for world in tested)
+    assert all(is_held_out(thing) for world in tested if world for thing in world.shapes)
     with pytest.raises(IndexError):
         source.item(6)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from in_comfyui_host import Inside
 
-from recipes.worlds.world import DIGITS, random_world, render
+from recipes.worlds.drawing import render
+from recipes.worlds.grammar import DIGITS, random_world
 from uvg_core import read_config
 from uvg_core.media.video import write_video
 
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> str:
     written = 0
     while written < CLIPS:
         world = random_world(generator)
-        if world.things[0].kind in DIGITS:  # their handwriting comes with another package
+        if world.shapes[0].kind in DIGITS:  # their handwriting comes with another package
             continue
         clip = path / f"clip_{written}.mp4"
         write_video(clip, render(world, generator, side=RUN.height, frames=RUN.frames), RUN.fps)

@@ -14,7 +14,7 @@ from in_comfyui_host import Server, load_client, put_stand_ins
 from PIL import Image
 
 from recipes.worlds.detector import read_world
-from recipes.worlds.world import BACKGROUNDS, COLOURS, World
+from recipes.worlds.grammar import BACKGROUNDS, COLOURS, World
 from uvg_core.media.video import read_clip
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def video_in(client: Any, result: Any, folder: Path) -> Path:
 def seen_in(path: Path) -> tuple[str, str]:
     """Colour of the object and of the background, read from the pixels."""
     world = world_in(path)
-    return ("", "") if world is None else (world.things[0].colour, world.background)
+    return ("", "") if world is None else (world.shapes[0].colour, world.background)
 
 
 def world_in(path: Path) -> World | None:

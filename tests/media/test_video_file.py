@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_worlds import one_world
 
-from recipes.worlds.world import BACKGROUNDS, COLOURS
+from recipes.worlds.grammar import BACKGROUNDS, COLOURS
 from uvg_core.errors import UniViGUError
 from uvg_core.media import video as video_file
 from uvg_core.media.video import find_clips, fit_pixels, probe, read_clip, write_video

@@ -9,7 +9,9 @@ import torch
 from scipy import fft, ndimage
 
 from recipes.worlds.detector import read_objects, read_world, score
-from recipes.worlds.world import BACKGROUNDS, KINDS, PAIR_SCALE, SIZES, parse, random_world, render
+from recipes.worlds.drawing import render
+from recipes.worlds.grammar import BACKGROUNDS, KINDS, SIZES, parse, random_world
+from recipes.worlds.placing import PAIR_SCALE
 from uvg_core.errors import UniViGUError
 
 pytest.importorskip("sklearn")
@@ -75,7 +77,7 @@ def test_every_kind_is_known(kind: str) -> None:
             assert world is not None
             clip = render(world, generator, side=48, frames=9, split="test")
             seen = read_world(damaged(clip, generator))
-            found.append(seen is not None and seen.things[0].kind == kind)
+            found.append(seen is not None and seen.shapes[0].kind == kind)
     assert sum(found) >= 10
 
 
@@ -129,7 +131,7 @@ def test_a_missing_object_is_not_made_up() -> None:
     assert world is not None
     alone = read_world(drawn("a large cyan two stays still on a navy background"), 2)
     assert alone is not None
-    assert len(alone.things) == 1
+    assert len(alone.shapes) == 1
     missing = score(world, alone, 0)
     assert missing.pop("background") is True
     assert not any(missing.values())

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from recipes.worlds import encoder
-from recipes.worlds import world as worlds
 from recipes.worlds.encoder import _ANSWERS, _question, train_encoder
+from recipes.worlds.grammar import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SIZES, SPEEDS, parse
 from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core.config import RunConfig
 from uvg_core.media.text import Tokenizer
@@ -36,8 +36,8 @@ def segments(text: str) -> list[str]:
 
 def said(words: str) -> dict[str, str]:
     """The attributes that a part names, by the tables of the grammar."""
-    tables = {"kind": worlds.KINDS, "colour": worlds.COLOURS, "size": worlds.SIZES}
-    tables |= {"motion": worlds.MOTIONS, "speed": worlds.SPEEDS, "background": worlds.BACKGROUNDS}
+    tables = {"kind": KINDS, "colour": COLOURS, "size": SIZES}
+    tables |= {"motion": MOTIONS, "speed": SPEEDS, "background": BACKGROUNDS}
     return {name: word for name, table in tables.items() for word in table if f" {word} " in f" {words} "}
 
 
@@ -69,7 +69,7 @@ def test_every_token_is_asked_about_its_own_object(tokenizer: Tokenizer) -> None
 def test_brief_prompts_and_whole_captions_are_among_the_texts(tokenizer: Tokenizer) -> None:
     generator = torch.Generator().manual_seed(1)
     texts = [_question(tokenizer, generator)[0] for _ in range(200)]
-    whole = sum(worlds.parse(text) is not None for text in texts)
+    whole = sum(parse(text) is not None for text in texts)
     brief = sum(all(set(said(part)) == {"kind", "colour"} for part in text.split(" and ")) for text in texts)
     assert 80 <= whole <= 130  # half of them, and a few by chance
     assert 25 <= brief <= 70

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.worlds import world as worlds
-from recipes.worlds.evaluation import Exam, Tally, lies, read_caption
-from recipes.worlds.world import ATTRIBUTES, Thing, World, random_world
+from recipes.worlds.captions import hard_negatives, read_caption
+from recipes.worlds.drawing import render
+from recipes.worlds.evaluation import Accuracy, Evaluator
+from recipes.worlds.grammar import ATTRIBUTES, Shape, World, parse, random_world
 
-CIRCLE = Thing("circle", "red", "small", "moves left", "slowly")
-STAR = Thing("star", "blue", "large", "stays still", None)
+CIRCLE = Shape("circle", "red", "small", "moves left", "slowly")
+STAR = Shape("star", "blue", "large", "stays still", None)
 ONE, TWO = World((CIRCLE,), "navy"), World((CIRCLE, STAR), "beige")
 
 
@@ -27,7 +28,7 @@ def differences(true: World, other: World) -> list[str]:
     """The attributes in which two worlds of as many objects differ; a speed that comes or goes with the motion is part
     of it."""
     found = ["background"] if true.background != other.background else []
-    for mine, theirs in zip(true.things, other.things, strict=True):
+    for mine, theirs in zip(true.shapes, other.shapes, strict=True):
         names = [name for name in ATTRIBUTES[:-1] if getattr(mine, name) != getattr(theirs, name)]
         if "motion" in names and None in (mine.speed, theirs.speed):
             names = [name for name in names if name != "speed"]
@@ -48,7 +49,7 @@ def test_a_sentence_of_the_grammar_is_read_exactly(objects: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "thing", "background"),
+    ("text", "shape", "background"),
     [
         # parts left out
         ("a red circle", ("circle", "red", "", "", None), ""),
@@ -72,9 +73,9 @@ def test_a_sentence_of_the_grammar_is_read_exactly(objects: int) -> None:
         ("a redder circles star", ("star", "", "", "", None), ""),
     ],
 )
-def test_of_anything_else_the_words_that_can_be_told(text: str, thing: tuple[Any, ...], background: str) -> None:
-    assert worlds.parse(text) is None
-    assert read_caption(text) == World((Thing(*thing),), background)
+def test_of_anything_else_the_words_that_can_be_told(text: str, shape: tuple[Any, ...], background: str) -> None:
+    assert parse(text) is None
+    assert read_caption(text) == World((Shape(*shape),), background)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "nothing to see", "on a navy background", "and and and"])
@@ -86,14 +87,14 @@ def test_two_objects_have_their_own_words() -> None:
     broken = "a small red circle moves left and a large star and a green square on a beige background"
     seen = read_caption(broken)
     assert seen is not None
-    assert seen.things == (
-        Thing("circle", "red", "small", "moves left", None),
-        Thing("star", "", "large", "", None),
-        Thing("square", "green", "", "", None),
+    assert seen.shapes == (
+        Shape("circle", "red", "small", "moves left", None),
+        Shape("star", "", "large", "", None),
+        Shape("square", "green", "", "", None),
     )
     assert seen.background == "beige"
     # A part that says nothing is no object.
-    assert len(read_caption("xyz and a blue star").things) == 1
+    assert len(read_caption("xyz and a blue star").shapes) == 1
 
 
 # --- lies -------------------------------------------------------------------------------------------------------------
@@ -104,18 +105,18 @@ def test_lies_differ_in_one_attribute_and_are_sentences(objects: int) -> None:
     g = generator(1)
     for _ in range(40):
         world = random_world(g, objects=objects)
-        found = lies(world, 9, g)
+        found = hard_negatives(world, 9, g)
         assert len(found) == len(set(found)) == 9
         counts: Counter[str] = Counter()
         for text in found:
-            told = worlds.parse(text)
+            told = parse(text)
             assert told is not None, text
             assert told.caption == text
             (name,) = differences(world, told)
             counts[name] += 1
-            assert len({thing.colour for thing in told.things}) == objects
+            assert len({thing.colour for thing in told.shapes}) == objects
         # The attributes take turns.
-        asked = [name for name in ATTRIBUTES if name != "speed" or any(thing.speed for thing in world.things)]
+        asked = [name for name in ATTRIBUTES if name != "speed" or any(thing.speed for thing in world.shapes)]
         assert set(counts) == set(asked)
         ample = [name for name in asked if name in ("kind", "colour", "motion")]
         assert max(counts[name] for name in ample) - min(counts[name] for name in ample) <= 2
@@ -123,23 +124,23 @@ def test_lies_differ_in_one_attribute_and_are_sentences(objects: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 20, 28])
 def test_as_many_lies_as_asked_for(count: int) -> None:
-    found = lies(World((STAR,), "navy"), count, generator())
+    found = hard_negatives(World((STAR,), "navy"), count, generator())
     assert len(set(found)) == count
     assert World((STAR,), "navy").caption not in found
 
 
 def test_lies_are_a_function_of_the_generator() -> None:
-    assert lies(TWO, 9, generator(3)) == lies(TWO, 9, generator(3))
-    assert lies(TWO, 9, generator(3)) != lies(TWO, 9, generator(4))
+    assert hard_negatives(TWO, 9, generator(3)) == hard_negatives(TWO, 9, generator(3))
+    assert hard_negatives(TWO, 9, generator(3)) != hard_negatives(TWO, 9, generator(4))
 
 
 def test_what_moves_in_a_lie_has_a_speed_and_what_does_not_has_none() -> None:
-    everything = [worlds.parse(text) for text in lies(World((STAR,), "navy"), 28, generator())]
-    moved = [world.things[0] for world in everything if world and world.things[0].motion != "stays still"]
+    everything = [parse(text) for text in hard_negatives(World((STAR,), "navy"), 28, generator())]
+    moved = [world.shapes[0] for world in everything if world and world.shapes[0].motion != "stays still"]
     assert len(moved) == 5
     assert all(thing.speed for thing in moved)
-    stopped = [worlds.parse(text) for text in lies(ONE, 30, generator())]
-    assert [w.things[0].speed for w in stopped if w and w.things[0].motion == "stays still"] == [None]
+    stopped = [parse(text) for text in hard_negatives(ONE, 30, generator())]
+    assert [w.shapes[0].speed for w in stopped if w and w.shapes[0].motion == "stays still"] == [None]
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -148,26 +149,26 @@ def test_what_moves_in_a_lie_has_a_speed_and_what_does_not_has_none() -> None:
 def test_a_tally_counts_what_is_scored() -> None:
     right = dict.fromkeys(ATTRIBUTES, True)
     wrong = dict.fromkeys(ATTRIBUTES, False)
-    tally = Tally.of([[right], [{**right, "speed": None}], [{**right, "kind": False}], [wrong]])
+    tally = Accuracy.of([[right], [{**right, "speed": None}], [{**right, "kind": False}], [wrong]])
     assert tally.trials == {**dict.fromkeys(ATTRIBUTES, 4), "speed": 3, "whole": 4}
     assert tally.hits == {**dict.fromkeys(ATTRIBUTES, 3), "kind": 2, "speed": 2, "whole": 2}
-    assert tally.share("kind") == 0.5
-    assert tally.share("speed") == pytest.approx(2 / 3)
+    assert tally.rate("kind") == 0.5
+    assert tally.rate("speed") == pytest.approx(2 / 3)
     assert tally.mean == pytest.approx((2 / 4 + 3 / 4 + 3 / 4 + 3 / 4 + 2 / 3 + 3 / 4) / 6)
     assert tally.to_json() == {"mean": round(tally.mean, 4), "hits": tally.hits, "trials": tally.trials}
 
 
 def test_a_tally_of_some_attributes_leaves_the_others_out() -> None:
-    tally = Tally.of([[{"kind": True, "colour": False}], [{"kind": True, "colour": True}]])
-    assert (tally.share("kind"), tally.share("colour"), tally.share("whole")) == (1.0, 0.5, 0.5)
-    assert math.isnan(tally.share("motion"))
+    tally = Accuracy.of([[{"kind": True, "colour": False}], [{"kind": True, "colour": True}]])
+    assert (tally.rate("kind"), tally.rate("colour"), tally.rate("whole")) == (1.0, 0.5, 0.5)
+    assert math.isnan(tally.rate("motion"))
     assert tally.mean == 0.75
 
 
-def scores(objects: int, seen: list[World | None], said: list[World | None]) -> Tally:
-    exam = object.__new__(Exam)
-    exam.objects = objects
-    return exam.scored(seen, said)
+def scores(objects: int, seen: list[World | None], said: list[World | None]) -> Accuracy:
+    evaluator = object.__new__(Evaluator)
+    evaluator.objects = objects
+    return evaluator.score(seen, said)
 
 
 def test_every_object_that_was_said_is_looked_for() -> None:
@@ -210,36 +211,36 @@ def test_a_speed_that_is_left_out_is_wrong_where_something_moves() -> None:
     unsaid = read_caption("a small red circle moves left on a navy background")
     for tally in (scores(1, [unsaid], [ONE]), scores(1, [ONE], [unsaid])):
         assert (tally.hits["speed"], tally.trials["speed"], tally.hits["motion"], tally.hits["whole"]) == (0, 1, 1, 0)
-    still = replace(ONE, things=(replace(CIRCLE, motion="stays still", speed=None),))
+    still = replace(ONE, shapes=(replace(CIRCLE, motion="stays still", speed=None),))
     assert scores(1, [still], [still]).trials["speed"] == 0
     assert scores(1, [unsaid], [still]).hits["speed"] == 0
 
 
 def test_only_the_very_sentence_is_exact() -> None:
-    exam = object.__new__(Exam)
-    exam.objects, exam.worlds = 1, [ONE] * 3
-    tally = exam.told([ONE.caption, f"{ONE.caption} background", "a red circle"])
+    evaluator = object.__new__(Evaluator)
+    evaluator.objects, evaluator.worlds = 1, [ONE] * 3
+    tally = evaluator.score_captions([ONE.caption, f"{ONE.caption} background", "a red circle"])
     assert (tally.hits["exact"], tally.trials["exact"]) == (1, 3)
     assert tally.hits["whole"] == 2
 
 
 def test_what_else_a_clip_shows_is_counted() -> None:
-    exam = object.__new__(Exam)
-    exam.objects = 1
-    clean = worlds.render(ONE, generator(), side=48, frames=9)
+    evaluator = object.__new__(Evaluator)
+    evaluator.objects = 1
+    clean = render(ONE, generator(), side=48, frames=9)
     blot = clean.clone()
     blot[:, 4:12, 4:12] = 255  # the circle is in the other half
     clips = torch.stack([clean, blot])
-    tally = exam.read(clips, [ONE, ONE])
+    tally = evaluator.score_clips(clips, [ONE, ONE])
     assert (tally.hits["alone"], tally.trials["alone"]) == (1, 2)
 
 
 def test_one_wrong_word_is_one_miss() -> None:
-    for text in lies(ONE, 20, generator(2)):
-        told = worlds.parse(text)
+    for text in hard_negatives(ONE, 20, generator(2)):
+        told = parse(text)
         assert told is not None
         tally = scores(1, [told], [ONE])
         (name,) = differences(ONE, told)
         missed = {one for one in ATTRIBUTES if tally.hits[one] < tally.trials[one]}
-        assert missed == {name} | ({"speed"} if told.things[0].speed is None else set())
+        assert missed == {name} | ({"speed"} if told.shapes[0].speed is None else set())
         assert tally.hits["whole"] == 0

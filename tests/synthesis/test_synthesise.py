@@ -20,20 +20,14 @@ from uvg_core.cli.main import main
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips, probe, write_video
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.synthesis.captioner import (
-    Captioner,
-    CaptionError,
-    ChatClient,
-    EndpointError,
-    LengthError,
-    chat_address,
-)
+from uvg_core.synthesis.captioner import Captioner
+from uvg_core.synthesis.chat import CaptionError, ChatClient, EndpointError, LengthError, chat_address
 from uvg_core.synthesis.engine import (
     CAPTION_LENGTH,
     NO_CAPTION,
     NO_CLIP,
     PROMPT_LENGTH,
-    Job,
+    ClipJob,
     SynthesisReport,
     plan,
     read_prompts,
@@ -443,7 +437,7 @@ class Studio:
     made: list[str] = field(default_factory=list)
     failing: dict[str, Exception] = field(default_factory=dict)
 
-    def __call__(self, job: Job, path: Path) -> None:
+    def __call__(self, job: ClipJob, path: Path) -> None:
         if job.prompt in self.failing:
             raise self.failing[job.prompt]
         write_video(path, pixels(job.seed), 8)
@@ -462,7 +456,7 @@ def studio() -> Studio:
 
 @pytest.fixture
 def go(studio: Studio, connect: Callable[..., ChatClient], tmp_path: Path) -> Callable[..., SynthesisReport]:
-    def go(jobs: list[Job] = JOBS, *, captions: bool = True, side: int = 16, **options: Any) -> SynthesisReport:
+    def go(jobs: list[ClipJob] = JOBS, *, captions: bool = True, side: int = 16, **options: Any) -> SynthesisReport:
         captioner = Captioner(connect(), words, LIMITS, frames=2, side=side, attempts=2) if captions else None
         usual = {"generator": SETTINGS, "count": words, "prompt_tokens": (0, 6)}
         return synthesise(jobs, tmp_path / "out", studio, captioner, **{**usual, **options})

@@ -18,7 +18,8 @@ import yaml
 pytest.importorskip("accelerate")
 pytest.importorskip("diffusers")
 
-from recipes.worlds import world as worlds
+from recipes.worlds.drawing import render
+from recipes.worlds.grammar import random_world
 from uvg_core.checkpoint import load_model, read_config
 from uvg_core.cli.main import main
 from uvg_core.media.video import write_video
@@ -34,12 +35,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, run = tmp_path_factory.mktemp("clips"), read_config(EMBEDDED_MODEL).run
     generator = torch.Generator().manual_seed(1)
     for index in range(6):
-        world = worlds.random_world(generator)
-        pixels = worlds.render(world, generator, side=run.height, frames=2 * run.frames)
+        world = random_world(generator)
+        pixels = render(world, generator, side=run.height, frames=2 * run.frames)
         write_video(folder / f"{index}.mp4", pixels, 2 * run.fps)
         if index:
             (folder / f"{index}.txt").write_text(world.brief, encoding="utf-8")
-            detail = f"a {world.things[0].size} {world.brief[2:]} on a {world.background} background"
+            detail = f"a {world.shapes[0].size} {world.brief[2:]} on a {world.background} background"
             (folder / f"{index}.detail.txt").write_text(detail, encoding="utf-8")
     return folder
 

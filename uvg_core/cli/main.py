@@ -43,7 +43,7 @@ from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, given
 from ..progress import Bars, bars
 from ..sampling import Ranking, Sampling, Size
 from ..sampling.video_cache import CachePolicy
-from ..synthesis import engine as synthesise
+from ..synthesis import command as synthesise
 from ..training import run as training
 from .output import joint_sheet, say, show_clip
 

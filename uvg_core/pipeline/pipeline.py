@@ -19,7 +19,7 @@ from ..io import PACK
 from ..media.null_embedding import read_null_embedding
 from ..media.text import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
-from ..media.video import read_clip
+from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU
 from ..model.kv_cache import free_memory
 from ..model.memory import pass_bytes, video_tokens
@@ -334,7 +334,7 @@ class Pipeline:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         frames, height, width = self._measures(size)
         latent_shape(frames, height, width)
-        clip = read_clip(Path(path), frames=frames, height=height, width=width)
+        clip = read_clip(path, ClipSpec(frames, height, width))
         return self.encode_clip(clip.pixels), clip.note
 
     def caption(

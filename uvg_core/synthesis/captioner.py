@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import UniViGUError
 from ..io import write_text
-from ..media.video import probe, read_clip
+from ..media.video import ClipSpec, probe, read_clip
 
 INSTRUCTIONS = """\
 You write the captions of a data set of short videos. You are shown frames of one video, in order and evenly spread in \
@@ -375,7 +375,7 @@ class Captioner:
         scale = min(1.0, self.side / max(info.height, info.width))
         height, width = (max(1, round(scale * length)) for length in (info.height, info.width))
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
-        pixels = read_clip(clip, frames=min(self.frames, info.frames), height=height, width=width).pixels
+        pixels = read_clip(clip, ClipSpec(min(self.frames, info.frames), height, width)).pixels
         text = (
             f"The prompt: {prompt}\nThe video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"

@@ -27,7 +27,7 @@ from saved import save
 
 from recipes.worlds.tokenizer import train_tokenizer
 from recipes.worlds.vae import initialise, small_wan_vae
-from uvg_core.media.text import build_encoder
+from uvg_core.media.text_encoder import build_encoder
 
 UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240,
             "relative_attention_num_buckets": 32}  # fmt: skip

@@ -34,7 +34,7 @@ from saved import save
 from recipes.worlds.tokenizer import train_tokenizer
 from recipes.worlds.vae import initialise, small_wan_vae
 from uvg_core.checkpoint.vae_keys import vae_to_original
-from uvg_core.media.text import build_encoder
+from uvg_core.media.text_encoder import build_encoder
 
 
 def make_files(models: Path, layers: int) -> None:

@@ -27,7 +27,7 @@ from recipes.worlds.evaluation import Exam, read_caption
 from recipes.worlds.vae import reconstruction
 from recipes.worlds.world import KINDS, World
 from uvg_core.config import END_OF_TEXT
-from uvg_core.media.text import Tokenizer
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import video_to_text
 

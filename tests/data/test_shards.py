@@ -23,7 +23,7 @@ from uvg_core.data.folder import survey
 from uvg_core.data.shards import EMPTY, INDEX, Encoders, Sample, Shards, build_shards, shard_clips
 from uvg_core.data.sources import FolderSource, Item, fingerprint
 from uvg_core.errors import UniViGUError
-from uvg_core.media.text import TextEncoder
+from uvg_core.media.text_encoder import TextEncoder
 from uvg_core.media.video import write_video
 
 ROWS = 12

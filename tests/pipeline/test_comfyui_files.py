@@ -21,7 +21,8 @@ from uvg_core.checkpoint.read import read_part
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
-from uvg_core.media.text import StoredLinear, TextEncoder, Tokenizer, build_encoder, load_encoder, move_encoder
+from uvg_core.media.text_encoder import StoredLinear, TextEncoder, build_encoder, load_encoder, move_encoder
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.media.vae import LatentCodec
 from uvg_core.media.video import ClipSpec, read_clip
 from uvg_core.pipeline import components as parts

@@ -41,7 +41,7 @@ from ..checkpoint.write import Pending, write_safetensors
 from ..config import RunConfig
 from ..errors import UniViGUError
 from ..io import write_text
-from ..media.text import TextEncoder
+from ..media.text_encoder import TextEncoder
 from ..media.vae import latent_shape, to_latent_space
 from ..pipeline.components import LARGE_BYTES, Parts
 from ..progress import Report

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoint.build import with_weights
 from ..checkpoint.read import WeightFile, open_weights
 from ..checkpoint.vae_keys import vae_to_diffusers
 from ..errors import UniViGUError
 from ..io import written_whole
-from .assign import with_weights
 
 # Wan2.1's statistics per latent channel, as in its configuration.
 WAN_LATENT_MEAN = (

@@ -23,7 +23,7 @@ from ..checkpoint import convert, inspect_checkpoint
 from ..config import CheckpointConfig, RunConfig
 from ..errors import UniViGUError
 from ..io import PACK
-from ..media.text import Tokenizer
+from ..media.tokenizer import Tokenizer
 from ..media.vae import SPATIAL, TEMPORAL, latent_shape
 from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU

@@ -17,7 +17,7 @@ from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..io import PACK
 from ..media.null_embedding import read_null_embedding
-from ..media.text import TextEncoder, as_plain_t5
+from ..media.text_encoder import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..media.text import Tokenizer, blanks
+from ..media.tokenizer import Tokenizer, blanks
 from ..model import UniViGU
 from .jobs import video_to_text
 from .loop import State

@@ -492,7 +492,7 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     assert len(together) == 5
     with checkpoint.using("vae") as vae:
         codec = LatentCodec(vae, checkpoint.config.model.latent_space)
-        latents = [codec.encode(source.item(i).pixels)[0] for i in range(5)]
+        latents = [codec.encode(source.item(i).pixels[None])[0] for i in range(5)]
     prompts = [source.item(i).prompt for i in range(5)]
     with checkpoint.using("encoder") as encoder, torch.no_grad():
         wanted = TextEncoder(encoder, checkpoint.tokenizer)([*prompts, ""])

@@ -42,7 +42,7 @@ from ..config import RunConfig
 from ..errors import UniViGUError
 from ..io import write_text
 from ..media.text_encoder import TextEncoder
-from ..media.vae import latent_shape, to_latent_space
+from ..media.vae import LatentCodec, latent_shape
 from ..pipeline.components import LARGE_BYTES, Parts
 from ..progress import Report
 from .folder import LeftOut, tally
@@ -95,13 +95,9 @@ class Encoders:
         held = _Held(parts)
         tokenizer, space, text_states = parts.tokenizer, parts.config.model.latent_space, parts.text_states
 
-        @torch.no_grad()
         def latent(pixels_BTHWC: Tensor) -> Tensor:
-            latent_shape(*pixels_BTHWC.shape[1:4])
-            vae: Any = held.part("vae")
-            weight = next(vae.parameters())
-            video = pixels_BTHWC.permute(0, 4, 1, 2, 3).to(weight.device).float() / 127.5 - 1
-            return to_latent_space(vae.encode(video.to(weight.dtype)).latent_dist.mode().float(), space)
+            latent_shape(*pixels_BTHWC.shape[1:4])  # before the VAE is loaded
+            return LatentCodec(held.part("vae"), space).encode(pixels_BTHWC)
 
         @torch.no_grad()
         def states(texts: list[str]) -> Tensor:

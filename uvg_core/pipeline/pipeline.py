@@ -207,7 +207,7 @@ class Pipeline:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
         otherwise."""
         parts = 1 + (len(pixels) - 1) // TEMPORAL
-        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels))
+        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels[None]))
 
     def raw_latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[1,16,F,h,w]`` on the device as the VAE gives them."""
@@ -215,7 +215,7 @@ class Pipeline:
 
         def encode(codec: LatentCodec) -> list[Tensor]:
             raw = LatentCodec(codec.vae, "raw")
-            return [raw.encode(pixels) for pixels in clips]
+            return [raw.encode(pixels[None]) for pixels in clips]
 
         return self._through_vae("encoder", parts, clips[0].shape[:3], encode)
 
@@ -224,7 +224,7 @@ class Pipeline:
         parts = sum(latent.shape[2] for latent in latents)
         frames, height, width = latents[0].shape[2:]
         size = (TEMPORAL * (frames - 1) + 1, SPATIAL * height, SPATIAL * width)
-        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent) for latent in latents])
+        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent)[0] for latent in latents])
 
     def _through_vae(
         self, tower: str, parts: int, size: Sequence[int], work: Callable[[LatentCodec], Result]

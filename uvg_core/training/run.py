@@ -71,7 +71,7 @@ def train(
 
     def decode(latent: Tensor) -> Tensor:
         with parts.using("vae") as vae:
-            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))
+            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
     trainer = Trainer(
         config,

@@ -108,12 +108,15 @@ def draw_sheet(
         *pen.wrapped("subtitle", subtitle, width - 2 * margin, 3),
     ]
     texts = [pen.wrapped("body", row.text, strip_width, _TEXT_LINES) for row in rows]
-    # Of each row: where its text begins below the frames, and its height.
-    below = [max(frame.height for frame in strip) + pen.px(8) if strip else 0 for strip in strips]
-    heights = []
-    for strip, label, text, under in zip(strips, labels, texts, below, strict=True):
-        frames = under if text or not strip else under - pen.px(8)
-        heights.append(2 * pad + max(frames + pen.height(text), pen.height(label)))
+    # Where the text of each row begins below the top of its frames, and how high the row is.
+    below = [
+        max((frame.height for frame in strip), default=0) + (pen.px(8) if strip and text else 0)
+        for strip, text in zip(strips, texts, strict=True)
+    ]
+    heights = [
+        2 * pad + max(under + pen.height(text), pen.height(label))
+        for label, text, under in zip(labels, texts, below, strict=True)
+    ]
 
     top = margin + pen.height(head) + (pen.px(20) if head else 0)
     sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * gap + margin), GROUND)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..checkpoint.build import with_weights
 from ..checkpoint.quant import FP8_DTYPES, dequantise, is_companion, scaled_weight
-from ..config import TEXT_STATES
 from ..errors import UniViGUError
 from .tokenizer import Tokenizer
 
@@ -71,13 +70,14 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
             f"the text encoder needs transformers, which does not import ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
-    if text_states not in TEXT_STATES:
-        raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(TEXT_STATES)}")
-    form = "UMT5" if text_states == "umT5" else "T5"
-    config = getattr(transformers, f"{form}Config")(
-        **sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False
-    )
-    return getattr(transformers, f"{form}EncoderModel")(config)
+    kinds: dict[str, tuple[Any, Any]] = {
+        "umT5": (transformers.UMT5EncoderModel, transformers.UMT5Config),
+        "release": (transformers.T5EncoderModel, transformers.T5Config),
+    }
+    if text_states not in kinds:
+        raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(kinds)}")
+    model, config = kinds[text_states]
+    return model(config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False))
 
 
 def encoder_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -171,7 +171,7 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
 
 
 def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace the layers whose weights have two bytes or one by such as keep them so; the encoder's tensors."""
+    """Put layers that keep fp8 and half-precision weights as stored into the encoder; all its tensors by name."""
     layers = {
         f"{name}.weight": module
         for name, module in encoder.named_modules()

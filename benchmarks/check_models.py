@@ -38,7 +38,7 @@ from uvg_core.checkpoint.read import open_weights  # noqa: E402
 from uvg_core.config import CheckpointConfig, ModelConfig  # noqa: E402
 from uvg_core.data.shards import Sample as Clip  # noqa: E402
 from uvg_core.data.sources import digest  # noqa: E402
-from uvg_core.media.text import TextEncoder, as_plain_t5  # noqa: E402
+from uvg_core.media.text_encoder import TextEncoder, as_plain_t5  # noqa: E402
 from uvg_core.media.vae import to_latent_space  # noqa: E402
 from uvg_core.model import UniViGU  # noqa: E402
 from uvg_core.pipeline.check import Check, clocked, thoroughness  # noqa: E402

@@ -28,7 +28,7 @@ from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import KINDS, World
 from recipes.worlds.vae_training import reconstruction
 from uvg_core.config import END_OF_TEXT
-from uvg_core.media.text import Tokenizer
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Sampling, video_to_text
 

@@ -25,6 +25,7 @@ from ..uvg_core.data.folder import (
 )
 from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.errors import UniViGUError
+from ..uvg_core.media.video import ClipSpec
 from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
 from . import comfy as bridge
 from .comfy import training as bridge_training
@@ -150,9 +151,7 @@ class ConnectedClips:
 
     def item(self, index: int) -> TrainingClip:
         run = self.run
-        pixels, note = read(
-            self.videos[index], frames=run.frames, height=run.height, width=run.width, fps=run.fps, at_most=False
-        )
+        pixels, note = read(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
         log.info("%s", note)  # retimed, resized, cropped: said where the clip is read
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 

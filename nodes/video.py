@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.media.video import ClipInfo, fit_pixels, probe, read_clip
+from ..uvg_core.media.video import ClipInfo, ClipSpec, fit_pixels, probe, read_clip
 from ..uvg_core.pipeline.folders import caption_folder
 from . import comfy as bridge
 from .latents import sized
@@ -66,7 +66,7 @@ def size_inputs() -> list[Any]:
     ]
 
 
-def fitting(run: RunConfig | None, width: int, height: int, frames: int, fps: float) -> dict[str, Any]:
+def fitting(run: RunConfig | None, width: int, height: int, frames: int, fps: float) -> ClipSpec:
     """What those widgets say with a checkpoint that was trained as ``run`` says, as ``read_clip`` and ``fit_pixels``
     take it. Raises UniViGUError off the model's grid, and where a checkpoint is asked for and none is known."""
     if run is None and (not (width and height and frames) or fps < 0):
@@ -76,7 +76,7 @@ def fitting(run: RunConfig | None, width: int, height: int, frames: int, fps: fl
         )
     size = sized(run or RunConfig(), width=width, height=height, frames=frames)
     rate = size.fps if fps < 0 else fps or None
-    return {"frames": size.frames, "height": size.height, "width": size.width, "fps": rate, "at_most": True}
+    return ClipSpec(size.frames, size.height, size.width, rate, at_most=True)
 
 
 class UniViGUEncodeVideo(io.ComfyNode):
@@ -110,20 +110,20 @@ class UniViGUEncodeVideo(io.ComfyNode):
         bridge.require_video_vae(vae)
         run = bridge.facts_of_vae(vae) if model is None else bridge.run_facts(model)
         images = isinstance(video, torch.Tensor)
-        size = fitting(run, width, height, frames, 0.0 if images and fps < 0 else fps)  # images have no rate
-        pixels, note = fit_pixels(as_pixels(video), **size) if images else read(video, **size)
+        spec = fitting(run, width, height, frames, 0.0 if images and fps < 0 else fps)  # images have no rate
+        pixels, note = fit_pixels(as_pixels(video), spec) if images else read(video, spec)
         bridge.Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": bridge.encode_pixels(vae, pixels)}, note)
 
 
-def read(video: Any, **size: Any) -> tuple[torch.Tensor, str]:
+def read(video: Any, spec: ClipSpec) -> tuple[torch.Tensor, str]:
     """The frames of a VIDEO as ``read_clip`` gives them, and the note on what was done."""
     if isinstance(video, InputImpl.VideoFromComponents) or edited(video):  # a file of it would only lose
         parts = video.get_components()
-        return fit_pixels(as_pixels(parts.images), rate=float(parts.frame_rate), **size)
+        return fit_pixels(as_pixels(parts.images), spec, rate=float(parts.frame_rate))
     start, seconds = video.get_active_trim_window()
     with file_of(video) as path:
-        clip = read_clip(path, start=start, seconds=seconds or None, **size)
+        clip = read_clip(path, spec, start=start, seconds=seconds or None)
     return clip.pixels, clip.note
 
 
@@ -261,13 +261,13 @@ class UniViGUCaptionFolder(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         bridge.require_video_vae(vae)
-        size = fitting(bridge.run_facts(model), width, height, frames, fps)
+        spec = fitting(bridge.run_facts(model), width, height, frames, fps)
         path = required_folder(folder)
         captioning = Captioning(**options)
         progress = bridge.Progress(cls.hidden.unique_id)
 
         def caption(file: Path) -> str:
-            latent = bridge.encode_pixels(vae, read_clip(file, **size).pixels)
+            latent = bridge.encode_pixels(vae, read_clip(file, spec).pixels)
 
             def show(words: str) -> None:
                 progress.text(f"{file.name}\n{words}")

@@ -18,7 +18,7 @@ from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import COLOURS
 from uvg_core import Ranking, Sampling, inspect_checkpoint
 from uvg_core.cli.main import main
-from uvg_core.media.video import probe, read_clip, write_video
+from uvg_core.media.video import ClipSpec, probe, read_clip, write_video
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
 
 pytest.importorskip("diffusers")
@@ -140,9 +140,9 @@ def test_generate_command_writes_what_is_asked(tmp_path: Path) -> None:
     command = ["generate", "a blue square on a gray background", "-o", str(out), "--steps", "3", "--seed", "4"]
     assert main([*command, "--scale", "1", "--device", "cpu"]) == 0
     assert (probe(out).width, probe(out).height) == (48, 48)
-    first = read_clip(out, frames=9, height=48, width=48).pixels
+    first = read_clip(out, ClipSpec(9, 48, 48)).pixels
     assert main([*command, "--scale", "1", "--device", "cpu"]) == 0
-    assert torch.equal(read_clip(out, frames=9, height=48, width=48).pixels, first)
+    assert torch.equal(read_clip(out, ClipSpec(9, 48, 48)).pixels, first)
 
 
 def test_a_lora_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_a_lora_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         out = tmp_path / "clip.mp4"
         command = ["generate", "a blue square on a gray background", "-o", str(out), "--steps", "2", "--scale", "1"]
         assert main([*command, "--device", "cpu", *arguments]) == 0
-        return read_clip(out, frames=9, height=48, width=48).pixels
+        return read_clip(out, ClipSpec(9, 48, 48)).pixels
 
     bare, off = clip(), clip("--lora", f"{lora}:0:1")
     assert torch.equal(bare, off)

@@ -14,7 +14,7 @@ from recipes.worlds.tokenizer import train_tokenizer
 from recipes.worlds.vae import initialise, small_wan_vae
 from uvg_core import ModelConfig
 from uvg_core.checkpoint.keys import from_native
-from uvg_core.media.text import build_encoder
+from uvg_core.media.text_encoder import build_encoder
 
 SIZES = {"d_model": 20, "num_heads": 2, "d_kv": 10, "d_ff": 24, "num_layers": 2, "relative_attention_num_buckets": 8}
 SIZE = ["--height", "32", "--width", "48", "--frames", "5"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...uvg_core.config import TEXT_STATES
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.media.text import as_plain_t5
+from ...uvg_core.media.text_encoder import as_plain_t5
 from ...uvg_core.pipeline.evidence import Predict, Sample, Verdict, weigh
 from .conditioning import tokenizer_of
 from .model import RawWan, UniViGUModel

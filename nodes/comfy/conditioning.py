@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...uvg_core.config import RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.media.text import Tokenizer
+from ...uvg_core.media.tokenizer import Tokenizer
 from .names import TEXT_MASK, TEXT_TOKENS
 from .network import network_of, run_facts
 

@@ -34,7 +34,7 @@ from ...uvg_core.checkpoint.quant import (
 from ...uvg_core.checkpoint.read import WeightFile, open_weights
 from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.media.text import encoder_config
+from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from .latents import is_wan_vae
 from .names import EMBEDDED, FOLDER, PARTS, RELEASED

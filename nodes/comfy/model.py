@@ -26,7 +26,7 @@ from torch import Tensor
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.media.text import encoder_config
+from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent

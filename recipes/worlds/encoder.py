@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uvg_core.media.text import Tokenizer, build_encoder
+from uvg_core.media.text_encoder import build_encoder
+from uvg_core.media.tokenizer import Tokenizer
 
 from .grammar import WORDS, random_world
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uvg_core.media.vae import from_latent_space, to_latent_space
+from uvg_core.media.vae import from_latent_space, pixels_to_video, to_latent_space, video_to_pixels
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
@@ -117,8 +117,8 @@ class Evaluator:
         parts = []
         with self.pipe.parts.using("vae") as vae, torch.no_grad():
             for chunk in pixels.split(VAE_BATCH):
-                video = chunk.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-                parts.append(to_latent_space(encode_moments(vae, video)[:, :16], self.pipe.config.model.latent_space))
+                raw = encode_moments(vae, pixels_to_video(chunk))[:, :16]
+                parts.append(to_latent_space(raw, self.pipe.config.model.latent_space))
         return torch.cat(parts)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Evaluator:
         with self.pipe.parts.using("vae") as vae, torch.no_grad():
             for chunk in latents.split(VAE_BATCH):
                 video = decode_latent(vae, from_latent_space(chunk, self.pipe.config.model.latent_space))
-                parts.append(((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1))
+                parts.append(video_to_pixels(video))
         return torch.cat(parts)
 
     def score(

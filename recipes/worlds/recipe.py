@@ -18,7 +18,8 @@ from uvg_core.checkpoint.read import open_weights
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.io import written_whole
-from uvg_core.media.text import Tokenizer, build_encoder
+from uvg_core.media.text_encoder import build_encoder
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.model import UniViGU
 from uvg_core.training.checkpoints import newest
 from uvg_core.training.config import TrainConfig, load_config

@@ -25,7 +25,7 @@ from uvg_core.data.folder import survey
 from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
 from uvg_core.data.sources import FolderSource, TrainingClip, fingerprint
 from uvg_core.errors import UniViGUError
-from uvg_core.media.text import TextEncoder
+from uvg_core.media.text_encoder import TextEncoder
 from uvg_core.media.video import write_video
 
 ROWS = 12
@@ -496,7 +496,7 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     assert len(together) == 5
     with checkpoint.using("vae") as vae:
         codec = LatentCodec(vae, checkpoint.config.model.latent_space)
-        latents = [codec.encode(source.item(i).pixels)[0] for i in range(5)]
+        latents = [codec.encode(source.item(i).pixels[None])[0] for i in range(5)]
     prompts = [source.item(i).prompt for i in range(5)]
     with checkpoint.using("encoder") as encoder, torch.no_grad():
         wanted = TextEncoder(encoder, checkpoint.tokenizer)([*prompts, ""])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from in_comfyui_host import Inside
 
-LIVE_TEXT = "copy to the host, uvg_core/media/text.py"  # what the words of a step are shown from
+LIVE_TEXT = "copy to the host, uvg_core/media/tokenizer.py"  # what the words of a step are shown from
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from recipes.worlds.detector import read_world
 from recipes.worlds.grammar import BACKGROUNDS, COLOURS, World
-from uvg_core.media.video import read_clip
+from uvg_core.media.video import ClipSpec, read_clip
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -63,7 +63,7 @@ def seen_in(path: Path) -> tuple[str, str]:
 
 
 def world_in(path: Path) -> World | None:
-    return read_world(read_clip(path, frames=9, height=48, width=48).pixels)
+    return read_world(read_clip(path, ClipSpec(9, 48, 48)).pixels)
 
 
 def said_in(text: str) -> tuple[str, str]:

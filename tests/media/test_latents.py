@@ -50,11 +50,11 @@ def test_both_namings_load_and_agree(vae: torch.nn.Module) -> None:
     pixels = torch.randint(0, 256, (5, 16, 32, 3), generator=g, dtype=torch.uint8)
     weights = vae.state_dict()
     ours = LatentCodec(load_vae({vae_to_original(name): w for name, w in weights.items()}))
-    latent = ours.encode(pixels)
+    latent = ours.encode(pixels[None])
     assert latent.shape == latent_shape(5, 16, 32) == (1, 16, 2, 2, 4)
-    torch.testing.assert_close(LatentCodec(load_vae(weights)).encode(pixels), latent)
-    assert ours.decode(latent).shape == pixels.shape
-    raw = LatentCodec(load_vae(weights), "raw").encode(pixels)
+    torch.testing.assert_close(LatentCodec(load_vae(weights)).encode(pixels[None]), latent)
+    assert ours.decode(latent)[0].shape == pixels.shape
+    raw = LatentCodec(load_vae(weights), "raw").encode(pixels[None])
     torch.testing.assert_close(to_latent_space(raw, "normalised"), latent)
 
 

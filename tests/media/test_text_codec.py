@@ -10,7 +10,8 @@ import torch
 from recipes.worlds.tokenizer import WORDS, train_tokenizer
 from uvg_core import UniViGUError
 from uvg_core.config import RunConfig
-from uvg_core.media.text import TextEncoder, Tokenizer, build_encoder, load_encoder
+from uvg_core.media.text_encoder import TextEncoder, build_encoder, load_encoder
+from uvg_core.media.tokenizer import Tokenizer
 
 RUN = RunConfig(text_length=16, context_length=12)
 SIZES = {"d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 24, "num_layers": 2, "relative_attention_num_buckets": 8}

@@ -20,7 +20,8 @@ from uvg_core.cli import main as cli
 from uvg_core.cli.main import main
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.errors import UniViGUError
-from uvg_core.media.text import TextEncoder, Tokenizer, as_plain_t5, build_encoder, load_encoder
+from uvg_core.media.text_encoder import TextEncoder, as_plain_t5, build_encoder, load_encoder
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.media.vae import WAN_LATENT_MEAN, WAN_LATENT_STD, to_latent_space
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.check import clocked, looked_at, shown_clips

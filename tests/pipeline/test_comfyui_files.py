@@ -21,9 +21,10 @@ from uvg_core.checkpoint.read import read_part
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
-from uvg_core.media.text import StoredLinear, TextEncoder, Tokenizer, build_encoder, load_encoder, move_encoder
+from uvg_core.media.text_encoder import StoredLinear, TextEncoder, build_encoder, load_encoder, move_encoder
+from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.media.vae import LatentCodec
-from uvg_core.media.video import read_clip
+from uvg_core.media.video import ClipSpec, read_clip
 from uvg_core.pipeline import components as parts
 from uvg_core.pipeline import pipeline as pipes
 from uvg_core.pipeline.components import OutOfMemory, Parts
@@ -342,7 +343,7 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
     if command == "joint":
         assert out.with_suffix(".txt").read_text() == whole.with_suffix(".txt").read_text()
     assert main(["generate", "--from-latent", str(kept), "-o", str(out), *files]) == 0
-    first, second = (read_clip(path, frames=5, height=64, width=96).pixels for path in (whole, out))
+    first, second = (read_clip(path, ClipSpec(5, 64, 96)).pixels for path in (whole, out))
     assert torch.equal(first, second)
     assert main(["generate", "--from-latent", str(kept), "-o", str(out)]) == 1
     assert "pass --model uni-vigu.pth" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from recipes.worlds.encoder import _ANSWERS, _question, train_encoder
 from recipes.worlds.grammar import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SIZES, SPEEDS, parse
 from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core.config import RunConfig
-from uvg_core.media.text import Tokenizer
+from uvg_core.media.tokenizer import Tokenizer
 
 RUN = RunConfig(height=48, width=48, frames=9, fps=4.0, text_length=24, context_length=32)
 NAMES = list(_ANSWERS)

@@ -10,7 +10,7 @@ from tiny_networks import TINY, random_network
 from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core import ModelConfig, Prediction, UniViGUError
 from uvg_core.config import RunConfig
-from uvg_core.media.text import Tokenizer, blanks
+from uvg_core.media.tokenizer import Tokenizer, blanks
 from uvg_core.sampling.template import blank_widths
 
 

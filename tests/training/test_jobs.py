@@ -328,7 +328,8 @@ def test_contexts_are_the_text_encoders() -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("sentencepiece")
     from recipes.worlds.tokenizer import train_tokenizer
-    from uvg_core.media.text import TextEncoder, Tokenizer, build_encoder
+    from uvg_core.media.text_encoder import TextEncoder, build_encoder
+    from uvg_core.media.tokenizer import Tokenizer
 
     run = RunConfig(height=32, width=32, frames=5, text_length=16, context_length=20)
     tokenizer = Tokenizer(train_tokenizer(), run)

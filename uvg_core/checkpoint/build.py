@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +191,15 @@ def _assemble(
     state = {name: weight(name, empty[name]) for name in order or empty}
     model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def with_weights(module: Any, weights: Mapping[str, Tensor], problem: str) -> Any:
+    """A module built on the meta device, given all of its weights, for use only.
+
+    Raises UniViGUError that begins with ``problem`` and names the first tensor that does not fit."""
+    try:
+        module.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]  # torch lists what does not fit under a headline
+        raise UniViGUError(f"{problem}: {first[0].strip()[:200]}") from None
+    return module.eval().requires_grad_(False)

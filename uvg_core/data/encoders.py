@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.read import bytes_of, open_weights
-from ..media.text import TextEncoder
-from ..media.vae import latent_shape, to_latent_space
+from ..media.text_encoder import TextEncoder
+from ..media.vae import LatentCodec, latent_shape
 from ..pipeline.components import LARGE_BYTES, Parts
 from .sources import digest
 
@@ -62,13 +62,9 @@ class Encoders:
                 on_device[name] = stack.enter_context(parts.using(name))
             return on_device[name]
 
-        @torch.no_grad()
         def latent(pixels_BTHWC: Tensor) -> Tensor:
-            latent_shape(*pixels_BTHWC.shape[1:4])
-            vae = part("vae")
-            weight = next(vae.parameters())
-            video = pixels_BTHWC.permute(0, 4, 1, 2, 3).to(weight.device).float() / 127.5 - 1
-            return to_latent_space(vae.encode(video.to(weight.dtype)).latent_dist.mode().float(), space)
+            latent_shape(*pixels_BTHWC.shape[1:4])  # before the VAE is loaded
+            return LatentCodec(part("vae"), space).encode(pixels_BTHWC)
 
         @torch.no_grad()
         def states(texts: list[str]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import UniViGUError
-from ..media.video import read_clip
+from ..media.video import ClipSpec, read_clip
 from .folder import Survey, too_short
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FolderSource:
     def item(self, index: int) -> TrainingClip:
         """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
         file, run = self.survey.usable[index], self.survey.run
-        clip = read_clip(file.path, frames=run.frames, height=run.height, width=run.width, fps=run.fps)
+        clip = read_clip(file.path, ClipSpec(run.frames, run.height, run.width, run.fps))
         if too_short(file.name, clip.info, run) is not None:
             raise UniViGUError(
                 f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.info.duration:.2f} "

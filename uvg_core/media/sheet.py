@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.read import bytes_of
 from ..errors import UniViGUError
 from ..io import written_whole
+from .video.clip import require_frames
 
 GROUND = (17, 19, 23)
 CARD = (25, 28, 33)  # behind each row
@@ -84,80 +87,97 @@ def draw_sheet(
 
     Raises UniViGUError when there are no rows or pixels have another form, ImportError without Pillow.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    rows = list(rows)
     if not rows:
         raise UniViGUError("there are no rows to draw; expected at least one step")
     if columns < 1 or cell < 16:
         raise UniViGUError(f"columns is {columns} and cell {cell}; expected at least 1 and 16")
+    pen = _Pen(cell)
+    margin, pad, gap = pen.px(32), pen.px(16), pen.px(7)
     strips = [_frames(row, columns, cell) for row in rows]
-
-    def pixels(share: float) -> int:
-        """A length that is right for cells of 96 pixels, for these cells."""
-        return max(1, round(share * cell / 96))
-
-    fonts = {name: ImageFont.load_default(size=pixels(size)) for name, size in _SIZES.items()}
-    line = {name: pixels(size * 1.42) for name, size in _SIZES.items()}
-    clean = cleaner(fonts["body"])
-
-    margin, pad, gap = pixels(32), pixels(16), pixels(7)
+    labels = [pen.label(row.label) for row in rows]
+    label_width = min(max(pen.width(line) for label in labels for line in label), 3 * cell)
+    labels = [[(style, shorten(part, pen.length(style), label_width)) for style, part in label] for label in labels]
     shown = max([5, *(len(strip) for strip in strips)])  # narrower than five frames, text would not fit
     strip_width = shown * cell + (shown - 1) * gap
-    labels = [[clean(part) for part in row.label.split(" · ")] for row in rows]
-    label_width = min(
-        max(fonts["label" if n == 0 else "small"].getlength(part) for parts in labels for n, part in enumerate(parts)),
-        3 * cell,
-    )
-    left = margin + pad + round(label_width) + pixels(24)
+    left = margin + pad + round(label_width) + pen.px(24)
     width = left + strip_width + pad + margin
-
-    texts = [_wrap(clean(row.text), fonts["body"].getlength, strip_width, _TEXT_LINES) for row in rows]
-    heads = [
-        (name, colour, part)
-        for name, colour, words, most in (("title", BRIGHT, title, 2), ("subtitle", MUTED, subtitle, 3))
-        for part in _wrap(clean(words), fonts[name].getlength, width - 2 * margin, most)
+    head = [
+        *pen.wrapped("title", title, width - 2 * margin, 2),
+        *pen.wrapped("subtitle", subtitle, width - 2 * margin, 3),
     ]
-    tall = [max((frame.height for frame in strip), default=0) for strip in strips]
+    texts = [pen.wrapped("body", row.text, strip_width, _TEXT_LINES) for row in rows]
+    # Where the text of each row begins below the top of its frames, and how high the row is.
+    below = [
+        max((frame.height for frame in strip), default=0) + (pen.px(8) if strip and text else 0)
+        for strip, text in zip(strips, texts, strict=True)
+    ]
     heights = [
-        2 * pad
-        + max(
-            tall[n] + (pixels(8) if tall[n] and texts[n] else 0) + len(texts[n]) * line["body"],
-            line["label"] + (len(labels[n]) - 1) * line["small"],
-        )
-        for n in range(len(rows))
+        2 * pad + max(under + pen.height(text), pen.height(label))
+        for label, text, under in zip(labels, texts, below, strict=True)
     ]
-    head = sum(line[name] for name, _, _ in heads) + (pixels(20) if heads else 0)
-    height = 2 * margin + head + sum(heights) + (len(rows) - 1) * gap
 
-    sheet = Image.new("RGB", (width, height), GROUND)
+    top = margin + pen.height(head) + (pen.px(20) if head else 0)
+    sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * gap + margin), GROUND)
     draw = ImageDraw.Draw(sheet)
-    top = margin
-    for name, colour, part in heads:
-        draw.text((margin, top), part, font=fonts[name], fill=colour)
-        top += line[name]
-    top = margin + head
-    for n, strip in enumerate(strips):
-        draw.rounded_rectangle((margin, top, width - margin, top + heights[n]), radius=pixels(8), fill=CARD)
-        inner = top + pad
-        for k, part in enumerate(labels[n]):
-            name, colour = ("label", ACCENT) if k == 0 else ("small", MUTED)
-            part = shorten(part, fonts[name].getlength, label_width)
-            below = line["label"] + (k - 1) * line["small"] if k else 0
-            draw.text((margin + pad, inner + below), part, font=fonts[name], fill=colour)
+    pen.write(draw, margin, margin, head)
+    for strip, label, text, under, height in zip(strips, labels, texts, below, heights, strict=True):
+        draw.rounded_rectangle((margin, top, width - margin, top + height), radius=pen.px(8), fill=CARD)
+        pen.write(draw, margin + pad, top + pad, label)
         for k, frame in enumerate(strip):
             # Whole factors may leave room in the box: centred, so that columns line up between rows.
-            across = left + k * (cell + gap) + (cell - frame.width) // 2
-            draw.rectangle((across - 1, inner - 1, across + frame.width, inner + frame.height), outline=_EMPTY)
-            sheet.paste(frame, (across, inner))
-        below = inner + tall[n] + (pixels(8) if tall[n] else 0)
-        for k, part in enumerate(texts[n]):
-            draw.text((left, below + k * line["body"]), part, font=fonts["body"], fill=BODY)
-        top += heights[n] + gap
+            across, down = left + k * (cell + gap) + (cell - frame.width) // 2, top + pad
+            draw.rectangle((across - 1, down - 1, across + frame.width, down + frame.height), outline=_EMPTY)
+            sheet.paste(frame, (across, down))
+        pen.write(draw, left, top + pad + under, text)
+        top += height + gap
     return sheet
 
 
-_SIZES = {"title": 26, "subtitle": 15, "label": 16, "small": 14, "body": 15}
+# Style: size in pixels on a sheet with cells of 96, and colour.
+_STYLES = {
+    "title": (26, BRIGHT),
+    "subtitle": (15, MUTED),
+    "label": (16, ACCENT),
+    "small": (14, MUTED),
+    "body": (15, BODY),
+}
+_Lines = list[tuple[str, str]]  # of a style each
+
+
+class _Pen:
+    """Writes lines of text, at a size that suits the cells."""
+
+    def __init__(self, cell: int) -> None:
+        from PIL import ImageFont
+
+        self.cell = cell
+        self.fonts = {style: ImageFont.load_default(size=self.px(size)) for style, (size, _) in _STYLES.items()}
+        self.clean = cleaner(self.fonts["body"])
+
+    def px(self, length: float) -> int:
+        """A length that is right for cells of 96 pixels, for these cells."""
+        return max(1, round(length * self.cell / 96))
+
+    def length(self, style: str) -> Callable[[str], float]:
+        return self.fonts[style].getlength
+
+    def width(self, line: tuple[str, str]) -> float:
+        return self.length(line[0])(line[1])
+
+    def height(self, lines: _Lines) -> int:
+        return sum(self.px(_STYLES[style][0] * 1.42) for style, _ in lines)
+
+    def label(self, text: str) -> _Lines:
+        return [("small" if n else "label", self.clean(part)) for n, part in enumerate(text.split(" · "))]
+
+    def wrapped(self, style: str, text: str, width: float, most: int) -> _Lines:
+        return [(style, line) for line in _wrap(self.clean(text), self.length(style), width, most)]
+
+    def write(self, draw: Any, left: int, top: int, lines: _Lines) -> None:
+        for n, (style, line) in enumerate(lines):
+            draw.text((left, top + self.height(lines[:n])), line, font=self.fonts[style], fill=_STYLES[style][1])
 
 
 def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:
@@ -166,27 +186,18 @@ def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:
 
     if row.pixels is None:
         return []
-    if row.pixels.ndim != 4 or row.pixels.shape[-1] != 3 or row.pixels.dtype != torch.uint8 or 0 in row.pixels.shape:
-        raise UniViGUError(
-            f"row {row.label!r} has pixels of shape {list(row.pixels.shape)} and type {row.pixels.dtype}; "
-            "expected uint8 of shape [frames, height, width, 3]"
-        )
+    require_frames(row.pixels, f"row {row.label!r}")
     count, height, width, _ = row.pixels.shape
     chosen = torch.linspace(0, count - 1, min(count, columns)).round().long()
     longer = max(height, width)
-    if longer <= cell:
-        scale: float = cell // longer
-        filter_ = Image.Resampling.NEAREST
-    else:
-        scale = cell / longer
-        filter_ = Image.Resampling.LANCZOS
+    scale = cell // longer if longer <= cell else cell / longer
+    resampling = Image.Resampling.NEAREST if longer <= cell else Image.Resampling.LANCZOS
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    images = []
-    for picture in row.pixels[chosen.to(row.pixels.device)].cpu():
-        memory = bytearray(picture.numel())  # the way to Pillow that needs no numpy
-        torch.frombuffer(memory, dtype=torch.uint8).copy_(picture.flatten())
-        images.append(Image.frombytes("RGB", (width, height), bytes(memory)).resize(size, filter_))
-    return images
+    pictures = row.pixels[chosen.to(row.pixels.device)].cpu().contiguous()
+    return [
+        Image.frombytes("RGB", (width, height), bytes(bytes_of(picture))).resize(size, resampling)
+        for picture in pictures
+    ]
 
 
 def cleaner(font: Any) -> Callable[[str], str]:
@@ -210,29 +221,23 @@ def cleaner(font: Any) -> Callable[[str], str]:
 def _wrap(text: str, length: Callable[[str], float], width: float, most: int) -> list[str]:
     """Break a text into at most ``most`` lines of ``width`` pixels, the last one cut with an ellipsis if need be."""
     lines: list[str] = []
-    words = text.split()
-    while words:
-        if len(lines) == most - 1:
-            return [*lines, shorten(" ".join(words), length, width)]
-        taken = 0
-        while taken < len(words) and length(" ".join(words[: taken + 1])) <= width:
-            taken += 1
-        if not taken:  # a word longer than the line: break it
-            word = words[0]
-            fits = max(1, next((n for n in range(1, len(word)) if length(word[: n + 1]) > width), len(word)))
-            words[:1] = [word[:fits], word[fits:]] if fits < len(word) else [word]
-            taken = 1
-        lines.append(" ".join(words[:taken]))
-        words = words[taken:]
-    return lines
+    while text and len(lines) < most - 1:
+        end = max(1, _fitting(text, length, width))
+        if end < len(text):  # after a word, or within one that is longer than the line
+            end = max(text.rfind(" ", 0, end + 1), 0) or end
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, shorten(text, length, width)] if text else lines
 
 
 def shorten(text: str, length: Callable[[str], float], width: float) -> str:
     """The text itself, or as much of its start as fits with an ellipsis behind."""
     if length(text) <= width:
         return text
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:  # thousands of characters of noise: halve, do not step
-        half = (fits + too_long) // 2
-        fits, too_long = (half, too_long) if length(text[:half].rstrip() + "…") <= width else (fits, half)
-    return text[:fits].rstrip() + "…"
+    return text[: _fitting(text, length, width, "…")].rstrip() + "…"
+
+
+def _fitting(text: str, length: Callable[[str], float], width: float, end: str = "") -> int:
+    """How many characters from the start of a text, with ``end`` behind, are no wider than ``width`` pixels."""
+    # Thousands of characters of noise: halve, do not step.
+    return bisect_right(range(1, len(text) + 1), width, key=lambda n: length(text[:n].rstrip() + end))

@@ -14,49 +14,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoint.build import with_weights
 from ..checkpoint.read import WeightFile, open_weights
 from ..checkpoint.vae_keys import vae_to_diffusers
 from ..errors import UniViGUError
 from ..io import written_whole
-from .assign import with_weights
 
 # Wan2.1's statistics per latent channel, as in its configuration.
+# fmt: off
 WAN_LATENT_MEAN = (
-    -0.7571,
-    -0.7089,
-    -0.9113,
-    0.1075,
-    -0.1745,
-    0.9653,
-    -0.1517,
-    1.5508,
-    0.4134,
-    -0.0715,
-    0.5517,
-    -0.3632,
-    -0.1922,
-    -0.9497,
-    0.2503,
-    -0.2921,
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
 )
 WAN_LATENT_STD = (
-    2.8184,
-    1.4541,
-    2.3275,
-    2.6558,
-    1.2196,
-    1.7708,
-    2.6052,
-    2.0743,
-    3.2687,
-    2.1526,
-    2.8652,
-    1.5579,
-    1.6382,
-    1.1253,
-    2.8251,
-    1.9160,
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )
+# fmt: on
 CHANNELS = 16
 _LATENT, _MODEL = "latent", "model"
 SPATIAL = 8
@@ -102,9 +76,13 @@ def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tu
 def is_wan_vae(weights: WeightFile) -> bool:
     """Whether a file holds a Wan 2.1 VAE (16 channels; Wan 2.2's has 48), in the original or diffusers' naming."""
     tensors = weights.tensors
-    names = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): name for name in tensors}
+    names = {_diffusers_name(name): name for name in tensors}
     last = names.get("post_quant_conv.weight")
     return "decoder.norm_out.gamma" in names and last is not None and tensors[last].shape[:1] == (CHANNELS,)
+
+
+def _diffusers_name(name: str) -> str:
+    return name if "conv_in" in name or "block" in name else vae_to_diffusers(name)
 
 
 def load_vae(weights: Mapping[str, Tensor]) -> Any:
@@ -116,7 +94,7 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
             f"the VAE needs diffusers, which does not import ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
-    named = {name if "conv_in" in name or "block" in name else vae_to_diffusers(name): w for name, w in weights.items()}
+    named = {_diffusers_name(name): weight for name, weight in weights.items()}
     if "decoder.norm_out.gamma" not in named or "quant_conv.weight" not in named:
         raise UniViGUError(
             "the VAE is not a Wan 2.1 VAE: expected tensors such as decoder.head.0.gamma and conv1.weight"
@@ -148,33 +126,46 @@ def channels_last(vae: Any) -> Any:
     return vae
 
 
+def pixels_to_video(pixels: Tensor) -> Tensor:
+    """uint8 ``[B,T,H,W,3]`` -> float32 ``[B,3,T,H,W]`` from -1 to 1, as the VAE reads it."""
+    return pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def video_to_pixels(video: Tensor) -> Tensor:
+    """The inverse of ``pixels_to_video``, clamped and rounded."""
+    return ((video.permute(0, 2, 3, 4, 1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 class LatentCodec:
-    """Clips <-> latents of one checkpoint's latent space."""
+    """Clips <-> latents of one checkpoint's latent space, in batches."""
 
     def __init__(self, vae: Any, latent_space: str = "normalised") -> None:
         self.vae, self.latent_space = vae, latent_space
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` float32, the mean of the VAE's posterior."""
-        latent_shape(*pixels.shape[:3])
+        """uint8 ``[B,T,H,W,3]`` -> latents ``[B,16,F,h,w]`` float32, the mean of the VAE's posterior.
+
+        Raises UniViGUError for sizes off the model's grid."""
+        latent_shape(*pixels.shape[1:4])
         weight = next(self.vae.parameters())
-        video = (pixels.permute(3, 0, 1, 2)[None].to(weight.device).float() / 127.5 - 1).to(weight.dtype)
-        raw = self.vae.encode(video).latent_dist.mode().float()
-        return to_latent_space(raw, self.latent_space)
+        video = pixels_to_video(pixels.to(weight.device)).to(weight.dtype)
+        return to_latent_space(self.vae.encode(video).latent_dist.mode().float(), self.latent_space)
 
     @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latent ``[1,16,F,h,w]`` -> uint8 ``[T,H,W,3]`` on the CPU."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``[B,16,F,h,w]`` -> uint8 ``[B,T,H,W,3]`` on the CPU.
+
+        Raises UniViGUError where the VAE gives numbers that are not finite."""
         weight = next(self.vae.parameters())
-        raw = from_latent_space(latent.float(), self.latent_space).to(weight.device, weight.dtype)
-        video = self.vae.decode(raw).sample[0].float()
+        raw = from_latent_space(latents.float(), self.latent_space).to(weight.device, weight.dtype)
+        video = self.vae.decode(raw).sample.float()
         if not bool(video.isfinite().all()):
             raise UniViGUError(
                 "the VAE decoded values that are not numbers; expected finite ones. The latent or the VAE's file is "
                 "damaged, or the VAE computes in a dtype that is too small for it"
             )
-        return ((video.permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        return video_to_pixels(video).cpu()
 
 
 def write_latent(path: Path, latent: Tensor, model: str) -> None:

@@ -23,9 +23,9 @@ from ..checkpoint import convert, inspect_checkpoint
 from ..config import CheckpointConfig, RunConfig
 from ..errors import UniViGUError
 from ..io import PACK
-from ..media.text import Tokenizer
+from ..media.tokenizer import Tokenizer
 from ..media.vae import SPATIAL, TEMPORAL, latent_shape
-from ..media.video import read_clip
+from ..media.video import ClipSpec, read_clip
 from ..model import PassOptions, UniViGU
 from ..sampling import GuidedDenoiser, Ranking, Sampling, Size, text_to_video, video_to_text
 from ..sampling.start import as_text_content
@@ -59,7 +59,7 @@ class Shown:
 
     def pixels(self, frames: int, height: int, width: int) -> Tensor:
         """uint8 ``[T,H,W,3]``."""
-        return read_clip(self.path, frames=frames, height=height, width=width).pixels
+        return read_clip(self.path, ClipSpec(frames, height, width)).pixels
 
 
 def shown_clips(tokenizer: Tokenizer, run: RunConfig) -> list[Shown]:

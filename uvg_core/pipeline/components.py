@@ -24,7 +24,8 @@ from ..checkpoint.quant import FP8_DTYPES
 from ..checkpoint.read import WeightFile, open_weights
 from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
-from ..media.text import Tokenizer, load_encoder, move_encoder
+from ..media.text_encoder import load_encoder, move_encoder
+from ..media.tokenizer import Tokenizer
 from ..media.vae import channels_last, load_vae
 from ..model import UniViGU
 from ..model.kv_cache import SHARE_OF_FREE, free_memory

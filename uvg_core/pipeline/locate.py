@@ -15,7 +15,7 @@ from ..checkpoint.detect import UNI_VIGU_LAYOUTS, describe_foreign, find_network
 from ..checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from ..checkpoint.read import WeightFile, open_weights
 from ..errors import UniViGUError
-from ..media.text import SHARED, SPIECE, encoder_names
+from ..media.text_encoder import SHARED, SPIECE, encoder_names
 from ..media.vae import is_wan_vae
 
 WAN_FOLDERS = ("vae", "text_encoder", "tokenizer")

@@ -17,9 +17,9 @@ from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..io import PACK
 from ..media.null_embedding import read_null_embedding
-from ..media.text import TextEncoder, as_plain_t5
+from ..media.text_encoder import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
-from ..media.video import read_clip
+from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU
 from ..model.kv_cache import free_memory
 from ..model.memory import pass_bytes, video_tokens
@@ -192,7 +192,7 @@ class Pipeline:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
         otherwise."""
         parts = 1 + (len(pixels) - 1) // TEMPORAL
-        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels))
+        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels[None]))
 
     def raw_latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[1,16,F,h,w]`` on the device as the VAE gives them."""
@@ -200,7 +200,7 @@ class Pipeline:
 
         def encode(codec: LatentCodec) -> list[Tensor]:
             raw = LatentCodec(codec.vae, "raw")
-            return [raw.encode(pixels) for pixels in clips]
+            return [raw.encode(pixels[None]) for pixels in clips]
 
         return self._through_vae("encoder", parts, clips[0].shape[:3], encode)
 
@@ -209,7 +209,7 @@ class Pipeline:
         parts = sum(latent.shape[2] for latent in latents)
         frames, height, width = latents[0].shape[2:]
         size = (TEMPORAL * (frames - 1) + 1, SPATIAL * height, SPATIAL * width)
-        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent) for latent in latents])
+        return self._through_vae("decoder", parts, size, lambda codec: [codec.decode(latent)[0] for latent in latents])
 
     def _through_vae(
         self, tower: str, parts: int, size: Sequence[int], work: Callable[[LatentCodec], Result]
@@ -311,7 +311,7 @@ class Pipeline:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         frames, height, width = self._measures(size)
         latent_shape(frames, height, width)
-        clip = read_clip(Path(path), frames=frames, height=height, width=width)
+        clip = read_clip(path, ClipSpec(frames, height, width))
         return self.encode_clip(clip.pixels), clip.note
 
     def caption(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..media.text import Tokenizer, blanks
+from ..media.tokenizer import Tokenizer, blanks
 from .denoiser import Denoiser
 from .loop import Callback, State
 from .rank import caption_likelihood

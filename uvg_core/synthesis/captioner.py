@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..media.video import probe, read_clip
+from ..media.video import ClipSpec, probe, read_clip
 from .chat import Answer, ChatClient, LengthError
 
 INSTRUCTIONS = """\
@@ -121,7 +121,7 @@ class Captioner:
         scale = min(1.0, self.side / max(info.height, info.width))
         height, width = (max(1, round(scale * length)) for length in (info.height, info.width))
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
-        pixels = read_clip(clip, frames=min(self.frames, info.frames), height=height, width=width).pixels
+        pixels = read_clip(clip, ClipSpec(min(self.frames, info.frames), height, width)).pixels
         text = (
             f"The prompt: {prompt}\nThe video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"

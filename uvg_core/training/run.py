@@ -73,7 +73,7 @@ def train(
 
     def decode(latent: Tensor) -> Tensor:
         with parts.using("vae") as vae:
-            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))
+            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
     callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
     trainer = Trainer(config, model, data, facts, accelerator, callbacks)

@@ -437,7 +437,7 @@ def dangling_links() -> bool:
 
 def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
-    text = pack_module("uvg_core.media.text")
+    text = pack_module("uvg_core.media.text_encoder")
     path = bridge.checkpoint_path(bridge.EMBEDDED)
     weights = {k: v.float() for k, v in core.checkpoint.read_part(path, keys.ENCODER_PREFIX).items()}
     found = {}

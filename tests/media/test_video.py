@@ -14,8 +14,9 @@ from tiny_worlds import one_world
 
 from recipes.worlds.grammar import BACKGROUNDS, COLOURS
 from uvg_core.errors import UniViGUError
-from uvg_core.media import video as video_file
-from uvg_core.media.video import find_clips, fit_pixels, probe, read_clip, write_video
+from uvg_core.media.video import ClipSpec, find_clips, fit_pixels, probe, read_clip, write_video
+from uvg_core.media.video import write as write_module
+from uvg_core.media.video.source import Source
 
 
 def numbered(count: int, *, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -77,14 +78,14 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Timestamps of all frames that get decoded."""
     seen: list[int] = []
-    frames = video_file._Source.frames
+    frames = Source.frames
 
-    def counting(self: video_file._Source):
+    def counting(self: Source):
         for frame in frames(self):
             seen.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video_file._Source, "frames", counting)
+    monkeypatch.setattr(Source, "frames", counting)
     return seen
 
 
@@ -92,59 +93,59 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_so_many_frames_a_second(dozen: Path) -> None:
-    clip = read_clip(dozen, frames=4, height=32, width=32, fps=12.5)
+    clip = read_clip(dozen, ClipSpec(4, 32, 32, fps=12.5))
     assert numbers(clip.pixels) == [0, 2, 4, 6]
     assert "4 of 12 frames, retimed from 25 to 12.5 fps" in clip.note
-    longer = read_clip(dozen, frames=8, height=32, width=32, fps=12.5)
+    longer = read_clip(dozen, ClipSpec(8, 32, 32, fps=12.5))
     assert numbers(longer.pixels) == [0, 2, 4, 6, 8, 10, 11, 11]
     assert "the last one repeated" in longer.note
 
 
 def test_a_part_of_a_clip(dozen: Path) -> None:
-    part = read_clip(dozen, frames=4, height=32, width=32, start=0.16, seconds=0.16)
+    part = read_clip(dozen, ClipSpec(4, 32, 32), start=0.16, seconds=0.16)
     assert numbers(part.pixels) == [4, 5, 6, 7]
     assert "the part from 0.2 s of 0.5 s" in part.note
-    assert numbers(read_clip(dozen, frames=2, height=32, width=32, start=0.2).pixels) == [5, 11]
+    assert numbers(read_clip(dozen, ClipSpec(2, 32, 32), start=0.2).pixels) == [5, 11]
     with pytest.raises(UniViGUError, match=r"dozen\.mp4: no frames in the part from 3 s; the clip is 0\.48 s long"):
-        read_clip(dozen, frames=2, height=32, width=32, start=3)
+        read_clip(dozen, ClipSpec(2, 32, 32), start=3)
 
 
 def test_a_budget_repeats_no_frame(dozen: Path) -> None:
     """Of 12 frames, 9 are the most that make 4n+1; a rate above the clip's own gives the clip's own."""
-    assert len(read_clip(dozen, frames=81, height=32, width=32, at_most=True).pixels) == 9
-    assert len(read_clip(dozen, frames=5, height=32, width=32, at_most=True).pixels) == 5
-    slow = read_clip(dozen, frames=81, height=32, width=32, fps=12.5, at_most=True)
+    assert len(read_clip(dozen, ClipSpec(81, 32, 32, at_most=True)).pixels) == 9
+    assert len(read_clip(dozen, ClipSpec(5, 32, 32, at_most=True)).pixels) == 5
+    slow = read_clip(dozen, ClipSpec(81, 32, 32, fps=12.5, at_most=True))
     assert numbers(slow.pixels) == [0, 2, 4, 6, 8]
-    fast = read_clip(dozen, frames=81, height=32, width=32, fps=50, at_most=True)
+    fast = read_clip(dozen, ClipSpec(81, 32, 32, fps=50, at_most=True))
     assert numbers(fast.pixels) == list(range(9))
     assert "9 of 12 frames at the clip's own 25 fps" in fast.note
-    assert len(read_clip(dozen, frames=81, height=32, width=32, seconds=0.1, at_most=True).pixels) == 1
+    assert len(read_clip(dozen, ClipSpec(81, 32, 32, at_most=True), seconds=0.1).pixels) == 1
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, 2000.0])
 def test_impossible_rates(dozen: Path, fps: float) -> None:
     with pytest.raises(UniViGUError, match="expected a number above 0"):
-        read_clip(dozen, frames=4, height=32, width=32, fps=fps)
+        read_clip(dozen, ClipSpec(4, 32, 32, fps=fps))
 
 
 def test_frames_in_memory_are_fitted_alike() -> None:
-    pixels, note = fit_pixels(numbered(12, height=64, width=96), frames=81, height=32, width=32, at_most=True)
+    pixels, note = fit_pixels(numbered(12, height=64, width=96), ClipSpec(81, 32, 32, at_most=True))
     assert pixels.shape == (9, 32, 32, 3)
     assert note == "images: 9 of 12 frames, evenly over the batch; 96x64 resized to 48x32, cropped to 32x32"
-    timed, note = fit_pixels(numbered(12), frames=4, height=32, width=32, rate=24.0, fps=12.0)
+    timed, note = fit_pixels(numbered(12), ClipSpec(4, 32, 32, fps=12.0), rate=24.0)
     assert numbers(timed) == [0, 2, 4, 6]
     assert "retimed from 24 to 12 fps" in note
     with pytest.raises(UniViGUError, match="no frame rate"):
-        fit_pixels(numbered(12), frames=4, height=32, width=32, fps=12.0)
+        fit_pixels(numbered(12), ClipSpec(4, 32, 32, fps=12.0))
     with pytest.raises(UniViGUError, match=r"\[0, 32, 32, 3\]"):
-        fit_pixels(numbered(0), frames=4, height=32, width=32)
+        fit_pixels(numbered(0), ClipSpec(4, 32, 32))
 
 
 # ------------------------------------------------------------------------------------------------- which frames
 
 
 def test_all_frames_come_back_in_order(dozen: Path) -> None:
-    clip = read_clip(dozen, frames=12, height=32, width=32)
+    clip = read_clip(dozen, ClipSpec(12, 32, 32))
     assert numbers(clip.pixels) == list(range(12))
     assert clip.pixels.dtype == torch.uint8
     assert clip.pixels.shape == (12, 32, 32, 3)
@@ -157,17 +158,17 @@ def test_all_frames_come_back_in_order(dozen: Path) -> None:
 
 @pytest.mark.parametrize("frames", [2, 5, 9, 11])
 def test_frames_are_evenly_spread_from_first_to_last(dozen: Path, frames: int) -> None:
-    found = numbers(read_clip(dozen, frames=frames, height=32, width=32).pixels)
+    found = numbers(read_clip(dozen, ClipSpec(frames, 32, 32)).pixels)
     assert (found[0], found[-1]) == (0, 11)
     assert all(abs(number - 11 * k / (frames - 1)) < 1 for k, number in enumerate(found))
 
 
 def test_one_frame_is_the_first(dozen: Path) -> None:
-    assert numbers(read_clip(dozen, frames=1, height=32, width=32).pixels) == [0]
+    assert numbers(read_clip(dozen, ClipSpec(1, 32, 32)).pixels) == [0]
 
 
 def test_a_short_clip_repeats_frames_and_says_so(tmp_path: Path) -> None:
-    clip = read_clip(make(tmp_path / "three.mp4", numbered(3)), frames=9, height=32, width=32)
+    clip = read_clip(make(tmp_path / "three.mp4", numbered(3)), ClipSpec(9, 32, 32))
     found = numbers(clip.pixels)
     assert found == sorted(found)
     assert set(found) == {0, 1, 2}
@@ -178,7 +179,7 @@ def test_a_varying_rate_is_spread_over_time_not_over_frames(tmp_path: Path) -> N
     # Ten quick frames, then one that stays for nine tenths of the clip, then the last.
     times = [10 * number for number in range(11)] + [1000]
     path = make(tmp_path / "varying.mkv", numbered(12), times=times)
-    clip = read_clip(path, frames=11, height=32, width=32)
+    clip = read_clip(path, ClipSpec(11, 32, 32))
     assert numbers(clip.pixels) == [0, *[10] * 9, 11]
     assert clip.info.fps == pytest.approx(11)
 
@@ -204,7 +205,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_gives_the_right_frames(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / name, numbered(24), **FORMS[name])
-    clip = read_clip(path, frames=24, height=32, width=32)
+    clip = read_clip(path, ClipSpec(24, 32, 32))
     assert numbers(clip.pixels) == list(range(24))
     assert clip.info.frames == 24
     assert clip.info.duration == pytest.approx(0.96, abs=0.05)
@@ -216,7 +217,7 @@ def test_every_form_gives_the_right_frames(tmp_path: Path, name: str) -> None:
 
 def test_a_late_start_time_changes_nothing(tmp_path: Path) -> None:
     path = make(tmp_path / "late.mkv", numbered(12), times=[5000 + 40 * number for number in range(12)])
-    clip = read_clip(path, frames=12, height=32, width=32)
+    clip = read_clip(path, ClipSpec(12, 32, 32))
     assert numbers(clip.pixels) == list(range(12))
     assert (clip.info.duration, probe(path).duration) == pytest.approx((0.48, 0.48))
 
@@ -224,7 +225,7 @@ def test_a_late_start_time_changes_nothing(tmp_path: Path) -> None:
 def test_gifs_move(tmp_path: Path) -> None:
     blinks = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
     blinks[5] = 255  # GIF has few colours: black and white it keeps
-    clip = read_clip(make(tmp_path / "blink.gif", blinks, codec="gif", layout="rgb8"), frames=8, height=16, width=16)
+    clip = read_clip(make(tmp_path / "blink.gif", blinks, codec="gif", layout="rgb8"), ClipSpec(8, 16, 16))
     assert (clip.pixels.int() - blinks.int()).abs().max() <= 3
 
 
@@ -234,7 +235,7 @@ def test_stills_are_single_frames(tmp_path: Path, mode: str, suffix: str) -> Non
     pillow = pytest.importorskip("PIL.Image")
     path = tmp_path / f"still.{suffix}"
     pillow.new("RGB", (20, 16), (255, 255, 255)).convert(mode).save(path)
-    clip = read_clip(path, frames=5, height=16, width=16)
+    clip = read_clip(path, ClipSpec(5, 16, 16))
     assert clip.info.frames == probe(path).frames == 1
     assert clip.pixels.shape == (5, 16, 16, 3)
     assert clip.pixels.min() >= 254
@@ -247,13 +248,13 @@ def test_stills_are_single_frames(tmp_path: Path, mode: str, suffix: str) -> Non
 @pytest.mark.parametrize("name", ["long.mp4", "long.mkv", "long.ts"])
 def test_long_clips_are_read_from_keyframes(tmp_path: Path, decoded: list[int], name: str) -> None:
     path = make(tmp_path / name, numbered(288), options={"g": "24", "crf": "20", "preset": "ultrafast"})
-    clip = read_clip(path, frames=5, height=32, width=32)
+    clip = read_clip(path, ClipSpec(5, 32, 32))
     found = numbers(clip.pixels)
     assert all(abs(number - 287 * k / 4) < 1 for k, number in enumerate(found))
     assert len(decoded) <= 5 * (24 + 1)
 
     decoded.clear()  # needed frames close together: no seeks, nothing decoded twice
-    assert numbers(read_clip(path, frames=288, height=32, width=32).pixels) == list(range(288))
+    assert numbers(read_clip(path, ClipSpec(288, 32, 32)).pixels) == list(range(288))
     assert len(decoded) == 288
 
 
@@ -261,10 +262,10 @@ def test_a_container_that_seeks_wrongly_still_gives_the_right_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make(tmp_path / "long.mp4", numbered(96))
-    seek = video_file._Source.seek
+    seek = Source.seek
     for wrong in (lambda self, time: seek(self, 1 << 30), lambda self, time: False):
-        monkeypatch.setattr(video_file._Source, "seek", wrong)
-        found = numbers(read_clip(path, frames=3, height=32, width=32).pixels)
+        monkeypatch.setattr(Source, "seek", wrong)
+        found = numbers(read_clip(path, ClipSpec(3, 32, 32)).pixels)
         assert [abs(number - right) < 1 for number, right in zip(found, (0, 47.5, 95), strict=True)] == [True] * 3
 
 
@@ -275,13 +276,13 @@ def test_the_target_is_covered_and_cropped_in_the_centre(tmp_path: Path) -> None
     picture = torch.zeros(1, 32, 64, 3, dtype=torch.uint8)
     picture[:, :, 16:48] = 200  # the centre square
     path = make(tmp_path / "wide.mkv", picture, codec="ffv1", layout="bgr0")
-    clip = read_clip(path, frames=1, height=16, width=16)
+    clip = read_clip(path, ClipSpec(1, 16, 16))
     assert clip.pixels[:, :, 1:-1].float().mean() == pytest.approx(200, abs=2)
     assert clip.note.endswith("64x32 resized to 32x16, cropped to 16x16")
 
 
 def test_small_clips_are_enlarged_and_the_note_says_so(tmp_path: Path) -> None:
-    clip = read_clip(make(tmp_path / "tiny.mp4", numbered(2, height=16, width=16)), frames=2, height=40, width=24)
+    clip = read_clip(make(tmp_path / "tiny.mp4", numbered(2, height=16, width=16)), ClipSpec(2, 40, 24))
     assert clip.pixels.shape == (2, 40, 24, 3)
     assert "16x16 enlarged to 40x40, cropped to 24x40" in clip.note
 
@@ -291,19 +292,19 @@ def test_fine_patterns_do_not_alias(tmp_path: Path) -> None:
     checks[:, ::2, ::2] = 255
     checks[:, 1::2, 1::2] = 255
     path = make(tmp_path / "checks.mkv", checks, codec="ffv1", layout="bgr0")
-    small = read_clip(path, frames=1, height=13, width=13).pixels.float()
+    small = read_clip(path, ClipSpec(1, 13, 13)).pixels.float()
     assert small.mean() == pytest.approx(127.5, abs=3)
     assert small.std() < 12
 
 
 def test_odd_sizes_and_extreme_shapes(tmp_path: Path) -> None:
     path = make(tmp_path / "odd.mkv", numbered(3, height=7, width=33), codec="ffv1", layout="bgr0")
-    assert read_clip(path, frames=3, height=19, width=5).pixels.shape == (3, 19, 5, 3)
+    assert read_clip(path, ClipSpec(3, 19, 5)).pixels.shape == (3, 19, 5, 3)
 
 
 def test_non_square_pixels_are_stretched(tmp_path: Path) -> None:
     path = make(tmp_path / "anamorphic.mp4", numbered(2, height=32, width=16), aspect=Fraction(2, 1))
-    clip = read_clip(path, frames=2, height=32, width=32)
+    clip = read_clip(path, ClipSpec(2, 32, 32))
     assert (clip.info.width, clip.info.height) == (32, 32)
     assert numbers(clip.pixels) == [0, 1]
 
@@ -328,8 +329,8 @@ def test_rotation_is_undone(tmp_path: Path, matrix: tuple[int, int, int, int], r
     picture[:, 16:, 24:] = 240  # white, lower right
     plain = make(tmp_path / "plain.mp4", picture)
     path = turned(plain, tmp_path / "phone.mp4", matrix)
-    right = torch.rot90(read_clip(plain, frames=2, height=32, width=48).pixels, turns, (1, 2))
-    clip = read_clip(path, frames=2, height=right.shape[1], width=right.shape[2])
+    right = torch.rot90(read_clip(plain, ClipSpec(2, 32, 48)).pixels, turns, (1, 2))
+    clip = read_clip(path, ClipSpec(2, right.shape[1], right.shape[2]))
     assert torch.equal(clip.pixels, right)
     assert (clip.info.rotation, clip.info.height, clip.info.width) == (rotation, *right.shape[1:3])
     assert f"(turned by {rotation}°)" in clip.note
@@ -338,8 +339,8 @@ def test_rotation_is_undone(tmp_path: Path, matrix: tuple[int, int, int, int], r
 
 def test_mirrored_clips_are_unmirrored(tmp_path: Path, dozen: Path) -> None:
     path = turned(dozen, tmp_path / "selfie.mp4", (-1, 0, 0, 1))
-    plain = read_clip(dozen, frames=2, height=32, width=32).pixels
-    assert torch.equal(read_clip(path, frames=2, height=32, width=32).pixels, plain.flip(2))
+    plain = read_clip(dozen, ClipSpec(2, 32, 32)).pixels
+    assert torch.equal(read_clip(path, ClipSpec(2, 32, 32)).pixels, plain.flip(2))
 
 
 def test_transparent_parts_become_black(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_transparent_parts_become_black(tmp_path: Path) -> None:
         memory[:, :8, 3] = 0
         file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    pixels = read_clip(tmp_path / "clear.mkv", frames=1, height=16, width=16).pixels
+    pixels = read_clip(tmp_path / "clear.mkv", ClipSpec(1, 16, 16)).pixels
     assert pixels[:, :, :8].max() == 0
     assert pixels[:, :, 8:].min() == 255
 
@@ -364,7 +365,7 @@ def test_colours_survive_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "colours.mp4"
     colours = torch.tensor([*COLOURS.values(), *BACKGROUNDS.values()], dtype=torch.uint8)
     write_video(path, colours[:, None, None].expand(-1, 16, 16, -1), 24)
-    back = read_clip(path, frames=len(colours), height=16, width=16)
+    back = read_clip(path, ClipSpec(len(colours), 16, 16))
     assert (back.pixels.int() - colours[:, None, None].int()).abs().max() <= 4
     with av.open(str(path)) as file:
         context = file.streams.video[0].codec_context
@@ -394,14 +395,14 @@ def test_tagged_colour_spaces_are_heeded(tmp_path: Path, tag: int, red: float, b
             frame.pts = number
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    back = read_clip(tmp_path / "tagged.mkv", frames=len(colours), height=16, width=16).pixels
+    back = read_clip(tmp_path / "tagged.mkv", ClipSpec(len(colours), 16, 16)).pixels
     assert (back.int() - colours[:, None, None].int()).abs().max() <= 2
 
 
 def test_a_world_survives_a_round_trip(tmp_path: Path) -> None:
     pixels = one_world(colour="orange", background="beige")
     write_video(tmp_path / "world.mp4", pixels, 16)
-    back = read_clip(tmp_path / "world.mp4", frames=9, height=48, width=48)
+    back = read_clip(tmp_path / "world.mp4", ClipSpec(9, 48, 48))
     assert (back.pixels.float() - pixels.float()).abs().mean() < 3
     assert back.info.fps == pytest.approx(16)
 
@@ -414,23 +415,21 @@ def test_the_index_comes_first_and_odd_sizes_are_padded(tmp_path: Path) -> None:
     info = probe(path)
     assert (info.height, info.width, info.frames) == (32, 34, 3)
     assert info.fps == pytest.approx(24000 / 1001)
-    assert read_clip(path, frames=1, height=32, width=34).pixels[0, -1, -1].float().mean() == pytest.approx(10, abs=4)
+    assert read_clip(path, ClipSpec(1, 32, 34)).pixels[0, -1, -1].float().mean() == pytest.approx(10, abs=4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 2, 2, 3), (1, 17, 64, 3)])
 def test_the_smallest_clips_are_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
     write_video(tmp_path / "small.mp4", torch.full(shape, 90, dtype=torch.uint8), 8)
-    assert read_clip(tmp_path / "small.mp4", frames=1, height=4, width=4).pixels.float().mean() == pytest.approx(
-        90, abs=3
-    )
+    assert read_clip(tmp_path / "small.mp4", ClipSpec(1, 4, 4)).pixels.float().mean() == pytest.approx(90, abs=3)
 
 
 def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # mpeg4 stands in for whatever encoder there is: the one that exists is taken.
-    monkeypatch.setattr(video_file, "H264_ENCODERS", ("no_such_encoder", "mpeg4"))
+    monkeypatch.setattr(write_module, "H264_ENCODERS", ("no_such_encoder", "mpeg4"))
     write_video(tmp_path / "other.mp4", numbered(3), 24)
     assert probe(tmp_path / "other.mp4").frames == 3
-    monkeypatch.setattr(video_file, "H264_ENCODERS", ("no_such_encoder",))
+    monkeypatch.setattr(write_module, "H264_ENCODERS", ("no_such_encoder",))
     with pytest.raises(UniViGUError, match=r"no H\.264 encoder"):
         write_video(tmp_path / "none.mp4", numbered(3), 24)
 
@@ -438,7 +437,7 @@ def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("pixels", "fps", "name", "says"),
     [
-        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), 24, "a.mp4", "no frames to write"),
+        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), 24, "a.mp4", "at least one frame"),
         (torch.zeros(2, 8, 8, 3), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 0, "a.mp4", "frame rate is 0"),
@@ -458,7 +457,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(b"half a video")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(video_file, "_encode", full)
+    monkeypatch.setattr(write_module, "_encode", full)
     with pytest.raises(UniViGUError, match="No space left") as caught:
         write_video(tmp_path / "a.mp4", numbered(2), 24)
     assert str(tmp_path / "a.mp4") in str(caught.value)
@@ -486,10 +485,10 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
 
 
 def refused(path: Path, says: str, **asked: int) -> str:
-    for look in (read_clip, probe) if not asked else (read_clip,):
-        keywords = {"frames": 3, "height": 8, "width": 8, **asked} if look is read_clip else {}
+    spec = ClipSpec(**{"frames": 3, "height": 8, "width": 8, **asked})
+    for look in (lambda path: read_clip(path, spec), *([] if asked else [probe])):
         with pytest.raises(UniViGUError, match=says) as caught:
-            look(path, **keywords)
+            look(path)
         assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -537,7 +536,7 @@ def test_a_file_that_breaks_off_is_refused(tmp_path: Path, whole: Path) -> None:
     path = tmp_path / f"cut{whole.suffix}"
     path.write_bytes(data[: int(len(data) * 0.55)])
     with pytest.raises(UniViGUError, match=r"breaks off.* [01]\.\d\d s"):
-        read_clip(path, frames=5, height=32, width=32)
+        read_clip(path, ClipSpec(5, 32, 32))
 
 
 def noise(count: int) -> torch.Tensor:
@@ -558,11 +557,11 @@ BREAKABLE = {
 @pytest.mark.parametrize("name", BREAKABLE)
 def test_a_short_clip_that_breaks_off_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = make(tmp_path / name, noise(9), **BREAKABLE[name])
-    assert read_clip(path, frames=9, height=16, width=16).info.frames == 9
+    assert read_clip(path, ClipSpec(9, 16, 16)).info.frames == 9
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UniViGUError, match=r"breaks off.* 0\.[0-3]\d s"):
-        read_clip(path, frames=3, height=16, width=16)
+        read_clip(path, ClipSpec(3, 16, 16))
 
 
 def test_the_error_counts_the_frames_that_are_left(tmp_path: Path) -> None:
@@ -572,7 +571,7 @@ def test_the_error_counts_the_frames_that_are_left(tmp_path: Path) -> None:
     with pytest.raises(
         UniViGUError, match=r"breaks off at 1\.00 s; its header promises 9 frames, of which 8 are whole"
     ):
-        read_clip(tmp_path / "nine.mp4", frames=9, height=64, width=64)
+        read_clip(tmp_path / "nine.mp4", ClipSpec(9, 64, 64))
 
 
 def trimmed(source: Path, target: Path, frames: int) -> Path:
@@ -593,12 +592,12 @@ def test_edit_lists_are_no_break(tmp_path: Path, hidden: int) -> None:
     path = trimmed(make(tmp_path / "whole.mp4", numbered(48)), tmp_path / "trimmed.mp4", hidden)
     with av.open(str(path)) as file:
         assert file.streams.video[0].frames == 48
-    clip = read_clip(path, frames=48 - hidden, height=32, width=32)
+    clip = read_clip(path, ClipSpec(48 - hidden, 32, 32))
     assert numbers(clip.pixels) == list(range(hidden, 48))
     data = path.read_bytes()
     path.write_bytes(data[:-1])
     with pytest.raises(UniViGUError, match="breaks off"):
-        read_clip(path, frames=3, height=32, width=32)
+        read_clip(path, ClipSpec(3, 32, 32))
 
 
 def test_empty_samples_and_appended_bytes_are_no_break(tmp_path: Path, dozen: Path) -> None:
@@ -606,22 +605,22 @@ def test_empty_samples_and_appended_bytes_are_no_break(tmp_path: Path, dozen: Pa
     last = data.index(b"stsz") + 16 + 4 * 11
     data[last : last + 4] = bytes(4)  # QuickTime writes samples without bytes for frames that change nothing
     (tmp_path / "empty.mp4").write_bytes(data)
-    assert read_clip(tmp_path / "empty.mp4", frames=3, height=32, width=32).info.frames == 11
+    assert read_clip(tmp_path / "empty.mp4", ClipSpec(3, 32, 32)).info.frames == 11
     (tmp_path / "longer.mp4").write_bytes(dozen.read_bytes() + b"appended by a camera")
-    assert read_clip(tmp_path / "longer.mp4", frames=3, height=32, width=32).info.frames == 12
+    assert read_clip(tmp_path / "longer.mp4", ClipSpec(3, 32, 32)).info.frames == 12
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("times", [[0, 10, 20, 1000], [0, 900, 910, 920], [0, 40, 80, 81]])
 def test_a_varying_rate_is_no_break(tmp_path: Path, suffix: str, times: list[int]) -> None:
     path = make(tmp_path / f"varying.{suffix}", numbered(4), times=times)
-    assert read_clip(path, frames=4, height=32, width=32).info.frames == 4
+    assert read_clip(path, ClipSpec(4, 32, 32)).info.frames == 4
 
 
 def test_paths_that_cannot_be() -> None:
     for path in ("", "x" * 5000):
         with pytest.raises(UniViGUError, match=r"empty path|name too long.*Check the path"):
-            read_clip(path, frames=1, height=8, width=8)
+            read_clip(path, ClipSpec(1, 8, 8))
 
 
 def test_an_mp4_without_index_is_refused(tmp_path: Path, dozen: Path) -> None:
@@ -637,11 +636,11 @@ def test_damage_is_an_error_only_where_a_frame_is_needed(tmp_path: Path, whole: 
     path = tmp_path / f"damaged{whole.suffix}"
     path.write_bytes(data)
     if whole.suffix == ".mkv":  # its readers skip damaged parts, which then look like a picture standing still
-        assert read_clip(path, frames=2, height=32, width=32).info.frames < 50
+        assert read_clip(path, ClipSpec(2, 32, 32)).info.frames < 50
         return
     with pytest.raises(UniViGUError, match=r"at [01]\.\d\d s"):
-        read_clip(path, frames=25, height=32, width=32)
-    assert read_clip(path, frames=2, height=32, width=32).pixels.shape[0] == 2
+        read_clip(path, ClipSpec(25, 32, 32))
+    assert read_clip(path, ClipSpec(2, 32, 32)).pixels.shape[0] == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- folders

@@ -1,9 +1,8 @@
-"""Words <-> token ids, and words -> prompt condition.
+"""Prompts -> prompt condition.
 
-The text stream and the prompt condition share one SentencePiece vocabulary (umT5's for the released model). Outside
-ComfyUI the encoder comes from ``transformers``; it is imported when an encoder is built, not before.
+Outside ComfyUI the encoder comes from ``transformers``; it is imported when an encoder is built, not before.
 
-Legend: B batch, L text-stream tokens, S rows of the prompt condition, E encoder width.
+Legend: B batch, S rows of the prompt condition, E encoder width.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint.build import with_weights
 from ..checkpoint.quant import FP8_DTYPES, dequantise, is_companion, scaled_weight
-from ..config import TEXT_STATES, RunConfig
 from ..errors import UniViGUError
-from .assign import with_weights
+from .tokenizer import Tokenizer
 
 SPIECE = "spiece_model"  # the tokenizer inside ComfyUI's files of text encoders
 SHARED = "shared.weight"
@@ -38,123 +36,6 @@ _ORIGINAL_BLOCK = {
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
 _ORIGINAL_NAME = re.compile(r"^(?:blocks\.([0-9]{1,4})\.)?(.+)\.weight$")
-BLANK = re.compile(r"_{2,}")
-
-
-class Tokenizer:
-    """SentencePiece with an end-of-text token at the end, as umT5 uses it.
-
-    How generated text ends is ``end_of_text`` of ``run``: at the first end token (``stop``), or end tokens are left out
-    as padding is and the words behind them are read too (``skip``, as the release does)."""
-
-    def __init__(self, model: bytes, run: RunConfig) -> None:
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise UniViGUError(
-                f"the tokenizer needs sentencepiece, which does not import ({error}): pip install sentencepiece"
-            ) from None
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
-        self.proto = model
-        self.run = run
-
-    @classmethod
-    def from_file(cls, path: Path, run: RunConfig) -> Tokenizer:
-        """From ``spiece.model`` of a Wan or umT5 folder."""
-        if not path.is_file():
-            raise UniViGUError(f"{path}: no such file; expected the SentencePiece model of the umT5 tokenizer")
-        try:
-            return cls(path.read_bytes(), run)
-        except UniViGUError as error:
-            raise UniViGUError(f"{path}: {error}") from None
-
-    @property
-    def size(self) -> int:
-        """Pieces of the vocabulary; the checkpoint's embedding may have spare rows beyond."""
-        return self._pieces.get_piece_size()
-
-    def ids(self, text: str, end: bool = True) -> list[int]:
-        """Token ids of a text, with the end-of-text token unless told otherwise."""
-        return [*self._pieces.encode(text.strip()), *([self.run.eos_token] if end else [])]
-
-    def text(self, ids: Sequence[int] | Tensor) -> str:
-        """Words of one row of ids, up to the first end-of-text unless the model's way is ``skip``; end tokens, padding
-        and ids beyond the vocabulary are left out."""
-        words: list[int] = []
-        for i in ids.cpu().tolist() if isinstance(ids, Tensor) else ids:
-            if i == self.run.eos_token and self.run.end_of_text != "skip":
-                break
-            if i not in (self.run.pad_token, self.run.eos_token) and 0 <= i < self.size:
-                words.append(i)
-        return self._pieces.decode(words).strip()
-
-    def stream(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.
-
-        Raises UniViGUError for a text that does not fit."""
-        rows = [self.ids(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > length:
-                raise UniViGUError(
-                    f"the text has {len(row)} tokens and the text stream {length}: shorten "
-                    f"{_shown(text)} or ask for a longer text stream"
-                )
-        return self._padded(rows, length)
-
-    def context(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids ``[B,S]`` for the text encoder, padded, and the mask of real tokens.
-
-        Raises UniViGUError for a prompt that does not fit."""
-        rows, length = [self.ids(prompt) for prompt in prompts], self.run.context_length
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > length:
-                raise UniViGUError(
-                    f"the prompt has {len(row)} tokens and this model reads {length}: shorten {_shown(prompt)} "
-                    "(words that its tokenizer does not know are spelled out, a token a letter)"
-                )
-        return self._padded(rows, length)
-
-    def _padded(self, rows: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
-        ids = torch.full((len(rows), length), self.run.pad_token, dtype=torch.long)
-        for target, row in zip(ids, rows, strict=True):
-            target[: len(row)] = torch.tensor(row)
-        # The mask follows the lengths, not the ids: a text may hold the pad token's id as a piece.
-        return ids, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-
-    def template(self, text: str, widths: Sequence[int], length: int) -> Tensor:
-        """Pinned ids ``[L]`` of a template with blanks (two or more underscores), -1 where the model may choose.
-
-        ``widths`` gives the tokens of each blank; a blank at the very end takes everything that is left, and a
-        template that ends in words is closed with the end-of-text token and padding.
-        Raises UniViGUError when it does not fit.
-        """
-        parts = BLANK.split(text.strip())
-        open_end = parts[-1].strip() == ""
-        pinned: list[int] = []
-        for part, width in zip(parts, [*widths, 0], strict=True):
-            pinned += [*(self.ids(part, end=False) if part.strip() else []), *[-1] * width]
-        if not open_end:
-            pinned.append(self.run.eos_token)
-        if len(pinned) > length:
-            raise UniViGUError(
-                f"the template needs {len(pinned)} tokens and the text stream has {length}: shorten "
-                f"{_shown(text)} or ask for a longer text stream"
-            )
-        rest = -1 if open_end else self.run.pad_token
-        return torch.tensor(pinned + [rest] * (length - len(pinned)))
-
-
-def blanks(text: str) -> tuple[int, bool]:
-    """How many blanks a template has, and whether it ends in one."""
-    parts = BLANK.split(text.strip())
-    return len(parts) - 1, len(parts) > 1 and parts[-1].strip() == ""
-
-
-def _shown(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -181,7 +62,7 @@ def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Module:
-    """An encoder without weights worth having; ``text_states`` as in ``TextEncoder``."""
+    """A freshly initialised encoder; ``text_states`` as in ``TextEncoder``."""
     try:
         import transformers
     except ImportError as error:
@@ -189,17 +70,14 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
             f"the text encoder needs transformers, which does not import ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
-    common: dict[str, Any] = {
-        **sizes,
-        "feed_forward_proj": "gated-gelu",
-        "dropout_rate": 0.0,
-        "is_encoder_decoder": False,
+    kinds: dict[str, tuple[Any, Any]] = {
+        "umT5": (transformers.UMT5EncoderModel, transformers.UMT5Config),
+        "release": (transformers.T5EncoderModel, transformers.T5Config),
     }
-    if text_states == "umT5":
-        return transformers.UMT5EncoderModel(transformers.UMT5Config(**common))
-    if text_states == "release":
-        return transformers.T5EncoderModel(transformers.T5Config(**common))
-    raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(TEXT_STATES)}")
+    if text_states not in kinds:
+        raise UniViGUError(f"text states are {text_states!r}; expected one of {', '.join(kinds)}")
+    model, config = kinds[text_states]
+    return model(config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False))
 
 
 def encoder_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -217,12 +95,10 @@ def encoder_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]
 
 def _hugging_face(name: str) -> str:
     match = _ORIGINAL_NAME.match(name)
-    if match is None:
-        return name
-    if match[1] is None:
-        return f"{_ORIGINAL[match[2]]}.weight" if match[2] in _ORIGINAL else name
-    inside = _ORIGINAL_BLOCK.get(match[2])
-    return name if inside is None else f"encoder.block.{match[1]}.{inside}.weight"
+    block, inside = match.groups() if match else (None, "")
+    if block is None:
+        return f"{_ORIGINAL[inside]}.weight" if inside in _ORIGINAL else name
+    return f"encoder.block.{block}.{_ORIGINAL_BLOCK[inside]}.weight" if inside in _ORIGINAL_BLOCK else name
 
 
 class _Stored(nn.Module):
@@ -262,6 +138,10 @@ class StoredEmbedding(_Stored):
         return self._values(self.stored[ids.to(self.stored.device)], torch.float32).to(ids.device)
 
 
+_STORED: dict[type, type[_Stored]] = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}
+_SMALL_DTYPES = {*FP8_DTYPES, torch.float16, torch.bfloat16}
+
+
 def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn.Module:
     """A umT5 encoder from its weights, without a second copy of them.
 
@@ -271,46 +151,48 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
     The embedding is one tensor, not two.
     Raises UniViGUError for another encoder, an incomplete one, and for what is quantised in other ways.
     """
-    stored, scales = encoder_names(weights)
+    stored, scaled = encoder_names(weights)
     found = {name: weights[there] for name, there in stored.items()}
+    scales = {name: weights[there] for name, there in scaled.items()}
     with torch.device("meta"):
         encoder = build_encoder(encoder_config(found), text_states)
-    for name in scales:
-        if weights[scales[name]].numel() != 1 or name not in found or not found[name].is_floating_point():
+    for name, scale in scales.items():
+        if scale.numel() != 1 or name not in found or not found[name].is_floating_point():
             raise UniViGUError(
                 f"the text encoder's {name} is quantised in a way that is not read here; expected fp8 with one scale "
                 "per tensor (fp8_e4m3fn_scaled), fp16 or bf16"
             )
-    held: dict[str, _Stored] = {}
-    for name, module in list(encoder.named_modules()):
-        kind = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}.get(type(module))
-        weight = found.get(f"{name}.weight")
-        small = name.endswith("relative_attention_bias") or name == "encoder.embed_tokens"
-        if kind is None or weight is None or small or weight.dtype not in (*FP8_DTYPES, torch.float16, torch.bfloat16):
-            continue
-        if weight.shape != module.weight.shape:
-            break  # said by what follows
-        scale = scales.get(f"{name}.weight")
-        held[name] = kind(weight, None if scale is None else weights[scale])
-    encoder_weights = {n: w for n, w in found.items() if n.removesuffix(".weight") not in held}
-    for name, part in held.items():
-        encoder.set_submodule(name, part)
-        encoder_weights[f"{name}.stored"] = part.stored
-    for name, scale in scales.items():
-        if name in encoder_weights:
-            encoder_weights[name] = dequantise(encoder_weights[name], weights[scale])
+    tensors = _place_matrices(encoder, found, scales)
+    missing = sorted(encoder.state_dict().keys() - tensors.keys())
+    if missing:
+        raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
+    tensors = {name: tensors[name] for name in encoder.state_dict()}
+    return with_weights(encoder, tensors, "the text encoder's tensors do not fit each other")
+
+
+def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put layers that keep fp8 and half-precision weights as stored into the encoder; all its tensors by name."""
+    layers = {
+        f"{name}.weight": module
+        for name, module in encoder.named_modules()
+        if type(module) in _STORED and not name.endswith(("relative_attention_bias", "encoder.embed_tokens"))
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, weight in found.items():
+        layer: Any = layers.get(name)
+        if layer is not None and weight.dtype in _SMALL_DTYPES and weight.shape == layer.weight.shape:
+            kept = _STORED[type(layer)](weight, scales.get(name))
+            encoder.set_submodule(name.removesuffix(".weight"), kept)
+            tensors[name.removesuffix("weight") + "stored"] = kept.stored
+        else:
+            tensors[name] = dequantise(weight, scales[name]) if name in scales else weight
     shared = encoder.get_submodule("shared")
     encoder.set_submodule("encoder.embed_tokens", shared)
     end = "stored" if isinstance(shared, StoredEmbedding) else "weight"
-    encoder_weights[f"encoder.embed_tokens.{end}"] = encoder_weights[f"shared.{end}"]
-    if held:
-        encoder_weights = {n: w if n.endswith(".stored") else w.float() for n, w in encoder_weights.items()}
-    wanted = encoder.state_dict().keys()
-    missing = sorted(set(wanted) - set(encoder_weights))
-    if missing:
-        raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
-    encoder_weights = {name: tensor for name, tensor in encoder_weights.items() if name in wanted}
-    return with_weights(encoder, encoder_weights, "the text encoder's tensors do not fit each other")
+    tensors[f"encoder.embed_tokens.{end}"] = tensors[f"shared.{end}"]
+    if not any(isinstance(module, _Stored) for module in encoder.modules()):
+        return tensors
+    return {name: tensor if name.endswith(".stored") else tensor.float() for name, tensor in tensors.items()}
 
 
 def move_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:

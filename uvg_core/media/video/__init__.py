@@ -1,0 +1,12 @@
+"""Video files <-> pixels, all with PyAV; ffmpeg need not be installed.
+
+Legend: T frames, H rows, W columns; the last axis is RGB. "Shown" sizes are those on screen, after non-square pixels
+and rotation. Timestamps are integers in the stream's own unit, ``time_base`` seconds each.
+"""
+
+from .clip import Clip, ClipInfo, ClipSpec
+from .read import fit_pixels, probe, read_clip
+from .source import find_clips
+from .write import write_video
+
+__all__ = ["Clip", "ClipInfo", "ClipSpec", "find_clips", "fit_pixels", "probe", "read_clip", "write_video"]

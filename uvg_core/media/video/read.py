@@ -1,0 +1,184 @@
+"""Read a clip: only the frames that are needed are decoded."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UniViGUError
+from .clip import Clip, ClipInfo, ClipSpec, describe_fit, require_frames
+from .pictures import fit, rotation, shown_size, upright
+from .source import Source
+from .timeline import Timeline, scan
+
+# Skipping fewer frames than this by a seek costs more than decoding them.
+_SEEK_FROM = 16
+
+
+def probe(path: str | Path) -> ClipInfo:
+    """Look at a video without reading it whole: header and first frame; a file whose header tells neither length nor
+    frame count is scanned (not decoded). Raises UniViGUError like ``read_clip``."""
+    with Source(path) as source:
+        first = next(source.frames(), None)
+        if first is None:
+            raise source.broken(0.0)
+        rate, seconds = source.rate, source.header_seconds()
+        count = source.stream.frames or round(seconds * rate)
+        if not count or not seconds:
+            source.rewind()
+            timeline = scan(source)
+            count, rate, seconds = len(timeline.times), timeline.rate, timeline.seconds
+        return _info(source, first, count, rate, seconds)
+
+
+def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: float | None = None) -> Clip:
+    """Read the frames that ``spec`` asks for; ``start`` and ``seconds`` choose a part of the clip.
+
+    Any container, codec, size, length and frame rate that PyAV reads, GIFs and still pictures too. At each of the
+    evenly spread times the frame on screen is taken (of one frame: the first); a clip with fewer frames repeats some.
+    The picture is turned upright, scaled to cover the target (bicubic, anti-aliased; small ones are enlarged) and
+    centre-cropped. Transparent parts become black.
+
+    Only what is needed is decoded: the file is scanned once for timestamps, then read from the nearest keyframes.
+    Memory holds a few source frames and the result.
+
+    Raises UniViGUError naming the file, what was found and what to do: nothing there, a folder, empty, no video in
+    it, breaks off, or (with the second) damaged where a frame is needed; also for sizes below 1.
+    """
+    spec.require_valid(path)
+    with Source(path) as source:
+        timeline = scan(source)
+        while True:
+            part = timeline.part(start, seconds)
+            if not part.times:
+                raise UniViGUError(
+                    f"{path}: no frames in the part from {start:g} s; the clip is {timeline.seconds:.3g} s long"
+                )
+            chosen = part.spread(spec)
+            try:
+                pixels, frame, scaled = _decoded(source, timeline, chosen, spec)
+                break
+            except _Recount as found:  # at most twice: once for the order, once for the number
+                source.rewind()
+                timeline = Timeline.counted(found.args[0], source.rate)
+        info, shown = (_info(source, frame, len(t.times), timeline.rate, t.seconds) for t in (timeline, part))
+    length = ""
+    if shown.frames != info.frames:
+        length = f"{shown.duration:.1f} s ({info.fps:.4g} fps), the part from {start:.1f} s of {info.duration:.1f} s"
+    return Clip(pixels, info, describe_fit(shown, spec, chosen, scaled, length))
+
+
+def fit_pixels(pixels: Tensor, spec: ClipSpec, *, rate: float | None = None) -> tuple[Tensor, str]:
+    """Frames in memory, uint8 ``[T,H,W,3]``, as ``read_clip`` would give them, and the note on what was done.
+
+    ``rate`` is how many of them make a second; without it ``spec.fps`` has no meaning and raises UniViGUError.
+    """
+    require_frames(pixels, "images")
+    if spec.fps is not None and rate is None:
+        raise UniViGUError(
+            f"fps is {spec.fps:g}, but a batch of images has no frame rate; set it to 0, or connect a VIDEO"
+        )
+    timeline = Timeline.counted(len(pixels), rate or 1.0)
+    chosen = timeline.spread(spec)
+    rows, columns = pixels.shape[1:3]
+    fitted = [fit(pixels[n], (rows, columns), spec) for n in chosen]
+    info = ClipInfo(Path("images"), columns, rows, timeline.rate, len(pixels), timeline.seconds)
+    note = describe_fit(info, spec, chosen, fitted[0][1], "" if rate else "the batch")
+    return torch.stack([picture for picture, _ in fitted]), note
+
+
+def _decoded(
+    source: Source, timeline: Timeline, chosen: Sequence[int], spec: ClipSpec
+) -> tuple[Tensor, Any, tuple[int, int]]:
+    """The chosen frames as ``[T,H,W,3]``, one decoded frame, and the size (rows, columns) before cropping."""
+    pictures: dict[int, Tensor] = {}
+    for time, frame in (_by_time if timeline.timed else _by_count)(source, timeline, sorted(set(chosen))):
+        pictures[time], scaled = fit(upright(frame), shown_size(frame, source.stream), spec)
+        one = frame
+    return torch.stack([pictures[time] for time in chosen]), one, scaled
+
+
+def _info(source: Source, frame: Any, count: int, rate: float, seconds: float) -> ClipInfo:
+    height, width = shown_size(frame, source.stream)
+    return ClipInfo(source.path, width, height, rate, count, seconds, rotation(frame))
+
+
+class _Recount(Exception):
+    """Frames must be counted, with so many to expect: their timestamps are wrong, or there are fewer than packets."""
+
+
+class _Cursor:
+    """A place in the decoded stream, moving forward in time.
+
+    shown   the last frame passed, the one on screen
+    ahead   the frame after it, if it had to be decoded to know that
+    """
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count = source, count
+        self.begin()
+
+    def begin(self) -> None:
+        """Decode from where the source is."""
+        self.frames, self.shown, self.ahead = self.source.frames(), None, None
+
+    def jump(self, keyframe: int) -> bool:
+        """Go to a keyframe; False, and nowhere in particular, when the container did not lead to it."""
+        if not self.source.seek(keyframe):
+            return False
+        self.begin()
+        self.ahead = frame = next(self.frames, None)
+        return frame is not None and frame.key_frame and frame.pts is not None and frame.pts <= keyframe
+
+    def advance(self, time: int) -> Any:
+        """The frame on screen at ``time``, or None where decoding has passed it already or found nothing."""
+        while self.shown is None or self.shown.pts != time:
+            frame = self.ahead if self.ahead is not None else next(self.frames, None)
+            if frame is not None and (frame.pts is None or (self.shown is not None and frame.pts < self.shown.pts)):
+                raise _Recount(self.count)
+            self.ahead = frame
+            if frame is None or frame.pts > time:
+                break
+            self.shown, self.ahead = frame, None
+        return self.shown
+
+
+def _by_time(source: Source, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, Any]]:
+    """Each wanted time with the frame on screen then; jumps to keyframes where that saves decoding.
+
+    Raises _Recount where the frames are not in the order of their timestamps."""
+    times, keyframes = timeline.times, timeline.keyframes
+    cursor, here = _Cursor(source, len(times)), times[0]
+    for time in wanted:
+        last = max(bisect_right(keyframes, time) - 1, 0)
+        saved = bisect_right(times, keyframes[last]) - bisect_right(times, here)
+        # A jump may land too late (TS, an index with holes): then from further back, at last from the start.
+        if saved > _SEEK_FROM and not any(cursor.jump(keyframes[max(last - back, 0)]) for back in (0, 2)):
+            source.rewind()
+            cursor.begin()
+        frame = cursor.advance(time)
+        # A packet may rightly give no frame (VP8's hidden references): only with an error is that a gap.
+        if frame is None or (frame.pts != time and source.errors) or frame.is_corrupt:
+            raise source.broken(timeline.second(time))
+        here = time
+        yield time, frame
+
+
+def _by_count(source: Source, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, Any]]:
+    """Each wanted frame number with its frame, decoding from the start. Raises _Recount at a short stream's end."""
+    number, needed = -1, set(wanted)
+    for number, frame in enumerate(source.frames()):
+        if number in needed:
+            if source.errors or frame.is_corrupt:
+                raise source.broken(number / timeline.rate)
+            yield number, frame
+        if number == wanted[-1]:
+            return
+    if source.errors or number < 0:
+        raise source.broken((number + 1) / timeline.rate)
+    raise _Recount(number + 1)

@@ -1,0 +1,166 @@
+"""Video files: found in a folder, and open: packets, frames, and what the header claims."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+
+from ...errors import UniViGUError
+
+# What find_clips picks up; read_clip itself looks at the content, not at the name.
+CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
+
+
+def find_clips(folder: str | Path, *, recursive: bool = True) -> list[Path]:
+    """The video files in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with ``recursive`` those in its
+    subfolders too. Hidden ones and unfinished ones (``*.part``, ``*.part.mp4``) are left out.
+
+    Returns paths that start with ``folder``; maybe none. Raises UniViGUError when ``folder`` is not a folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing there"
+        raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
+    return sorted(
+        path
+        for path in root.glob("**/*" if recursive else "*")
+        if path.suffix.lower() in CLIP_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and not path.stem.endswith(".part")
+        and path.is_file()
+    )
+
+
+class Source:
+    """An open video file. Use as a context manager.
+
+    errors   damaged packets since the last start or seek
+    kind     PyAV's name of the container format
+
+    Raises UniViGUError naming the file where it is missing, empty, or holds no video that PyAV can decode.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        _require_file(path)
+        self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
+        self.errors = 0
+        try:
+            # Absolute, so that a name like "http:x.mp4" is a name; only files, so that a playlist in disguise
+            # reaches nothing else. Not as `options`: with those, older PyAVs (14.2) crash on FLV.
+            whitelist = {"protocol_whitelist": "file"}
+            self.container = av.open(os.path.abspath(self.path), container_options=whitelist)
+        except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+            raise UniViGUError(
+                f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected a "
+                "whole video file; one whose writing or download was cut short must be made again"
+            ) from error
+        self.kind = self.container.format.name
+        is_text = self.kind == "tty"  # ffmpeg rendering a text file
+        attached = 0x400  # the cover of a song
+        videos = [s for s in self.container.streams.video if not is_text and not s.disposition.value & attached]
+        if not videos or videos[0].codec_context is None:
+            kinds = sorted({stream.type for stream in self.container.streams})
+            found = "text" if is_text else f"only {' and '.join(kinds) or 'nothing'}"
+            if videos:
+                found = "a codec that this PyAV cannot decode"
+            self.container.close()
+            raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
+        self.stream = videos[0]
+        self.stream.thread_type = "AUTO"
+        self.stream.codec_context.thread_count = 4  # more threads hold more source frames in memory
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    @property
+    def rate(self) -> float:
+        """Frames per second as the header says; 25 where it is silent (raw streams)."""
+        return float(self.stream.average_rate or getattr(self.stream, "guessed_rate", None) or 25)
+
+    def rewind(self) -> None:
+        """Start over. Reopening works for every format; seeking does not."""
+        self.container.close()
+        self._open()
+
+    def seek(self, time: int) -> bool:
+        """Go to the keyframe at ``time``; False where the container cannot."""
+        try:
+            self.container.seek(time, stream=self.stream, backward=True)
+        except (av.FFmpegError, OSError):
+            return False
+        self.errors = 0
+        return True
+
+    def packets(self) -> Iterator[Any]:
+        """From here to the end; a file that breaks off ends early."""
+        try:
+            yield from self.container.demux(self.stream)
+        except (av.FFmpegError, OSError):
+            self.errors += 1
+
+    def frames(self) -> Iterator[Any]:
+        """Decode from here to the end; damaged packets are passed over and counted in ``errors``."""
+        for packet in self.packets():
+            try:
+                decoded = packet.decode()
+            except (av.FFmpegError, OSError):
+                self.errors += 1
+                continue
+            yield from decoded
+
+    def broken(self, second: float) -> UniViGUError:
+        return UniViGUError(
+            f"{self.path}: the video is damaged or breaks off: no frame can be decoded at {second:.2f} s, where one is "
+            "needed. Copy or download it again, or cut the damaged part away"
+        )
+
+    def header_seconds(self, *, binding: bool = False) -> float:
+        """The length of the video as the header has it, 0 where it has none worth believing. With ``binding`` only
+        where the file must hold that much: elsewhere it is an estimate, or with sound the length of the sound."""
+        stream = self.stream
+        whole = (self.container.duration or 0) / 1_000_000
+        own = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        if self.kind == "mpeg":  # estimated from the bit rate, and badly
+            return 0.0
+        if "mov,mp4" in self.kind:  # an edit list shortens the whole, long sound lengthens it
+            return min(own or whole, whole or own)
+        if "matroska" not in self.kind and self.kind != "flv":
+            return 0.0 if binding else own or whole
+        # These count from zero, not from the first frame.
+        start = float((stream.start_time or 0) * (stream.time_base or 0))
+        try:
+            hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start
+        except ValueError:  # no such tag, or not ffmpeg's
+            certain = len(self.container.streams) == 1 and self.kind != "flv"
+            return max(whole - start, 0.0) if certain or not binding else 0.0
+
+
+def _require_file(path: str | Path) -> None:
+    """Raise UniViGUError unless ``path`` is a file with something in it."""
+    try:
+        entry = os.stat(path)
+        found = (
+            "this is a folder"
+            if stat.S_ISDIR(entry.st_mode)
+            else ""
+            if entry.st_size
+            else "the file is empty (0 bytes)"
+        )
+    except FileNotFoundError:
+        found = "there is no such file" if str(path) else "this is an empty path"
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
+        found = f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
+    if found:
+        raise UniViGUError(f"{path}: {found}; expected a video file. Check the path, or copy the file again")

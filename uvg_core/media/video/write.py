@@ -1,0 +1,86 @@
+"""Write an mp4 that browsers play."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from torch import Tensor
+
+from ...errors import UniViGUError
+from ...io import written_whole
+from .clip import require_frames
+from .pictures import BT709, EXACT, LIMITED, memory_of
+
+# Best first; every one of them makes H.264 that browsers play.
+H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
+
+
+def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
+    """Write an H.264 mp4 that browsers play: yuv420p, BT.709 limited range, index in front.
+
+    ``pixels`` is uint8 ``[T,H,W,3]``, RGB 0-255, on any device; ``fps`` in frames per second. Odd sizes grow by one
+    row or column, a copy of the last, since 4:2:0 needs even ones. The file appears whole or not at all. Raises
+    UniViGUError when there is nothing to write, the values have another form, the name does not end in .mp4, no H.264
+    encoder is present, or the system refuses.
+    """
+    path = Path(path)
+    require_frames(pixels, str(path))
+    if not 0.01 <= fps <= 1000:
+        raise UniViGUError(f"{path}: the frame rate is {fps}; expected 0.01 to 1000 frames per second")
+    if path.suffix.lower() != ".mp4":
+        raise UniViGUError(f"{path}: only mp4 files are written; let the name end in .mp4")
+    encoder = next((name for name in H264_ENCODERS if _exists(name)), None)
+    if encoder is None:
+        raise UniViGUError(
+            f"{path}: this PyAV has no H.264 encoder (looked for {', '.join(H264_ENCODERS)}). Install the one from "
+            "PyPI: pip install --force-reinstall av"
+        )
+    with written_whole(path) as temporary:
+        try:
+            _encode(temporary, pixels, Fraction(float(fps)).limit_denominator(1001), encoder)
+        except OSError:
+            raise  # written_whole words these
+        except (av.FFmpegError, ValueError) as error:
+            raise UniViGUError(
+                f"{path}: the encoder {encoder} failed ({error}); nothing was left under that name. Found "
+                f"{pixels.shape[0]} frames of {pixels.shape[2]}x{pixels.shape[1]}; try a smaller size"
+            ) from error
+
+
+def _exists(encoder: str) -> bool:
+    try:
+        av.Codec(encoder, "w")
+    except ValueError:  # PyAV's UnknownCodecError
+        return False
+    return True
+
+
+def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str) -> None:
+    height, width = pixels_THWC.shape[1:3]
+    rows, columns = height + height % 2, width + width % 2
+    with av.open(os.path.abspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream: Any = container.add_stream(encoder, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        if encoder == "libx264":
+            stream.options = {"crf": "13"}
+        else:  # these know no constant quality: half a bit per pixel is plenty
+            stream.bit_rate = max(1_000_000, round(0.5 * rows * columns * rate))
+        for number, picture in enumerate(pixels_THWC):
+            packed = av.VideoFrame(columns, rows, "rgb24")
+            memory = memory_of(packed, 3)
+            memory[:height, :width] = picture.to(memory.device)
+            memory[height:] = memory[height - 1 : height]
+            memory[:, width:] = memory[:, width - 1 : width]
+            frame = packed.reformat(
+                format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED, interpolation=EXACT
+            )
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

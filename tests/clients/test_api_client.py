@@ -111,11 +111,11 @@ class Handler(BaseHTTPRequestHandler):
         proof = base64.b64encode(hashlib.sha1(key.encode()).digest())
         if self.script.websocket == "is a page":
             proof = b"none"
-        greeting = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: " + proof + b"\r\n\r\n"
-        self.wfile.write(greeting + b"".join(self.script.frames))
+        greeting = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self.wfile.write(greeting + b"Sec-WebSocket-Accept: " + proof + b"\r\n\r\n" + b"".join(self.script.frames))
         self.close_connection = True
         if self.script.websocket == "holds":
-            while received := self.connection.recv(1000):
+            while self.script.heard[-8:-6] != b"\x88\x82" and (received := self.connection.recv(1000)):  # its goodbye
                 self.script.heard += received
 
     def log_message(self, *_: object) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import ssl
@@ -33,7 +32,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +50,6 @@ except ImportError as missing:
 Graph = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}, "_meta": {"title": ...}}
 
 SERVER = "http://127.0.0.1:8188"
-PORTS = {"http": 80, "https": 443}
 HTTP_SECONDS = 60.0  # for one answer; a server that loads a large model can be slow to answer
 QUIET_SECONDS = 5.0  # after so long without a message from the websocket, the history is checked
 POLL_SECONDS = 0.5  # between looks at the history when there is no websocket
@@ -95,7 +92,7 @@ class Result:
     seconds: float
 
 
-OnEvent = Callable[[Event], object] | None
+OnEvent = Callable[[Event], object]
 
 
 class Client:
@@ -110,15 +107,14 @@ class Client:
             usable = (address.hostname or "").encode("idna") and address.port != 0 and address.username is None
         except ValueError:  # a port that is no number, a name that cannot be one
             usable = False
-        if not usable or address.scheme not in PORTS:
+        if not usable or address.scheme not in ("http", "https"):
             raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
         self.server = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
-        self._address = address.hostname, address.port or PORTS[address.scheme]
+        self._address = address.hostname, address.port or (443 if address.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), limits=limits)
+        self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
 
-    def run(self, graph: Graph, on_event: OnEvent = None, timeout: float | None = None) -> Result:
+    def run(self, graph: Graph, on_event: OnEvent | None = None, timeout: float | None = None) -> Result:
         """Queue a workflow, follow it to its end and return its texts and files.
 
         Progress comes over the websocket; where there is none, or when it drops, the run is followed by polling the
@@ -133,7 +129,7 @@ class Client:
             websocket = self._listen(stack, name)  # before queueing, to miss nothing
             prompt_id = self.queue(graph, name)
             try:
-                entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event)
+                entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event or (lambda _: None))
             except BaseException:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
@@ -147,7 +143,9 @@ class Client:
         of a half-wrong workflow; here such a workflow is taken back.
         """
         request = {"prompt": graph} if client_id is None else {"prompt": graph, "client_id": client_id}
-        response = self._send("/prompt", request, explain=partial(_refusal, graph))
+        response = self._send("/prompt", request)
+        if not response.is_success:
+            raise ClientError(_refusal(graph, response))
         answer = _read_object(response, "prompt_id")
         if answer.get("node_errors"):
             self.interrupt(answer["prompt_id"])
@@ -157,26 +155,21 @@ class Client:
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Cancel a prompt, waiting or running; without an id, whatever runs now. No error when there is none."""
         if prompt_id is not None:
-            self._send("/queue", {"delete": [prompt_id]})
-        self._send("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id})
+            _check(self._send("/queue", {"delete": [prompt_id]}))
+        _check(self._send("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id}))
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
 
         A file of the same name and other contents is not overwritten: the name is then a new one.
         """
-
-        def explain(response: httpx.Response) -> str:
-            refusal = f"{path}: the server refused the upload with status {response.status_code}"
-            hint = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
-            return refusal + (hint if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else "")
-
         try:
             with open(path, "rb") as file:
-                response = self._send("/upload/image", files={"image": file}, explain=explain)
+                answer = _read_object(self._send("/upload/image", files={"image": file}), "name")
         except OSError as error:
             raise ClientError(f"{path}: could not be read ({error.strerror}); name a file that exists") from error
-        answer = _read_object(response, "name")
+        except ClientError as error:
+            raise ClientError(f"{path}: {error}") from error
         return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
@@ -184,22 +177,19 @@ class Client:
 
         The folder is made when missing. Nothing is overwritten: a name that is taken gets a number.
         """
-        name = Path(file.filename.replace("\\", "/")).name  # never outside the folder, whatever the server says
-        if not name:
-            raise ClientError(f"the server offers a file without a name: {file}")
-        path = Path(folder, name)
+        # Never outside the folder, whatever the server says.
+        path = Path(folder, Path(file.filename.replace("\\", "/")).name or "unnamed")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
         request = self._http.stream("GET", f"{self.server}/view", params=query, timeout=HTTP_SECONDS)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with request as response, TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-                if not response.is_success:
-                    raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}")
+                _check(response)
                 with Path(temporary, "part").open("wb") as target:
                     target.writelines(response.iter_bytes())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
                 final = next(free for free in chain([path], numbered) if not free.exists())
-                os.replace(target.name, final)
+                Path(target.name).replace(final)
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(f"{path}: could not be brought from {self.server} ({error})") from error
         return final
@@ -217,8 +207,7 @@ class Client:
             url = f"ws{self.server.removeprefix('http')}/ws?clientId={name}"
             # A busy server would answer pings too late; previews can be larger than the library's limit.
             options = {"proxy": None, "compression": None, "ping_interval": None, "max_size": None}
-            websocket = connect(url, sock=opened, open_timeout=HTTP_SECONDS, close_timeout=1, **options)
-            return stack.enter_context(websocket)
+            return stack.enter_context(connect(url, sock=opened, open_timeout=HTTP_SECONDS, close_timeout=1, **options))
         except (OSError, ValueError, WebSocketException):
             return None  # if the server cannot be reached at all, queueing reports it
 
@@ -227,8 +216,7 @@ class Client:
         lost = unanswered = 0
         for event in events:
             if event is not None:
-                if on_event is not None:
-                    on_event(event)
+                on_event(event)
                 if event.type != "executing" or event.data.get("node") is not None:
                     continue  # the server's last event of a run is that it executes no node
             try:
@@ -257,26 +245,28 @@ class Client:
         """GET a route that answers with a JSON object, with the keys ``needs`` in it."""
         return _read_object(self._send(route), *needs)
 
-    def _send(
-        self, route: str, request: Any = None, explain: Callable[[httpx.Response], str] | None = None, **body: Any
-    ) -> httpx.Response:
-        """GET a route, or POST ``request`` as JSON or another body to it. ``explain`` words a refusal."""
+    def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
+        """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
         if request is not None:  # httpx's own ``json=`` refuses NaN, which a workflow may hold
             body = {"content": json.dumps(request), "headers": {"Content-Type": "application/json"}}
         try:
-            method = "POST" if body else "GET"
-            response = self._http.request(method, self.server + route, timeout=HTTP_SECONDS, **body)
+            return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             hint = "start ComfyUI there, or give the address that it prints at its start"
             raise ClientError(f"{self.server} does not answer ({error}); {hint}") from error
-        if not response.is_success:
-            answered = f"{response.url} answered {response.status_code} {response.reason_phrase}"
-            raise ClientError(explain(response) if explain else answered)
-        return response
+
+
+def _check(response: httpx.Response) -> None:
+    """Raise ClientError when an answer is a refusal."""
+    too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
+    if not response.is_success:
+        hint = too_large if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
+        raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
 
 
 def _read_object(response: httpx.Response, *needs: str) -> dict[str, Any]:
     """The JSON object with the keys ``needs`` in an answer. Raises ClientError when there is none."""
+    _check(response)
     with suppress(ValueError):
         answer = response.json()
         if isinstance(answer, dict) and all(key in answer for key in needs):
@@ -298,15 +288,14 @@ def _events(websocket: ClientConnection | None, prompt_id: str, timeout: float |
             event = _read_event(websocket.recv(min(QUIET_SECONDS, left)))
         except TimeoutError:
             yield None
-        except (OSError, ValueError, WebSocketException):  # it dropped, or sends what is no message of ComfyUI's
+        except (OSError, TypeError, ValueError, WebSocketException):  # it dropped, or sends no messages of ComfyUI's
             websocket = None
         else:
-            if event is None or event.data.get("prompt_id", prompt_id) != prompt_id:
-                continue
-            # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
-            running = running or event.type == "execution_start"
-            if running or event.type not in ("progress_text", "preview"):
-                yield event
+            if event is not None and event.data.get("prompt_id", prompt_id) == prompt_id:
+                # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
+                running = running or event.type == "execution_start"
+                if running or event.type not in ("progress_text", "preview"):
+                    yield event
     raise ClientError(f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log")
 
 
@@ -314,7 +303,7 @@ def _read_event(message: str | bytes) -> Event | None:
     """Read one message of ComfyUI's websocket; None for kinds that are unknown here. Raises ValueError for no JSON."""
     if isinstance(message, str):
         found = json.loads(message)
-        return Event(str(found.get("type")), found.get("data") or {}) if isinstance(found, dict) else None
+        return Event(str(found.get("type")), dict(found.get("data") or {})) if isinstance(found, dict) else None
     kind, size = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
     if kind == 1:  # a preview: its format (JPEG or PNG), which the picture itself tells too, and the picture
         return Event("preview", {"image": message[8:]})
@@ -333,20 +322,19 @@ def _called(graph: Graph, node_id: str, class_type: str | None = None) -> str:
 
 def _refusal(graph: Graph, response: httpx.Response) -> str:
     """ComfyUI's reasons for refusing a workflow: one line for each node and input."""
-
-    def reason(error: dict[str, Any], name: str | None = None) -> str:
-        details = error.get("details")
-        return error["message"] + (f" ({details})" if details and details != name else "")
-
-    lines = ["the server refused the workflow:"]
     try:
         answer = response.json()
-        for node_id, node in (answer.get("node_errors") or {}).items():
-            for error in node["errors"]:
-                name = (error.get("extra_info") or {}).get("input_name")
-                where = _called(graph, node_id, node.get("class_type")) + (f', input "{name}"' if name else "")
-                lines.append(f"{where}: {reason(error, name)}")
-        return "\n  ".join(lines if len(lines) > 1 else [*lines, reason(answer["error"])])
+        found = [
+            (_called(graph, node_id, node.get("class_type")), error)
+            for node_id, node in (answer.get("node_errors") or {}).items()
+            for error in node["errors"]
+        ]
+        lines = ["the server refused the workflow:"]
+        for node, error in found or [("", answer["error"])]:
+            name, details = (error.get("extra_info") or {}).get("input_name"), error.get("details")
+            where = node + (f', input "{name}"' if name else "") + (": " if node else "")
+            lines.append(where + error["message"] + (f" ({details})" if details and details != name else ""))
+        return "\n  ".join(lines)
     except (ValueError, KeyError, TypeError, AttributeError):
         start = " ".join(response.text[:200].split())
         return f"the server refused the workflow with status {response.status_code}: {start}"
@@ -379,15 +367,14 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
 
 def read_workflow(path: str | Path) -> Graph:
     """Read a workflow in API form. Raises ClientError with the file and what it is instead."""
-    export = "export it from ComfyUI with File, Export (API)"
     try:
         graph = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ClientError(f"{path}: could not be read ({error.strerror}); name a workflow in API form") from error
     except ValueError as error:
-        raise ClientError(f"{path}: is not JSON ({error}); {export}") from error
+        raise ClientError(f"{path}: is not JSON ({error}); export it from ComfyUI with File, Export (API)") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise ClientError(f"{path}: is in the form of the canvas; {export}")
+        raise ClientError(f"{path}: is in the form of the canvas; export it from ComfyUI with File, Export (API)")
     if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
         raise ClientError(f"{path}: is no workflow; expected node ids with class_type and inputs, the API form")
     return graph
@@ -493,8 +480,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a caption may hold letters that an old console lacks
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(description=__doc__, formatter_class=layout, usage="%(prog)s [WORKFLOW] [options]")
+    parser = _Parser(description=__doc__, usage="%(prog)s [WORKFLOW] [options]")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     upload = "copy a file to ComfyUI's input folder and print its name there; may be repeated"
     add("workflow", nargs="?", type=Path, help="a workflow in API form")

@@ -2,7 +2,9 @@
 # requires-python = ">=3.10"
 # dependencies = ["httpx>=0.28", "websockets>=15"]
 # ///
-"""Run a ComfyUI workflow from the command line or from Python. Needs ``pip install httpx websockets``.
+"""Run a ComfyUI workflow from the command line or from Python.
+
+It needs httpx and websockets: ``pip install httpx websockets``, or start it with ``uv run`` in place of ``python``.
 
     python clients/api_client.py text_to_video.json --set Prompt.value="a red circle" --set 5.seed=7 -o out
     python clients/api_client.py caption.json --set "Load Video.file=@my.mp4"
@@ -235,7 +237,9 @@ class Client:
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
-        raise ClientError(f"{self.server} no longer knows prompt {prompt_id}; queue the workflow again")
+        raise ClientError(
+            f"{self.server} no longer knows prompt {prompt_id} (deleted, or a restart); queue the workflow again"
+        )
 
     def _is_queued(self, prompt_id: str) -> bool:
         queue = self._json("/queue", "queue_running", "queue_pending")

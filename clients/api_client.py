@@ -238,7 +238,8 @@ class Client:
             if lost > 1:
                 break
         raise ClientError(
-            f"{self.server} no longer knows prompt {prompt_id} (deleted, or a restart); queue the workflow again"
+            f"{self.server} no longer knows prompt {prompt_id}: it was taken from the queue, or the server was "
+            "restarted; queue the workflow again"
         )
 
     def _is_queued(self, prompt_id: str) -> bool:

@@ -1,4 +1,10 @@
-"""Run a ComfyUI workflow from the command line or from Python. Needs nothing but Python 3.10 or later.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["httpx>=0.28", "websockets>=15"]
+# ///
+"""Run a ComfyUI workflow from the command line or from Python.
+
+It needs httpx and websockets: ``pip install httpx websockets``, or start it with ``uv run`` in place of ``python``.
 
     python clients/api_client.py text_to_video.json --set Prompt.value="a red circle" --set 5.seed=7 -o out
     python clients/api_client.py caption.json --set "Load Video.file=@my.mp4"
@@ -18,43 +24,42 @@ into a folder. The exit code is 0 or 1; errors begin with ``error:``. Ctrl-C can
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
-import http.client
 import json
-import os
 import shutil
 import socket
 import ssl
-import struct
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
+
+try:
+    import httpx
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import ClientConnection, connect
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f'error: {missing.name} is not installed; run: pip install "httpx>=0.28" "websockets>=15"')
 
 Graph = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}, "_meta": {"title": ...}}
 
 SERVER = "http://127.0.0.1:8188"
 HTTP_SECONDS = 60.0  # for one answer; a server that loads a large model can be slow to answer
-QUIET_SECONDS = 5.0  # a websocket that says nothing for so long is checked against the history
+QUIET_SECONDS = 5.0  # after so long without a message from the websocket, the history is checked
 POLL_SECONDS = 0.5  # between looks at the history when there is no websocket
 PATIENCE = 10  # so many unanswered looks (of HTTP_SECONDS each) mean that the server is gone and not just busy
-FINAL = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class ClientError(Exception):
     """What went wrong, what was expected and what to do about it, in words for the person who runs the workflow."""
-
-
-class _NoAnswerYet(ClientError):
-    """The server took longer than HTTP_SECONDS: it may be gone, or busy with the very run that is asked about."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Event:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file that a run left on the server: of which node, and where ComfyUI's /view finds it."""
+    """A file that a run left on the server: the node that made it, and where ComfyUI's /view finds it."""
 
     node: str
     filename: str
@@ -81,7 +86,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. ``texts``: node id -> what it shows; ``seconds``: from queueing to the end."""
+    """What a run gave. ``texts``: node id -> the texts it shows; ``seconds``: from queueing to the end."""
 
     prompt_id: str
     texts: dict[str, list[str]]
@@ -89,54 +94,49 @@ class Result:
     seconds: float
 
 
+OnEvent = Callable[[Event], object]
+
+
 class Client:
-    """A ComfyUI server, by its address. Holds no state of a run: one client may serve many runs and threads.
+    """A ComfyUI server at an address. Holds no state of a run: one client may serve many runs and threads.
 
     Every method raises ClientError, and nothing else, when the server cannot be reached or refuses.
     """
 
     def __init__(self, server: str = SERVER) -> None:
-        address = urlsplit(server if "://" in server else f"http://{server}")
         try:
-            usable = address.scheme in ("http", "https") and address.port != 0 and address.hostname
-            (address.hostname or "").encode("idna")
+            address = urlsplit(server if "://" in server else f"http://{server}")
+            usable = (address.hostname or "").encode("idna") and address.port != 0 and address.username is None
         except ValueError:  # a port that is no number, a name that cannot be one
-            usable = None
-        if not usable or address.username is not None:
+            usable = False
+        if not usable or address.scheme not in ("http", "https"):
             raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
         self.server = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
-        # ComfyUI runs on this machine or beside it: a proxy for the internet would only be in the way.
-        self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._address = address.hostname, address.port or (443 if address.scheme == "https" else 80)
+        # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
+        self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
 
-    def run(
-        self, graph: Graph, on_event: Callable[[Event], None] | None = None, timeout: float | None = None
-    ) -> Result:
-        """Queue a workflow, follow it to its end and say what it left.
+    def run(self, graph: Graph, on_event: OnEvent | None = None, timeout: float | None = None) -> Result:
+        """Queue a workflow, follow it to its end and return its texts and files.
 
-        Progress comes over the websocket; where there is none, or when it drops, the run is followed by asking again
-        and again. Whether it succeeded is always read from the history.
+        Progress comes over the websocket; where there is none, or when it drops, the run is followed by polling the
+        server. Whether it succeeded is always read from the history.
 
         ``on_event`` is called with the events of this run, in this thread. ``timeout`` is in seconds and includes the
         wait in the queue. A run that is given up (timeout, Ctrl-C, an exception in ``on_event``) is cancelled on the
         server. Raises ClientError when the workflow is refused, fails, is interrupted or does not end in time.
         """
-        started = time.monotonic()
-        name = uuid.uuid4().hex
-        websocket = self._listen(name)  # before queueing, to miss nothing
-        try:
+        started, name = time.monotonic(), uuid.uuid4().hex
+        with ExitStack() as stack:
+            websocket = self._listen(stack, name)  # before queueing, to miss nothing
             prompt_id = self.queue(graph, name)
             try:
-                entry = self._follow(prompt_id, websocket, on_event, timeout)
+                entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event or (lambda _: None))
             except BaseException:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
                 raise
-        finally:
-            if websocket is not None:
-                websocket.close()
-        _raise_failure(entry, graph)
-        texts, files = _outputs(entry)
-        return Result(prompt_id, texts, files, time.monotonic() - started)
+        return Result(prompt_id, *_read_history(entry, graph), time.monotonic() - started)
 
     def queue(self, graph: Graph, client_id: str | None = None) -> str:
         """Put a workflow in the queue and return its prompt id.
@@ -144,428 +144,230 @@ class Client:
         Raises ClientError with every node and input that ComfyUI refuses. ComfyUI itself would run the healthy half
         of a half-wrong workflow; here such a workflow is taken back.
         """
-
-        def explain(status: int, body: bytes) -> str:
-            try:
-                found = json.loads(body)
-                return _refusal(found, graph)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                return f"{self.server} refused the workflow with status {status}: {_glimpse(body)}"
-
-        request: dict[str, Any] = {"prompt": graph}
-        if client_id is not None:
-            request["client_id"] = client_id
-        answer = self._json("/prompt", request, explain, needs=("prompt_id",))
-        prompt_id = str(answer["prompt_id"])
+        request = {"prompt": graph} if client_id is None else {"prompt": graph, "client_id": client_id}
+        response = self._send("/prompt", request)
+        if not response.is_success:
+            raise ClientError(_refusal(graph, response))
+        answer = _read_object(response, "prompt_id")
         if answer.get("node_errors"):
-            self.interrupt(prompt_id)
-            raise ClientError(_refusal(answer, graph))
-        return prompt_id
+            self.interrupt(answer["prompt_id"])
+            raise ClientError(_refusal(graph, response))
+        return str(answer["prompt_id"])
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Cancel a prompt, waiting or running; without an id, whatever runs now. No error when there is none."""
-        if prompt_id is None:
-            self._fetch("/interrupt", b"{}")
-        else:
-            self._fetch("/queue", json.dumps({"delete": [prompt_id]}).encode())
-            self._fetch("/interrupt", json.dumps({"prompt_id": prompt_id}).encode())
+        if prompt_id is not None:
+            _check(self._send("/queue", {"delete": [prompt_id]}))
+        _check(self._send("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id}))
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
 
         A file of the same name and other contents is not overwritten: the name is then a new one.
         """
-        path = Path(path)
         try:
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                answer = _read_object(self._send("/upload/image", files={"image": file}), "name")
         except OSError as error:
             raise ClientError(f"{path}: could not be read ({error.strerror}); name a file that exists") from error
-        boundary = uuid.uuid4().hex
-        filename = path.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{filename}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-
-        def explain(status: int, _: bytes) -> str:
-            if status == http.client.REQUEST_ENTITY_TOO_LARGE:
-                size = f"{path}: {len(content) / 2**20:.0f} MB are more than the server takes"
-                return f"{size}; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
-            return f"{path}: the server refused the upload with status {status}"
-
-        found = self._fetch("/upload/image", body, f"multipart/form-data; boundary={boundary}", explain)
-        answer = self._parsed("/upload/image", found, needs=("name",))
-        return "/".join(part for part in (answer.get("subfolder"), answer["name"]) if part)
+        except ClientError as error:
+            raise ClientError(f"{path}: {error}") from error
+        return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
-        """Fetch a file into a folder, whole or not at all, and return where it lies.
+        """Fetch a file into a folder, whole or not at all, and return its path there.
 
         The folder is made when missing. Nothing is overwritten: a name that is taken gets a number.
         """
-        name = Path(file.filename.replace("\\", "/")).name  # never outside the folder, whatever the server says
-        if not name:
-            raise ClientError(f"the server offers a file without a name: {file}")
-        folder = Path(folder)
-        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}.part"
-        query = urlencode({"filename": file.filename, "subfolder": file.subfolder, "type": file.type})
+        # Never outside the folder, whatever the server says.
+        path = Path(folder, Path(file.filename.replace("\\", "/")).name or "unnamed")
+        query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
+        request = self._http.stream("GET", f"{self.server}/view", params=query, timeout=HTTP_SECONDS)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with self._open(f"/view?{query}") as response, temporary.open("wb") as target:
-                shutil.copyfileobj(response, target)
-                expected = response.headers.get("Content-Length")
-            size = temporary.stat().st_size
-            # A connection that breaks in the middle can look like the end of the file.
-            if expected is not None and size != int(expected):
-                raise ClientError(f"{name}: {size} of {expected} bytes came from {self.server}; try again")
-            final = _free_name(folder / name)
-            os.replace(temporary, final)
-        except (OSError, http.client.HTTPException) as error:
-            raise ClientError(
-                f"{name}: could not be brought from {self.server} to {folder} ({error}); nothing was left there"
-            ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with request as response, TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+                _check(response)
+                with Path(temporary, "part").open("wb") as target:
+                    target.writelines(response.iter_bytes())
+                numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
+                final = next(free for free in chain([path], numbered) if not free.exists())
+                Path(target.name).replace(final)
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ClientError(f"{path}: could not be brought from {self.server} ({error})") from error
         return final
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of its node classes, or of one: class -> inputs, outputs, names. Empty for an unknown."""
-        info = self._json("/object_info" if class_type is None else f"/object_info/{quote(class_type, safe='')}")
-        return dict(info)
+        return self._json("/object_info" if class_type is None else f"/object_info/{quote(class_type, safe='')}")
 
-    def _listen(self, name: str) -> WebSocket | None:
-        """A websocket that hears of the runs queued under ``name``; None where the server or a proxy has none."""
+    def _listen(self, stack: ExitStack, name: str) -> ClientConnection | None:
+        """A websocket, closed by ``stack``, for the runs queued under ``name``; None where the server has none."""
         try:
-            return WebSocket(f"{self.server}/ws?clientId={name}", HTTP_SECONDS)
-        except OSError:
-            return None  # if the server is gone altogether, queueing says so in words
+            # With a socket of our own, the library cannot follow redirects to other servers.
+            opened = socket.create_connection(self._address, HTTP_SECONDS)
+            opened.settimeout(None)
+            url = f"ws{self.server.removeprefix('http')}/ws?clientId={name}"
+            # A busy server would answer pings too late; previews can be larger than the library's limit.
+            options = {"proxy": None, "compression": None, "ping_interval": None, "max_size": None}
+            return stack.enter_context(connect(url, sock=opened, open_timeout=HTTP_SECONDS, close_timeout=1, **options))
+        except (OSError, ValueError, WebSocketException):
+            return None  # if the server cannot be reached at all, queueing reports it
 
-    def _follow(
-        self,
-        prompt_id: str,
-        websocket: WebSocket | None,
-        on_event: Callable[[Event], None] | None,
-        timeout: float | None,
-    ) -> dict[str, Any]:
+    def _follow(self, prompt_id: str, events: Iterator[Event | None], on_event: OnEvent) -> dict[str, Any]:
         """The history's entry of a prompt, once it has ended, however it did."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        running = False
         lost = unanswered = 0
-        while True:
-            left = float("inf") if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise ClientError(
-                    f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log"
-                )
-            if websocket is None:
-                time.sleep(min(POLL_SECONDS, left))
-            else:
-                try:
-                    message = websocket.receive(min(QUIET_SECONDS, left))
-                    event = None if message is None else _event(message)
-                except (OSError, ValueError):  # it dropped, or speaks what is no websocket
-                    websocket = None
-                    continue
-                if message is not None:
-                    if event is None or event.data.get("prompt_id", prompt_id) != prompt_id:
-                        continue
-                    running = running or event.type == "execution_start"
-                    # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
-                    if on_event is not None and (running or event.type not in ("progress_text", "preview")):
-                        on_event(event)
-                    if event.type not in FINAL and not (event.type == "executing" and event.data.get("node") is None):
-                        continue
+        for event in events:
+            if event is not None:
+                on_event(event)
+                if event.type != "executing" or event.data.get("node") is not None:
+                    continue  # the server's last event of a run is that it executes no node
             try:
                 # In this order: a prompt goes from the queue to the history and never back.
                 waits = self._is_queued(prompt_id)
                 entry = self._json(f"/history/{prompt_id}").get(prompt_id)
-            except _NoAnswerYet:
+            except ClientError as error:
                 unanswered += 1
-                if unanswered >= PATIENCE:
+                if unanswered >= PATIENCE or not isinstance(error.__cause__, httpx.TimeoutException):
                     raise
                 continue
-            unanswered = 0
             if entry is not None:
                 return dict(entry)
             # The server looks at running and waiting prompts one after the other, so that it can miss a prompt that
             # starts right then; but not twice.
-            lost = 0 if waits else lost + 1
+            unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
-                raise ClientError(
-                    f"{self.server} no longer knows prompt {prompt_id}: it was taken from the queue, or the server "
-                    "was restarted; queue the workflow again"
-                )
+                break
+        raise ClientError(
+            f"{self.server} no longer knows prompt {prompt_id}: it was taken from the queue, or the server was "
+            "restarted; queue the workflow again"
+        )
 
     def _is_queued(self, prompt_id: str) -> bool:
-        kinds = ("queue_running", "queue_pending")
-        queue = self._json("/queue", needs=kinds)
-        return any(item[1] == prompt_id for kind in kinds for item in queue[kind])
+        queue = self._json("/queue", "queue_running", "queue_pending")
+        return any(item[1] == prompt_id for item in (*queue["queue_running"], *queue["queue_pending"]))
 
-    def _json(
-        self,
-        route: str,
-        request: dict[str, Any] | None = None,
-        explain: Callable[[int, bytes], str] | None = None,
-        needs: Sequence[str] = (),
-    ) -> dict[str, Any]:
-        """GET a route, or POST ``request`` to it; the answer is a JSON object with the keys ``needs``."""
-        body = None if request is None else json.dumps(request).encode()
-        return self._parsed(route, self._fetch(route, body, explain=explain), needs)
+    def _json(self, route: str, *needs: str) -> dict[str, Any]:
+        """GET a route that answers with a JSON object, with the keys ``needs`` in it."""
+        return _read_object(self._send(route), *needs)
 
-    def _parsed(self, route: str, body: bytes, needs: Sequence[str] = ()) -> dict[str, Any]:
+    def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
+        """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
+        if request is not None:  # httpx's own ``json=`` refuses NaN, which a workflow may hold
+            body = {"content": json.dumps(request), "headers": {"Content-Type": "application/json"}}
         try:
-            answer = json.loads(body)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict) or not all(key in answer for key in needs):
-            wanted = " with " + " and ".join(needs) if needs else ""
-            raise ClientError(
-                f"{self.server}{route} answered {_glimpse(body)!r}; expected JSON{wanted}; is this a ComfyUI server?"
-            )
-        return answer
+            return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            hint = "start ComfyUI there, or give the address that it prints at its start"
+            raise ClientError(f"{self.server} does not answer ({error}); {hint}") from error
 
-    def _fetch(
-        self,
-        route: str,
-        body: bytes | None = None,
-        content_type: str = "application/json",
-        explain: Callable[[int, bytes], str] | None = None,
-    ) -> bytes:
-        """The whole answer to a GET, or to a POST of ``body``."""
-        with self._open(route, body, content_type, explain) as response:
-            try:
-                return bytes(response.read())
-            except (OSError, http.client.HTTPException) as error:
-                raise self._silence(error) from error
 
-    def _open(
-        self,
-        route: str,
-        body: bytes | None = None,
-        content_type: str = "application/json",
-        explain: Callable[[int, bytes], str] | None = None,
-    ) -> http.client.HTTPResponse:
-        """The open answer to a GET, or to a POST of ``body``. ``explain`` words a refusal: (status, its body)."""
-        headers = {} if body is None else {"Content-Type": content_type}
-        request = urllib.request.Request(self.server + route, body, headers)
+def _check(response: httpx.Response) -> None:
+    """Raise ClientError when an answer is a refusal."""
+    too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
+    if not response.is_success:
+        hint = too_large if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
+        raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
+
+
+def _read_object(response: httpx.Response, *needs: str) -> dict[str, Any]:
+    """The JSON object with the keys ``needs`` in an answer. Raises ClientError when there is none."""
+    _check(response)
+    with suppress(ValueError):
+        answer = response.json()
+        if isinstance(answer, dict) and all(key in answer for key in needs):
+            return answer
+    wanted = "JSON" + (" with " + " and ".join(needs) if needs else "")
+    raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
+
+
+def _events(websocket: ClientConnection | None, prompt_id: str, timeout: float | None) -> Iterator[Event | None]:
+    """The events of one run, and None after each time of silence. Raises ClientError after ``timeout`` seconds."""
+    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+    running = False
+    while (left := deadline - time.monotonic()) > 0:
+        if websocket is None:
+            time.sleep(min(POLL_SECONDS, left))
+            yield None
+            continue
         try:
-            response: http.client.HTTPResponse = self._http.open(request, timeout=HTTP_SECONDS)
-            return response
-        except urllib.error.HTTPError as error:
-            with error, suppress(OSError, http.client.HTTPException):
-                found = error.read()
-                if explain is not None:
-                    raise ClientError(explain(error.code, found)) from None
-            raise ClientError(f"{self.server}{route} answered {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._silence(error) from error
-
-    def _silence(self, error: Exception) -> ClientError:
-        """What to raise when no answer came."""
-        reason = getattr(error, "reason", None) or error
-        kind = _NoAnswerYet if isinstance(reason, TimeoutError) else ClientError
-        return kind(
-            f"{self.server} does not answer ({reason}); start ComfyUI there, or give the address that it prints at "
-            "its start"
-        )
-
-
-class WebSocket:
-    """The listening side of a websocket (RFC 6455): messages come whole, pings are answered, nothing else is sent.
-
-    All failures are OSError: no connection, no websocket there, closed by the server.
-    """
-
-    CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-
-    def __init__(self, url: str, timeout: float) -> None:
-        address = urlsplit(url)
-        secure = address.scheme == "https"
-        assert address.hostname is not None
-        self._socket = socket.create_connection((address.hostname, address.port or (443 if secure else 80)), timeout)
-        self._received = bytearray()
-        self._message = bytearray()
-        self._kind = self.TEXT
-        try:
-            if secure:
-                self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=address.hostname)
-            self._greet(address.netloc, f"{address.path}?{address.query}", time.monotonic() + timeout)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def receive(self, timeout: float) -> str | bytes | None:
-        """The next message, or None when none is complete within ``timeout`` seconds (it is then kept for later)."""
-        deadline = time.monotonic() + timeout
-        while True:
-            frame = self._frame()
-            if frame is None:
-                if not self._read(deadline):
-                    return None
-                continue
-            final, kind, payload = frame
-            if kind == self.CLOSE:
-                raise ConnectionError("the server closed the websocket")
-            if kind == self.PING:
-                self._send(self.PONG, payload)
-            elif kind in (self.CONTINUATION, self.TEXT, self.BINARY):
-                self._kind = kind or self._kind
-                self._message += payload
-                if final:
-                    message, self._message = bytes(self._message), bytearray()
-                    return message.decode() if self._kind == self.TEXT else message
-
-    def close(self) -> None:
-        """Say goodbye and hang up; never fails."""
-        with suppress(OSError):
-            self._send(self.CLOSE, struct.pack(">H", 1000))
-        self._socket.close()
-
-    def _greet(self, host: str, path: str, deadline: float) -> None:
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        while b"\r\n\r\n" not in self._received:
-            if not self._read(deadline):
-                raise ConnectionError("the server does not answer the websocket's greeting")
-        head, _, rest = bytes(self._received).partition(b"\r\n\r\n")
-        self._received = bytearray(rest)
-        # The proof that a websocket answers and not a cache or a page: RFC 6455, section 4.2.2.
-        proof = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
-        if b" 101 " not in head.split(b"\r\n")[0] or proof not in head:
-            raise ConnectionError(f"no websocket: {_glimpse(head)}")
-
-    def _read(self, deadline: float) -> bool:
-        """Wait for more bytes; False when none came in time."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        self._socket.settimeout(left)
-        try:
-            received = self._socket.recv(1 << 16)
+            event = _read_event(websocket.recv(min(QUIET_SECONDS, left)))
         except TimeoutError:
-            return False
-        if not received:
-            raise ConnectionError("the server hung up")
-        self._received += received
-        return True
-
-    def _frame(self) -> tuple[bool, int, bytes] | None:
-        """Take one frame from what was received: (last of its message, kind, payload); None when it is incomplete."""
-        data = self._received
-        if len(data) < 2:
-            return None
-        size, start = data[1] & 0x7F, 2
-        if data[1] & 0x80:
-            raise ConnectionError("a server must not mask what it sends")
-        if size > 125:
-            start = 4 if size == 126 else 10
-            if len(data) < start:
-                return None
-            size = int.from_bytes(data[2:start], "big")
-        if len(data) < start + size:
-            return None
-        frame = bool(data[0] & 0x80), data[0] & 0x0F, bytes(data[start : start + size])
-        del data[: start + size]
-        return frame
-
-    def _send(self, kind: int, payload: bytes) -> None:
-        """Send a control frame (at most 125 bytes), masked as a client must."""
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-        self._socket.settimeout(HTTP_SECONDS)
-        self._socket.sendall(bytes((0x80 | kind, 0x80 | len(payload))) + mask + masked)
+            yield None
+        except (OSError, TypeError, ValueError, WebSocketException):  # it dropped, or sends no messages of ComfyUI's
+            websocket = None
+        else:
+            if event is not None and event.data.get("prompt_id", prompt_id) == prompt_id:
+                # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
+                running = running or event.type == "execution_start"
+                if running or event.type not in ("progress_text", "preview"):
+                    yield event
+    raise ClientError(f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log")
 
 
-def _event(message: str | bytes) -> Event | None:
+def _read_event(message: str | bytes) -> Event | None:
     """Read one message of ComfyUI's websocket; None for kinds that are unknown here. Raises ValueError for no JSON."""
     if isinstance(message, str):
         found = json.loads(message)
-        return Event(str(found.get("type")), found.get("data") or {}) if isinstance(found, dict) else None
-    kind, count = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
+        return Event(str(found.get("type")), dict(found.get("data") or {})) if isinstance(found, dict) else None
+    kind, size = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
     if kind == 1:  # a preview: its format (JPEG or PNG), which the picture itself tells too, and the picture
         return Event("preview", {"image": message[8:]})
     if kind == 3:  # live text: the length of the node's id, the id, the text
-        node, text = message[8 : 8 + count], message[8 + count :]
+        node, text = message[8 : 8 + size], message[8 + size :]
         return Event("progress_text", {"node": node.decode(), "text": text.decode(errors="replace")})
     return None
 
 
-def _glimpse(body: bytes) -> str:
-    """The beginning of an answer, for an error message."""
-    return " ".join(body[:200].decode(errors="replace").split())
-
-
-def _called(graph: Graph, node_id: str, class_type: str = "") -> str:
+def _called(graph: Graph, node_id: str, class_type: str | None = None) -> str:
     """A node in words: node 3 "Prompt" (PrimitiveString)."""
     node = graph.get(node_id, {})
-    title = node.get("_meta", {}).get("title", "")
-    class_type = class_type or node.get("class_type", "")
-    return " ".join(
-        part for part in (f"node {node_id}", title and f'"{title}"', class_type and f"({class_type})") if part
-    )
+    title, class_type = node.get("_meta", {}).get("title"), class_type or node.get("class_type")
+    return f"node {node_id}" + (f' "{title}"' if title else "") + (f" ({class_type})" if class_type else "")
 
 
-def _refusal(answer: Mapping[str, Any], graph: Graph) -> str:
+def _refusal(graph: Graph, response: httpx.Response) -> str:
     """ComfyUI's reasons for refusing a workflow: one line for each node and input."""
-    lines = []
-    for node_id, node in (answer.get("node_errors") or {}).items():
-        for error in node["errors"]:
-            name = (error.get("extra_info") or {}).get("input_name")
-            details = error.get("details")
-            where = _called(graph, node_id, node.get("class_type", "")) + (f', input "{name}"' if name else "")
-            lines.append(f"{where}: {error['message']}" + (f" ({details})" if details and details != name else ""))
-    if not lines:
-        error = answer["error"]
-        details = error.get("details")
-        lines.append(error["message"] + (f" ({details})" if details else ""))
-    return "\n  ".join(("the server refused the workflow:", *lines))
+    try:
+        answer = response.json()
+        found = [
+            (_called(graph, node_id, node.get("class_type")), error)
+            for node_id, node in (answer.get("node_errors") or {}).items()
+            for error in node["errors"]
+        ]
+        lines = ["the server refused the workflow:"]
+        for node, error in found or [("", answer["error"])]:
+            name, details = (error.get("extra_info") or {}).get("input_name"), error.get("details")
+            where = node + (f', input "{name}"' if name else "") + (": " if node else "")
+            lines.append(where + error["message"] + (f" ({details})" if details and details != name else ""))
+        return "\n  ".join(lines)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        start = " ".join(response.text[:200].split())
+        return f"the server refused the workflow with status {response.status_code}: {start}"
 
 
-def _raise_failure(entry: Mapping[str, Any], graph: Graph) -> None:
-    """Raise ClientError when the history says that a run failed or was interrupted."""
+def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[str]], list[FileRecord]]:
+    """Texts and files of a run. Raises ClientError when it failed or was interrupted."""
     status = entry.get("status") or {}
     for kind, data in status.get("messages") or []:
-        if kind not in FINAL or kind == "execution_success":
-            continue
-        where = _called(graph, str(data.get("node_id")), data.get("node_type") or "")
+        where = _called(graph, str(data.get("node_id")), data.get("node_type"))
         if kind == "execution_interrupted":
             raise ClientError(f"interrupted at {where}; queue the workflow again to run it")
-        reason = str(data.get("exception_type", "")).rpartition(".")[2]
-        message = str(data.get("exception_message", "")).strip()
-        raise ClientError(f"{where} failed with {reason}: {message}")
+        if kind == "execution_error":
+            reason = str(data.get("exception_type", "")).rpartition(".")[2]
+            raise ClientError(f"{where} failed with {reason}: {str(data.get('exception_message', '')).strip()}")
     if status.get("status_str") == "error":
         raise ClientError("the run failed and the server does not say why; look at its log")
-
-
-def _outputs(entry: Mapping[str, Any]) -> tuple[dict[str, list[str]], list[FileRecord]]:
-    """Texts and files that the history lists for a run."""
-    texts: dict[str, list[str]] = {}
-    files = []
+    texts, files = {}, []
     for node, output in (entry.get("outputs") or {}).items():
-        for key, items in (output or {}).items():
-            if not isinstance(items, list):
-                continue
-            if key == "text":
-                texts[node] = [item for item in items if isinstance(item, str)]
-            files += [
-                FileRecord(node, item["filename"], item.get("subfolder") or "", item.get("type") or "output")
-                for item in items
-                if isinstance(item, dict) and isinstance(item.get("filename"), str)
-            ]
+        lists = {key: items for key, items in (output or {}).items() if isinstance(items, list)}
+        if "text" in lists:
+            texts[node] = [text for text in lists["text"] if isinstance(text, str)]
+        files += [
+            FileRecord(node, item["filename"], item.get("subfolder") or "", item.get("type") or "output")
+            for item in chain.from_iterable(lists.values())
+            if isinstance(item, dict) and item.get("filename")
+        ]
     return texts, files
-
-
-def _free_name(path: Path) -> Path:
-    """``path``, or the first of its name with a number that no file has yet."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem} ({number}){path.suffix}")
-    return free
 
 
 def read_workflow(path: str | Path) -> Graph:
@@ -587,80 +389,63 @@ def set_input(graph: Graph, assignment: str, client: Client) -> None:
     """Change one input of ``graph`` as ``NODE.INPUT=VALUE`` says (see the top of this file).
 
     Raises ClientError when no node or several answer to NODE, and when the node has no such input: ComfyUI itself
-    would pass over a misspelt one in silence.
+    would ignore a misspelt one without a word.
     """
     target, equals, text = assignment.partition("=")
     node_id, name = _split_target(graph, target)
     if not (equals and node_id and name):
         known = "\n  ".join(_called(graph, node_id) for node_id in graph)
         raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {known}")
-    node = graph[node_id]
-    inputs = node.setdefault("inputs", {})
+    class_type, inputs = graph[node_id]["class_type"], graph[node_id].setdefault("inputs", {})
     if name not in inputs:
-        info = client.node_info(node["class_type"]).get(node["class_type"], {}).get("input", {})
+        info = client.node_info(class_type).get(class_type, {}).get("input", {})
         optional = [key for group in ("required", "optional") for key in info.get(group, {})]
         if name.split(".")[0] not in optional:  # what belongs to a choice of an input follows after a dot
             expected = ", ".join(dict.fromkeys([*inputs, *optional])) or "none"
             raise ClientError(f"--set {assignment}: {_called(graph, node_id)} has no such input; it has: {expected}")
-    if text.startswith("@"):
-        inputs[name] = client.upload(text[1:])
-        return
-    try:
+    inputs[name] = client.upload(text[1:]) if text.startswith("@") else text
+    with suppress(ValueError):
         inputs[name] = json.loads(text)
-    except ValueError:
-        inputs[name] = text
 
 
 def _split_target(graph: Graph, target: str) -> tuple[str | None, str]:
-    """``NODE.INPUT`` as the node's id, None where there is no such node, and the input's name.
+    """``NODE.INPUT`` as the node's id (None: no such node) and the input's name.
 
-    Titles and inputs may both have dots in them: the first dot with a node before it parts them.
+    NODE is an id, else a title, else a class. Titles and inputs may both contain dots: the first dot with a node
+    before it parts them.
     """
-    node, dot, name = target.partition(".")
-    while dot:
-        node_id = _find_node(graph, node)
-        if node_id is not None:
-            return node_id, name
-        more, dot, name = name.partition(".")
-        node = f"{node}.{more}"
+    parts = target.split(".")
+    for end in range(1, len(parts)):
+        key = ".".join(parts[:end])
+        titled = [node_id for node_id, node in graph.items() if node.get("_meta", {}).get("title") == key]
+        classed = [node_id for node_id, node in graph.items() if node["class_type"] == key]
+        found = [key] if key in graph else titled or classed
+        if len(found) > 1:
+            raise ClientError(f"{key!r} are {len(found)} nodes; name one by its id: {', '.join(found)}")
+        if found:
+            return found[0], ".".join(parts[end:])
     return None, ""
-
-
-def _find_node(graph: Graph, key: str) -> str | None:
-    """The id of the node that has ``key`` as its id, else as its title, else as its class; None where there is none."""
-    if key in graph:
-        return key
-    titled = [node_id for node_id, node in graph.items() if node.get("_meta", {}).get("title") == key]
-    found = titled or [node_id for node_id, node in graph.items() if node["class_type"] == key]
-    if len(found) > 1:
-        raise ClientError(f"{key!r} are {len(found)} nodes; name one by its id: {', '.join(found)}")
-    return found[0] if found else None
 
 
 class ProgressLine:
     """Shows events as one line on the standard error that renews itself; in a log, as one line for each node."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._live = sys.stderr.isatty()
+        self._graph, self._live = graph, sys.stderr.isatty()
         self._node = self._count = self._text = ""
 
     def __call__(self, event: Event) -> None:
         data = event.data
-        if event.type == "executing" and data.get("node") is not None:
-            self._show(str(data["node"]))
-        elif event.type == "progress":
-            self._show(str(data.get("node")), _count(data))
-        elif event.type == "progress_state":
+        if event.type == "progress_state":
             for node, state in data.get("nodes", {}).items():
                 if state.get("state") == "running":
-                    self._show(node, _count(state))
-        elif event.type == "progress_text":
-            self._show(data["node"], text=" ".join(data["text"].split()))
+                    self._show(node, state)
+        elif event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
+            self._show(str(data["node"]), data)
         elif event.type == "execution_error" and data.get("exception_type") == "ExecutionBlocked":
             # Not a failure of the run, and said nowhere else: what depends on this node is left out.
             self.close()
-            where = _called(self._graph, str(data.get("node_id")), data.get("node_type") or "")
+            where = _called(self._graph, str(data.get("node_id")), data.get("node_type"))
             print(f"{where}: {data.get('exception_message')}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -668,23 +453,18 @@ class ProgressLine:
         if self._live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _show(self, node: str, count: str | None = None, text: str | None = None) -> None:
-        """Show a node, with the count and the text that it has now; what is None stays as it was."""
+    def _show(self, node: str, state: dict[str, Any]) -> None:
+        called = _called(self._graph, node)
         if node != self._node:
             self._node, self._count, self._text = node, "", ""
             if not self._live:
-                print(_called(self._graph, node), file=sys.stderr, flush=True)
-        self._count = self._count if count is None else count
-        self._text = self._text if text is None else text
+                print(called, file=sys.stderr, flush=True)
+        if state.get("max", 0) > 1:  # more than one step
+            self._count = f"{state.get('value', 0):g}/{state['max']:g}"
+        self._text = " ".join(state.get("text", self._text).split())
         if self._live:
-            line = "  ".join(part for part in (_called(self._graph, node), self._count, self._text) if part)
+            line = "  ".join(filter(None, (called, self._count, self._text)))
             print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _count(state: Mapping[str, Any]) -> str:
-    """``12/50``; nothing for a node that has one step."""
-    total = state.get("max", 0)
-    return f"{state.get('value', 0):g}/{total:g}" if total > 1 else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -700,60 +480,49 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [WORKFLOW] [options]"
-    )
-    parser.add_argument("workflow", nargs="?", type=Path, help="a workflow in API form")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated"
-    )
-    parser.add_argument(
-        "--upload",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="copy a file to ComfyUI's input folder and print its name there; may be repeated",
-    )
-    parser.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
-    parser.add_argument("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up and cancel after so long")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a caption may hold letters that an old console lacks
+    parser = _Parser(description=__doc__, usage="%(prog)s [WORKFLOW] [options]")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    upload = "copy a file to ComfyUI's input folder and print its name there; may be repeated"
+    add("workflow", nargs="?", type=Path, help="a workflow in API form")
+    add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated")
+    add("--upload", action="append", default=[], type=Path, metavar="FILE", help=upload)
+    add("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
+    add("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
+    add("--timeout", type=_seconds, metavar="SECONDS", help="give up and cancel after so long")
     try:
-        args = _parser().parse_args(arguments)
-        if args.workflow is None and not args.upload:
-            raise ClientError("nothing to do: name a workflow or --upload FILE; see --help")
-        if args.out.exists() and not args.out.is_dir():
-            raise ClientError(f"{args.out}: is a file; name a folder for -o")
-        client = Client(args.server)
-        for path in args.upload:
-            print(client.upload(path), flush=True)
-        if args.workflow is not None:
-            graph = read_workflow(args.workflow)
-            for assignment in args.set:
-                set_input(graph, assignment, client)
-            with closing(ProgressLine(graph)) as progress:
-                result = client.run(graph, progress, args.timeout)
-            for text in (text for texts in result.texts.values() for text in texts):
-                print(text, flush=True)
-            for file in result.files:
-                print(f"saved {client.download(file, args.out)}", file=sys.stderr)
-            print(f"done in {result.seconds:.1f} s", file=sys.stderr)
-    except ClientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: cancelled", file=sys.stderr)
+        _run_command(parser.parse_args(arguments))
+    except (ClientError, KeyboardInterrupt) as error:
+        print(f"error: {error if isinstance(error, ClientError) else 'cancelled'}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run_command(args: argparse.Namespace) -> None:
+    if args.workflow is None and not args.upload:
+        raise ClientError("nothing to do: name a workflow or --upload FILE; see --help")
+    if args.out.exists() and not args.out.is_dir():
+        raise ClientError(f"{args.out}: is a file; name a folder for -o")
+    client = Client(args.server)
+    for path in args.upload:
+        print(client.upload(path), flush=True)
+    if args.workflow is None:
+        return
+    graph = read_workflow(args.workflow)
+    for assignment in args.set:
+        set_input(graph, assignment, client)
+    with closing(ProgressLine(graph)) as progress:
+        result = client.run(graph, progress, args.timeout)
+    for text in chain.from_iterable(result.texts.values()):
+        print(text, flush=True)
+    for file in result.files:
+        print(f"saved {client.download(file, args.out)}", file=sys.stderr)
+    print(f"done in {result.seconds:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

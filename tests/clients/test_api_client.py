@@ -9,7 +9,10 @@ import base64
 import hashlib
 import io
 import json
+import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +64,7 @@ class Script:
     """What the stand-in does and what it was asked."""
 
     frames: list[bytes] = field(default_factory=list)
-    websocket: str = "holds"  # or "drops" after the frames, "is missing", "is a page"
+    websocket: str = "holds"  # or "drops" after the frames, "is missing", "is a page", "is elsewhere"
     history: dict[str, Any] | None = field(default_factory=lambda: SUCCESS)  # of the prompt; None: it never ends
     looks: int = 0  # at the history before it has the prompt
     delay: float = 0  # seconds before each of these
@@ -80,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         script.asked.append((self.path, b""))
         if path in script.answers:
             self.say(*script.answers[path])
+        elif path == "/ws" and script.websocket == "is elsewhere":
+            self.say(302, b"", Location="http://127.0.0.1:1/ws")
         elif path == "/ws" and script.websocket != "is missing":
             self.websocket()
         elif path == "/queue":
@@ -99,8 +104,10 @@ class Handler(BaseHTTPRequestHandler):
         status, body = self.script.answers.get(self.path, (200, json.dumps({"prompt_id": ID}).encode()))
         self.say(status, body)
 
-    def say(self, status: int, body: bytes) -> None:
+    def say(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if self.script.length is None else self.script.length))
         self.end_headers()
         self.wfile.write(body)
@@ -111,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
         proof = base64.b64encode(hashlib.sha1(key.encode()).digest())
         if self.script.websocket == "is a page":
             proof = b"none"
-        greeting = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: " + proof + b"\r\n\r\n"
-        self.wfile.write(greeting + b"".join(self.script.frames))
+        greeting = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self.wfile.write(greeting + b"Sec-WebSocket-Accept: " + proof + b"\r\n\r\n" + b"".join(self.script.frames))
         self.close_connection = True
         if self.script.websocket == "holds":
-            while received := self.connection.recv(1000):
+            while self.script.heard[-8:-6] != b"\x88\x82" and (received := self.connection.recv(1000)):  # its goodbye
                 self.script.heard += received
 
     def log_message(self, *_: object) -> None:
@@ -170,6 +177,15 @@ def test_messages_come_whole_whatever_their_frames(client: Any, script: Script) 
     assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(masked)) == b"still there?"
 
 
+def test_proxies_are_ignored(client: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    script.frames = [STARTED, ENDED]
+    events: list[Any] = []
+    assert api.Client(client.server).run(GRAPH, events.append).texts == {"2": ["a caption"]}
+    assert [event.type for event in events] == ["execution_start", "executing"]
+
+
 def test_it_hears_of_its_own_run_only(client: Any, script: Script) -> None:
     live = frame(struct.pack(">II", 3, 1) + b"1not mine")
     other = message("executing", prompt_id="another", node=None)
@@ -183,7 +199,16 @@ def test_it_hears_of_its_own_run_only(client: Any, script: Script) -> None:
 
 
 @pytest.mark.parametrize(
-    "half", [message("progress", node="1", value=1, max=2)[:9], b"\x81\x85", frame("no JSON"), b""]
+    "half",
+    [
+        message("progress", node="1", value=1, max=2)[:9],
+        b"\x81\x85",
+        b"\xff\xff",
+        frame(b"\xff", kind=1),
+        frame("no JSON"),
+        frame('{"type": "progress", "data": [1]}'),
+        b"",
+    ],
 )
 def test_a_dropped_websocket_is_replaced_by_asking(client: Any, script: Script, half: bytes) -> None:
     script.frames, script.websocket, script.looks = [STARTED, half], "drops", 3
@@ -193,7 +218,14 @@ def test_a_dropped_websocket_is_replaced_by_asking(client: Any, script: Script, 
     assert script.looks == 0
 
 
-@pytest.mark.parametrize("websocket", ["is missing", "is a page", "drops"])
+def test_a_websocket_that_speaks_nonsense_is_replaced_by_asking(client: Any, script: Script) -> None:
+    script.frames, script.looks = [STARTED, b"\xff\xff\xff\xff"], 3
+    events: list[Any] = []
+    assert client.run(GRAPH, events.append).texts == {"2": ["a caption"]}
+    assert [event.type for event in events] == ["execution_start"]
+
+
+@pytest.mark.parametrize("websocket", ["is missing", "is a page", "is elsewhere", "drops"])
 def test_without_a_websocket_the_history_tells(client: Any, script: Script, websocket: str) -> None:
     script.websocket, script.looks = websocket, 2
     assert client.run(GRAPH).texts == {"2": ["a caption"]}
@@ -307,6 +339,7 @@ def test_addresses_that_are_none(address: str) -> None:
         ("/prompt", 200, b"{}", "expected JSON with prompt_id"),
         ("/prompt", 500, b"Internal Server Error", "refused the workflow with status 500: Internal Server Error"),
         ("/prompt", 400, b'{"error": "odd"}', "refused the workflow with status 400"),
+        ("/prompt", 302, b"", "refused the workflow with status 302"),
         ("/queue", 200, b"[]", "expected JSON with queue_running and queue_pending"),
         (f"/history/{ID}", 503, b"", "answered 503"),
     ],
@@ -487,6 +520,13 @@ def test_progress_is_a_line_for_each_node_in_a_log(monkeypatch: pytest.MonkeyPat
     progress.close()
     node = 'node 2 "v1.5 words" (PreviewAny)'
     assert shown.getvalue() == f'node 1 "Prompt" (PrimitiveString)\n{node}\n{node}: Blocked\n'
+
+
+def test_a_missing_package_is_named() -> None:
+    command = [sys.executable, "-I", "-S", api.__file__, "graph.json"]  # without the installed packages
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"error: httpx is not installed; run: pip install .*httpx.*websockets.*\n", ended.stderr)
 
 
 @pytest.mark.parametrize(

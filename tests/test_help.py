@@ -120,21 +120,47 @@ def test_every_node_has_its_pages_and_every_page_its_node() -> None:
     assert {(node, locale) for node in MOST_USED for locale in TRANSLATIONS} <= translated
 
 
-@pytest.mark.parametrize("page", pages(), ids=label)
-def test_a_page_has_a_row_for_every_input_and_output(page: Path) -> None:
-    node = nodes()[node_of(page)]
-    rows = re.findall(r"^\| ?`?([A-Za-z_]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    wanted = [*node.inputs, *node.outputs]
-    headings = ("Input", "Output")
-    assert [row for row in rows if row not in headings] == wanted
+def rows(page: Path) -> list[str]:
+    """The inputs and outputs that a page's tables explain. Those whose tooltip says enough have no row."""
+    return [
+        name
+        for name in re.findall(r"^\| ?`?([A-Za-z_]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        if name not in ("Input", "Output")
+    ]
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def problems(page: Path) -> list[str]:
+    """The bullets of a page's last section."""
+    return re.findall(r"^- (.+)$", page.read_text(encoding="utf-8").rpartition("\n## ")[2], re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", pages(), ids=label)
-def test_a_page_tells_what_goes_wrong(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("# ")
-    assert text.count("\n## ") == 4
-    assert len(re.findall(r"^- ", text.rpartition("\n## ")[2], re.MULTILINE)) >= 3
+def test_rows_are_inputs_and_outputs_of_the_node_in_their_order(page: Path) -> None:
+    remaining = iter([*nodes()[node_of(page)].inputs, *nodes()[node_of(page)].outputs])
+    assert [name for name in rows(page) if name not in remaining] == []
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.parent == DOCS], ids=label)
+def test_a_page_has_an_example_and_tells_what_goes_wrong(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").startswith("# ")
+    assert headings(page) == [name for name in ("Inputs", "Outputs") if name in headings(page)] + [
+        "Example",
+        "Problems",
+    ]
+    assert len(problems(page)) >= 3
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.parent != DOCS], ids=label)
+def test_a_translation_has_what_the_english_page_has(page: Path) -> None:
+    english = DOCS / f"{node_of(page)}.md"
+    assert page.read_text(encoding="utf-8").startswith("# ")
+    assert rows(page) == rows(english)
+    assert len(headings(page)) == len(headings(english))
+    assert [quotes(bullet) for bullet in problems(page)] == [quotes(bullet) for bullet in problems(english)]
 
 
 @pytest.mark.parametrize("page", pages(), ids=label)
@@ -165,11 +191,14 @@ def messages() -> list[str]:
     return found
 
 
+def quotes(bullet: str) -> list[str]:
+    """The messages that a bullet of the problems quotes; one that begins in bold describes what is seen instead."""
+    return [] if bullet.startswith("**") else re.findall(r"`([^`]+)`", bullet)
+
+
 @pytest.mark.parametrize("page", pages(), ids=label)
 def test_quoted_messages_are_those_of_the_code(page: Path) -> None:
-    troubles = page.read_text(encoding="utf-8").rpartition("\n## ")[2]
-    bullets = re.findall(r"^- (?!\*\*)(.+)$", troubles, re.MULTILINE)
-    for quoted in chain.from_iterable(re.findall(r"`([^`]+)`", bullet) for bullet in bullets):
+    for quoted in chain.from_iterable(map(quotes, problems(page))):
         pattern = re.compile(".*".join(re.escape(part.strip(" ")) for part in quoted.split("…")), re.DOTALL)
         assert any(pattern.search(message) for message in messages()), quoted
 

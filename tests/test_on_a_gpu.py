@@ -46,7 +46,7 @@ def test_the_rehearsal_passes_without_a_comfyui(tmp_path: Path) -> None:
     measured = [one for one in outcomes if one["verdict"] == "pass"]
     assert all(isinstance(one["value"], float) for one in measured)
     assert {one["claim"] for one in measured} > {"the embedded model's caption is the CPU's"}
-    if not missing():  # what docs/performance.md says of a card is what is counted today
+    if not missing():  # what docs/costs.md says of a card is what is counted today
         said = {
             one["claim"]: one["value"] for one in json.loads((SCRIPT.parent / "numbers" / "counted.json").read_text())
         }

@@ -1,4 +1,4 @@
-"""The table of times in docs/comfyui.md is the one that its script prints."""
+"""The table of times in docs/costs.md is the one that its script prints."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def test_the_times_by_card_are_those_that_are_counted() -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment, check=True, cwd=ROOT)
     table = done.stdout.decode("utf-8").strip()
     assert len(table.splitlines()) == 7
-    assert table in (ROOT / "docs" / "comfyui.md").read_text(encoding="utf-8").replace("\r\n", "\n")
+    assert table in (ROOT / "docs" / "costs.md").read_text(encoding="utf-8").replace("\r\n", "\n")

@@ -1,4 +1,4 @@
-"""A run's configuration: right, or refused by the name of its entry; and what docs/training.md says of it is true."""
+"""A run's configuration: right, or refused by the name of its entry; and what docs/train.md says of it is true."""
 
 from __future__ import annotations
 
@@ -300,11 +300,11 @@ def test_entries_of_another_version_are_changes_too() -> None:
 
 
 def tables() -> dict[str, dict[str, str]]:
-    """The tables of docs/training.md whose first column is ``entry``: defaults by entry, by the table's heading; a
+    """The tables of docs/train.md whose first column is ``entry``: defaults by entry, by the table's heading; a
     heading of two sections has a column of defaults for each."""
     found: dict[str, dict[str, str]] = {}
     heading, columns = "", []
-    for line in (ROOT / "docs" / "training.md").read_text("utf-8").splitlines():
+    for line in (ROOT / "docs" / "train.md").read_text("utf-8").splitlines():
         if line.startswith("#"):
             heading, columns = line.lstrip("# ").replace("`", ""), []
         elif line.startswith("|"):
@@ -339,14 +339,14 @@ def test_the_documentation_knows_every_entry_and_its_default(tmp_path: Path) -> 
 
 
 def test_the_documentation_says_what_may_change_at_resume() -> None:
-    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    text = (ROOT / "docs" / "train.md").read_text("utf-8")
     line = next(line for line in text.splitlines() if line.startswith("May change:"))
     assert set(re.findall(r"`(\w+)`", line)) == set(FREE_AT_RESUME)
 
 
 @pytest.mark.parametrize("block", range(4))
 def test_the_configurations_in_the_documentation_are_right(block: int, tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "train.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 4
     values = read_yaml(write(tmp_path, blocks[block]), "a run")
     assert from_dict(TrainConfig, {**BASE, **values})

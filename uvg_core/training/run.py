@@ -143,7 +143,7 @@ def make_source(config: TrainConfig, parts: Parts, say: Say) -> Source:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run, see docs/training.md")
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run, see docs/train.md")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in out")
     parser.add_argument(
         "--accept-changes", action="store_true", help="with --resume: go on although settings or clips have changed"

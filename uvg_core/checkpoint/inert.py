@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -223,8 +224,8 @@ class Unpickler:
             return self._dict(first)
         if kind == "tensor":
             return view_of(function.name, arguments)
-        expected = {"first argument": (View, Thing), "tuple": tuple}.get(kind, ())
-        return first if isinstance(first, expected) else None
+        passed_on = kind == "first argument" and isinstance(first, (View, Thing))
+        return first if passed_on or (kind == "tuple" and isinstance(first, tuple)) else None
 
     def _dict(self, given: Any) -> dict[Any, Any]:
         if not isinstance(given, (dict, list, tuple)):
@@ -303,15 +304,20 @@ _OPERATIONS: dict[str, Callable[[Unpickler], object]] = {
     "\x97": lambda m: m.make(_OBJECT),  # a buffer kept elsewhere
     "\x98": lambda m: None,
 }
-_OPERATIONS |= {code: lambda m, value=value: m.put(value) for code, value in _CONSTANTS.items()}
-_OPERATIONS |= {code: lambda m, form=form: m.put(m.number(form)) for code, form in _NUMBERS.items()}
-_OPERATIONS |= {
-    code: lambda m, form=form: m.put(Named("copyreg", f"extension {m.number(form)}"))
-    for code, form in _EXTENSIONS.items()
-}
-_OPERATIONS |= {code: lambda m, count=count: m.put(tuple(m.last(count))) for code, count in _TUPLES.items()}
-_OPERATIONS |= {
-    code: lambda m, form=form, kind=kind: m.put(m.counted(form, kind))
-    for kind, forms in _COUNTED.items()
-    for code, form in forms.items()
-}
+
+
+def _reading(read: Callable[[Unpickler], Any]) -> Callable[[Unpickler], object]:
+    return lambda m: m.put(read(m))
+
+
+for _code, _value in _CONSTANTS.items():
+    _OPERATIONS[_code] = _reading(partial(lambda value, m: value, _value))
+for _code, _form in _NUMBERS.items():
+    _OPERATIONS[_code] = _reading(partial(lambda form, m: m.number(form), _form))
+for _code, _form in _EXTENSIONS.items():
+    _OPERATIONS[_code] = _reading(partial(lambda form, m: Named("copyreg", f"extension {m.number(form)}"), _form))
+for _code, _count in _TUPLES.items():
+    _OPERATIONS[_code] = _reading(partial(lambda count, m: tuple(m.last(count)), _count))
+for _kind, _forms in _COUNTED.items():
+    for _code, _form in _forms.items():
+        _OPERATIONS[_code] = _reading(partial(lambda form, kind, m: m.counted(form, kind), _form, _kind))

@@ -125,7 +125,7 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     require_layout(weights, network, UNI_VIGU_LAYOUTS)
     config = whole_config(weights, network, latent_space=latent_space)
     require_fit(weights, network, compare(weights, network, config.model))
-    weights.tell_ignored()
+    weights.log_ignored()
     log_frequencies(weights, network, config.model)
     if not config.run.checked:
         say_unchecked(Path(path).name, config.model.latent_space, config.run.text_states or TEXT_STATES[0])

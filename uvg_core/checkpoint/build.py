@@ -73,7 +73,7 @@ def load_model(
         time_rounding=time_rounding,
     )
     require_fit(weights, network, compare(weights, network, config))
-    weights.tell_ignored()
+    weights.log_ignored()
     log_frequencies(weights, network, config)
     dtype = dtype or usual_dtype(weights, network)
     merged = open_loras(loras, config)
@@ -138,7 +138,7 @@ def init_from_wan(
             f"{WAN_CHANNELS} input channels: image-to-video, VACE, camera, audio and Wan2.2-5B models do not fit"
         )
     require_fit(weights, network, misfit)
-    weights.tell_ignored()
+    weights.log_ignored()
     dtype = dtype or usual_dtype(weights, network)
     generator = torch.Generator().manual_seed(seed)
 

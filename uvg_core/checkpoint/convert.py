@@ -71,7 +71,7 @@ def convert(
         time_rounding=time_rounding,
     )
     require_fit(weights, network, compare(weights, network, stated.model))
-    weights.tell_ignored()
+    weights.log_ignored()
     log_frequencies(weights, network, stated.model)
     merged = open_loras(loras, stated.model)
     require_others(target, [lora.path for lora in merged])

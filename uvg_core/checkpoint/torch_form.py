@@ -12,7 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from .inert import Buffer, Malformed, Refused, Unpickler
+from .inert import Malformed, Refused, Unpickler
+from .inert_values import Buffer
 
 _MOST_MEMBERS = 200_000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how the stream of pickles begins
@@ -45,29 +46,50 @@ def contents(data: Buffer) -> Contents:
 def _zipped(data: Buffer) -> Contents:
     members = _members(data)
     tables = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-    root = tables[0].removesuffix("data.pkl") if tables else ""
     if len(tables) != 1:
         raise Refused(
             f"found a zip archive with {len(tables)} tables of contents (data.pkl), expected one, as torch.save writes "
             "it. Choose the checkpoint itself"
         )
+    root = tables[0].removesuffix("data.pkl")
     if root + "constants.pkl" in members:
         raise Refused("found a TorchScript program, expected weights. Ask for a safetensors version")
-    begin, size = _member(data, members, tables[0])
+    begin, size = _place(data, members, tables[0])
     pickle = Unpickler(data, begin, begin + size)
     saved = pickle.load()
-    keys = {key for key in pickle.storages if f"{root}data/{key}" in members}
+    keys = [key for key in pickle.storages if f"{root}data/{key}" in members]
     order = "little"
     if root + "byteorder" in members:
-        begin, size = _member(data, members, root + "byteorder")
+        begin, size = _place(data, members, root + "byteorder")
         order = str(data[begin : begin + min(size, 16)], "utf-8", "replace")
     if order not in ("little", "big"):
         raise Malformed(f"found byte order {order!r}, expected little or big")
-    return Contents(saved, {key: _member(data, members, f"{root}data/{key}") for key in keys}, order)
+    return Contents(saved, {key: _place(data, members, f"{root}data/{key}") for key in keys}, order)
 
 
 def _members(data: Buffer) -> dict[str, tuple[int, ...]]:
-    """A zip archive's table: name -> flags, method, bytes compressed, bytes, and where its header is."""
+    """A zip archive's table of contents: name -> flags, method, bytes compressed, bytes, and where its header is."""
+    count, at = _table(data)
+    members: dict[str, tuple[int, ...]] = {}
+    for _ in range(count):
+        head = data[at : at + 46]
+        if head[:4] != b"PK\1\2":
+            raise Malformed("its table of contents is not readable")
+        flags, method = struct.unpack("<HH", head[8:12])
+        packed, whole, in_name, in_extra, in_comment = struct.unpack("<LLHHH", head[20:34])
+        (header,) = struct.unpack("<L", head[42:46])
+        begin, end = at + 46 + in_name, at + 46 + in_name + in_extra
+        name = str(data[at + 46 : begin], "utf-8", "replace")
+        if name in members:
+            raise Malformed(f"{name[:200]} is in it twice")
+        whole, packed, header = _widened(data[begin:end], [whole, packed, header])
+        members[name] = flags, method, packed, whole, header
+        at = end + in_comment
+    return members
+
+
+def _table(data: Buffer) -> tuple[int, int]:
+    """How many members a zip archive's table of contents has, and where it begins."""
     end = data.rfind(b"PK\5\6", max(0, len(data) - 65_557), len(data))
     if end < 0:
         raise Malformed("its table of contents is missing at the end")
@@ -81,33 +103,21 @@ def _members(data: Buffer) -> dict[str, tuple[int, ...]]:
         count, size, begin = struct.unpack("<QQQ", data[at + 32 : at + 56])
     if count > _MOST_MEMBERS or begin + size > end:
         raise Malformed(f"its table of contents claims {count} members in {size} bytes")
-    members: dict[str, tuple[int, ...]] = {}
-    for _ in range(count):
-        head = data[begin : begin + 46]
-        if head[:4] != b"PK\1\2":
-            raise Malformed("its table of contents is not readable")
-        flags, method = struct.unpack("<HH", head[8:12])
-        packed, whole, in_name, in_extra, in_comment = struct.unpack("<LLHHH", head[20:34])
-        (header,) = struct.unpack("<L", head[42:46])
-        name = str(data[begin + 46 : begin + 46 + in_name], "utf-8", "replace")
-        extra = data[begin + 46 + in_name : begin + 46 + in_name + in_extra]
-        while len(extra) >= 4:
-            kind, length = struct.unpack("<HH", extra[:4])
-            if kind == 1:  # what does not fit into 32 bits, in this order
-                wide = [extra[i : i + 8] for i in range(4, 4 + length, 8)]
-                whole, packed, header = (
-                    int.from_bytes(wide.pop(0), "little") if value == 0xFFFFFFFF and wide else value
-                    for value in (whole, packed, header)
-                )
-            extra = extra[4 + length :]
-        if name in members:
-            raise Malformed(f"{name[:200]} is in it twice")
-        members[name] = flags, method, packed, whole, header
-        begin += 46 + in_name + in_extra + in_comment
-    return members
+    return count, begin
 
 
-def _member(data: Buffer, members: dict[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+def _widened(extra: bytes, values: list[int]) -> list[int]:
+    """Values of 32 bits, those that do not fit into these taken from where a zip archive keeps them, in this order."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        if kind == 1:
+            wide = [int.from_bytes(extra[i : i + 8], "little") for i in range(4, 4 + length, 8)]
+            values = [wide.pop(0) if value == 0xFFFFFFFF and wide else value for value in values]
+        extra = extra[4 + length :]
+    return values
+
+
+def _place(data: Buffer, members: dict[str, tuple[int, ...]], name: str) -> tuple[int, int]:
     """First byte and number of bytes of a member that is stored as it is."""
     flags, method, packed, whole, header = members[name]
     if method != 0 or flags & 1 or packed != whole:
@@ -118,8 +128,7 @@ def _member(data: Buffer, members: dict[str, tuple[int, ...]], name: str) -> tup
     head = data[header : header + 30]
     if head[:4] != b"PK\3\4":
         raise Malformed(f"{name[:200]} is not where its table of contents says")
-    in_name, in_extra = struct.unpack("<HH", head[26:30])
-    begin = header + 30 + in_name + in_extra
+    begin = header + 30 + sum(struct.unpack("<HH", head[26:30]))
     if begin + whole > len(data):
         raise Malformed(f"{name[:200]} goes beyond the end of the file")
     return begin, whole

@@ -15,7 +15,7 @@ from tiny_worlds import one_world
 from torch import Tensor, nn
 
 from recipes.worlds.tokenizer import train_tokenizer
-from uvg_core import UniViGUError
+from uvg_core import Ranking, UniViGUError
 from uvg_core.checkpoint.quant import dequantise, quantise
 from uvg_core.checkpoint.read import read_part
 from uvg_core.checkpoint.vae_keys import vae_to_original
@@ -381,7 +381,7 @@ def test_ranking_stays_within_memory(
 ) -> None:
     pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cpu")
     latent, texts = pipe.encode_clip(one_world()[:5]), ["red", "a blue circle", "green", "a red square"]
-    want = pipe.rank(latent, texts, samples=1)
+    want = pipe.rank(latent, texts, Ranking(samples=1))
     rows: list[int] = []
     likelihood = pipes.caption_likelihood
 
@@ -393,7 +393,7 @@ def test_ranking_stays_within_memory(
 
     monkeypatch.setattr(pipes, "caption_likelihood", watched)
     limit = 1
-    torch.testing.assert_close(pipe.rank(latent, texts, samples=1), want)
+    torch.testing.assert_close(pipe.rank(latent, texts, Ranking(samples=1)), want)
     assert rows == [4, 2, 1]
     assert "1 at a time" in caplog.text
     limit = 8
@@ -401,7 +401,7 @@ def test_ranking_stays_within_memory(
     for free, expected in ((3.5 * one, 3), (0.0, 1)):
         rows.clear()
         monkeypatch.setattr(pipes, "free_memory", lambda _, free=free: free)
-        torch.testing.assert_close(pipe.rank(latent, texts, samples=1), want)
+        torch.testing.assert_close(pipe.rank(latent, texts, Ranking(samples=1)), want)
         assert rows == [expected]
 
 
@@ -433,7 +433,7 @@ def test_every_job_on_a_card(root: Path, monkeypatch: pytest.MonkeyPatch, caplog
         assert latent.device.type == "cuda"
         pipe.caption(latent, hint="red", sampling=QUICK)
         assert len(pipe.joint("a red circle", size=SMALL, sampling=QUICK, record=1)[2]) == 1
-        assert pipe.rank(latent, ["red", "a blue circle"], samples=1).shape == (2,)
+        assert pipe.rank(latent, ["red", "a blue circle"], Ranking(samples=1)).shape == (2,)
     assert caplog.text.count("stays in the machine's own memory") == 1
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.data.shards import Sample
 from uvg_core.errors import UniViGUError
+from uvg_core.model import PassOptions
 from uvg_core.training.config import Times, TrainConfig, from_dict
 from uvg_core.training.plan import JOBS, Batch, Collator, Order, SamplePlan, draw_sigma, plan_sample, stream_of
 
@@ -362,7 +363,7 @@ def test_without_text_the_network_is_plain_wan() -> None:
     assert batch.text.shape[1] == RUN.text_length  # other clips of the batch have text
     times = 1000 * batch.sigma_video, 1000 * batch.sigma_text
     masked = network(batch.noise, batch.text, *times, batch.context, batch.mask).velocity
-    empty = network(batch.noise, None, *times, batch.context, want_logits=False).velocity
+    empty = network(batch.noise, None, *times, batch.context, options=PassOptions(want_logits=False)).velocity
     torch.testing.assert_close(masked, empty, atol=1e-5, rtol=1e-5)
     with_text = network(batch.noise, batch.text, *times, batch.context, ~batch.mask).velocity
     assert not torch.allclose(with_text, empty, atol=1e-3)

@@ -22,6 +22,7 @@ from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.config import CheckpointConfig
 from uvg_core.errors import UniViGUError
+from uvg_core.model import PassOptions
 from uvg_core.training import checkpoints
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
@@ -218,7 +219,10 @@ def test_training_the_text_half_leaves_the_generator_bit_for_bit(folder: Path) -
     assert all(is_text_half(name) for name in changed)
     video, time = torch.randn(1, 16, 2, 4, 4), torch.tensor([300.0])
     context = torch.randn(1, RUN.context_length, before.config.text_dim)
-    outputs = [model(video, None, time, time, context, want_logits=False).velocity for model in (before, after)]
+    outputs = [
+        model(video, None, time, time, context, options=PassOptions(want_logits=False)).velocity
+        for model in (before, after)
+    ]
     assert torch.equal(outputs[0], outputs[1])
 
 

@@ -385,11 +385,12 @@ def test_ranking_stays_within_memory(
     rows: list[int] = []
     likelihood = pipes.caption_likelihood
 
-    def watched(model: Any, *, batch: int, **options: Any) -> Tensor:
-        rows.append(batch)
-        if batch > limit:
+    def watched(denoise: Any, video: Tensor, tokens: Tensor, ranking: Ranking, **options: Any) -> Tensor:
+        assert ranking.batch is not None
+        rows.append(ranking.batch)
+        if ranking.batch > limit:
             raise torch.OutOfMemoryError("no room")
-        return likelihood(model, batch=batch, **options)
+        return likelihood(denoise, video, tokens, ranking, **options)
 
     monkeypatch.setattr(pipes, "caption_likelihood", watched)
     limit = 1

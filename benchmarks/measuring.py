@@ -100,33 +100,3 @@ def reset_peak() -> int:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def fp8_file(path: Path, config: Any) -> Path:
-    """A native fp8 file with random weights."""
-    from functools import partial
-
-    import torch
-
-    from uvg_core.checkpoint.convert import packed
-    from uvg_core.checkpoint.quant import METADATA_KEY, quantisation_metadata
-    from uvg_core.checkpoint.read import Stored
-    from uvg_core.checkpoint.write import write_safetensors
-    from uvg_core.config import CheckpointConfig
-    from uvg_core.model import UniViGU, sdpa_attention
-
-    pattern = torch.randn(2**20).mul_(0.02).bfloat16()
-
-    def noise(shape: Any) -> Any:
-        count = shape.numel()  # a short pattern repeated: drawing 3 billion numbers would take minutes
-        return pattern.repeat(-(-count // pattern.numel()))[:count].reshape(shape)
-
-    weights = UniViGU(config, attention=sdpa_attention, device="meta").state_dict()
-    pending, layers = {}, []
-    for name, weight in weights.items():
-        entries = packed(name, Stored.like(weight.shape, torch.bfloat16), partial(noise, weight.shape), "fp8")
-        pending |= entries
-        layers += [name.removesuffix(".weight")] if len(entries) > 1 else []
-    metadata = {"config": CheckpointConfig(config).to_json(), METADATA_KEY: quantisation_metadata(layers)}
-    write_safetensors(path, pending, {**metadata, "format": "pt"})
-    return path

@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import fake_card
 import torch
-from measuring import fp8_file, in_turn, kernels, peak, random_weights, ratio_of
+from limits import fp8_file
+from measuring import in_turn, kernels, peak, random_weights, ratio_of
 from saved import save
 from torch import Tensor
 

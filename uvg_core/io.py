@@ -24,6 +24,15 @@ def require_folder(path: str | Path) -> None:
         raise UniViGUError(f"{path}: there is no folder {folder}; make it or choose another")
 
 
+def make_folder(path: Path, choose: str) -> None:
+    """Make a folder where there is none. Raises UniViGUError where the system refuses; ``choose`` says how to name
+    another one, e.g. ``choose another with --out``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UniViGUError(f"{path}: the folder cannot be made ({error.strerror or error}); {choose}") from None
+
+
 def require_others(target: str | Path, read: Iterable[str | Path]) -> None:
     """Raise UniViGUError when ``target`` is one of the files that a run reads."""
     for path in read:

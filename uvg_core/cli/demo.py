@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..errors import UniViGUError
-from ..io import write_text
+from ..io import make_folder, write_text
 from ..pipeline.pipeline import Pipeline
 from ..progress import Bars
 from ..sampling import Sampling
@@ -19,10 +18,7 @@ TEMPLATE = "a ___ ___ circle moves ___"
 
 def run_demo(pipe: Pipeline, out: Path, shown: Bars) -> None:
     """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UniViGUError(f"{out}: the folder cannot be made ({error.strerror}); choose another with --out") from None
+    make_folder(out, "choose another with --out")
     started, fps = time.monotonic(), pipe.config.run.fps
     captions: list[str] = []
 

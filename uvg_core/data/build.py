@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import UniViGUError
-from ..io import written_whole
+from ..io import make_folder, written_whole
 from ..media.vae import latent_shape
 from ..progress import Report
 from .encoders import Encoders
@@ -77,12 +77,7 @@ def build_shards(
         raise UniViGUError(f"shards of {per_shard} clips, encoded {batch} at a time; expected at least 1 of each")
     if not len(source):
         raise UniViGUError(f"{folder}: there are no clips to build shards of; expected at least one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UniViGUError(
-            f"{folder}: cannot be made a folder ({error.strerror or error}); choose another for the cache"
-        ) from None
+    make_folder(folder, "choose another for the cache")
     try:
         _Builder(source, encoders, folder, batch, progress, say).build(per_shard)
     finally:

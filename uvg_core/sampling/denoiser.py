@@ -80,8 +80,6 @@ class GuidedDenoiser:
     guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.guidance_scale is None:
-            object.__setattr__(self, "guidance_scale", 1.0 if self.null_context is None else GUIDANCE_SCALE)
         if not math.isfinite(self._scale):
             raise UniViGUError(f"guidance_scale is {self._scale}; expected a finite number, 1 for no guidance")
         if self._scale != 1 and self.null_context is None:
@@ -98,7 +96,8 @@ class GuidedDenoiser:
 
     @property
     def _scale(self) -> float:
-        return 1.0 if self.guidance_scale is None else self.guidance_scale
+        usual = 1.0 if self.null_context is None else GUIDANCE_SCALE
+        return usual if self.guidance_scale is None else self.guidance_scale
 
     @property
     def config(self) -> ModelConfig:
@@ -122,7 +121,7 @@ class GuidedDenoiser:
         if not want.velocity or self._scale == 1 or at.step >= guided_steps(self.guidance_end, at.steps):
             return batch.predict([context], want)
         assert self.null_context is not None
-        if not self._together(video.latent, text, want.logits):
+        if not self._together(context, video.latent, text, want.logits):
             velocity, logits = batch.predict([context], want)
             null = batch.predict([self.null_context], want._replace(logits=False)).velocity
         else:
@@ -140,10 +139,10 @@ class GuidedDenoiser:
             return self.context
         return torch.zeros(1, 1, self.config.text_dim, device=latent.device, dtype=latent.dtype)
 
-    def _together(self, latent: Tensor, text: TextStream, want_logits: bool) -> bool:
+    def _together(self, context: Tensor, latent: Tensor, text: TextStream, want_logits: bool) -> bool:
         """Whether both passes of guidance go through the network as one batch: where they fit."""
         null = self.null_context
-        if null is None or null.shape[1:] != self._context(latent).shape[1:]:
+        if null is None or null.shape[1:] != context.shape[1:]:
             return False
         rows, config = latent.shape[0], self.config
         number = self.network.computes_in(latent).itemsize

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import make_folder, write_text
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 LONGEST_ASKED_WAIT = 300.0  # a Retry-After beyond this ends the run: it can be taken up again then
@@ -107,12 +107,7 @@ class ChatClient:
         if not (self._key.isascii() and self._key.isprintable()):
             raise UniViGUError(f"the key in {key_name} holds characters that no key has; set it anew")
         if cache is not None:
-            try:
-                cache.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UniViGUError(
-                    f"{cache}: the folder for answers cannot be made ({error.strerror}); choose another with --cache"
-                ) from None
+            make_folder(cache, "choose another for the answers with --cache")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
         try:

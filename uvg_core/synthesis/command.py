@@ -15,12 +15,13 @@ from ..checkpoint.locate import locate
 from ..cli.output import enlarged, say
 from ..data.folder import TextLimits
 from ..errors import UniViGUError
+from ..io import make_folder
 from ..media.video import write_video
 from ..pipeline.pipeline import Callback, Pipeline, Sampling, Size, given
 from ..progress import Bars
 from .captioner import INSTRUCTIONS, Captioner
 from .chat import ChatClient
-from .engine import ClipJob, make_folder, plan, read_prompts, synthesise
+from .engine import ClipJob, plan, read_prompts, synthesise
 
 ANSWERS = ".answers"  # the cache's folder, hidden from whatever looks for clips
 KEY_NAME = "OPENAI_API_KEY"
@@ -189,7 +190,7 @@ def synthesise_command(
     prompts, doubles = read_prompts(settings.prompts)
     limits = _limits(settings, pipe)
     pipe.noise(clips.size)  # sizes that do not fit are known now
-    make_folder(settings.out)
+    make_folder(settings.out, "choose another with --out")
     captioner = None if chat.endpoint is None else _captioner(chat, settings.out, limits, count, note)
     if captioner is None:
         for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):

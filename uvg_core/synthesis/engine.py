@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import make_folder, write_text
 from ..media.video import probe
 from .captioner import Captioner
 from .chat import EndpointError, LengthError
@@ -154,7 +154,7 @@ def synthesise(
     is not there, memory that does not suffice, or the same step failing three times in a row. Raises UniViGUError for
     other settings than before, a damaged record, and a folder that cannot be made.
     """
-    make_folder(out)
+    make_folder(out, "choose another with --out")
     record = Record.read(out / RECORD)
     if not anyway:
         record.require_same(generator, None if captioner is None else captioner.settings)
@@ -236,13 +236,6 @@ def _job(
     record.write()
     note(f"     {caption.tokens} tokens: {caption.text}")
     return _MADE
-
-
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UniViGUError(f"{out}: the folder cannot be made ({error.strerror}); choose another with --out") from None
 
 
 def _clip(

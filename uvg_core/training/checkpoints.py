@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UniViGUError
-from ..io import flushed, write_text
+from ..io import flushed, make_folder, write_text
 from .config import TrainConfig, changed
 
 FOLDER = "checkpoints"
@@ -25,12 +25,9 @@ def prepare(out: Path) -> None:
     """Make the folder of a run, and clear away what a killed process left half-written in it.
 
     Raises UniViGUError when the system refuses."""
-    try:
-        (out / FOLDER).mkdir(parents=True, exist_ok=True)
-        for part in (out / FOLDER).glob(".step_*.part"):
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise UniViGUError(f"{out}: cannot be made ({error.strerror}); choose another folder for out") from None
+    make_folder(out / FOLDER, "choose another folder for out")
+    for part in (out / FOLDER).glob(".step_*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def steps_kept(out: Path) -> list[Path]:

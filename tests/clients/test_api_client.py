@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from in_comfyui_host import load_client
+from stand_in_server import StandInServer
 
 api = load_client()
 ID = "0b0a7e5c-0000-4000-8000-000000000001"
@@ -138,7 +139,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.fixture
 def client(script: Script) -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
+    with StandInServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield api.Client(f"127.0.0.1:{server.server_port}")

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stand_in_server import StandInServer
 
 from uvg_core.cli.main import main
 from uvg_core.errors import UniViGUError
@@ -100,7 +101,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     script = Script()
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
+    with StandInServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         script.url = f"http://127.0.0.1:{server.server_port}/v1"

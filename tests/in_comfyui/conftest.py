@@ -57,8 +57,9 @@ def shipped(client: Any, server: Server, tmp_path_factory: pytest.TempPathFactor
         if name == "first_try":
             put_stand_ins(server.base / "models")
             nodes["UniViGUEmptyLatent"][1].update(width=64, height=48)
-        for old in (server.base / "input" / "uvg_sample_clips").glob("*.txt"):
-            old.unlink()
+        if name == "caption_folder":  # captions that another test left would be skipped
+            for old in (server.base / "input" / "uvg_sample_clips").glob("*.txt"):
+                old.unlink()
         events: list[Any] = []
         result = client.run(graph, on_event=events.append)
         folder = tmp_path_factory.mktemp(name)

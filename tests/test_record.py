@@ -15,7 +15,9 @@ import pytest
 from records import WRITE, machine, read_record, write_record
 from torch import Tensor
 
-from uvg_core.pipeline import Pipeline, Sampling, Size
+from uvg_core import Ranking, Sampling
+from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.sampling import Size
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -90,19 +92,19 @@ def test_the_latent_of_a_file(sample: Tensor) -> None:
 @pytest.mark.parametrize("update", ["bridge", "euler"])
 def test_caption(pipe: Pipeline, sample: Tensor, update: str) -> None:
     """At the checkpoint's temperature, and in few steps and hot enough for every draw to count."""
-    said = [
+    texts = [
         pipe.caption(sample, sampling=Sampling(seed=0, text_update=update)),
         pipe.caption(sample, sampling=Sampling(seed=4, steps=3, temperature=2.0, top_p=0.95, text_update=update)),
     ]
-    check(f"caption, {update}", text=said)
+    check(f"caption, {update}", text=texts)
 
 
 def test_caption_by_a_template_and_a_hint(pipe: Pipeline, sample: Tensor) -> None:
-    said = [
+    texts = [
         pipe.caption(sample, template=TEMPLATE),
         pipe.caption(sample, hint="a red circle", sampling=Sampling(seed=2)),
     ]
-    check("caption by a template and a hint", text=said)
+    check("caption by a template and a hint", text=texts)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +121,4 @@ def test_joint(pipe: Pipeline, name: str, sampling: Sampling) -> None:
 
 
 def test_rank(pipe: Pipeline, sample: Tensor) -> None:
-    check("rank", scores=pipe.rank(sample, CANDIDATES, samples=8, seed=1))
+    check("rank", scores=pipe.rank(sample, CANDIDATES, Ranking(samples=8, seed=1)))

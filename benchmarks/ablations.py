@@ -27,7 +27,7 @@ from uvg_core.config import CheckpointConfig
 from uvg_core.data.shards import Shards
 from uvg_core.io import write_text
 from uvg_core.model import UniViGU
-from uvg_core.pipeline.components import Parts
+from uvg_core.pipeline.components import Components
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.training.config import TrainConfig, from_dict
 from uvg_core.training.objective import plain_attention
@@ -120,7 +120,7 @@ def run_arm(name: str, seed: int, folder: Path, clips: int) -> dict[str, Any]:
                 **(arm.more if fresh == "fresh" else {}),
             },
         )
-        parts = Parts(file, wan=None, device="cpu", dtype=None, text_states="umT5", overrides={}, progress=None)
+        parts = Components(file, device="cpu", overrides={"text_states": "umT5"})
         model = starting_network(
             config, vocab_size=parts.tokenizer.size, attention=plain_attention, dtype=torch.float32
         )

@@ -96,7 +96,7 @@ def main() -> None:
 
     def score(latents: torch.Tensor) -> dict[str, Any]:
         frames = []
-        with exam.pipe.parts.using("vae") as vae, torch.no_grad():
+        with exam.pipe.components.using("vae") as vae, torch.no_grad():
             for chunk in latents.split(32):
                 video = (decode_latent(vae, chunk).clamp(-1, 1) + 1) * 127.5
                 frames.append(video.round().to(torch.uint8).permute(0, 2, 3, 4, 1))

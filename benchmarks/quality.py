@@ -45,7 +45,7 @@ def ask(exam: Exam, question: str, ranked: int) -> dict[str, Any]:
             "reconstructed": exam.read(exam.decode(exam.latents), exam.worlds).to_json(),
         }
     if question == "vae":
-        with exam.pipe.parts.using("vae") as vae:
+        with exam.pipe.components.using("vae") as vae:
             found = reconstruction(vae, side=exam.run.height, frames=exam.run.frames, clips=len(exam.latents))
         return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
     if question == "understanding":

@@ -146,7 +146,7 @@ class Exam:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         parts = []
-        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+        with self.pipe.components.using("vae") as vae, torch.no_grad():
             for chunk in pixels.split(32):
                 video = chunk.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
                 parts.append(to_latent_space(encode_moments(vae, video)[:, :16], self.pipe.config.model.latent_space))
@@ -155,7 +155,7 @@ class Exam:
     def decode(self, latents: Tensor) -> Tensor:
         """uint8 ``[N,T,S,S,3]``."""
         parts = []
-        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+        with self.pipe.components.using("vae") as vae, torch.no_grad():
             for chunk in latents.split(32):
                 video = decode_latent(vae, from_latent_space(chunk, self.pipe.config.model.latent_space))
                 parts.append(((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1))

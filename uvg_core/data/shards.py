@@ -43,7 +43,7 @@ from ..errors import UniViGUError
 from ..io import write_text
 from ..media.text import TextEncoder
 from ..media.vae import latent_shape, to_latent_space
-from ..pipeline.components import LARGE_BYTES, Parts
+from ..pipeline.components import LARGE_BYTES, Components
 from ..progress import Report
 from .folder import LeftOut, tally
 from .sources import Source, digest, fingerprint
@@ -89,7 +89,7 @@ class Encoders:
     release: Callable[[], object] = field(default=lambda: None)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Encoders:
+    def from_parts(cls, parts: Components) -> Encoders:
         """A checkpoint's VAE, text encoder and tokenizer. One part at a time is on the device, until another is
         needed or ``release`` is called. Hashes the weights: some seconds where they are large."""
         held = _Held(parts)
@@ -118,7 +118,7 @@ class Encoders:
 class _Held:
     """Keeps the part that is at work on the device between calls."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Components) -> None:
         self._parts, self._stack = parts, ExitStack()
         self._name = ""
         self._module: nn.Module | None = None
@@ -134,7 +134,7 @@ class _Held:
         self._stack.close()
 
 
-def fingerprint_of(parts: Parts) -> str:
+def fingerprint_of(parts: Components) -> str:
     """Over VAE and text encoder weights, tokenizer, latent space, kind of text states, and the sizes of a run.
 
     Parts up to 1 GiB are read whole. Of a larger one: names, shapes and types of all tensors, and the contents of the
@@ -143,7 +143,7 @@ def fingerprint_of(parts: Parts) -> str:
     sizes = [run.frames, run.height, run.width, run.fps, run.context_length, run.pad_token, run.eos_token]
     facts: list[Any] = [parts.config.model.latent_space, parts.text_states, sizes]
     facts.append(hashlib.sha256(parts.tokenizer.proto).hexdigest())
-    for source in (parts.components.vae, parts.components.encoder):
+    for source in (parts.files.vae, parts.files.encoder):
         facts.append(_weights_digest(source.path, source.prefix))
     return digest(facts)
 

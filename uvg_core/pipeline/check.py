@@ -201,7 +201,8 @@ class Check:
         stored = ", ".join(report.dtypes)
         runs_in = pipe.components.network_dtype
         runs = "as stored" if runs_in is None else str(runs_in).removeprefix("torch.")
-        yield f"file          {pipe.components.path.name}, {report.nbytes / 1e9:.2f} GB, {report.layout} names, {stored}"
+        name, size = pipe.components.path.name, report.nbytes / 1e9
+        yield f"file          {name}, {size:.2f} GB, {report.layout} names, {stored}"
         yield f"runs in       {runs}"
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in report.assumed else ''}"
         states = f"{pipe.components.text_states} states{'' if config.run.text_states else ' (assumed)'}"
@@ -241,11 +242,6 @@ class Check:
         large = pipe.components.path.is_file() and pipe.components.path.stat().st_size > LARGE_BYTES
         frames, height, width = looked_at(run, self.size, large, pipe.device)
         samples = self.samples(frames, height, width)
-        report = pipe.components.progress
-
-        def watch(done: int, total: int) -> None:
-            if report is not None:
-                report("taking the losses", done, total)
 
         def job(network: UniViGU) -> Verdict:
             return weigh(
@@ -254,7 +250,7 @@ class Check:
                 samples,
                 null=pipe.null_condition,
                 **thoroughness(large),
-                watch=watch,
+                progress=pipe.components.progress,
             )
 
         verdict, line = measured(f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.on_network(job))
@@ -304,8 +300,8 @@ class Check:
         spread = pixels.float().std().item()
         if spread < 1:
             raise UniViGUError(
-                f"{pipe.components.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of 255); "
-                "try --latent-space raw or normalised, and --dtype bf16 or fp32"
+                f"{pipe.components.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of "
+                "255); try --latent-space raw or normalised, and --dtype bf16 or fp32"
             )
         assert pipe.sampled is not None
         yield f"{line}; latent {not_finite(pipe.sampled.latent)}"

@@ -169,6 +169,8 @@ class _Search:
         named = {name: Path(path).expanduser() for name, path in vars(places).items() if path is not None}
         self.wan, self.comfyui = named.pop("wan", None), named.pop("comfyui", None)
         self.named = (_in_wan_folder(self.wan) if self.wan is not None else {}) | named
+        if self.comfyui is not None:
+            _require_comfyui(self.comfyui)
         self.model, self.text_dim = model, text_dim
         self.open = cache(open_weights)
         self.notes: list[str] = []
@@ -181,15 +183,13 @@ class _Search:
                 found = describe_foreign(weights.tensors)
                 raise UniViGUError(f"{path}: found {found}, expected {kind.expected}. Choose another file")
             return ComponentFile(path, "" if kind.fits(weights) else kind.prefix)
-        if self.wan is not None and _is_comfyui(self.wan) and (found := self.in_comfyui(kind, self.wan)):
-            return found
+        if self.wan is not None and _is_comfyui(self.wan) and (chosen := self.in_comfyui(kind, self.wan)):
+            return chosen
         if _has(self.open(self.model), kind.prefix):
             return ComponentFile(self.model, kind.prefix)
         return None if self.comfyui is None else self.in_comfyui(kind, self.comfyui)
 
     def in_comfyui(self, kind: _Weights, folder: Path) -> ComponentFile | None:
-        _require_comfyui(folder)
-
         def fits(weights: WeightFile) -> bool:
             return kind.fits(weights) and (kind != _ENCODER or _width(weights) in (self.text_dim or 4096, None))
 

@@ -160,10 +160,10 @@ def _encoded() -> dict[str, Any]:
     run, tokenizer = pipe.config.run, pipe.tokenizer
     pixels, captions = zip(*(footage(n, run.height, run.frames) for n in range(CLIPS)), strict=True)
     texts, found = [*captions, ""], {}
-    with pipe.parts.using("vae") as vae:
+    with pipe.components.using("vae") as vae:
         rows = [torch.stack(pixels[n : n + 16]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1 for n in range(0, CLIPS, 16)]
         found["raw"] = torch.cat([vae.encode(row).latent_dist.mode().float() for row in rows])
-    with pipe.parts.using("encoder") as encoder:
+    with pipe.components.using("encoder") as encoder:
         for kind, way in (("umT5", nullcontext()), ("release", as_plain_t5(encoder))):
             states = TextEncoder(encoder, tokenizer, kind)
             with way:

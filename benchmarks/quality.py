@@ -46,7 +46,7 @@ def ask(evaluator: Evaluator, question: str, ranked: int) -> dict[str, Any]:
             "reconstructed": evaluator.score_clips(evaluator.decode(evaluator.latents), evaluator.worlds).to_json(),
         }
     if question == "vae":
-        with evaluator.pipe.parts.using("vae") as vae:
+        with evaluator.pipe.components.using("vae") as vae:
             found = reconstruction(
                 vae, side=evaluator.run.height, frames=evaluator.run.frames, clips=len(evaluator.latents)
             )

@@ -84,20 +84,24 @@ class UniViGUCheck(io.ComfyNode):
             )
             for k, one in enumerate(clips)
         ]
+
+        def report(what: str, done: int, total: int) -> None:
+            progress.step(done, total)
+
         verdict, line = check.measured(
             f"losses at {width}x{height}x{frames}",
             device,
-            lambda: bridge.weigh_model(model, samples, null, progress.step, **check.thoroughness(large)),
+            lambda: bridge.weigh_model(model, samples, null, report, **check.thoroughness(large)),
         )
         say(line, *check.lines_of(verdict, len(clips)))
         judged = bridge.with_verdict(model, verdict, f"check of {check.pack_version()}")
         if verdict.states.best == "release":
             say("set text_states of Load Uni-ViGU to release, or save the model and load it again")
         say(*_jobs(judged, clip, vae, samples, [one.caption for one in clips]))
-        report = "\n".join(lines)
-        progress.text(report, last=True)
-        log.info("Uni-ViGU check:\n%s", report)
-        return io.NodeOutput(judged, report, ui=ui.PreviewText(report))
+        text = "\n".join(lines)
+        progress.text(text, last=True)
+        log.info("Uni-ViGU check:\n%s", text)
+        return io.NodeOutput(judged, text, ui=ui.PreviewText(text))
 
 
 def _jobs(model: Any, clip: Any, vae: Any, samples: list[Sample], captions: list[str]) -> list[str]:

@@ -89,7 +89,7 @@ class UniViGULoader(io.ComfyNode):
             if chosen == own and part not in carried:
                 raise UniViGUError(
                     f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses in the widget "
-                    f"{part.replace(' ', '_').lower()}. To get it: {bridge.PARTS[part]}"
+                    f"{part.replace(' ', '_').lower()}. To get it: {bridge.DOWNLOADS[part]}"
                 )
         model = bridge.load_network(path, weight_dtype, None if latent_space == own else latent_space)
         run = bridge.run_facts(model)

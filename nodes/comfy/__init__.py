@@ -38,7 +38,7 @@ from .loading import (
 )
 from .lora import apply_lora, is_text_weight
 from .model import UniViGUConfig, UniViGUModel, register
-from .names import EMBEDDED, FROM_CHECKPOINT, PARTS, RELEASED, TEXT_MASK, TEXT_TOKENS
+from .names import DOWNLOADS, EMBEDDED, FROM_CHECKPOINT, RELEASED, TEXT_MASK, TEXT_TOKENS
 from .network import HostedNetwork, config_of, latent_format_of, network_of, run_facts, weights_of
 from .sampling import (
     HostDenoiser,
@@ -56,10 +56,10 @@ from .showing import Progress, input_directory, offer_samples
 
 __all__ = [
     "COMFYUI",
+    "DOWNLOADS",
     "EMBEDDED",
     "FROM_CHECKPOINT",
     "NO_FILE",
-    "PARTS",
     "RELEASED",
     "TEXT_MASK",
     "TEXT_TOKENS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ...uvg_core.config import TEXT_STATES
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import as_plain_t5
 from ...uvg_core.pipeline.evidence import Predict, Sample, Verdict, weigh
+from ...uvg_core.progress import Report
 from .conditioning import tokenizer_of
 from .model import RawWan, UniViGUModel
 from .network import HostedNetwork, config_of, run_facts
@@ -59,7 +60,7 @@ def conditions_by_states(clip: Any, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def weigh_model(
-    model: Any, samples: Sequence[Sample], null: Tensor | None, watch: Callable[[int, int], object], **options: int
+    model: Any, samples: Sequence[Sample], null: Tensor | None, progress: Report, **options: int
 ) -> Verdict:
     """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
     found: list[Verdict] = []
@@ -71,14 +72,14 @@ def weigh_model(
                 one.name,
                 one.raw.to(device),
                 one.ids,
-                {kind: states.to(device) for kind, states in one.told.items()},
-                {kind: states.to(device) for kind, states in one.untold.items()},
+                {kind: states.to(device) for kind, states in one.prompted.items()},
+                {kind: states.to(device) for kind, states in one.unprompted.items()},
             )
             for one in samples
         ]
         model.model.float16.start(model.model)
         predict = [_predictor(host, model.model, rounding) for rounding in ("none", "bfloat16")]
-        found.append(weigh(*predict, there, null=null, watch=watch, **options))
+        found.append(weigh(*predict, there, null=null, progress=progress, **options))
         return clean
 
     run_on_clip(model, job, samples[0].raw, seed=0, text_length=max(len(one.ids) for one in samples))

@@ -37,7 +37,7 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from .latents import is_wan_vae
-from .names import EMBEDDED, FOLDER, PARTS, RELEASED
+from .names import DOWNLOADS, EMBEDDED, FOLDER, RELEASED
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def file_path(kind: str, name: str) -> str:
     """Raises UniViGUError for a name that is not there."""
     found = folder_paths.get_full_path(kind, name)
     if found is None:
-        wanted = "".join(f". To get what Wan 2.1 uses: {part}" for part in PARTS.values() if part.folder == kind)
+        wanted = "".join(f". To get what Wan 2.1 uses: {part}" for part in DOWNLOADS.values() if part.folder == kind)
         raise UniViGUError(f"{name}: not found in models/{kind}; press R and choose a file that is there{wanted}")
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...uvg_core.pipeline.locate import PARTS, RELEASED
+from ...uvg_core.pipeline.locate import DOWNLOADS, RELEASED
 
 PACK = Path(__file__).resolve().parents[2]
 EMBEDDED = "uvg_tiny.safetensors"
@@ -14,11 +14,11 @@ TEXT_TOKENS, TEXT_MASK = "uni_vigu_tokens", "uni_vigu_mask"  # where CONDITIONIN
 TEXT_WEIGHT = "text_head.head.weight"
 FROM_CHECKPOINT = "from the checkpoint"
 __all__ = [
+    "DOWNLOADS",
     "EMBEDDED",
     "FOLDER",
     "FROM_CHECKPOINT",
     "PACK",
-    "PARTS",
     "RELEASED",
     "TEXT_MASK",
     "TEXT_STREAM",

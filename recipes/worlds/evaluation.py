@@ -115,7 +115,7 @@ class Evaluator:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         parts = []
-        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+        with self.pipe.components.using("vae") as vae, torch.no_grad():
             for chunk in pixels.split(VAE_BATCH):
                 raw = encode_moments(vae, pixels_to_video(chunk))[:, :16]
                 parts.append(to_latent_space(raw, self.pipe.config.model.latent_space))
@@ -124,7 +124,7 @@ class Evaluator:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[N,16,F,h,w]`` -> uint8 ``[N,T,S,S,3]``."""
         parts = []
-        with self.pipe.parts.using("vae") as vae, torch.no_grad():
+        with self.pipe.components.using("vae") as vae, torch.no_grad():
             for chunk in latents.split(VAE_BATCH):
                 video = decode_latent(vae, from_latent_space(chunk, self.pipe.config.model.latent_space))
                 parts.append(video_to_pixels(video))

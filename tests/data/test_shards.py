@@ -477,13 +477,11 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("sklearn")
     from uvg_core.media.vae import LatentCodec
-    from uvg_core.pipeline.components import Parts
+    from uvg_core.pipeline.components import Components
     from uvg_core.pipeline.pipeline import EMBEDDED_MODEL
 
-    def parts(text_states: str) -> Parts:
-        return Parts(
-            EMBEDDED_MODEL, wan=None, device="cpu", dtype=None, text_states=text_states, overrides={}, progress=None
-        )
+    def parts(text_states: str) -> Components:
+        return Components(EMBEDDED_MODEL, device="cpu", overrides={"text_states": text_states})
 
     checkpoint = parts("umT5")
     run = checkpoint.config.run

@@ -151,14 +151,14 @@ def test_clips_weigh_the_same_together_and_alone(samples: list[Sample]) -> None:
 
 def test_watching_counts_every_pass_and_may_stop(samples: list[Sample]) -> None:
     network, seen = planted(samples, "raw", "umT5"), []
-    weigh(network, network, samples, draws=2, watch=lambda done, total: seen.append((done, total)))
+    weigh(network, network, samples, draws=2, progress=lambda what, done, total: seen.append((done, total)))
     assert seen[-1] == (len(seen), len(seen))
 
-    def stop(done: int, total: int) -> None:
+    def stop(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weigh(network, network, samples, watch=stop)
+        weigh(network, network, samples, progress=stop)
 
 
 # ------------------------------------------------------------------------------------------------------ text encoders

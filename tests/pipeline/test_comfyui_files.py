@@ -25,9 +25,10 @@ from uvg_core.media.text_encoder import StoredLinear, TextEncoder, build_encoder
 from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.media.vae import LatentCodec
 from uvg_core.media.video import ClipSpec, read_clip
-from uvg_core.pipeline import components as parts
+from uvg_core.pipeline import components
 from uvg_core.pipeline import pipeline as pipes
-from uvg_core.pipeline.components import OutOfMemory, Parts
+from uvg_core.pipeline.components import Components, OutOfMemory
+from uvg_core.pipeline.locate import Places
 from uvg_core.pipeline.pipeline import Pipeline, Sampling, Size
 
 pytest.importorskip("diffusers")
@@ -158,13 +159,13 @@ def test_single_files_are_the_diffusers_folder(
         "vae": comfyui / "models" / "vae" / "wan_2.1_vae.safetensors",
         "tokenizer": tokenizer,
     }
-    reference = Pipeline(release, wan=folder_with(root, tmp_path / "wan", values), device="cpu")
-    same(Pipeline(release, **files, device="cpu"), reference)
+    reference = Pipeline(release, Places(wan=folder_with(root, tmp_path / "wan", values)), device="cpu")
+    same(Pipeline(release, Places(**files), device="cpu"), reference)
 
 
 def test_one_file_may_stand_in_for_a_part_of_the_folder(root: Path, comfyui: Path) -> None:
     encoder = comfyui / "models" / "clip" / "umt5_xxl_fp16.safetensors"
-    mixed = Parts(root / "uni-vigu.pth", wan=root / "wan", text_encoder=encoder, **ON_CPU).components
+    mixed = Components(root / "uni-vigu.pth", Places(root / "wan", text_encoder=encoder), device="cpu").files
     assert (mixed.encoder.path, mixed.vae.path) == (encoder, root / "wan" / "vae")
     # Wan's own folder, and the embedded model, which carries all it needs.
     own = root / "Wan2.1-T2V-1.3B"
@@ -172,12 +173,9 @@ def test_one_file_may_stand_in_for_a_part_of_the_folder(root: Path, comfyui: Pat
     (own / "google" / "umt5-xxl" / "spiece.model").symlink_to(root / "wan" / "tokenizer" / "spiece.model")
     (own / "Wan2.1_VAE.pth").symlink_to(comfyui / "models" / "vae" / "wan_2.1_vae.safetensors")
     (own / "models_t5_umt5-xxl-enc-bf16.pth").symlink_to(encoder)
-    assert Parts(root / "uni-vigu.pth", wan=own, **ON_CPU).components.vae.path == own / "Wan2.1_VAE.pth"
-    assert Parts(pipes.EMBEDDED_MODEL, wan=None, comfyui=comfyui, **ON_CPU).components.vae.path == pipes.EMBEDDED_MODEL
-
-
-ON_CPU: dict[str, Any] = {"device": "cpu", "dtype": None, "text_states": "umT5", "overrides": {}, "progress": None}
-ON_CPU_ALONE = ON_CPU | {"wan": None}
+    assert Components(root / "uni-vigu.pth", Places(wan=own), device="cpu").files.vae.path == own / "Wan2.1_VAE.pth"
+    embedded = Components(pipes.EMBEDDED_MODEL, Places(comfyui=comfyui), device="cpu").files
+    assert embedded.vae.path == pipes.EMBEDDED_MODEL
 
 
 def test_a_comfyui_folder_is_enough(
@@ -206,7 +204,7 @@ def test_a_comfyui_folder_is_enough(
         "        models/clip/\n"
     )
     for folder in (tmp_path, comfyui / "models"):
-        found = Parts(root / "uni-vigu.pth", comfyui=folder, **ON_CPU_ALONE).components
+        found = Components(root / "uni-vigu.pth", Places(comfyui=folder), device="cpu").files
         assert found.encoder.path.name == "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
         assert found.tokenizer.path == found.encoder.path
 
@@ -216,7 +214,7 @@ def test_what_is_missing_is_said_with_its_address(
 ) -> None:
     def refused(**named: Path) -> str:
         with pytest.raises(UniViGUError) as error:
-            Parts(root / "uni-vigu.pth", **{**ON_CPU_ALONE, **named})
+            Components(root / "uni-vigu.pth", Places(**named), device="cpu")
         return str(error.value)
 
     said = refused()
@@ -263,10 +261,10 @@ def test_the_embedding_is_one_tensor_and_fp8_stays_fp8(wan: dict[str, Tensor]) -
 
 def test_dtypes_of_cards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the table of cards: what a large network computes in where the card has bfloat16 and where not."""
-    made = Parts(root / "uni-vigu.pth", wan=root / "wan", **ON_CPU)
+    made = Components(root / "uni-vigu.pth", Places(root / "wan"), device="cpu")
     made.device = torch.device("cuda")
     assert made.network_dtype == torch.float32  # small
-    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    monkeypatch.setattr(components, "LARGE_BYTES", 0)
     for capability, dtype in (((6, 1), torch.float16), ((7, 5), torch.float16), ((8, 6), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert made.network_dtype == dtype
@@ -282,12 +280,12 @@ def test_float16_that_overflows_is_computed_again(
     large = next(name for name in released["model"] if name.endswith("video_head.proj_out.bias"))
     released["model"][large] = torch.full_like(released["model"][large], 1e5)  # float16 ends at 65504
     torch.save(released, tmp_path / "large.pth")
-    asked = Pipeline(tmp_path / "large.pth", wan=root / "wan", device="cpu", dtype=torch.float32)
+    asked = Pipeline(tmp_path / "large.pth", Places(root / "wan"), device="cpu", dtype=torch.float32)
     want = asked.generate("a red circle", size=SMALL, sampling=QUICK)
     monkeypatch.setattr(
-        Parts, "network_dtype", property(lambda self: torch.float16 if self.dtype is None else self.dtype)
+        Components, "network_dtype", property(lambda self: torch.float16 if self.dtype is None else self.dtype)
     )
-    pipe = Pipeline(tmp_path / "large.pth", wan=root / "wan", device="cpu")
+    pipe = Pipeline(tmp_path / "large.pth", Places(root / "wan"), device="cpu")
     assert torch.equal(pipe.generate("a red circle", size=SMALL, sampling=QUICK), want)
     assert caplog.text.count("not finite in float16") == 1
     pipe.generate("a red circle", size=SMALL, sampling=QUICK)
@@ -306,7 +304,7 @@ def failing(name: str, when: Callable[[LatentCodec], bool], monkeypatch: pytest.
 
 
 def test_encoding_falls_back_to_tiles(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cpu")
+    pipe = Pipeline(root / "uni-vigu.pth", Places(root / "wan"), device="cpu")
     pixels = one_world()[:5]
     whole = pipe.encode_clip(pixels)
     with monkeypatch.context() as patched:
@@ -362,16 +360,16 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
 def test_the_text_encoder_goes_to_the_cpu_when_the_card_is_full(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cpu")
-    want = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cpu").conditions(["a red circle"])
-    pipe.parts.encoder_device = torch.device("cuda")
+    pipe = Pipeline(root / "uni-vigu.pth", Places(root / "wan"), device="cpu")
+    want = Pipeline(root / "uni-vigu.pth", Places(root / "wan"), device="cpu").conditions(["a red circle"])
+    pipe.components.encoder_device = torch.device("cuda")
 
-    def placed(self: Parts, encoder: torch.nn.Module) -> torch.nn.Module:
+    def placed(self: Components, encoder: torch.nn.Module) -> torch.nn.Module:
         if self.encoder_device.type == "cuda":
             raise torch.OutOfMemoryError("no room")
         return encoder
 
-    monkeypatch.setattr(Parts, "_placed", placed)
+    monkeypatch.setattr(Components, "_placed", placed)
     assert torch.equal(pipe.conditions(["a red circle"]), want)
     assert "reading it on the CPU" in caplog.text
 
@@ -379,7 +377,7 @@ def test_the_text_encoder_goes_to_the_cpu_when_the_card_is_full(
 def test_ranking_stays_within_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cpu")
+    pipe = Pipeline(root / "uni-vigu.pth", Places(root / "wan"), device="cpu")
     latent, texts = pipe.encode_clip(one_world()[:5]), ["red", "a blue circle", "green", "a red square"]
     want = pipe.rank(latent, texts, Ranking(samples=1))
     rows: list[int] = []
@@ -425,10 +423,10 @@ def test_every_job_on_a_card(root: Path, monkeypatch: pytest.MonkeyPatch, caplog
         monkeypatch.setattr(kind, "to", moved)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    monkeypatch.setattr(components, "LARGE_BYTES", 0)
     with fake_card(1.05e9):  # too small for any encoder beside what must stay free
-        pipe = Pipeline(root / "uni-vigu.pth", wan=root / "wan", device="cuda:0")
-        assert pipe.parts.network_dtype == torch.float16
+        pipe = Pipeline(root / "uni-vigu.pth", Places(root / "wan"), device="cuda:0")
+        assert pipe.components.network_dtype == torch.float16
         assert pipe.generate("a red circle", size=SMALL, sampling=QUICK).shape == (5, 32, 48, 3)
         latent = pipe.encode_clip(one_world()[:5])
         assert latent.device.type == "cuda"
@@ -453,10 +451,10 @@ def test_the_text_encoder_on_a_card() -> None:
             read = TextEncoder(move_encoder(encoder, torch.device("cuda:0")), tokenizer, "release")
             assert card.now < 1e6  # norms and position biases
             assert read(["a red circle", ""]).device.type == "cuda"
-            assert card.peak < parts.SPARE_BYTES
+            assert card.peak < components.SPARE_BYTES
             card.begin()
             read = TextEncoder(card.takes(encoder), tokenizer, "release")
             assert card.now - card.base == pytest.approx(matrices * dtype.itemsize, rel=0.01)
             held = card.now
             read(["a red circle", ""])
-            assert card.peak - held < parts.SPARE_BYTES
+            assert card.peak - held < components.SPARE_BYTES

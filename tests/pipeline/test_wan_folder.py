@@ -19,8 +19,9 @@ from uvg_core.checkpoint.keys import from_native
 from uvg_core.cli.main import main
 from uvg_core.media.vae import LatentCodec
 from uvg_core.media.video import probe, write_video
-from uvg_core.pipeline import components as parts
-from uvg_core.pipeline.components import Parts
+from uvg_core.pipeline import components
+from uvg_core.pipeline.components import Components
+from uvg_core.pipeline.locate import Places
 from uvg_core.pipeline.pipeline import Pipeline, Sampling, Size
 
 pytest.importorskip("diffusers")
@@ -93,9 +94,9 @@ def test_parts_are_never_on_the_device_together(
     loaded: list[torch.nn.Module] = []
     order: list[str] = []
     moves: dict[int, str] = {}
-    load, using, move = Parts._load, Parts.using, torch.nn.Module.to
+    load, using, move = Components._load, Components.using, torch.nn.Module.to
 
-    def watched_load(self: Parts, part: str) -> torch.nn.Module:
+    def watched_load(self: Components, part: str) -> torch.nn.Module:
         loaded.append(load(self, part))
         return loaded[-1]
 
@@ -105,16 +106,16 @@ def test_parts_are_never_on_the_device_together(
         return move(self, *args, **kwargs)
 
     @contextmanager
-    def watched_using(self: Parts, part: str) -> Iterator[torch.nn.Module]:
+    def watched_using(self: Components, part: str) -> Iterator[torch.nn.Module]:
         with using(self, part) as module:
             order.append(part)
             assert [other for other in loaded if moves.get(id(other)) == "device"] == [module]
             yield module
 
-    monkeypatch.setattr(Parts, "_load", watched_load)
-    monkeypatch.setattr(Parts, "using", watched_using)
+    monkeypatch.setattr(Components, "_load", watched_load)
+    monkeypatch.setattr(Components, "using", watched_using)
     monkeypatch.setattr(torch.nn.Module, "to", watched_to)
-    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    monkeypatch.setattr(components, "LARGE_BYTES", 0)
     out = str(tmp_path / "clip.mp4")
     assert main(["joint", "a red circle", *files, *SIZE, "--steps", "1", "--length", "4", "-o", out]) == 0
     assert order == ["encoder", "network", "vae"]
@@ -124,9 +125,9 @@ def test_parts_are_never_on_the_device_together(
 
 def test_a_folder_loads_every_part_once(files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loads: list[str] = []
-    load = Parts._load
-    monkeypatch.setattr(Parts, "_load", lambda self, part: loads.append(part) or load(self, part))
-    monkeypatch.setattr(parts, "LARGE_BYTES", 0)
+    load = Components._load
+    monkeypatch.setattr(Components, "_load", lambda self, part: loads.append(part) or load(self, part))
+    monkeypatch.setattr(components, "LARGE_BYTES", 0)
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, one_world(), 8)
     command = ["caption", str(tmp_path), *files, *SIZE, "--steps", "1", "--length", "4", "--hint", "a clip"]
@@ -135,7 +136,7 @@ def test_a_folder_loads_every_part_once(files: list[str], monkeypatch: pytest.Mo
 
 
 def test_decoding_falls_back_to_tiles(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipeline(files[1], wan=files[3], device="cpu")
+    pipe = Pipeline(files[1], Places(wan=files[3]), device="cpu")
     pixels = one_world()[:5]
     latent = pipe.encode_clip(pixels)
     whole = pipe.decode_clips([latent])[0]
@@ -151,9 +152,10 @@ def test_decoding_falls_back_to_tiles(files: list[str], monkeypatch: pytest.Monk
 
 
 def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None:
-    pipe = Pipeline(files[1], wan=files[3], device="cpu")
+    pipe = Pipeline(files[1], Places(wan=files[3]), device="cpu")
     assert pipe.config.model.latent_space == "raw"  # what the release's script does
-    other = Pipeline(files[1], wan=files[3], device="cpu", latent_space="normalised", text_states="release")
+    stated = {"latent_space": "normalised", "text_states": "release"}
+    other = Pipeline(files[1], Places(wan=files[3]), device="cpu", overrides=stated)
     pixels = one_world()
     assert not torch.equal(pipe.encode_clip(pixels), other.encode_clip(pixels))
     assert not torch.equal(pipe.conditions(["a red circle"]), other.conditions(["a red circle"]))
@@ -162,24 +164,24 @@ def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None
 def test_a_file_says_how_its_prompts_are_read(files: list[str], tmp_path: Path) -> None:
     stated = tmp_path / "stated.safetensors"
     assert main(["convert", files[1], str(stated), "--text-states", "release", "--end-of-text", "skip"]) == 0
-    wan = {"wan": files[3], "device": "cpu"}
-    assert Pipeline(files[1], **wan).parts.text_states == "umT5"
+    wan = {"places": Places(wan=files[3]), "device": "cpu"}
+    assert Pipeline(files[1], **wan).components.text_states == "umT5"
     pipe = Pipeline(stated, **wan)
-    assert pipe.parts.text_states == "release"
+    assert pipe.components.text_states == "release"
     assert pipe.tokenizer.text([1, *pipe.tokenizer.ids("red")]) == "red"
-    assert Pipeline(stated, text_states="umT5", **wan).parts.text_states == "umT5"
-    assert Pipeline(stated, overrides={"run": {"text_states": "umT5"}}, **wan).parts.text_states == "umT5"
+    assert Pipeline(stated, overrides={"text_states": "umT5"}, **wan).components.text_states == "umT5"
+    assert Pipeline(stated, overrides={"run": {"text_states": "umT5"}}, **wan).components.text_states == "umT5"
 
 
 def test_guidance_leads_away_from_a_file(files: list[str], tmp_path: Path) -> None:
     """One that holds the empty prompt changes nothing, another does, and a negative prompt comes before both."""
-    empty = Pipeline(files[1], wan=files[3], device="cpu").conditions([""])
+    empty = Pipeline(files[1], Places(wan=files[3]), device="cpu").conditions([""])
     torch.save(empty, tmp_path / "same.pt")
     torch.save({"context": 3 * torch.randn(9, 20)}, tmp_path / "other.pt")
 
     def made(file: str, negative: str = "") -> torch.Tensor:
         null = tmp_path / file if file else None
-        pipe = Pipeline(files[1], wan=files[3], device="cpu", null_embedding=null)
+        pipe = Pipeline(files[1], Places(wan=files[3]), device="cpu", null_embedding=null)
         return pipe.generate("red", negative=negative, size=Size(32, 48, 5), sampling=Sampling(steps=1))
 
     plain = made("")

@@ -38,7 +38,7 @@ from ..media.vae import read_latent, write_latent
 from ..pipeline import pipeline as pipes
 from ..pipeline.components import OutOfMemory
 from ..pipeline.folders import caption_folder
-from ..pipeline.locate import find_network_file
+from ..pipeline.locate import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, given
 from ..progress import Bars, bars
 from ..sampling import Ranking, Sampling, Size
@@ -48,6 +48,7 @@ from ..training import run as training
 from .output import joint_sheet, say, show_clip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OVERRIDES = ("latent_space", "text_states", "text_flow", "source", "num_heads")
 
 
 def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
@@ -57,25 +58,19 @@ def _pipeline(args: argparse.Namespace, shown: Bars) -> Pipeline:
         say(f"network: {model}")
     pipe = Pipeline(
         model,
-        wan=args.wan,
+        Places(args.wan, args.comfyui, args.text_encoder, args.vae, args.tokenizer),
         device=args.device,
         dtype=DTYPES.get(args.dtype),
-        latent_space=args.latent_space,
-        text_states=args.text_states,
         null_embedding=getattr(args, "null_embedding", None),
-        overrides={"text_flow": args.text_flow, "source": args.source, "num_heads": args.num_heads},
+        overrides={name: getattr(args, name) for name in _OVERRIDES},
         progress=shown,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        tokenizer=args.tokenizer,
-        comfyui=args.comfyui,
         loras=args.lora,
     )
     for lora in pipe.loras:
         shown.close()
         say(str(lora))
     if not pipe.config.run.checked and args.command != "check":
-        say_unchecked(str(model), pipe.config.model.latent_space, pipe.parts.text_states)
+        say_unchecked(str(model), pipe.config.model.latent_space, pipe.components.text_states)
     return pipe
 
 
@@ -90,7 +85,7 @@ def _sampled_kept(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
             path = out.with_suffix(".latent.safetensors")
             latent, text = pipe.sampled.latent, pipe.sampled.text
             _kept(
-                lambda: write_latent(path, latent, model=pipe.parts.path.name),
+                lambda: write_latent(path, latent, model=pipe.components.path.name),
                 f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the same '
                 "--model and files beside it (and --device cpu if memory does not suffice)",
             )
@@ -193,7 +188,7 @@ def run_generate(args: argparse.Namespace, shown: Bars) -> None:
     pipe = _pipeline(args, shown)
     fps = given(args.fps, pipe.config.run.fps)
     if args.from_latent is not None:
-        latent = read_latent(args.from_latent, model=pipe.parts.path.name)
+        latent = read_latent(args.from_latent, model=pipe.components.path.name)
         show_clip(args.out, pipe.decode_clips([latent])[0], fps, args.scale)
         return
     with _sampled_kept(pipe, args.out, shown):

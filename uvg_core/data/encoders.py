@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint.read import bytes_of, open_weights
 from ..media.text_encoder import TextEncoder
 from ..media.vae import LatentCodec, latent_shape
-from ..pipeline.components import LARGE_BYTES, Parts
+from ..pipeline.components import LARGE_BYTES, Components
 from .sources import digest
 
 # Of a part above LARGE_BYTES, the fingerprint reads the small tensors and every 16th other that is not huge.
@@ -45,7 +45,7 @@ class Encoders:
     release: Callable[[], object] = lambda: None
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> Encoders:
+    def from_parts(cls, parts: Components) -> Encoders:
         """A checkpoint's VAE, text encoder and tokenizer. One part at a time is on the device, until another is
         needed or ``release`` is called. Hashes the weights: some seconds where they are large."""
         stack = ExitStack()
@@ -78,7 +78,7 @@ class Encoders:
         return cls(latent, states, tokenizer.ids, rows, fingerprint_of(parts), release)
 
 
-def fingerprint_of(parts: Parts) -> str:
+def fingerprint_of(parts: Components) -> str:
     """Over VAE and text encoder weights, tokenizer, latent space, kind of text states, and the sizes of a run.
 
     Parts up to 1 GiB are read whole. Of a larger one: names, shapes and types of all tensors, and the contents of the
@@ -87,7 +87,7 @@ def fingerprint_of(parts: Parts) -> str:
     sizes = [run.frames, run.height, run.width, run.fps, run.context_length, run.pad_token, run.eos_token]
     facts: list[Any] = [parts.config.model.latent_space, parts.text_states, sizes]
     facts.append(hashlib.sha256(parts.tokenizer.proto).hexdigest())
-    facts += [_weights_digest(one.path, one.prefix) for one in (parts.components.vae, parts.components.encoder)]
+    facts += [_weights_digest(one.path, one.prefix) for one in (parts.files.vae, parts.files.encoder)]
     return digest(facts)
 
 

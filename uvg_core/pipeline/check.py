@@ -197,14 +197,15 @@ class Check:
     def _about(self) -> Iterator[str]:
         pipe, config = self.pipe, self.pipe.config
         yield from environment(pipe.device)
-        report = inspect_checkpoint(pipe.parts.path)
+        report = inspect_checkpoint(pipe.components.path)
         stored = ", ".join(report.dtypes)
-        runs_in = pipe.parts.network_dtype
+        runs_in = pipe.components.network_dtype
         runs = "as stored" if runs_in is None else str(runs_in).removeprefix("torch.")
-        yield f"file          {pipe.parts.path.name}, {report.nbytes / 1e9:.2f} GB, {report.layout} names, {stored}"
+        name, size = pipe.components.path.name, report.nbytes / 1e9
+        yield f"file          {name}, {size:.2f} GB, {report.layout} names, {stored}"
         yield f"runs in       {runs}"
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in report.assumed else ''}"
-        states = f"{pipe.parts.text_states} states{'' if config.run.text_states else ' (assumed)'}"
+        states = f"{pipe.components.text_states} states{'' if config.run.text_states else ' (assumed)'}"
         for lora in pipe.loras:
             yield f"LoRA          {lora}"
         yield f"stated        {space}, {states}; checked: {config.run.checked or 'never'}"
@@ -228,7 +229,7 @@ class Check:
                 assert part is not None
                 if not bool(part.isfinite().all()):
                     raise UniViGUError(
-                        f"{pipe.parts.path}: the {name} of a forward pass is not finite ({not_finite(part)}); try "
+                        f"{pipe.components.path}: the {name} of a forward pass is not finite ({not_finite(part)}); try "
                         "--dtype bf16 or fp32"
                     )
                 yield f"ok  {name} finite: {list(part.shape)}, standard deviation {part.float().std().item():.3f}"
@@ -238,14 +239,9 @@ class Check:
 
     def _verdict(self) -> Iterator[str]:
         pipe, run = self.pipe, self.pipe.config.run
-        large = pipe.parts.path.is_file() and pipe.parts.path.stat().st_size > LARGE_BYTES
+        large = pipe.components.path.is_file() and pipe.components.path.stat().st_size > LARGE_BYTES
         frames, height, width = looked_at(run, self.size, large, pipe.device)
         samples = self.samples(frames, height, width)
-        report = pipe.parts.progress
-
-        def watch(done: int, total: int) -> None:
-            if report is not None:
-                report("taking the losses", done, total)
 
         def job(network: UniViGU) -> Verdict:
             return weigh(
@@ -254,14 +250,14 @@ class Check:
                 samples,
                 null=pipe.null_condition,
                 **thoroughness(large),
-                watch=watch,
+                progress=pipe.components.progress,
             )
 
         verdict, line = measured(f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.on_network(job))
         self.verdict = verdict
         yield line
         yield from lines_of(verdict, len(samples))
-        stated = pipe.config.model.latent_space, pipe.parts.text_states
+        stated = pipe.config.model.latent_space, pipe.components.text_states
         found = verdict.space.best or stated[0], verdict.states.best or stated[1]
         if found != stated:
             yield (
@@ -279,7 +275,7 @@ class Check:
         prompts = [*[clip.caption for clip in clips], ""]
         by_states = pipe.conditions_by_states(prompts)
         if pipe.config.model.in_dim != 16:
-            raise UniViGUError(f"{pipe.parts.path}: {pipe.config.model.in_dim} latent channels; expected Wan's 16")
+            raise UniViGUError(f"{pipe.components.path}: {pipe.config.model.in_dim} latent channels; expected Wan's 16")
         raw = pipe.raw_latents([clip.pixels(frames, height, width) for clip in clips])
         return [
             Sample(
@@ -304,14 +300,14 @@ class Check:
         spread = pixels.float().std().item()
         if spread < 1:
             raise UniViGUError(
-                f"{pipe.parts.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of 255); "
-                "try --latent-space raw or normalised, and --dtype bf16 or fp32"
+                f"{pipe.components.path}: the known prompt gave a flat picture (standard deviation {spread:.2f} of "
+                "255); try --latent-space raw or normalised, and --dtype bf16 or fp32"
             )
         assert pipe.sampled is not None
         yield f"{line}; latent {not_finite(pipe.sampled.latent)}"
         yield f"ok  “{prompt}” gave {list(pixels.shape)} with a standard deviation of {spread:.1f} of 255"
         clips = shown_clips(pipe.tokenizer, run)
-        large = pipe.parts.path.is_file() and pipe.parts.path.stat().st_size > LARGE_BYTES
+        large = pipe.components.path.is_file() and pipe.components.path.stat().st_size > LARGE_BYTES
         latent = pipe.encode_clip(clips[0].pixels(*looked_at(run, size, large, pipe.device)))
         text, line = measured(
             f"video to text, {FEW_STEPS} steps",
@@ -330,9 +326,9 @@ class Check:
         """The checkpoint, LoRAs merged, as a native file that says what was found, in ``dtype`` of ``convert``."""
         assert self.verdict is not None
         config: CheckpointConfig = self.pipe.config
-        stated: dict[str, Any] = {k: v for k, v in self.pipe.parts.overrides.items() if k not in WRITTEN}
+        stated: dict[str, Any] = {k: v for k, v in self.pipe.components.overrides.items() if k not in WRITTEN}
         convert(
-            self.pipe.parts.path,
+            self.pipe.components.path,
             path,
             dtype=dtype,
             on_progress=progress,

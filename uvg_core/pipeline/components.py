@@ -1,9 +1,9 @@
-"""The parts of a run - tokenizer, text encoder, network, VAE - and where they are at any moment.
+"""The components of a run - tokenizer, text encoder, network, VAE - and which of them is on the device.
 
-They come from one all-in-one file, or from a checkpoint and the files that ``components.py`` finds for it. A part is
-loaded when it is first used, moves to the device for as long as it works, and leaves; two of them are never there
-together. Network and VAE wait in memory for their next turn, a large text encoder is let go: it is used once and is the
-largest of all. Where even it alone is too large for the device, it works there one matrix at a time.
+They come from one all-in-one file, or from a checkpoint and the files that ``locate.py`` finds for it. A component is
+loaded when it is first used, moves to the device while it works, and leaves it afterwards; two are never there at once.
+Network and VAE then wait in the machine's memory. A large text encoder is freed: it is used once and is the largest.
+Where even the text encoder alone is too large for the device, its matrices go there one at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_model, read_config
 from ..checkpoint.lora import Lora, LoraChoice, open_loras
 from ..checkpoint.quant import FP8_DTYPES
-from ..checkpoint.read import WeightFile, open_weights
+from ..checkpoint.read import open_weights
 from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..media.text_encoder import load_encoder, move_encoder
@@ -30,15 +31,14 @@ from ..media.vae import channels_last, load_vae
 from ..model import UniViGU
 from ..model.kv_cache import SHARE_OF_FREE, free_memory
 from ..progress import Report
-from .locate import Source, find_components
+from .locate import IN_CHECKPOINT, ComponentFile, Places, find_component_files
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("diffusers", "transformers", "sentencepiece")
 LARGE_BYTES = 2**30
 SPARE_BYTES = 2**30  # that a large text encoder must leave on the device, for its activations and for everybody else
-
-Part = TypeVar("Part", bound=nn.Module)
+NAMES = {"network": "network", "encoder": "text encoder", "vae": "VAE"}
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
@@ -66,22 +66,23 @@ def free_bytes(device: torch.device) -> float:
 
 
 class OutOfMemory(torch.OutOfMemoryError):
-    """A part did not fit; the message says what can help."""
+    """A component did not fit; the message says what can help."""
 
-    def __init__(self, part: str, device: torch.device, error: BaseException, dtype: torch.dtype | None) -> None:
-        smaller = "a smaller --height or --width, or fewer --frames"
-        help_for = {
-            "network": f"use {smaller}"
-            + (", or --dtype bf16" if dtype == torch.float32 else "")
-            + ("" if device.type == "cpu" else ", or close other programs on the device"),
-            "encoder": "its size does not depend on the clip: use umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB), or "
-            "close other programs",
-            "vae": f"use {smaller}"
-            + ("" if device.type == "cpu" else ", close other programs on the device, or pass --device cpu"),
-        }
+    def __init__(self, name: str, device: torch.device, error: BaseException, dtype: torch.dtype | None) -> None:
+        on_card = device.type != "cpu"
+        advice = "use a smaller --height or --width, or fewer --frames"
+        if name == "encoder":
+            advice = (
+                "its size does not depend on the clip: use umt5_xxl_fp8_e4m3fn_scaled.safetensors (6.7 GB), or close "
+                "other programs"
+            )
+        elif name == "network":
+            advice += ", or --dtype bf16" if dtype == torch.float32 else ""
+            advice += ", or close other programs on the device" if on_card else ""
+        elif on_card:
+            advice += ", close other programs on the device, or pass --device cpu"
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        name = {"encoder": "text encoder", "vae": "VAE"}.get(part, part)
-        super().__init__(f"out of memory for the {name} on {device} ({reason}); {help_for[part]}")
+        super().__init__(f"out of memory for the {NAMES[name]} on {device} ({reason}); {advice}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -91,37 +92,38 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class Parts:
-    """Loads the parts of a checkpoint and keeps them off the device when they do not work.
+class Components:
+    """Loads the components of a checkpoint and keeps them off the device while they do not work.
 
-    Args as for ``Pipeline``. Raises UniViGUError at once, before any work, for a checkpoint, files beside it, a device
-    or packages that cannot do the job; OutOfMemory, with advice, for a part that does not fit.
+    Args:
+        model, places, device, dtype, overrides, progress, loras: as for ``Pipeline``.
+        config: the checkpoint's facts where the file does not state them all, as for a Wan base that is to be trained;
+            None reads them from the file.
+
+    Raises UniViGUError before any work for a checkpoint, files beside it, a device or packages that cannot do the job;
+    OutOfMemory, with advice, for a component that does not fit.
     """
 
     def __init__(
         self,
         model: str | Path,
+        places: Places = IN_CHECKPOINT,
         *,
-        wan: str | Path | None,
-        device: str | torch.device | None,
-        dtype: torch.dtype | None,
-        text_states: str | None,
-        overrides: Mapping[str, Any],
-        progress: Report | None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        progress: Report | None = None,
         config: CheckpointConfig | None = None,
-        text_encoder: str | Path | None = None,
-        vae: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        comfyui: str | Path | None = None,
         loras: Sequence[str | Path | LoraChoice | Lora] = (),
     ) -> None:
         self.path = Path(model)
         self.device, self.dtype = usable_device(device), dtype
-        self.encoder_device, self._said_where = self.device, False
-        self.overrides, self.progress = dict(overrides), progress
-        # A Wan base, from which training starts, does not say how long its texts will be: then the caller does.
+        self.encoder_device, self._warned_of_size = self.device, False
+        self.overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
+        text_states = self.overrides.pop("text_states", None)
+        self.progress = progress
         self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
-        self.text_states = text_states or self.config.run.text_states or TEXT_STATES[0]
+        self.text_states: str = text_states or self.config.run.text_states or TEXT_STATES[0]
         self.loras = open_loras(loras, self.config.model)
         self._waiting: dict[str, nn.Module] = {}
         missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -130,21 +132,12 @@ class Parts:
                 f"packages {', '.join(missing)} are not installed: "
                 "pip install -e '.[standalone]' in the project's folder"
             )
-        named = {"wan": wan, "comfyui": comfyui, "text_encoder": text_encoder, "vae": vae, "tokenizer": tokenizer}
-        self.components = find_components(
-            self.path,
-            text_dim=self.config.model.text_dim if self.config.model.vocab_size else 0,  # of a Wan base not read yet
-            **{name: None if path is None else Path(path).expanduser() for name, path in named.items()},
-        )
-        for note in self.components.notes:
+        known = self.config.model.vocab_size  # 0 for a Wan base, whose text_dim was not read either
+        self.files = find_component_files(self.path, places, text_dim=self.config.model.text_dim if known else 0)
+        for note in self.files.notes:
             log.warning(note)
-        spiece = self.components.tokenizer
-        try:
-            self.tokenizer = Tokenizer(spiece.tokenizer_bytes(), self.config.run)
-        except UniViGUError as error:
-            raise UniViGUError(
-                f"{spiece.path}: {error}" if str(spiece.path) not in str(error) else str(error)
-            ) from None
+        with _naming(self.files.tokenizer.path):
+            self.tokenizer = Tokenizer(self.files.tokenizer.read_tokenizer(), self.config.run)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
@@ -169,13 +162,13 @@ class Parts:
         self._waiting.pop("network", None)
 
     def run_encoder_as(self, text_states: str) -> None:
-        """From now on the text encoder is run so (see ``TextEncoder``)."""
+        """From now on the text encoder gives these text states (see ``TextEncoder``)."""
         if text_states != self.text_states:
             self.text_states = text_states
             self._waiting.pop("encoder", None)
 
     def run_as(self, config: CheckpointConfig) -> None:
-        """From now on the same weights are run by other facts: latent space, clocks, text states."""
+        """From now on the same weights run with another latent space, time rounding and text states."""
         self.config = config
         self.overrides |= {name: getattr(config.model, name) for name in ("latent_space", "time_rounding")}
         network = self._waiting.get("network")
@@ -183,79 +176,74 @@ class Parts:
             network.config = config.model
         self.run_encoder_as(config.run.text_states or TEXT_STATES[0])
 
-    def _load(self, part: str) -> nn.Module:
-        if part == "network":
+    def _load(self, name: str) -> nn.Module:
+        if name == "network":
             overrides = {name: value for name, value in self.overrides.items() if name != "run"}
-            progress = self._reporting("network")
-            return load_model(self.path, dtype=self.network_dtype, on_progress=progress, loras=self.loras, **overrides)
-        if part == "vae":
-            vae = self._from(self.components.vae, "VAE", load_vae)
-            if self.device.type == "cuda" and vae.dtype == torch.bfloat16 and not has_bfloat16(self.device):
-                vae = vae.float()
-            return channels_last(vae) if self.device.type == "cpu" else vae
-        build: Callable[[dict[str, Tensor]], Any] = lambda weights: load_encoder(weights, self.text_states)  # noqa: E731
-        return self._from(self.components.encoder, "text encoder", build)
+            report = self._reporting(name)
+            return load_model(self.path, dtype=self.network_dtype, on_progress=report, loras=self.loras, **overrides)
+        file = self.files.encoder if name == "encoder" else self.files.vae
+        weights = self._read(file, name)
+        with _naming(file.path):
+            if name == "encoder":
+                return load_encoder(weights, self.text_states)
+            vae: nn.Module = load_vae(weights)
+        if self.device.type == "cpu":
+            return channels_last(vae)
+        in_bfloat16 = next(vae.parameters()).dtype == torch.bfloat16
+        return vae.float() if in_bfloat16 and self.device.type == "cuda" and not has_bfloat16(self.device) else vae
 
-    def _from(self, source: Source, part: str, build: Callable[[dict[str, Tensor]], Any]) -> Any:
-        """A part from its tensors; messages name the file."""
-        file = open_weights(source.path)
-        names = [name for name in file.tensors if name.startswith(source.prefix)]
-        total = sum(file.tensors[name].nbytes for name in names)
-        report, done, weights = self._reporting(part), 0, {}
-        for name in names:
-            weights[name.removeprefix(source.prefix)] = self._comfortable(file, name, total)
-            done += file.tensors[name].nbytes
+    def _read(self, file: ComponentFile, name: str) -> dict[str, Tensor]:
+        """The weights in the dtypes they work best in: small components in float32 on the CPU, large ones never in
+        float32 (as Wan's text encoder is stored, in 23 GB)."""
+        opened, report = open_weights(file.path), self._reporting(name)
+        stored = {key: one for key, one in opened.tensors.items() if key.startswith(file.prefix)}
+        total, done, weights = sum(one.nbytes for one in stored.values()), 0, {}
+        for key, one in stored.items():
+            tensor = opened.read(key)
+            if tensor.is_floating_point() and tensor.dtype not in FP8_DTYPES:  # fp8 has a scale beside it
+                if total < LARGE_BYTES and self.device.type == "cpu":
+                    tensor = tensor.float()
+                elif total >= LARGE_BYTES and tensor.dtype == torch.float32:
+                    tensor = tensor.bfloat16()
+            weights[key.removeprefix(file.prefix)] = tensor
+            done += one.nbytes
             if report is not None:
                 report(done, total)
-        try:
-            return build(weights)
-        except UniViGUError as error:
-            raise UniViGUError(f"{source.path}: {error}") from None
+        return weights
 
-    def _comfortable(self, file: WeightFile, name: str, total: int) -> Tensor:
-        """A tensor in the dtype it works best in: small parts in float32 on the CPU; large ones never in float32 (Wan's
-        text encoder is stored so, 23 GB of it)."""
-        tensor = file.read(name)
-        if not tensor.is_floating_point() or tensor.dtype in FP8_DTYPES:  # fp8 has a scale beside it
-            return tensor
-        if total < LARGE_BYTES:
-            return tensor.float() if self.device.type == "cpu" else tensor
-        return tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
-
-    def _reporting(self, part: str) -> Callable[[int, int], object] | None:
-        report = self.progress
-        return None if report is None else lambda done, total: report(f"loading the {part}", done, total)
+    def _reporting(self, name: str) -> Callable[[int, int], object] | None:
+        return None if self.progress is None else partial(self.progress, f"loading the {NAMES[name]}")
 
     @contextmanager
-    def using(self, part: str) -> Iterator[nn.Module]:
+    def using(self, name: str) -> Iterator[nn.Module]:
         """``network``, ``encoder`` or ``vae`` on the device for the length of a block (the encoder on its own one).
 
         Afterwards it leaves the device whatever happens, and whoever still holds it. Raises OutOfMemory."""
-        module = self._waiting.pop(part, None) or self._load(part)
+        module = self._waiting.pop(name, None) or self._load(name)
         try:
-            yield self._placed(module) if part == "encoder" else module.to(self.device)
+            yield self._placed(module) if name == "encoder" else module.to(self.device)
         except Exception as error:
             if isinstance(error, OutOfMemory) or not _is_out_of_memory(error):
                 raise
-            dtype = next(module.parameters()).dtype
-            device = self.encoder_device if part == "encoder" else self.device
-            raise OutOfMemory(part, device, error, dtype) from None
+            device = self.encoder_device if name == "encoder" else self.device
+            raise OutOfMemory(name, device, error, next(module.parameters()).dtype) from None
         finally:
-            if part == "encoder" and bytes_of(module) >= LARGE_BYTES:
+            if name == "encoder" and _size(module) >= LARGE_BYTES:
                 module.to("meta")
             else:
-                self._waiting[part] = module.to("cpu")
+                self._waiting[name] = module.to("cpu")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _placed(self, encoder: nn.Module) -> nn.Module:
         """The text encoder on its device or, where it is too large for that, at work there from the CPU's memory."""
-        size, device = bytes_of(encoder), self.encoder_device
+        size, device = _size(encoder), self.encoder_device
         if device.type == "cpu" or size < LARGE_BYTES or size + SPARE_BYTES <= (free := free_bytes(device)):
             return encoder.to(device)
-        said, self._said_where = self._said_where, True
+        level = logging.DEBUG if self._warned_of_size else logging.WARNING
+        self._warned_of_size = True
         log.log(
-            logging.DEBUG if said else logging.WARNING,
+            level,
             f"the text encoder takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it stays in the "
             "machine's own memory, and each matrix goes there as it is used",
         )
@@ -269,6 +257,15 @@ class Parts:
             yield module
 
 
-def bytes_of(module: nn.Module) -> int:
+def _size(module: nn.Module) -> int:
     """Bytes of a module's parameters."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    return sum(p.nbytes for p in module.parameters())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors name the file."""
+    try:
+        yield
+    except UniViGUError as error:
+        raise UniViGUError(str(error) if str(path) in str(error) else f"{path}: {error}") from None

@@ -1,14 +1,15 @@
-"""Where the VAE, the text encoder and the tokenizer of a run lie: which file, and under which names in it.
+"""Finds the files of a checkpoint's text encoder, VAE and tokenizer, and the names of the tensors in them.
 
-What is named for itself comes first, then the Wan folder, then what the checkpoint carries, then the ComfyUI folder.
-Files are told by the tensors in them, not by their names; nothing but tables of contents is read.
+Files that were named come first, then the Wan folder, then the checkpoint itself, then the ComfyUI folder. A file is
+recognised by the tensors in it, not by its name. Only tables of contents are read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..checkpoint.detect import UNI_VIGU_LAYOUTS, describe_foreign, find_network
@@ -18,22 +19,21 @@ from ..errors import UniViGUError
 from ..media.text_encoder import SHARED, SPIECE, encoder_names
 from ..media.vae import is_wan_vae
 
-WAN_FOLDERS = ("vae", "text_encoder", "tokenizer")
+ENCODER, VAE, TOKENIZER = "text encoder", "VAE", "tokenizer"
 SPIECE_FILE = "spiece.model"
-# Wan's own folder: what lies where in Wan-AI/Wan2.1-T2V-1.3B.
-ORIGINAL_ENCODER, ORIGINAL_VAE = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
-ORIGINAL_TOKENIZER = Path("google") / "umt5-xxl"
+# The files of Wan-AI/Wan2.1-T2V-1.3B.
+WAN_ENCODER, WAN_VAE, WAN_TOKENIZER = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "google/umt5-xxl"
 # ComfyUI's names for the folders that each kind of file may lie in.
 ENCODERS, VAES = ("text_encoders", "clip"), ("vae",)
 NETWORKS = ("uni_vigu", "diffusion_models", "unet", "checkpoints")
 EXTRA_PATHS = "extra_model_paths.yaml"
 _WEIGHTS = (".safetensors", ".sft", ".pth")
-_FLAGS = {"text encoder": "--text-encoder FILE", "VAE": "--vae FILE", "tokenizer": "--tokenizer FILE"}
+_HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file that the released model needs, as users get it; ``folder`` is one of ComfyUI's models."""
+    """A file of the released model as users download it; ``folder`` is one of ComfyUI's folders of models."""
 
     name: str
     size: str
@@ -49,14 +49,13 @@ def _of_wan(name: str, size: str, folder: str) -> Download:
     return Download(name, size, folder, f"{files}/{folder}/{name}")
 
 
-_HUB = "https://huggingface.co"
-# The hub's name of the release's file is not known here, hence a page as the address.
+# The name of the release's file on the hub is not known here, so the address is that of the page.
 RELEASED = Download(
     "uni_vigu.pth", "6.1 GB in bf16, 12.2 GB in fp32", NETWORKS[0], f"{_HUB}/Fr0zencr4nE/Uni-ViGU/tree/main"
 )
-PARTS = {
-    "text encoder": _of_wan("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "6.7 GB", ENCODERS[0]),
-    "VAE": _of_wan("wan_2.1_vae.safetensors", "254 MB", VAES[0]),
+DOWNLOADS = {
+    ENCODER: _of_wan("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "6.7 GB", ENCODERS[0]),
+    VAE: _of_wan("wan_2.1_vae.safetensors", "254 MB", VAES[0]),
 }
 _TOKENIZER = (
     f"spiece.model (4.5 MB) from {_HUB}/google/umt5-xxl/resolve/main/spiece.model; the umt5_xxl files made for ComfyUI "
@@ -65,14 +64,36 @@ _TOKENIZER = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file or folder, and what the names of a component's tensors begin with in it (the tokenizer: its name)."""
+class Places:
+    """Where to look for the components that a checkpoint does not contain. None: not given.
+
+    wan            a folder of Wan2.1: in diffusers layout, Wan's own, or a ComfyUI folder
+    comfyui        a ComfyUI folder
+    text_encoder   a weights file, or a folder of shards
+    vae            the same
+    tokenizer      ``spiece.model``, a folder with it, or a text encoder's file that has it inside
+    """
+
+    wan: str | Path | None = None
+    comfyui: str | Path | None = None
+    text_encoder: str | Path | None = None
+    vae: str | Path | None = None
+    tokenizer: str | Path | None = None
+
+
+IN_CHECKPOINT = Places()
+
+
+@dataclass(frozen=True)
+class ComponentFile:
+    """The file or folder of a component, and the prefix of its tensors' names there (of a tokenizer: the tensor's
+    whole name, empty where the file is the SentencePiece model)."""
 
     path: Path
     prefix: str = ""
 
-    def tokenizer_bytes(self) -> bytes:
-        """The SentencePiece model. Raises UniViGUError for a file that is missing or holds none."""
+    def read_tokenizer(self) -> bytes:
+        """The SentencePiece model. Raises UniViGUError for a file that cannot be read."""
         if self.prefix:
             return open_weights(self.path).read(self.prefix).numpy().tobytes()
         try:
@@ -85,80 +106,177 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Components:
-    """Where the three components are, and lines about what was chosen among several."""
+class ComponentFiles:
+    """Where the three components are; ``notes``: lines about what was chosen among several files."""
 
-    encoder: Source
-    vae: Source
-    tokenizer: Source
+    encoder: ComponentFile
+    vae: ComponentFile
+    tokenizer: ComponentFile
     notes: tuple[str, ...] = ()
 
 
-def find_components(
-    model: Path,
-    *,
-    text_dim: int,
-    wan: Path | None = None,
-    comfyui: Path | None = None,
-    text_encoder: Path | None = None,
-    vae: Path | None = None,
-    tokenizer: Path | None = None,
-) -> Components:
-    """Find all three components for the checkpoint ``model``, whose prompt condition is ``text_dim`` wide.
+@dataclass(frozen=True)
+class _Weights:
+    """How to recognise the weights of a component, and where they may lie. ``place``: its field of ``Places``."""
 
-    Args:
-        wan: a folder of Wan2.1: in diffusers layout, Wan's own, or a ComfyUI folder. comfyui: a ComfyUI folder.
-        text_encoder, vae: a weights file, or a folder of shards. tokenizer: ``spiece.model``, a folder with it, or a
-            text encoder's file that has it inside.
+    name: str
+    place: str
+    prefix: str  # in an all-in-one checkpoint
+    folders: tuple[str, ...]
+    fits: Callable[[WeightFile], bool]
+    expected: str
 
-    Raises UniViGUError for a file that is something else than it is named for, and for what is found nowhere: with the
-    file to get, its size, its address and its folder.
+
+def is_umt5(weights: WeightFile) -> bool:
+    """Whether a file holds a umT5 encoder: position biases in every layer, where T5 has them in the first."""
+    names, _ = encoder_names(weights.tensors)
+    second = "encoder.block.1.layer.0."
+    bias = second if any(name.startswith(second) for name in names) else "encoder.block.0.layer.0."
+    return f"{bias}SelfAttention.relative_attention_bias.weight" in names
+
+
+_ENCODER = _Weights(ENCODER, "text_encoder", ENCODER_PREFIX, ENCODERS, is_umt5, "a umT5 text encoder")
+_VAE = _Weights(VAE, "vae", VAE_PREFIX, VAES, is_wan_vae, "a Wan 2.1 VAE")
+
+
+def find_component_files(model: Path, places: Places, *, text_dim: int) -> ComponentFiles:
+    """Find all three components for the checkpoint ``model``, whose prompt condition has ``text_dim`` channels (0: not
+    known).
+
+    Raises UniViGUError for a file that is not what it was named as, and for a component that is found nowhere: with the
+    file to download, its size, address and folder.
     """
-    notes: list[str] = []
-    found: dict[str, Source] = {}
-
-    def add(part: str, source: Source | None) -> None:
-        if source is not None:
-            found.setdefault(part, source)
-
-    if text_encoder is not None:
-        add("text encoder", _named(text_encoder, ENCODER_PREFIX, is_umt5, "a umT5 text encoder"))
-    if vae is not None:
-        add("VAE", _named(vae, VAE_PREFIX, is_wan_vae, "a Wan 2.1 VAE"))
-    if tokenizer is not None:
-        add("tokenizer", _tokenizer_at(tokenizer))
-    if wan is not None:
-        for part, source in _in_wan_folder(
-            wan, text_dim, notes, [part for part in _FLAGS if part not in found]
-        ).items():
-            add(part, source)
-    own = open_weights(model)
-    if any(name.startswith(VAE_PREFIX) for name in own.tensors):
-        add("VAE", Source(model, VAE_PREFIX))
-    if any(name.startswith(ENCODER_PREFIX) for name in own.tensors):
-        add("text encoder", Source(model, ENCODER_PREFIX))
-    if comfyui is not None:
-        for part, source in _in_comfyui(
-            comfyui, text_dim, notes, [part for part in _FLAGS if part not in found]
-        ).items():
-            add(part, source)
-    if "text encoder" in found:
-        add("tokenizer", _tokenizer_inside(found["text encoder"]))
-    if TOKENIZER_KEY in own.tensors:
-        add("tokenizer", Source(model, TOKENIZER_KEY))
-    if comfyui is not None and "tokenizer" not in found:
-        files = _candidates(comfyui, ENCODERS, lambda weights: SPIECE in weights.tensors)
-        add("tokenizer", Source(files[0], SPIECE) if files else None)
-    missing = [part for part in _FLAGS if part not in found]
-    if missing:
-        raise UniViGUError(_how_to_get(model, missing, [place for place in (wan, comfyui) if place is not None]))
-    width = _width(found["text encoder"])
+    search = _Search(model, places, text_dim)
+    encoder, vae = search.weights(_ENCODER), search.weights(_VAE)
+    tokenizer = search.tokenizer(encoder)
+    if encoder is None or vae is None or tokenizer is None:
+        found = {ENCODER: encoder, VAE: vae, TOKENIZER: tokenizer}
+        tried = [path for path in (search.wan, search.comfyui) if path is not None]
+        raise UniViGUError(_how_to_get(model, [name for name, file in found.items() if file is None], tried))
+    width = _width(search.open(encoder.path), encoder.prefix)
     if width is not None and text_dim not in (0, width):
         raise UniViGUError(
-            f"{found['text encoder'].path}: this text encoder is {width} wide; {model} expects {text_dim}. Pass the "
-            "text encoder that belongs to the checkpoint: umT5-XXL (4096) for the released model"
+            f"{encoder.path}: this text encoder is {width} wide; {model} expects {text_dim}. Pass the text encoder "
+            "that belongs to the checkpoint: umT5-XXL (4096) for the released model"
         )
-    return Components(found["text encoder"], found["VAE"], found["tokenizer"], tuple(notes))
+    return ComponentFiles(encoder, vae, tokenizer, tuple(search.notes))
+
+
+class _Search:
+    """One search. It opens every file once."""
+
+    def __init__(self, model: Path, places: Places, text_dim: int) -> None:
+        named = {name: Path(path).expanduser() for name, path in vars(places).items() if path is not None}
+        self.wan, self.comfyui = named.pop("wan", None), named.pop("comfyui", None)
+        self.named = (_in_wan_folder(self.wan) if self.wan is not None else {}) | named
+        if self.comfyui is not None:
+            _require_comfyui(self.comfyui)
+        self.model, self.text_dim = model, text_dim
+        self.open = cache(open_weights)
+        self.notes: list[str] = []
+
+    def weights(self, kind: _Weights) -> ComponentFile | None:
+        if kind.place in self.named:
+            path = self.named[kind.place]
+            weights = self.open(path)
+            if not kind.fits(weights) and not _has(weights, kind.prefix):
+                found = describe_foreign(weights.tensors)
+                raise UniViGUError(f"{path}: found {found}, expected {kind.expected}. Choose another file")
+            return ComponentFile(path, "" if kind.fits(weights) else kind.prefix)
+        if self.wan is not None and _is_comfyui(self.wan) and (chosen := self.in_comfyui(kind, self.wan)):
+            return chosen
+        if _has(self.open(self.model), kind.prefix):
+            return ComponentFile(self.model, kind.prefix)
+        return None if self.comfyui is None else self.in_comfyui(kind, self.comfyui)
+
+    def in_comfyui(self, kind: _Weights, folder: Path) -> ComponentFile | None:
+        def fits(weights: WeightFile) -> bool:
+            return kind.fits(weights) and (kind != _ENCODER or _width(weights) in (self.text_dim or 4096, None))
+
+        def order(file: Path) -> tuple[bool, int, str]:
+            """Files with the tokenizer inside first, then the smaller: fp8 needs the least memory."""
+            return SPIECE not in self.open(file).tensors, file.stat().st_size, file.name
+
+        files = sorted(_candidates(folder, kind.folders, fits, self.open), key=order)
+        if not files:
+            return None
+        others = ", ".join(file.name for file in files[1:4])
+        more = f" (would do too: {others}; {_flag(kind.name)} chooses)" if others else ""
+        self.notes.append(f"{kind.name}: {files[0]}{more}")
+        return ComponentFile(files[0])
+
+    def tokenizer(self, encoder: ComponentFile | None) -> ComponentFile | None:
+        """Where none was named: in the text encoder's file, the checkpoint, or any encoder of the ComfyUI folder."""
+        if TOKENIZER in self.named:
+            return self.named_tokenizer(self.named[TOKENIZER])
+        places = [(self.model, TOKENIZER_KEY)]
+        if encoder is not None:
+            places.insert(0, (encoder.path, TOKENIZER_KEY if encoder.prefix else SPIECE))
+        places = [(path, name) for path, name in places if name in self.open(path).tensors]
+        if not places and self.comfyui is not None:
+            files = _candidates(self.comfyui, ENCODERS, lambda weights: SPIECE in weights.tensors, self.open)
+            places = [(file, SPIECE) for file in files]
+        return ComponentFile(*places[0]) if places else None
+
+    def named_tokenizer(self, path: Path) -> ComponentFile:
+        folders = (path, path / "tokenizer", path / WAN_TOKENIZER)
+        file = next((file for file in (path, *(folder / SPIECE_FILE for folder in folders)) if file.is_file()), None)
+        if file is None:
+            found = "this folder holds no such file" if path.is_dir() else "no such file"
+            raise UniViGUError(f"{path}: {found}; expected the SentencePiece model of the umT5 tokenizer, {_TOKENIZER}")
+        if file.suffix.lower() not in _WEIGHTS:
+            return ComponentFile(file)
+        inside = [name for name in (SPIECE, TOKENIZER_KEY) if name in self.open(file).tensors]
+        if not inside:
+            raise UniViGUError(f"{file}: no tokenizer in it (tensor {SPIECE}); pass {SPIECE_FILE}")
+        return ComponentFile(file, inside[0])
+
+
+def _in_wan_folder(wan: Path) -> dict[str, Path]:
+    """The components in a folder of Wan2.1, by field of ``Places``; none where it is a ComfyUI folder."""
+    original = {"text_encoder": wan / WAN_ENCODER, "vae": wan / WAN_VAE, "tokenizer": wan / WAN_TOKENIZER / SPIECE_FILE}
+    diffusers = {name: wan / name for name in ("vae", "text_encoder", "tokenizer")}
+    found = {name: path for name, path in original.items() if path.is_file()}
+    if found or _is_comfyui(wan):
+        return found
+    found = {name: path for name, path in diffusers.items() if path.is_dir()}
+    if not found:
+        raise UniViGUError(
+            f"{wan}: not a Wan2.1 folder in diffusers layout: {', '.join(diffusers)} not found in it; expected the "
+            "folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers. ComfyUI's files will do too: "
+            "--text-encoder FILE --vae FILE, or --comfyui FOLDER"
+        )
+    return found
+
+
+def _flag(component: str) -> str:
+    return f"--{component.lower().replace(' ', '-')}"
+
+
+def _how_to_get(model: Path, missing: Sequence[str], tried: Sequence[Path]) -> str:
+    looked = f", nor does {' or '.join(str(place) for place in tried)}" if tried else ""
+    flags = ", ".join(f"{_flag(component)} FILE" for component in missing)
+    # The tokenizer comes with the text encoder's file.
+    wanted = [component for component in missing if component != TOKENIZER or ENCODER not in missing]
+    files = "; ".join(f"{component}: {DOWNLOADS.get(component, _TOKENIZER)}" for component in wanted)
+    return (
+        f"{model}: this checkpoint does not carry a {' and a '.join(missing)}{looked}; pass --wan DIR (a Wan2.1 "
+        f"folder), --comfyui FOLDER, or {flags}. What to get: {files}"
+    )
+
+
+def _has(weights: WeightFile, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights.tensors)
+
+
+def _width(weights: WeightFile, prefix: str = "") -> int | None:
+    """Channels of a text encoder's states; None where its file does not show them."""
+    names, _ = encoder_names(name.removeprefix(prefix) for name in weights.tensors if name.startswith(prefix))
+    shared = weights.tensors.get(prefix + names.get(SHARED, ""))
+    return shared.shape[-1] if shared is not None and shared.shape else None
+
+
+# ComfyUI's folders
 
 
 def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
@@ -169,11 +287,7 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
     if name is not None:
         places = [folder / name for folder in _folders(comfyui, NETWORKS)]
         return next((place for place in places if place.exists()), name)
-
-    def is_network(weights: WeightFile) -> bool:
-        return find_network(weights).layout in UNI_VIGU_LAYOUTS
-
-    files = _candidates(comfyui, NETWORKS, is_network)
+    files = _candidates(comfyui, NETWORKS, lambda weights: find_network(weights).layout in UNI_VIGU_LAYOUTS)
     if len(files) == 1:
         return files[0]
     if files:
@@ -184,113 +298,26 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
     )
 
 
-def is_umt5(weights: WeightFile) -> bool:
-    """Whether a file holds a umT5 encoder: position biases in every layer, where T5 has them in the first."""
-    names, _ = encoder_names(weights.tensors)
-    second = "encoder.block.1.layer.0."
-    deep = any(name.startswith(second) for name in names)
-    bias = second if deep else "encoder.block.0.layer.0."
-    return f"{bias}SelfAttention.relative_attention_bias.weight" in names
-
-
-def _width(source: Source) -> int | None:
-    stored = open_weights(source.path).tensors
-    names, _ = encoder_names(name.removeprefix(source.prefix) for name in stored if name.startswith(source.prefix))
-    shared = stored.get(source.prefix + names.get(SHARED, ""))
-    return shared.shape[-1] if shared is not None and shared.shape else None
-
-
-# Where to look
-
-
-def _named(path: Path, prefix: str, fits: Callable[[WeightFile], bool], what: str) -> Source:
-    """A component from a file that the user named; an all-in-one checkpoint will do."""
-    weights = open_weights(path)
-    if fits(weights):
-        return Source(path)
-    if any(name.startswith(prefix) for name in weights.tensors):
-        return Source(path, prefix)
-    raise UniViGUError(f"{path}: found {describe_foreign(weights.tensors)}, expected {what}. Choose another file")
-
-
-def _tokenizer_at(path: Path) -> Source:
-    for place in (path, path / SPIECE_FILE, path / "tokenizer" / SPIECE_FILE, path / ORIGINAL_TOKENIZER / SPIECE_FILE):
-        if place.is_file():
-            if place.suffix.lower() in _WEIGHTS:
-                inside = [name for name in (SPIECE, TOKENIZER_KEY) if name in open_weights(place).tensors]
-                if not inside:
-                    raise UniViGUError(f"{place}: no tokenizer in it (tensor {SPIECE}); pass {SPIECE_FILE}")
-                return Source(place, inside[0])
-            return Source(place)
-    found = "this folder holds no such file" if path.is_dir() else "no such file"
-    raise UniViGUError(f"{path}: {found}; expected the SentencePiece model of the umT5 tokenizer, {_TOKENIZER}")
-
-
-def _tokenizer_inside(encoder: Source) -> Source | None:
-    name = TOKENIZER_KEY if encoder.prefix else SPIECE
-    return Source(encoder.path, name) if name in open_weights(encoder.path).tensors else None
-
-
-def _in_wan_folder(wan: Path, text_dim: int, notes: list[str], wanted: list[str]) -> dict[str, Source]:
-    original = {
-        "VAE": wan / ORIGINAL_VAE,
-        "text encoder": wan / ORIGINAL_ENCODER,
-        "tokenizer": wan / ORIGINAL_TOKENIZER / SPIECE_FILE,
-    }
-    if any(path.is_file() for path in original.values()):
-        return {part: Source(path) for part, path in original.items() if path.is_file()}
-    if _is_comfyui(wan):
-        return _in_comfyui(wan, text_dim, notes, wanted)
-    diffusers = dict(zip(("VAE", "text encoder", "tokenizer"), (wan / name for name in WAN_FOLDERS), strict=True))
-    absent = [path.name for part, path in diffusers.items() if not path.is_dir()]
-    if len(absent) == len(diffusers):
-        raise UniViGUError(
-            f"{wan}: not a Wan2.1 folder in diffusers layout: {', '.join(absent)} not found in it; expected the "
-            "folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers. ComfyUI's files will do too: "
-            "--text-encoder FILE --vae FILE, or --comfyui FOLDER"
-        )
-    for part in wanted:
-        if part != "tokenizer" and diffusers[part].name not in absent:
-            open_weights(diffusers[part])  # said now, not when it is loaded
-    return {
-        part: Source(path / SPIECE_FILE if part == "tokenizer" else path)
-        for part, path in diffusers.items()
-        if path.name not in absent
-    }
-
-
-def _in_comfyui(comfyui: Path, text_dim: int, notes: list[str], wanted: list[str]) -> dict[str, Source]:
-    def is_encoder(weights: WeightFile) -> bool:
-        return is_umt5(weights) and _width(Source(weights.path)) in (text_dim or 4096, None)
-
-    def order(file: Path) -> tuple[bool, int, str]:
-        """The tokenizer inside before none, small before large: it is fp8 that the least memory is needed for."""
-        return SPIECE not in open_weights(file).tensors, file.stat().st_size, file.name
-
-    _require_comfyui(comfyui)
-    found: dict[str, Source] = {}
-    for part, folders, fits in (("text encoder", ENCODERS, is_encoder), ("VAE", VAES, is_wan_vae)):
-        files = sorted(_candidates(comfyui, folders, fits), key=order) if part in wanted else []
-        if files:
-            found[part] = Source(files[0])
-            others = ", ".join(file.name for file in files[1:4])
-            more = f" (would do too: {others}; {_FLAGS[part].split()[0]} chooses)" if others else ""
-            notes.append(f"{part}: {files[0]}{more}")
-    return found
-
-
-def _candidates(comfyui: Path, folders: Iterable[str], fits: Callable[[WeightFile], bool]) -> list[Path]:
-    """The weights files in ComfyUI's folders that fit; what cannot be read is passed over."""
+def _candidates(
+    comfyui: Path,
+    folders: Sequence[str],
+    fits: Callable[[WeightFile], bool],
+    open_file: Callable[[Path], WeightFile] = open_weights,
+) -> list[Path]:
+    """The weights files in ComfyUI's folders that fit, each once; files that cannot be read are passed over."""
     files: dict[Path, Path] = {}
-    for folder in _folders(comfyui, folders):
-        for root, _, names in os.walk(folder, followlinks=True):
-            for path in (Path(root) / name for name in sorted(names) if Path(name).suffix.lower() in _WEIGHTS):
-                try:
-                    if path.resolve() not in files.values() and fits(open_weights(path)):
-                        files[path] = path.resolve()
-                except (UniViGUError, OSError):
-                    continue
+    for path in (path for folder in _folders(comfyui, folders) for path in _weights_below(folder)):
+        try:
+            if path.resolve() not in files.values() and fits(open_file(path)):
+                files[path] = path.resolve()
+        except (UniViGUError, OSError):
+            continue
     return sorted(files)
+
+
+def _weights_below(folder: Path) -> Iterable[Path]:
+    for root, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(root, name) for name in sorted(names) if Path(name).suffix.lower() in _WEIGHTS)
 
 
 def _is_comfyui(folder: Path) -> bool:
@@ -304,16 +331,15 @@ def _require_comfyui(folder: Path) -> None:
         )
 
 
-def _folders(comfyui: Path, names: Iterable[str]) -> list[Path]:
-    """ComfyUI's folders of those names: its own, or those below ``models`` itself, and those of its
-    extra_model_paths.yaml."""
-    names = list(names)
+def _folders(comfyui: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of those names in ComfyUI's ``models``, or in ``comfyui`` where that is ``models`` itself, and those
+    of its extra_model_paths.yaml."""
     models = comfyui / "models" if (comfyui / "models").is_dir() else comfyui
     found = [models / name for name in names] + _extra_folders(comfyui / EXTRA_PATHS, names)
     return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
 
 
-def _extra_folders(file: Path, names: list[str]) -> list[Path]:
+def _extra_folders(file: Path, names: Sequence[str]) -> list[Path]:
     if not file.is_file():
         return []
     try:
@@ -323,24 +349,12 @@ def _extra_folders(file: Path, names: list[str]) -> list[Path]:
     try:
         sections = yaml.safe_load(file.read_text("utf-8")) or {}
         found = []
-        for section in (section for section in sections.values() if section):
-            # As ComfyUI reads it: relative paths lead from the section's base, and that from the file.
+        for section in filter(None, sections.values()):
+            # As ComfyUI reads it: paths are relative to the section's base_path, and that to the file.
             base = file.parent / os.path.expandvars(os.path.expanduser(section.get("base_path", "")))
-            for name in (name for name in names if section.get(name)):
-                found += [base / line.strip() for line in str(section[name]).splitlines() if line.strip()]
+            lines = [line.strip() for name in names for line in str(section.get(name) or "").splitlines()]
+            found += [base / line for line in lines if line]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UniViGUError(f"{file}: cannot be read as ComfyUI's list of folders ({reason})") from None
     return found
-
-
-def _how_to_get(model: Path, missing: list[str], tried: list[Path]) -> str:
-    looked = f", nor does {' or '.join(str(place) for place in tried)}" if tried else ""
-    flags = ", ".join(_FLAGS[part] for part in missing)
-    # The tokenizer comes with the text encoder's file.
-    wanted = [part for part in missing if part != "tokenizer" or "text encoder" not in missing]
-    files = [f"{part}: {PARTS.get(part, _TOKENIZER)}" for part in wanted]
-    return (
-        f"{model}: this checkpoint does not carry a {' and a '.join(missing)}{looked}; pass --wan DIR (a Wan2.1 "
-        f"folder), --comfyui FOLDER, or {flags}. What to get: {'; '.join(files)}"
-    )

@@ -1,4 +1,4 @@
-"""From a prompt or a file to a clip, a caption or both. ``parts.py`` knows where the parts are."""
+"""From a prompt or a file to a clip, a caption or both. ``components.py`` loads what the jobs run on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ from ..sampling import (
 from ..sampling.loop import spread
 from ..sampling.rank import LOGITS_AT_ONCE, padded
 from ..sampling.settings import RANKING, SAMPLING, SIZE
-from .components import Parts, free_bytes
+from .components import Components, free_bytes
+from .locate import IN_CHECKPOINT, Places
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +81,18 @@ class Pipeline:
     else is lost (``decode_clips`` goes on from there).
 
     Args:
-        model: checkpoint file. VAE, text encoder and tokenizer are those it carries, or come from:
-        wan: a Wan2.1 folder (diffusers layout or Wan's own). comfyui: a ComfyUI folder. text_encoder, vae: single
-            files, as made for ComfyUI. tokenizer: ``spiece.model``; ComfyUI's text encoders carry it. See
-            ``find_components``.
-        device: where the parts work. dtype: of the network; None is float32 for small checkpoints; for large ones
+        model: checkpoint file.
+        places: where to look for VAE, text encoder and tokenizer; those that are not named there are the checkpoint's
+            own. See ``Places``.
+        device: where the components work. dtype: of the network; None is float32 for small checkpoints; for large ones
             bfloat16 on a card (float16 where it has none), else what the file holds.
-        latent_space: ``normalised`` or ``raw``; None is what the checkpoint says.
-        text_states: see ``TextEncoder``; None is what the checkpoint says, umT5 where it says nothing.
         null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
             as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
-        overrides: further arguments of ``load_model`` (text_flow, source, num_heads, time_rounding), and ``run``, a
-            mapping of entries of ``RunConfig`` that take the place of the checkpoint's.
-        progress: called with (what, done, total) while parts load, encode and decode; sampling has callbacks.
+        overrides: facts that take the place of the checkpoint's, where they are not None: ``latent_space``
+            (``normalised`` or ``raw``), ``text_states`` (see ``TextEncoder``; umT5 where nobody states them),
+            text_flow, source, num_heads and time_rounding (see ``load_model``), and ``run``, a mapping of entries of
+            ``RunConfig``.
+        progress: called with (what, done, total) while components load, encode and decode; sampling has callbacks.
         loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
             says what it changes.
     """
@@ -100,40 +100,22 @@ class Pipeline:
     def __init__(
         self,
         model: str | Path = EMBEDDED_MODEL,
+        places: Places = IN_CHECKPOINT,
         *,
-        wan: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        latent_space: str | None = None,
-        text_states: str | None = None,
         null_embedding: str | Path | None = None,
         overrides: Mapping[str, Any] | None = None,
         progress: Report | None = None,
-        text_encoder: str | Path | None = None,
-        vae: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        comfyui: str | Path | None = None,
         loras: Sequence[str | Path | LoraChoice] = (),
     ) -> None:
-        stated = {**(overrides or {}), "latent_space": latent_space}
-        self.parts = Parts(
-            model,
-            wan=wan,
-            device=device,
-            dtype=dtype,
-            text_states=text_states,
-            overrides={key: value for key, value in stated.items() if value is not None},
-            progress=progress,
-            text_encoder=text_encoder,
-            vae=vae,
-            tokenizer=tokenizer,
-            comfyui=comfyui,
-            loras=loras,
+        self.components = Components(
+            model, places, device=device, dtype=dtype, overrides=overrides, progress=progress, loras=loras
         )
-        self.loras = self.parts.loras
-        self.config = self.parts.config
-        self.tokenizer = self.parts.tokenizer
-        self.network = self.parts.network
+        self.loras = self.components.loras
+        self.config = self.components.config
+        self.tokenizer = self.components.tokenizer
+        self.network = self.components.network
         self.null_condition: Tensor | None = None
         if null_embedding is not None:
             self.null_condition = read_null_embedding(null_embedding, self.config.model.text_dim).to(self.device)
@@ -155,29 +137,29 @@ class Pipeline:
     @torch.no_grad()
     def conditions_by_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Prompt conditions ``[B,S,E]`` on the device under every kind of text states, the encoder loaded once."""
-        self.parts.run_encoder_as("umT5")  # which holds what the other one needs too
+        self.components.run_encoder_as("umT5")  # which holds what the other one needs too
         return {kind: states.to(self.device) for kind, states in self._read_as(prompts, TEXT_STATES).items()}
 
     def _read(self, prompts: Sequence[str]) -> Tensor:
-        return self._read_as(prompts, (self.parts.text_states,))[self.parts.text_states]
+        return self._read_as(prompts, (self.components.text_states,))[self.components.text_states]
 
     def _read_as(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
         try:
             return self._attempt_to_read(prompts, kinds)
         except torch.OutOfMemoryError:
-            if self.parts.encoder_device.type == "cpu":
+            if self.components.encoder_device.type == "cpu":
                 raise
         log.warning(f"not enough memory on {self.device} to read the prompt: reading it on the CPU")
-        self.parts.encoder_device = torch.device("cpu")
+        self.components.encoder_device = torch.device("cpu")
         return self._attempt_to_read(prompts, kinds)
 
     def _attempt_to_read(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
-        with self.parts.using("encoder") as encoder:
+        with self.components.using("encoder") as encoder:
             blocks = list(encoder.get_submodule("encoder.block").children())
             found = {}
-            with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.parts.progress):
+            with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.components.progress):
                 for kind in kinds:
-                    with nullcontext() if kind == self.parts.text_states else as_plain_t5(encoder):
+                    with nullcontext() if kind == self.components.text_states else as_plain_t5(encoder):
                         found[kind] = TextEncoder(encoder, self.tokenizer, kind)(prompts).float()
             return found
 
@@ -219,8 +201,8 @@ class Pipeline:
 
         def attempt(tiled: bool) -> Result:
             with (
-                self.parts.using("vae") as vae,
-                counted_calls([vae.get_submodule(tower)], what, parts, self.parts.progress),
+                self.components.using("vae") as vae,
+                counted_calls([vae.get_submodule(tower)], what, parts, self.components.progress),
             ):
                 codec = LatentCodec(vae, self.config.model.latent_space)
                 codec.vae.clear_cache()  # of an attempt that broke off
@@ -240,25 +222,25 @@ class Pipeline:
 
     def run_as(self, config: CheckpointConfig) -> None:
         """Run the same weights by other facts from now on: latent space, clocks, text states."""
-        self.parts.run_as(config)
+        self.components.run_as(config)
         self.config, self._last_conditions = config, None
 
     def on_network(self, job: Callable[[UniViGU], Result]) -> Result:
         """A job on the network. Where the card has nothing better than float16, the first pass is watched, and a job
         that begins with numbers that are not finite is done again in float32."""
         try:
-            with self.network() as model, _first_pass_watched(model, self.parts.float16_unasked):
+            with self.network() as model, _first_pass_watched(model, self.components.float16_unasked):
                 return job(model)
         except _NotFinite:
             pass
         log.warning(f"the network's numbers are not finite in float16, the best that {self.device} has: using float32")
-        self.parts.in_float32()
+        self.components.in_float32()
         with self.network() as model:
             return job(model)
 
     @property
     def device(self) -> torch.device:
-        return self.parts.device
+        return self.components.device
 
     def noise(self, size: Size = SIZE, seed: int = 0) -> Tensor:
         """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""

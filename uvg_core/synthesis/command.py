@@ -232,7 +232,8 @@ def _limits(settings: SynthesisSettings, pipe: Pipeline) -> TextLimits:
     prompt_most = given(settings.prompt_max_tokens, usual.prompt[1])
     if prompt_most > config.context_length:
         raise UniViGUError(
-            f"--prompt-max-tokens is {prompt_most}; {pipe.parts.path} reads prompts of at most {config.context_length}"
+            f"--prompt-max-tokens is {prompt_most}; {pipe.components.path} reads prompts of at most "
+            f"{config.context_length}"
         )
     return TextLimits(prompt=(usual.prompt[0], prompt_most), detail=(fewest, most))
 
@@ -302,12 +303,12 @@ def _generator(clips: ClipSettings, pipe: Pipeline, fps: float) -> dict[str, Any
     """Everything that clips depend on, for the record."""
     run, size, sampling = pipe.config.run, clips.size, clips.sampling
     return {
-        "model": pipe.parts.path.name,
-        "sha256": _hash(pipe.parts.path),
+        "model": pipe.components.path.name,
+        "sha256": _hash(pipe.components.path),
         "wan": _files_beside(clips.wan, pipe),
         "dtype": clips.dtype,
         "latent_space": pipe.config.model.latent_space,
-        "text_states": pipe.parts.text_states,
+        "text_states": pipe.components.text_states,
         "text_flow": pipe.config.model.text_flow,
         "source": pipe.config.model.source,
         "num_heads": pipe.config.model.num_heads,
@@ -328,10 +329,10 @@ def _generator(clips: ClipSettings, pipe: Pipeline, fps: float) -> dict[str, Any
 
 def _files_beside(wan: Path | None, pipe: Pipeline) -> str | None:
     """What VAE and text encoder come from, where it is not the checkpoint: the Wan folder's name, or the files'."""
-    parts = pipe.parts.components.vae.path, pipe.parts.components.encoder.path
+    parts = pipe.components.files.vae.path, pipe.components.files.encoder.path
     if wan is not None and all(wan in path.parents for path in parts):
         return str(wan.name)
-    return ", ".join(path.name for path in parts if path != pipe.parts.path) or None
+    return ", ".join(path.name for path in parts if path != pipe.components.path) or None
 
 
 def _hash(model: Path) -> str:

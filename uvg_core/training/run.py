@@ -22,7 +22,8 @@ from ..data.shards import Shards
 from ..data.sources import FolderSource, Source, plugged_in
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
-from ..pipeline.components import Parts
+from ..pipeline.components import Components
+from ..pipeline.locate import Places
 from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config
@@ -47,13 +48,10 @@ def train(
     accelerator = make_accelerator(config)
     _require_ready(config, accelerator, resume, accept_changes)
     facts = starting_facts(config)
-    parts = Parts(
+    parts = Components(
         config.model,
-        wan=config.wan,
-        device=str(accelerator.device),
-        dtype=None,
-        text_states=None,
-        overrides={},
+        Places(wan=config.wan),
+        device=accelerator.device,
         progress=progress if accelerator.is_main_process else None,
         config=facts,
     )
@@ -106,7 +104,7 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 
 def open_data(
-    config: TrainConfig, parts: Parts, accelerator: Any, *, say: Say = print, progress: Report | None = None
+    config: TrainConfig, parts: Components, accelerator: Any, *, say: Say = print, progress: Report | None = None
 ) -> Shards:
     """The shards of ``config.data``, built by the main process where they are missing or out of date."""
     if accelerator.is_main_process:
@@ -121,7 +119,7 @@ def open_data(
     return Shards(config.cache_folder, in_memory=True) if small else data
 
 
-def make_source(config: TrainConfig, parts: Parts, say: Say) -> Source:
+def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
     other = plugged_in(config.data, config, run)

@@ -194,11 +194,3 @@ def token_log_likelihood(logits: Tensor, tokens: Tensor, forbidden: int | None =
             part = part.index_fill(-1, torch.full((1,), forbidden, device=part.device), -math.inf)
         parts.append(-F.cross_entropy(part, picks[start : start + step], reduction="none"))
     return torch.cat(parts).view(tokens.shape)
-
-
-def cross_entropy_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of the clean tokens; ``weight`` ``[B,L]`` leaves positions out."""
-    nats = -token_log_likelihood(logits, tokens)
-    if weight is None:
-        return nats.mean()
-    return (nats * weight).sum() / weight.sum().clamp(min=1)

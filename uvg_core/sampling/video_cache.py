@@ -1,4 +1,4 @@
-"""How often the steps of a caption look at the clip anew (see ``model/cache.py``)."""
+"""How often the steps of a caption look at the clip anew (see ``model/kv_cache.py``)."""
 
 from __future__ import annotations
 

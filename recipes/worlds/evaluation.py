@@ -182,8 +182,9 @@ class Evaluator:
             batch = slice(start, start + BATCH)
             context = self.pipe.conditions(texts[batch])
             scale = self.run.guidance_scale
-            conditions = {"context": context, "null_context": null.expand(len(context), -1, -1)}
-            yield batch, noise[batch], partial(GuidedDenoiser, **conditions, guidance_scale=scale)
+            negative = null.expand(len(context), -1, -1)
+            guided = partial(GuidedDenoiser, context=context, null_context=negative, guidance_scale=scale)
+            yield batch, noise[batch], guided
 
     def text_to_video(self, steps: int | None = None, scale: float | None = None, plain: bool = False) -> Accuracy:
         """Clips made from detailed captions, read back from their pixels. ``scale``: of guidance. ``plain``: with an

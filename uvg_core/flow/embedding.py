@@ -1,10 +1,10 @@
 """The embedding flow: text as a continuous flow in the space of the embedding matrix E (paper, section "Uni-flow").
 
 Tokens map to rows of E; z interpolates between Gaussian noise and the row exactly like the video
-(``flow/continuous.py``); the text head predicts the velocity noise - row. Rows are normalised to length sqrt(D), so that
-data and noise have the same scale and E cannot shrink the loss by shrinking itself. A velocity loss alone still collapses E (all rows
-equal makes the velocity trivial to predict): the rounding cross-entropy anchors it, as in Diffusion-LM
-(arXiv 2205.14217, section 4.2).
+(``flow/continuous.py``); the text head predicts the velocity noise - row. Rows are normalised to length sqrt(D), so
+that data and noise have the same scale and E cannot shrink the loss by shrinking itself. A velocity loss alone still
+collapses E (all rows equal makes the velocity trivial to predict): the rounding cross-entropy anchors it, as in
+Diffusion-LM (arXiv 2205.14217, section 4.2).
 
 Legend: B batch, L tokens, V rows, D width.
 """

@@ -140,7 +140,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 @pytest.fixture
 def client(script: Script) -> Iterator[Any]:
     with StandInServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield api.Client(f"127.0.0.1:{server.server_port}")
         server.shutdown()

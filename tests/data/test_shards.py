@@ -486,9 +486,9 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     checkpoint = parts("umT5")
     run = checkpoint.config.run
     source = WorldSource(5, side=min(run.height, run.width), frames=run.frames)
-    encoders = Encoders.from_parts(checkpoint)
-    assert encoders.fingerprint == Encoders.from_parts(parts("umT5")).fingerprint
-    assert encoders.fingerprint != Encoders.from_parts(parts("release")).fingerprint
+    encoders = Encoders.from_components(checkpoint)
+    assert encoders.fingerprint == Encoders.from_components(parts("umT5")).fingerprint
+    assert encoders.fingerprint != Encoders.from_components(parts("release")).fingerprint
     together = build_shards(source, encoders, tmp_path / "together", batch=4)
     alone = build_shards(source, encoders, tmp_path / "alone", batch=1)
     assert len(together) == 5
@@ -508,6 +508,6 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     null = torch.zeros_like(wanted[-1])
     null[: len(together.empty_states)] = together.empty_states
     torch.testing.assert_close(null, wanted[-1], atol=2e-3, rtol=2e-3)
-    released = Encoders.from_parts(parts("release"))
+    released = Encoders.from_components(parts("release"))
     assert released.rows("a") == run.context_length
     assert encoders.rows("a") == len(encoders.tokens("a"))

@@ -102,7 +102,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     script = Script()
     with StandInServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script})) as server:
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         script.url = f"http://127.0.0.1:{server.server_port}/v1"
         yield script

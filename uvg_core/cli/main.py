@@ -43,8 +43,8 @@ from ..pipeline.pipeline import EMBEDDED_MODEL, Pipeline, given
 from ..progress import Bars, bars
 from ..sampling import Ranking, Sampling, Size
 from ..sampling.video_cache import CachePolicy
-from ..synthesis import command as synthesise
 from ..training import run as training
+from . import synthesise
 from .output import joint_sheet, say, show_clip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -45,7 +45,7 @@ class Encoders:
     release: Callable[[], object] = lambda: None
 
     @classmethod
-    def from_parts(cls, parts: Components) -> Encoders:
+    def from_components(cls, parts: Components) -> Encoders:
         """A checkpoint's VAE, text encoder and tokenizer. One part at a time is on the device, until another is
         needed or ``release`` is called. Hashes the weights: some seconds where they are large."""
         stack = ExitStack()

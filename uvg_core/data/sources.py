@@ -1,4 +1,4 @@
-"""Where training clips come from: a folder of clips, or a source of another kind (``plugged_in``).
+"""Where training clips come from: a folder of clips, or whatever else is a ``Source``.
 
 Legend: T frames, H rows, W columns.
 """
@@ -8,18 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from ..config import RunConfig
 from ..errors import UniViGUError
 from ..media.video import ClipSpec, read_clip
 from .folder import Survey, too_short
-
-if TYPE_CHECKING:
-    from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -94,16 +89,3 @@ class FolderSource:
                 f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"
             )
         return TrainingClip(clip.pixels, file.prompt, file.detail, file.name)
-
-
-def plugged_in(data: str, config: TrainConfig, run: RunConfig) -> Source | None:
-    """The source that ``KIND:ARGUMENT`` names, from the package that registers KIND as an entry point of the group
-    ``uvg_core.data``.
-
-    None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
-    kind, colon, argument = data.partition(":")
-    for entry in entry_points(group="uvg_core.data") if colon else ():
-        if entry.name == kind:
-            source: Source | None = entry.load()(argument, config, run)
-            return source
-    return None

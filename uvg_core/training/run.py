@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import RunConfig
 from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
-from ..data.sources import FolderSource, Source, plugged_in
+from ..data.sources import FolderSource, Source
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
 from ..pipeline.components import Components
@@ -111,7 +113,12 @@ def open_data(
         source = make_source(config, parts, say)
         per_shard = shard_clips(parts.config.run)
         build_shards(
-            source, Encoders.from_parts(parts), config.cache_folder, per_shard=per_shard, progress=progress, say=say
+            source,
+            Encoders.from_components(parts),
+            config.cache_folder,
+            per_shard=per_shard,
+            progress=progress,
+            say=say,
         )
     accelerator.wait_for_everyone()
     data = Shards(config.cache_folder)
@@ -122,7 +129,7 @@ def open_data(
 def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
-    other = plugged_in(config.data, config, run)
+    other = plugged_in(config, run)
     if other is not None:
         return other
     usual = TextLimits.of(run)
@@ -135,6 +142,19 @@ def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     )
     say(str(found))
     return FolderSource(found)
+
+
+def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
+    """The source that ``data: KIND:ARGUMENT`` names, from the package that registers KIND as an entry point of the
+    group ``uvg_core.data``.
+
+    None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
+    kind, colon, argument = config.data.partition(":")
+    for entry in entry_points(group="uvg_core.data") if colon else ():
+        if entry.name == kind:
+            source: Source | None = entry.load()(argument, config, run)
+            return source
+    return None
 
 
 # The command line

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoint.locate import locate
-from ..cli.output import enlarged, say
 from ..data.folder import TextLimits
 from ..errors import UniViGUError
 from ..io import make_folder
 from ..media.video import write_video
 from ..pipeline.pipeline import Callback, Pipeline, Sampling, Size, given
 from ..progress import Bars
-from .captioner import INSTRUCTIONS, Captioner
-from .chat import ChatClient
-from .engine import ClipJob, plan, read_prompts, synthesise
+from ..synthesis.captioner import INSTRUCTIONS, Captioner
+from ..synthesis.chat import ChatClient
+from ..synthesis.engine import ClipJob, plan, read_prompts, synthesise
+from .output import enlarged, say
 
 ANSWERS = ".answers"  # the cache's folder, hidden from whatever looks for clips
 KEY_NAME = "OPENAI_API_KEY"

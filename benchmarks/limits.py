@@ -110,13 +110,11 @@ def measure(
     for kept in caches:
 
         def caption(kept: str = kept) -> None:
-            def describe(guided: Any, noise: Any, video: Any) -> Any:
-                settings = sampling.Sampling(text_length=text, steps=steps, temperature=0.0, video_cache=kept)
-                sampling.video_to_text(guided, video, settings)
-                return video
-
+            settings = sampling.Sampling(text_length=text, steps=steps, temperature=0.0, video_cache=kept)
             clip = torch.randn(latent["samples"].shape, generator=g)
-            bridge.run_on_clip(network, describe, clip, seed=0, steps=steps, text_length=text)
+            bridge.run_on_clip(
+                network, lambda guided, video: sampling.video_to_text(guided, video, settings), clip, settings
+            )
 
         timed(f"video_cache {kept}", caption)
     return found

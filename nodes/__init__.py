@@ -26,7 +26,8 @@ class UniViGUExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        from .comfy import offer_samples, register
+        from .comfy.model import register
+        from .comfy.showing import offer_samples
 
         register()
         offer_samples()

@@ -2,93 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
-from . import comfy as bridge
-from .types import CATEGORY, GeneratedText, UvgText
+from ..uvg_core.sampling import Sampling, Size
+from . import widgets
+from .comfy.captions import GeneratedText
+from .comfy.latents import empty_latent, nearest_words, nested, streams_of
+from .comfy.network import network_of, run_facts
+from .media import sized
+from .types import CATEGORY, UvgText
+from .widgets import read, widget
 
 LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
-
-
-def sized(run: RunConfig, *, width: int = 0, height: int = 0, frames: int = 0) -> RunConfig:
-    """``run`` with other sizes, 0 for its own. Raises UniViGUError off the model's grid."""
-    size = {"frames": frames or run.frames, "height": height or run.height, "width": width or run.width}
-    latent_shape(**size)
-    return replace(run, **size)
 
 
 class UniViGUEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        tooltip = "Tokens of the text stream (embedding flow only). 0: what the checkpoint was trained with."
         return io.Schema(
             node_id="UniViGUEmptyLatent",
             display_name="Empty Uni-ViGU Latent",
             category=CATEGORY,
             description="An empty clip; for checkpoints with the embedding text flow, with a text stream beside it.",
             inputs=[
-                io.Model.Input("model"),
-                io.Int.Input(
-                    "width",
-                    display_name="width (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=16,
-                    tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input(
-                    "height",
-                    display_name="height (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=16,
-                    tooltip="Pixels, a multiple of 16. 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input(
-                    "frames",
-                    display_name="frames (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=1025,
-                    tooltip="4n+1: 81 is 5 s at 16 fps. 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input(
-                    "text_length",
-                    display_name="text_length (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    tooltip="Tokens of the text stream (embedding flow only). 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input("batch_size", default=1, min=1, max=64),
+                widgets.model("Says what kind of latent is needed."),
+                widget(Size, "width", step=16),
+                widget(Size, "height", step=16),
+                widget(Size, "frames", max=1025),
+                widget(Sampling, "text_length", tooltip=tooltip),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once."),
             ],
             outputs=[
-                io.Latent.Output(),
-                io.Float.Output(display_name="fps"),
-                io.Float.Output(display_name="enlarge"),
+                io.Latent.Output(tooltip="The empty clip, for the samplers."),
+                io.Float.Output(
+                    display_name="fps",
+                    tooltip="Frames a second that the checkpoint was trained with, for Create Video.",
+                ),
+                io.Float.Output(
+                    display_name="enlarge",
+                    tooltip="How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for "
+                    "very small clips.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(
-        cls, model: Any, width: int, height: int, frames: int, text_length: int, batch_size: int
-    ) -> io.NodeOutput:
-        config = bridge.network_of(model).config
-        run = sized(bridge.run_facts(model), width=width, height=height, frames=frames)
-        shape = latent_shape(run.frames, run.height, run.width, config.in_dim)
-        video = bridge.empty_latent((batch_size, *shape[1:]))
+    def execute(cls, model: Any, batch_size: int, **inputs: Any) -> io.NodeOutput:
+        size, sampling = read(Size, inputs), read(Sampling, inputs)
+        config = network_of(model).config
+        run = sized(run_facts(model), size)
+        video = empty_latent((batch_size, *latent_shape(run.frames, run.height, run.width, config.in_dim)[1:]))
         enlarge = float(max(1, LARGE_ENOUGH // max(run.width, run.height)))
         if config.text_flow != "embedding":
             return io.NodeOutput({"samples": video}, run.fps, enlarge)
-        text = bridge.empty_latent((batch_size, config.dim, text_length or run.text_length))
-        return io.NodeOutput({"samples": bridge.nested(video, text)}, run.fps, enlarge)
+        text = empty_latent((batch_size, config.dim, sampling.text_length or run.text_length))
+        return io.NodeOutput({"samples": nested(video, text)}, run.fps, enlarge)
 
 
 class UniViGUSplitLatent(io.ComfyNode):
@@ -100,14 +73,20 @@ class UniViGUSplitLatent(io.ComfyNode):
             category=CATEGORY,
             description="Takes a latent of two streams (embedding text flow) apart: the video, and the words nearest "
             "to the text stream's vectors.",
-            inputs=[io.Model.Input("model"), io.Latent.Input("latent")],
-            outputs=[io.Latent.Output(display_name="video"), UvgText.Output(display_name="text")],
+            inputs=[
+                widgets.model("The model that the latent was sampled with."),
+                io.Latent.Input("latent", tooltip="A sampled latent with a text stream."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="video", tooltip="The video alone, for VAE Decode."),
+                UvgText.Output(display_name="text", tooltip="The tokens, for Text Decoder."),
+            ],
         )
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
-        config = bridge.network_of(model).config
-        streams = bridge.streams_of(latent)
+        config = network_of(model).config
+        streams = streams_of(latent)
         if len(streams) != 2:
             raise UniViGUError(
                 "found a latent without a text stream; expected one of two streams: make it with Empty Uni-ViGU Latent "
@@ -119,6 +98,6 @@ class UniViGUSplitLatent(io.ComfyNode):
                 f"the latent's text stream has shape {list(text.shape)}; this model expects [batch, {config.dim}, "
                 "length]: it was made for another model"
             )
-        words = bridge.nearest_words(model, text.transpose(1, 2))
-        kept = {key: value for key, value in latent.items() if key != "noise_mask"}
-        return io.NodeOutput({**kept, "samples": video}, GeneratedText(words))
+        words = nearest_words(model, text.transpose(1, 2))
+        rest = {key: value for key, value in latent.items() if key != "noise_mask"}
+        return io.NodeOutput({**rest, "samples": video}, GeneratedText(words))

@@ -8,7 +8,17 @@ from comfy_api.latest import io
 
 from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
-from . import comfy as bridge
+from ..uvg_core.pipeline.locate import DOWNLOADS
+from ..uvg_core.settings import Number, setting, settings
+from . import widgets
+from .comfy.folders import checkpoint_names, checkpoint_path, file_names, file_path
+from .comfy.latents import belong_to, fit_preview
+from .comfy.loading import WEIGHT_DTYPES, load_encoder, load_network, load_vae, parts_of
+from .comfy.lora import apply_lora
+from .comfy.names import FROM_CHECKPOINT
+from .comfy.network import network_of, run_facts
+from .comfy.saving import output_file, save_checkpoint
+from .comfy.showing import Progress
 from .types import CATEGORY
 
 log = logging.getLogger(__name__)
@@ -17,7 +27,7 @@ log = logging.getLogger(__name__)
 class UniViGULoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        own = bridge.FROM_CHECKPOINT
+        own = FROM_CHECKPOINT
         return io.Schema(
             node_id="UniViGULoader",
             display_name="Load Uni-ViGU",
@@ -27,19 +37,19 @@ class UniViGULoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=bridge.checkpoint_names(),
+                    options=checkpoint_names(),
                     tooltip="From models/uni_vigu, models/diffusion_models or models/checkpoints. uvg_tiny is the "
                     "small model that comes with the pack.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[own, *bridge.file_names("text_encoders")],
+                    options=[own, *file_names("text_encoders")],
                     default=own,
                     tooltip="The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
                 ),
                 io.Combo.Input(
                     "vae",
-                    options=[own, *bridge.file_names("vae")],
+                    options=[own, *file_names("vae")],
                     default=own,
                     tooltip="The Wan 2.1 VAE; only all-in-one checkpoints carry their own.",
                 ),
@@ -61,7 +71,7 @@ class UniViGULoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(bridge.WEIGHT_DTYPES),
+                    options=list(WEIGHT_DTYPES),
                     default="default",
                     advanced=True,
                     tooltip="default: as in the file, computed in bf16; a card without bf16 takes float16 and, where "
@@ -69,7 +79,11 @@ class UniViGULoader(io.ComfyNode):
                     "computes in float32. The fp8 choices have no scales: a file of convert --dtype fp8 is more exact.",
                 ),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            outputs=[
+                io.Model.Output(tooltip="The network, with its file's recipe."),
+                io.Clip.Output(tooltip="The text encoder and its tokenizer."),
+                io.Vae.Output(tooltip="The video VAE."),
+            ],
         )
 
     @classmethod
@@ -82,27 +96,39 @@ class UniViGULoader(io.ComfyNode):
     def execute(
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
-        path = bridge.checkpoint_path(checkpoint)
-        own = bridge.FROM_CHECKPOINT
-        carried = bridge.parts_of(path) if own in (text_encoder, vae) else set()
+        path = checkpoint_path(checkpoint)
+        own = FROM_CHECKPOINT
+        carried = parts_of(path) if own in (text_encoder, vae) else set()
         for part, chosen in (("text encoder", text_encoder), ("VAE", vae)):
             if chosen == own and part not in carried:
                 raise UniViGUError(
                     f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses in the widget "
-                    f"{part.replace(' ', '_').lower()}. To get it: {bridge.DOWNLOADS[part]}"
+                    f"{part.replace(' ', '_').lower()}. To get it: {DOWNLOADS[part]}"
                 )
-        model = bridge.load_network(path, weight_dtype, None if latent_space == own else latent_space)
-        run = bridge.run_facts(model)
-        clip = bridge.load_encoder(
-            path if text_encoder == own else bridge.file_path("text_encoders", text_encoder),
+        model = load_network(path, weight_dtype, None if latent_space == own else latent_space)
+        run = run_facts(model)
+        clip = load_encoder(
+            path if text_encoder == own else file_path("text_encoders", text_encoder),
             (run.text_states if text_states == own else text_states) == "release",
-            bridge.network_of(model).config.text_dim,
+            network_of(model).config.text_dim,
             run,
         )
-        decoder = bridge.load_vae(path if vae == own else bridge.file_path("vae", vae))
-        bridge.fit_preview(model, decoder)
-        bridge.belong_to(decoder, bridge.run_facts(model))
+        decoder = load_vae(path if vae == own else file_path("vae", vae))
+        fit_preview(model, decoder)
+        belong_to(decoder, run_facts(model))
         return io.NodeOutput(model, clip, decoder)
+
+
+@settings
+class Strengths:
+    """How much of a LoRA goes to either half of the network."""
+
+    strength_video: Number = setting(
+        "For the weights that plain Wan has: attention and the video expert.", default=1.0, ge=-10, le=10
+    )
+    strength_text: Number = setting(
+        "For the text half: the text expert, its clock, embedding and head.", default=1.0, ge=-10, le=10
+    )
 
 
 class UniViGULoraLoader(io.ComfyNode):
@@ -114,35 +140,28 @@ class UniViGULoraLoader(io.ComfyNode):
             category=CATEGORY,
             description="Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
             inputs=[
-                io.Model.Input("model"),
-                io.Combo.Input("lora", options=bridge.file_names("loras")),
-                io.Float.Input(
-                    "strength_video",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="For the weights that plain Wan has: attention and the video expert.",
+                widgets.model(),
+                io.Combo.Input(
+                    "lora",
+                    options=file_names("loras"),
+                    tooltip="From models/loras: a LoRA for Wan2.1 1.3B or for Uni-ViGU.",
                 ),
-                io.Float.Input(
-                    "strength_text",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="For the text half: the text expert, its clock, embedding and head.",
-                ),
+                widgets.widget(Strengths, "strength_video", step=0.05),
+                widgets.widget(Strengths, "strength_text", step=0.05),
             ],
-            outputs=[io.Model.Output(), io.String.Output(display_name="report")],
+            outputs=[
+                io.Model.Output(tooltip="The model with the LoRA on it."),
+                io.String.Output(display_name="report", tooltip="How many layers matched, and which did not."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
-        patched, match = bridge.apply_lora(model, bridge.file_path("loras", lora), strength_video, strength_text)
+        patched, match = apply_lora(model, file_path("loras", lora), strength_video, strength_text)
         line = f"{lora}: {match.at(strength_video, strength_text)}"
         log.info(line)
-        bridge.Progress(cls.hidden.unique_id).text(line, last=True)
+        Progress(cls.hidden.unique_id).text(line, last=True)
         return io.NodeOutput(patched, line)
 
 
@@ -156,7 +175,7 @@ class UniViGUSave(io.ComfyNode):
             description="Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model"),
+                widgets.model("What is saved; LoRAs on it are merged in."),
                 io.String.Input(
                     "filename_prefix",
                     default="uni_vigu",
@@ -169,10 +188,10 @@ class UniViGUSave(io.ComfyNode):
                     default="as loaded",
                     tooltip="fp8: the blocks' matrices in e4m3 with a scale each, the rest in bf16.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Puts the text encoder into the file (all-in-one)."),
-                io.Vae.Input("vae", optional=True, tooltip="Puts the VAE into the file (all-in-one)."),
+                widgets.clip("Puts the text encoder into the file (all-in-one).", optional=True),
+                widgets.vae("Puts the VAE into the file (all-in-one).", optional=True),
             ],
-            outputs=[io.String.Output(display_name="file")],
+            outputs=[io.String.Output(display_name="file", tooltip="The path of the file.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -181,8 +200,8 @@ class UniViGUSave(io.ComfyNode):
         cls, model: object, filename_prefix: str, dtype: str, clip: object | None = None, vae: object | None = None
     ) -> io.NodeOutput:
         kind = "diffusion_models" if clip is None and vae is None else "checkpoints"
-        path = bridge.output_file(filename_prefix, kind)
-        progress = bridge.Progress(cls.hidden.unique_id, steps=100)
-        bridge.save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, progress.step)
+        path = output_file(filename_prefix, kind)
+        progress = Progress(cls.hidden.unique_id, steps=100)
+        save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, progress.step)
         progress.text(f"saved {path}", last=True)
         return io.NodeOutput(str(path))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..uvg_core.media.null_embedding import read_null_embedding
-from . import comfy as bridge
+from . import widgets
+from .comfy.conditioning import encode_prompt
+from .comfy.folders import NO_FILE, null_embedding_names, null_embedding_path
 from .types import CATEGORY
 
 
@@ -20,7 +22,7 @@ class UniViGUTextEncode(io.ComfyNode):
             "the text stream.",
             search_aliases=["clip text encode", "prompt"],
             inputs=[
-                io.Clip.Input("clip"),
+                widgets.clip(),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What the video should show."),
                 io.String.Input(
                     "stream_text",
@@ -34,8 +36,8 @@ class UniViGUTextEncode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "null_embedding",
-                    options=[bridge.NO_FILE, *bridge.null_embedding_names()],
-                    default=bridge.NO_FILE,
+                    options=[NO_FILE, *null_embedding_names()],
+                    default=NO_FILE,
                     optional=True,
                     advanced=True,
                     tooltip="Where text is empty: a file with the prompt's states to take instead, for the negative "
@@ -43,15 +45,12 @@ class UniViGUTextEncode(io.ComfyNode):
                     "models/text_encoders or models/uni_vigu.",
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="For the samplers, or as a hint for Video-to-Text Denoise.")],
         )
 
     @classmethod
-    def execute(
-        cls, clip: object, text: str, stream_text: str = "", null_embedding: str = bridge.NO_FILE
-    ) -> io.NodeOutput:
-        stream = stream_text if stream_text.strip() else None
+    def execute(cls, clip: object, text: str, stream_text: str = "", null_embedding: str = NO_FILE) -> io.NodeOutput:
         states = None
-        if null_embedding != bridge.NO_FILE and not text.strip():
-            states = read_null_embedding(bridge.null_embedding_path(null_embedding))
-        return io.NodeOutput(bridge.encode_prompt(clip, text, stream, states))
+        if null_embedding != NO_FILE and not text.strip():
+            states = read_null_embedding(null_embedding_path(null_embedding))
+        return io.NodeOutput(encode_prompt(clip, text, stream_text if stream_text.strip() else None, states))

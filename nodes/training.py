@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,22 @@ from ..uvg_core.data.folder import (
 from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.video import ClipSpec
-from ..uvg_core.training.config import STAGES, TRAINABLE, Keep, Lora, Optimizer, TrainConfig
-from . import comfy as bridge
-from .comfy import training as bridge_training
-from .latents import sized
-from .text import as_image
-from .types import CATEGORY
-from .video import folder_inputs, look_at, read, required_folder, state_of
+from ..uvg_core.sampling import Size
+from ..uvg_core.settings import Flag, Text, setting, settings
+from ..uvg_core.training.config import TRAINABLE, Keep, Lora, Optimizer, TrainConfig
+from . import widgets
+from .comfy.conditioning import tokenizer_of
+from .comfy.network import network_of, run_facts
+from .comfy.showing import Progress
+from .comfy.training import Target, best_precision, blocked, require_parts, train
+from .media import Folder, as_image, folder_widgets, info_of, sized, state_of
+from .media import read as read_video
+from .types import CATEGORY, LoraModel, LossMap
+from .widgets import read, widget
 
 log = logging.getLogger(__name__)
 
 WARMUP = 100  # steps at most, a tenth of the run at most
-LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")  # core's own
 
 
 class UniViGULoadClips(io.ComfyNode):
@@ -51,29 +55,39 @@ class UniViGULoadClips(io.ComfyNode):
             "clip.detail.txt. Says what it left out, and why.",
             search_aliases=["load video dataset", "training data"],
             inputs=[
-                io.Model.Input("model", tooltip="Says how long clips and texts may be."),
-                io.Clip.Input("clip"),
-                *folder_inputs(),
+                widgets.model("Says how long clips and texts may be."),
+                widgets.clip("The CLIP, from Load Uni-ViGU: it counts the tokens."),
+                *folder_widgets(),
                 io.Boolean.Input(
                     "need_details",
                     default=False,
                     tooltip="Leaves out clips without a detailed caption: the stage refine cannot use them.",
                 ),
-                io.Int.Input(
+                widget(
+                    Size,
                     "frames",
-                    display_name="frames (0 = auto)",
-                    default=0,
-                    min=0,
                     max=1025,
                     advanced=True,
                     tooltip="Clips that are shorter are left out. 0: what the checkpoint was trained with.",
                 ),
             ],
             outputs=[
-                io.Video.Output(display_name="videos", is_output_list=True),
-                io.String.Output(display_name="prompts", is_output_list=True),
-                io.String.Output(display_name="details", is_output_list=True),
-                io.String.Output(display_name="report"),
+                io.Video.Output(
+                    display_name="videos",
+                    is_output_list=True,
+                    tooltip="The clips; they are read from disk when they are needed.",
+                ),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="The text of clip.txt, one for each clip."
+                ),
+                io.String.Output(
+                    display_name="details",
+                    is_output_list=True,
+                    tooltip="The text of clip.detail.txt; empty for a clip without one.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="How many clips there are, which were left out, and why."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -84,21 +98,18 @@ class UniViGULoadClips(io.ComfyNode):
         return state_of(folder)
 
     @classmethod
-    def execute(
-        cls, model: Any, clip: Any, folder: str, subfolders: bool, need_details: bool, frames: int
-    ) -> io.NodeOutput:
-        bridge.network_of(model)
-        path = required_folder(folder)
-        progress = bridge.Progress(cls.hidden.unique_id)
-        run = sized(bridge.run_facts(model), frames=frames)
+    def execute(cls, model: Any, clip: Any, need_details: bool, **inputs: Any) -> io.NodeOutput:
+        network_of(model)  # raises for another model
+        folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
+        progress = Progress(cls.hidden.unique_id)
         found = survey(
-            path,
+            folder.path,
             run,
-            bridge.tokenizer_of(clip).ids,
+            tokenizer_of(clip).ids,
             limits=most_tokens(run),
             need_detail=need_details,
-            recursive=subfolders,
-            progress=lambda _, done, total: progress.step(done, total),
+            recursive=folder.subfolders,
+            progress=progress.report,
         )
         log.info("%s", found)
         report = str(found).removeprefix(f"{found.folder}: ")
@@ -144,14 +155,13 @@ class ConnectedClips:
         return digest([index, self.name(index), *texts, run.frames, run.height, run.width, run.fps])
 
     def name(self, index: int) -> str:
-        place = None
-        if not isinstance(self.videos[index], InputImpl.VideoFromComponents):
-            place = self.videos[index].get_stream_source()
+        video = self.videos[index]
+        place = None if isinstance(video, InputImpl.VideoFromComponents) else video.get_stream_source()
         return Path(place).name if isinstance(place, str) else f"clip {index + 1}"
 
     def item(self, index: int) -> TrainingClip:
         run = self.run
-        pixels, note = read(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
+        pixels, note = read_video(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
         log.info("%s", note)  # retimed, resized, cropped: said where the clip is read
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
@@ -162,18 +172,12 @@ class ConnectedClips:
         faults = []
         for index in range(len(self)):
             report(index, len(self))
-            fault = self._fault(index, tokens, need_details)
-            if fault is not None:
-                faults.append(fault)
-        if faults:
+            faults.append(self._fault(index, tokens, need_details))
+        found = [fault for fault in faults if fault is not None]
+        if found:
             raise UniViGUError(
-                "\n".join(
-                    [
-                        f"{len(faults)} of {len(self)} clips cannot be trained on. Put them right, or take Load "
-                        "Training Clips, which leaves such clips out",
-                        *tally(faults),
-                    ]
-                )
+                f"{len(found)} of {len(self)} clips cannot be trained on. Put them right, or take Load Training Clips, "
+                "which leaves such clips out\n" + "\n".join(tally(found))
             )
 
     def _fault(self, index: int, tokens: Callable[[str], list[int]], need_details: bool) -> LeftOut | None:
@@ -190,54 +194,45 @@ class ConnectedClips:
             if length > most:
                 return LeftOut(name, f"{reason} (at most {most})", f"{length} tokens")
         try:
-            return too_short(name, look_at(self.videos[index]), run)
+            return too_short(name, info_of(self.videos[index]), run)
         except UniViGUError as error:
             return LeftOut(name, UNREADABLE, str(error))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The widgets of the training node."""
+@settings
+class File:
+    """Where a trained network goes."""
 
-    stage: str
-    trains: str
-    steps: int
-    batch: int
-    learning_rate: float
-    rank: int
-    seed: int
-    sample_every: int
-    filename_prefix: str
-    all_in_one: bool
-    accumulate: int
-    width: int
-    height: int
-    frames: int
+    filename_prefix: Text = setting(
+        "Of the checkpoint, and of what is kept when you cancel: in output/loras, output/diffusion_models or "
+        "output/checkpoints.",
+        default="uni_vigu_trained",
+    )
+    all_in_one: Flag = setting("Puts CLIP and VAE into the checkpoint as well.", default=True)
 
-    def config(self) -> TrainConfig:
-        """The run that they stand for; what they do not say is as everywhere."""
-        return TrainConfig(
-            stage=self.stage,
-            trains=self.trains,
-            model="MODEL",
-            data="the connected clips",
-            out="nowhere",
-            steps=self.steps,
-            batch=self.batch,
-            accumulate=self.accumulate,
-            seed=self.seed,
-            # Where details are learnt, half of the clips are generated from them; recall learns what it is told.
-            detail_share=0.5 if self.stage == "refine" else 0.0,
-            precision=bridge_training.best_precision(),
-            optimizer=Optimizer(rate=self.learning_rate, warmup=min(WARMUP, self.steps // 10)),
-            lora=Lora(rank=self.rank, alpha=float(self.rank)),
-            keep=Keep(checkpoint_every=0, log_every=0, sample_every=self.sample_every),
-        )
+
+def train_config(inputs: Mapping[str, Any]) -> TrainConfig:
+    """The run that the node's inputs stand for; what they do not say is as everywhere."""
+    lora = read(Lora, inputs)
+    return read(
+        TrainConfig,
+        inputs,
+        model="MODEL",
+        data="the connected clips",
+        out="nowhere",
+        # Where details are learnt, half of the clips are generated from them; recall learns what it is told.
+        detail_share=0.5 if inputs["stage"] == "refine" else 0.0,
+        precision=best_precision(),
+        optimizer=read(Optimizer, inputs, warmup=min(WARMUP, inputs["steps"] // 10)),
+        lora=Lora(rank=lora.rank, alpha=float(lora.rank)),
+        keep=read(Keep, inputs, checkpoint_every=0, log_every=0),
+    )
 
 
 class UniViGUTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        side = "Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with."
         return io.Schema(
             node_id="UniViGUTrain",
             display_name="Train Uni-ViGU",
@@ -248,9 +243,9 @@ class UniViGUTrain(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="Stays as it is: a copy of it learns."),
-                io.Clip.Input("clip"),
-                io.Vae.Input("vae"),
+                widgets.model("Stays as it is: a copy of it learns."),
+                widgets.clip("The CLIP, from Load Uni-ViGU."),
+                widgets.vae(),
                 io.Video.Input("videos", tooltip="A list of clips, from Load Training Clips or core's folder loaders."),
                 io.String.Input("prompts", force_input=True, tooltip="One for each clip."),
                 io.String.Input(
@@ -259,97 +254,74 @@ class UniViGUTrain(io.ComfyNode):
                     optional=True,
                     tooltip="One detailed caption for each clip; the stage refine needs them.",
                 ),
-                io.Combo.Input(
+                widget(
+                    TrainConfig,
                     "stage",
-                    options=list(STAGES),
                     default="recall",
                     tooltip="recall: the text stream learns to say the prompt. refine: told the prompt, it learns to "
                     "say the detailed caption. generate: text to video alone.",
                 ),
-                io.Combo.Input(
+                widget(
+                    TrainConfig,
                     "trains",
                     options=list(reversed(TRAINABLE)),
                     default="lora",
                     tooltip="lora: a LoRA for both halves. text: the text half; the generator stays bit for bit. all: "
                     "every weight. text and all are written to a checkpoint.",
                 ),
-                io.Int.Input("steps", default=500, min=1, max=1_000_000),
-                io.Int.Input("batch", default=4, min=1, max=1024, tooltip="Clips a step."),
-                io.Float.Input(
+                widget(TrainConfig, "steps", default=500, max=10**6, tooltip="How long to train."),
+                widget(TrainConfig, "batch", default=4, max=1024, tooltip="Clips a step."),
+                widget(
+                    Optimizer,
                     "learning_rate",
-                    default=1e-4,
                     min=1e-8,
-                    max=1.0,
+                    max=1,
                     step=1e-5,
                     round=1e-8,
                     tooltip="It climbs at first and falls towards the end. For uvg_tiny 0.002.",
                 ),
-                io.Int.Input("rank", default=16, min=1, max=512, tooltip="Of the LoRA."),
+                widget(Lora, "rank", max=512, tooltip="Of the LoRA."),
                 # No control that draws another one after each run: it would train anew whenever the graph runs.
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False),
-                io.Int.Input(
+                widget(
+                    TrainConfig, "seed", control_after_generate=False, tooltip="The same seed gives the same result."
+                ),
+                widget(
+                    Keep,
                     "sample_every",
                     default=100,
-                    min=0,
-                    max=1_000_000,
+                    max=10**6,
                     tooltip="Steps between samples: a clip generated, captioned, and both at once. 0: none.",
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="uni_vigu_trained",
-                    tooltip="Of the checkpoint, and of what is kept when you cancel: in output/loras, "
-                    "output/diffusion_models or output/checkpoints.",
-                ),
-                io.Boolean.Input(
-                    "all_in_one",
-                    default=True,
-                    advanced=True,
-                    tooltip="Puts CLIP and VAE into the checkpoint as well.",
-                ),
-                io.Int.Input(
+                widget(File, "filename_prefix"),
+                widget(File, "all_in_one", advanced=True),
+                widget(
+                    TrainConfig,
                     "accumulate",
-                    default=1,
-                    min=1,
                     max=1024,
                     advanced=True,
                     tooltip="This many batches make one step: for large batches in little memory.",
                 ),
-                io.Int.Input(
-                    "width",
-                    display_name="width (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=16,
-                    advanced=True,
-                    tooltip="Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input(
-                    "height",
-                    display_name="height (0 = auto)",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=16,
-                    advanced=True,
-                    tooltip="Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with.",
-                ),
-                io.Int.Input(
+                widget(Size, "width", step=16, advanced=True, tooltip=side),
+                widget(Size, "height", step=16, advanced=True, tooltip=side),
+                widget(
+                    Size,
                     "frames",
-                    display_name="frames (0 = auto)",
-                    default=0,
-                    min=0,
                     max=1025,
                     advanced=True,
                     tooltip="Of each clip, from its beginning (4n+1). 0: what the checkpoint was trained with.",
                 ),
             ],
             outputs=[
-                LoraModel.Output(display_name="lora"),
-                LossMap.Output(display_name="loss"),
-                io.Int.Output(display_name="steps"),
-                io.String.Output(display_name="checkpoint"),
-                io.Image.Output(display_name="samples", is_output_list=True),
+                LoraModel.Output(
+                    display_name="lora",
+                    tooltip="The LoRA, for Load LoRA Model and Save LoRA Weights; with text and all there is none.",
+                ),
+                LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.Int.Output(display_name="steps", tooltip="How many steps there were."),
+                io.String.Output(
+                    display_name="checkpoint", tooltip="The path of the file that text and all write; empty with lora."
+                ),
+                io.Image.Output(display_name="samples", is_output_list=True, tooltip="A picture of each sample."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -363,29 +335,19 @@ class UniViGUTrain(io.ComfyNode):
         videos: list[Any],
         prompts: list[str],
         details: list[str] | None = None,
-        **widgets: list[Any],
+        **lists: list[Any],
     ) -> io.NodeOutput:
-        settings = Settings(**{name: values[0] for name, values in widgets.items()})
-        bridge_training.require_parts(model[0], clip[0], vae[0], settings.trains)
-        run = sized(bridge.run_facts(model[0]), width=settings.width, height=settings.height, frames=settings.frames)
+        inputs = {name: values[0] for name, values in lists.items()}
+        require_parts(model[0], clip[0], vae[0], inputs["trains"])
+        config, file = train_config(inputs), read(File, inputs)
+        run = sized(run_facts(model[0]), read(Size, inputs))
         clips = ConnectedClips(videos, prompts, details or [""] * len(videos), run)
-        progress = bridge.Progress(cls.hidden.unique_id)
-        config = settings.config()
-        clips.require_usable(bridge.tokenizer_of(clip[0]).ids, config.stage == "refine", progress.step)
-        learnt = bridge_training.train(
-            model[0],
-            clip[0],
-            vae[0],
-            clips,
-            config,
-            run,
-            prefix=settings.filename_prefix,
-            all_in_one=settings.all_in_one,
-            progress=progress,
-        )
-        blocked = bridge_training.blocked
+        progress = Progress(cls.hidden.unique_id)
+        clips.require_usable(tokenizer_of(clip[0]).ids, config.stage == "refine", progress.step)
+        target = Target(model[0], clip[0], vae[0], run, file.filename_prefix, file.all_in_one)
+        learnt = train(target, clips, config, progress)
         lora = learnt.lora or blocked(
-            f"Train Uni-ViGU trained {settings.trains}, and there is no LoRA; what it learnt is in {learnt.file}"
+            f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {learnt.file}"
         )
         samples = [as_image(picture) for picture in learnt.samples] or blocked(None)
-        return io.NodeOutput(lora, {"loss": learnt.losses}, settings.steps, str(learnt.file or ""), samples)
+        return io.NodeOutput(lora, {"loss": learnt.losses}, config.steps, str(learnt.file or ""), samples)

@@ -1,4 +1,4 @@
-"""Help pages and translations keep up with the nodes: told from the nodes' source, so that ComfyUI is not needed."""
+"""Help pages and translations keep up with the nodes, whose schemas are read without ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from stand_in_comfyui import schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
@@ -22,78 +24,47 @@ KEEPS_ITS_SEED = ("UniViGUTrain",)  # but not here
 
 @dataclass(frozen=True)
 class Node:
-    """What a node's schema says; tooltips are None where it has none. ``labels``: of inputs that are not shown under
-    their names."""
+    """What a node's schema says. ``labels``: of inputs that are not shown under their names."""
 
     id: str
     title: str
     description: str
     inputs: dict[str, str | None]
-    outputs: tuple[str, ...]
+    outputs: dict[str, str | None]
     labels: dict[str, str]
 
 
 @cache
 def nodes() -> dict[str, Node]:
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "nodes").glob("*.py"))]
-    makers = dict(chain.from_iterable(map(input_makers, trees)))
-    schemas = (call for tree in trees for call in ast.walk(tree) if is_call(call, "Schema"))
-    return {node.id: node for node in (read_schema(schema, makers) for schema in schemas)}
+    return {node.id: node for node in map(read_schema, schemas())}
 
 
-def is_call(node: ast.AST, attribute: str) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute
+def read_schema(schema: dict[str, Any]) -> Node:
+    inputs = {socket.args[0]: socket.kwargs for socket in schema["inputs"]}
+    outputs = {socket.kwargs.get("display_name", socket.owner.upper()): socket.kwargs for socket in schema["outputs"]}
+    return Node(
+        schema["node_id"],
+        schema["display_name"],
+        schema["description"],
+        {name: given.get("tooltip") for name, given in inputs.items()},
+        {name: given.get("tooltip") for name, given in outputs.items()},
+        {name: given["display_name"] for name, given in inputs.items() if "display_name" in given},
+    )
 
 
-def input_makers(tree: ast.Module) -> list[tuple[str, ast.expr]]:
-    """Functions that return inputs, by the name they are called under: ``seed_input``, ``Captioning.inputs``."""
-    found = []
-    for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
-        for function in (node for node in scope.body if isinstance(node, ast.FunctionDef)):
-            last = function.body[-1]
-            if isinstance(last, ast.Return) and last.value is not None:
-                prefix = f"{scope.name}." if isinstance(scope, ast.ClassDef) else ""
-                found.append((f"{prefix}{function.name}", last.value))
-    return found
-
-
-def read_schema(schema: ast.Call, makers: dict[str, ast.expr]) -> Node:
-    parts = {keyword.arg: keyword.value for keyword in schema.keywords}
-    node_id, title, description = (ast.literal_eval(parts[k]) for k in ("node_id", "display_name", "description"))
-    outputs = parts["outputs"]
-    assert isinstance(outputs, ast.List)
-    inputs = list(read_inputs(parts["inputs"], makers))
-    names = tuple(output_name(output) for output in outputs.elts)
-    labels = {name: label for name, _, label in inputs if label is not None}
-    return Node(node_id, title, description, {name: tooltip for name, tooltip, _ in inputs}, names, labels)
-
-
-def read_inputs(value: ast.expr, makers: dict[str, ast.expr]) -> list[tuple[str, str | None, str | None]]:
-    if isinstance(value, ast.List):
-        return [found for element in value.elts for found in read_inputs(element, makers)]
-    if isinstance(value, ast.Starred):
-        return read_inputs(value.value, makers)
-    assert isinstance(value, ast.Call), ast.dump(value)
-    if is_call(value, "Input"):
-        said = {k.arg: ast.literal_eval(k.value) for k in value.keywords if k.arg in ("tooltip", "display_name")}
-        return [(ast.literal_eval(value.args[0]), said.get("tooltip"), said.get("display_name"))]
-    return read_inputs(makers[ast.unparse(value.func)], makers)
-
-
-def output_name(output: ast.expr) -> str:
-    assert isinstance(output, ast.Call)
-    shown = next((keyword.value for keyword in output.keywords if keyword.arg == "display_name"), None)
-    if shown is not None:
-        return ast.literal_eval(shown)
-    assert isinstance(output.func, ast.Attribute)
-    return ast.unparse(output.func.value).rpartition(".")[2].upper()
-
-
-def test_the_source_is_understood() -> None:
+def test_the_schemas_are_understood() -> None:
     assert len(nodes()) == 17
     assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text", "null_embedding"]
     assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
-    assert nodes()["JointSampler"].outputs == ("LATENT", "text")
+    assert list(nodes()["JointSampler"].outputs) == ["LATENT", "text"]
+
+
+def test_every_input_and_output_has_a_tooltip() -> None:
+    """In English; ``test_english_is_what_the_nodes_say`` and ``test_a_locale_is_complete`` hold the locales to it."""
+    sockets = {
+        (node.id, name): text for node in nodes().values() for name, text in (node.inputs | node.outputs).items()
+    }
+    assert [socket for socket, text in sockets.items() if not (text or "").strip()] == []
 
 
 # ------------------------------------------------------------------------------------------------------- help pages
@@ -227,8 +198,8 @@ def test_english_is_what_the_nodes_say() -> None:
         for name, tooltip in (node.inputs | ({SEED_CONTROL: None} if controlled else {})).items():
             shown = name.replace("_", " ") if name == SEED_CONTROL else node.labels.get(name, name)
             wanted |= {f"{node.id}.inputs.{name}.name": shown, f"{node.id}.inputs.{name}.tooltip": tooltip}
-        for number, name in enumerate(node.outputs):
-            wanted |= {f"{node.id}.outputs.{number}.name": name, f"{node.id}.outputs.{number}.tooltip": None}
+        for number, (name, tooltip) in enumerate(node.outputs.items()):
+            wanted |= {f"{node.id}.outputs.{number}.name": name, f"{node.id}.outputs.{number}.tooltip": tooltip}
     english = texts("en")
     assert english.keys() == wanted.keys()
     assert {path: english[path] for path, text in wanted.items() if text is not None} == {

@@ -1,4 +1,4 @@
-"""The layers of the code: imports inside the pack are relative and point down, and no two modules import each other."""
+"""The layers of the code: imports are relative and point down, none in a circle; only the nodes know ComfyUI."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ LAYERS = (
     "nodes",
 )
 ENTRANCES = {"uvg_core.__init__", "uvg_core.__main__"}  # they show what lies below them
+
+SHARED = {"nodes.__init__", "nodes.widgets", "nodes.types", "nodes.media"}  # by the families of nodes, a file each
+COMFYUI = {"comfy", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server"}
 
 
 @cache
@@ -89,3 +92,18 @@ def test_no_module_imports_itself_over_others() -> None:
     while free := {module for module, needed in needs.items() if not needed & needs.keys()}:
         needs = {module: needed for module, needed in needs.items() if module not in free}
     assert sorted(needs) == []
+
+
+def test_families_of_nodes_do_not_import_each_other() -> None:
+    families = {module for module in modules() if room(module) == "nodes"} - SHARED
+    assert {name for module in families for name, _ in imports(module)} & families == set()
+
+
+def test_only_the_bridge_knows_comfyui_s_internals() -> None:
+    def tops(module: str) -> set[str]:
+        tree = list(ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))))
+        names = [alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in tree if isinstance(node, ast.ImportFrom) and not node.level]
+        return {name.partition(".")[0] for name in names}
+
+    assert {module for module in modules() if tops(module) & COMFYUI and room(module) != "nodes.comfy"} == set()

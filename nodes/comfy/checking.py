@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import as_plain_t5
 from ...uvg_core.pipeline.evidence import Predict, Sample, Verdict, weigh
 from ...uvg_core.progress import Report
+from ...uvg_core.sampling import Sampling
 from .conditioning import tokenizer_of
 from .model import RawWan, UniViGUModel
 from .network import HostedNetwork, config_of, run_facts
@@ -26,11 +27,6 @@ try:
     from comfyui_version import __version__ as COMFYUI
 except ImportError:
     COMFYUI = "unknown"
-
-
-def size_of(model: Any) -> int:
-    """Bytes of MODEL's weights."""
-    return int(model.model_size())
 
 
 def conditions_by_states(clip: Any, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -63,27 +59,23 @@ def weigh_model(
     model: Any, samples: Sequence[Sample], null: Tensor | None, progress: Report, **options: int
 ) -> Verdict:
     """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
-    found: list[Verdict] = []
 
-    def job(network: HostDenoiser, noise: Tensor, clean: Tensor) -> Tensor:
-        host, device = network.hosted, clean.device
+    def job(network: HostDenoiser, clean: Tensor) -> Verdict:
+        device = clean.device
+
+        def sent(by_kind: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {kind: states.to(device) for kind, states in by_kind.items()}
+
         there = [
-            Sample(
-                one.name,
-                one.raw.to(device),
-                one.ids,
-                {kind: states.to(device) for kind, states in one.prompted.items()},
-                {kind: states.to(device) for kind, states in one.unprompted.items()},
-            )
+            replace(one, raw=one.raw.to(device), prompted=sent(one.prompted), unprompted=sent(one.unprompted))
             for one in samples
         ]
         model.model.float16.start(model.model)
-        predict = [_predictor(host, model.model, rounding) for rounding in ("none", "bfloat16")]
-        found.append(weigh(*predict, there, null=null, progress=progress, **options))
-        return clean
+        exact, rounded = (_predictor(network.hosted, model.model, rounding) for rounding in ("none", "bfloat16"))
+        return weigh(exact, rounded, there, null=null, progress=progress, **options)
 
-    run_on_clip(model, job, samples[0].raw, seed=0, text_length=max(len(one.ids) for one in samples))
-    return found[0]
+    longest = max(len(one.ids) for one in samples)
+    return run_on_clip(model, job, samples[0].raw, Sampling(steps=1, text_length=longest))
 
 
 def _predictor(host: HostedNetwork, inner: UniViGUModel, rounding: str) -> Predict:

@@ -17,7 +17,7 @@ from .network import network_of, run_facts
 
 def tokenizer_of(clip: Any) -> Tokenizer:
     """The SentencePiece tokenizer that a umT5 CLIP carries. Raises UniViGUError for another CLIP."""
-    tokenizer = getattr(clip, "tokenizer", None)
+    tokenizer: Any = getattr(clip, "tokenizer", None)
     proto = tokenizer.state_dict().get("spiece_model") if hasattr(tokenizer, "state_dict") else None
     if proto is None or getattr(tokenizer, "clip_name", "") != "umt5xxl":
         kind = "no CLIP" if clip is None else f"a CLIP of another kind ({type(tokenizer).__name__})"

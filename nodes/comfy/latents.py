@@ -17,6 +17,9 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.flow.embedding import nearest_tokens
 from .network import network_of
 
+WAN_VAE_WIDTH = 96
+RUN = "uni_vigu_run"  # the attachment of a VAE
+
 
 def require_video_latent(samples: Any, config: ModelConfig) -> None:
     """Raise UniViGUError unless ``samples`` are a video latent ``[B,16,F,H,W]`` of this model."""
@@ -76,12 +79,13 @@ def is_wan_vae(vae: Any) -> bool:
 
 def belong_to(vae: Any, run: RunConfig) -> None:
     """Note on a VAE what the checkpoint that it was loaded with wants of clips."""
-    vae.uni_vigu_run = run
+    vae.patcher.set_attachments(RUN, run)
 
 
 def facts_of_vae(vae: Any) -> RunConfig | None:
     """What ``belong_to`` noted, None on a VAE of another loader."""
-    return getattr(vae, "uni_vigu_run", None)
+    patcher = getattr(vae, "patcher", None)
+    return None if patcher is None else patcher.get_attachment(RUN)
 
 
 def require_video_vae(vae: Any) -> None:
@@ -91,3 +95,23 @@ def require_video_vae(vae: Any) -> None:
             f"found a VAE with {getattr(vae, 'latent_channels', 'unknown')} latent channels, expected the Wan 2.1 VAE "
             "(16, video): take the VAE of Load Uni-ViGU, or Load VAE with wan_2.1_vae"
         )
+
+
+def fit_preview(model: Any, vae: Any) -> None:
+    """Give MODEL preview colours of its own where its VAE is not Wan's, whose colours core knows.
+
+    Least squares from latents to the colours of pictures that are made of four plain quarters.
+    """
+    head = getattr(getattr(vae.first_stage_model, "decoder", None), "head", None)
+    if head is None or head[0].gamma.shape[0] == WAN_VAE_WIDTH:
+        return
+    colours = torch.rand(16, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    latents, targets = [], []
+    for quarters in colours:
+        latent = vae.encode(quarters.repeat_interleave(32, 0).repeat_interleave(32, 1)[None])
+        latents.append(model.model.process_latent_in(latent)[0, :, 0].flatten(1).T)
+        targets.append(quarters.repeat_interleave(4, 0).repeat_interleave(4, 1).flatten(0, 1) * 2 - 1)
+    rows = torch.cat(latents).cpu().float()
+    fitted = torch.linalg.lstsq(torch.cat([rows, torch.ones(len(rows), 1)], 1), torch.cat(targets)).solution
+    model.model.latent_format.latent_rgb_factors = fitted[:-1].tolist()
+    model.model.latent_format.latent_rgb_factors_bias = fitted[-1].tolist()

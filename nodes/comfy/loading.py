@@ -1,10 +1,10 @@
-"""Files and folders, and what is loaded from them: MODEL, CLIP and VAE."""
+"""MODEL, CLIP and VAE from files."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...uvg_core.checkpoint.config import log_frequencies, say_unchecked, whole_config
-from ...uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, find_network, require_layout
+from ...uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
 from ...uvg_core.checkpoint.fit import compare, require_fit
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
 from ...uvg_core.checkpoint.quant import (
@@ -37,15 +37,11 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from .latents import is_wan_vae
-from .names import DOWNLOADS, EMBEDDED, FOLDER, RELEASED
 
 log = logging.getLogger(__name__)
 
+SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 SPARE = 2e9  # bytes of a card for its context, workspaces, the screen and what ComfyUI keeps around a pass
-LISTS = (FOLDER, "diffusion_models", "checkpoints")
-NO_FILE = "none"
-NULL_FOLDERS = ("embeddings", "text_encoders", FOLDER)
-NULL_BYTES = 18_000_000  # twice 512 rows of 4096 numbers in float32
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
     "bf16": {"dtype": torch.bfloat16},
@@ -55,64 +51,6 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
-
-
-def checkpoint_names() -> list[str]:
-    """What the loader offers: the embedded model first, then ComfyUI's model folders, each name once."""
-    names = [name for kind in LISTS for name in folder_paths.get_filename_list(kind)]
-    return sorted(dict.fromkeys(names), key=lambda name: name != EMBEDDED)
-
-
-def checkpoint_path(name: str) -> str:
-    """Raises UniViGUError for a name that lies in no folder."""
-    found = next((path for kind in LISTS if (path := folder_paths.get_full_path(kind, name)) is not None), None)
-    if found is None:
-        raise UniViGUError(
-            f"{name}: found in none of ComfyUI's folders {', '.join(LISTS)}; put the file into models/{FOLDER} or "
-            f"models/diffusion_models, press R, and choose it again. To get the released model: {RELEASED}"
-        )
-    return found
-
-
-def null_embedding_names() -> list[str]:
-    """Files that may hold a prompt condition: embeddings, and what is as small in the folders of larger files."""
-    names = list(file_names("embeddings"))
-    for kind in NULL_FOLDERS[1:]:
-        names += [name for name in file_names(kind) if _is_small(folder_paths.get_full_path(kind, name))]
-    return list(dict.fromkeys(names))
-
-
-def _is_small(path: str | None) -> bool:
-    """Whether a file may hold a prompt condition; ComfyUI lists dangling links too."""
-    try:
-        return path is not None and Path(path).stat().st_size < NULL_BYTES
-    except OSError:
-        return False
-
-
-def null_embedding_path(name: str) -> str:
-    """Raises UniViGUError for a name that lies in no folder."""
-    found = next((path for kind in NULL_FOLDERS if (path := folder_paths.get_full_path(kind, name)) is not None), None)
-    if found is None:
-        raise UniViGUError(
-            f"{name}: found in none of ComfyUI's folders {', '.join(NULL_FOLDERS)}; put the file into "
-            "models/embeddings, press R, and choose it again"
-        )
-    return found
-
-
-def file_names(kind: str) -> list[str]:
-    """Names in one of ComfyUI's model folders."""
-    return folder_paths.get_filename_list(kind)
-
-
-def file_path(kind: str, name: str) -> str:
-    """Raises UniViGUError for a name that is not there."""
-    found = folder_paths.get_full_path(kind, name)
-    if found is None:
-        wanted = "".join(f". To get what Wan 2.1 uses: {part}" for part in DOWNLOADS.values() if part.folder == kind)
-        raise UniViGUError(f"{name}: not found in models/{kind}; press R and choose a file that is there{wanted}")
-    return found
 
 
 def load_network(path: str, weight_dtype: str, latent_space: str | None, disable_dynamic: bool = False) -> Any:
@@ -129,25 +67,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     log_frequencies(weights, network, config.model)
     if not config.run.checked:
         say_unchecked(Path(path).name, config.model.latent_space, config.run.text_states or TEXT_STATES[0])
-    metadata = {**weights.metadata, "config": config.to_json()}
-    if Path(path).suffix in (".safetensors", ".sft"):
-        stored = comfy.utils.load_torch_file(path)  # core's reader: memory-mapped as its offload wants it
-        read = stored.__getitem__
-    else:
-        read = weights.read
-    scales: dict[str, str] = {}
-    if network.layout == "native" and _is_marked(weights, metadata):
-        inside = [name for name in weights.tensors if name not in network.others]  # scales of fp8 too
-        names = {strip_wrappers(name).removeprefix(network.prefix): name for name in inside}
-        if METADATA_KEY in metadata:
-            metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
-    else:
-        names, scales = network.names, network.scales
-        metadata.pop(METADATA_KEY, None)
-    tensors = {name: read(stored_name) for name, stored_name in names.items()}
-    if scales:
-        layers = _scaled(tensors, {name: read(stored_name) for name, stored_name in scales.items()})
-        metadata[METADATA_KEY] = quantisation_metadata(layers)
+    tensors, metadata = _read(path, weights, network)
+    metadata["config"] = config.to_json()
     squeezed = weight_dtype == "default" and _is_too_large(tensors, config)
     if squeezed:
         tensors, metadata[METADATA_KEY] = _in_eight_bits(tensors)
@@ -155,9 +76,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
             "Uni-ViGU: this card is too small for the network in two bytes a number; its large matrices are kept in "
             "fp8 with a scale each, as convert --dtype fp8 does. Set weight_dtype to bf16 to keep them as they are"
         )
-    options = WEIGHT_DTYPES[weight_dtype]
     model = comfy.sd.load_diffusion_model_state_dict(
-        tensors, model_options=options, metadata=metadata, disable_dynamic=disable_dynamic
+        tensors, model_options=WEIGHT_DTYPES[weight_dtype], metadata=metadata, disable_dynamic=disable_dynamic
     )
     model.model.squeezed = squeezed
     if weight_dtype == "fp32":  # quantised weights stay as they are: core would compute in what the card is best at
@@ -166,9 +86,24 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     return model
 
 
-def _is_marked(weights: WeightFile, metadata: Mapping[str, str]) -> bool:
-    """Whether core can tell by itself that layers of a file are scaled."""
-    return METADATA_KEY in metadata or any(name.endswith(("comfy_quant", "scaled_fp8")) for name in weights.tensors)
+def _read(path: str, weights: WeightFile, network: Network) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The network's tensors under native names, scales of fp8 in core's form, and the file's metadata."""
+    metadata = dict(weights.metadata)
+    read: Callable[[str], Tensor] = weights.read
+    if Path(path).suffix in (".safetensors", ".sft"):
+        read = comfy.utils.load_torch_file(path).__getitem__  # core's reader: memory-mapped as its offload wants it
+    marked = METADATA_KEY in metadata or any(name.endswith(("comfy_quant", "scaled_fp8")) for name in weights.tensors)
+    if network.layout == "native" and marked:  # core can tell by itself that layers are scaled
+        inside = [name for name in weights.tensors if name not in network.others]  # scales of fp8 too
+        if METADATA_KEY in metadata:
+            metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
+        return {strip_wrappers(name).removeprefix(network.prefix): read(name) for name in inside}, metadata
+    metadata.pop(METADATA_KEY, None)
+    tensors = {name: read(stored) for name, stored in network.names.items()}
+    if network.scales:
+        scales = {name: read(stored) for name, stored in network.scales.items()}
+        metadata[METADATA_KEY] = quantisation_metadata(_scaled(tensors, scales))
+    return tensors, metadata
 
 
 def _scaled(tensors: dict[str, Tensor], scales: Mapping[str, Tensor]) -> list[str]:
@@ -244,22 +179,11 @@ def encoder_target(
     return comfy.supported_models_base.ClipTarget(PromptTokenizer, Encoder)
 
 
-def load_encoder(path: str, release_states: bool, text_dim: int, run: RunConfig) -> Any:
+def load_encoder(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
     """The umT5 of a text encoder file, or of an all-in-one checkpoint, as a CLIP.
 
     Raises UniViGUError naming the file when it holds no umT5, one of another width, or no tokenizer.
     """
-    clip = _build_clip(path, release_states, text_dim, run)
-    clip.patcher.cached_patcher_init = (_clip_patcher, (path, release_states, text_dim, run))
-    return clip
-
-
-def _clip_patcher(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
-    """What ComfyUI calls to load the text encoder anew on another device."""
-    return _build_clip(path, release_states, text_dim, run, disable_dynamic).patcher
-
-
-def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, disable_dynamic: bool = False) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     inside = part_of(stored, ENCODER_PREFIX)
     tokenizer = stored.get(TOKENIZER_KEY if inside else "spiece_model")
@@ -271,10 +195,7 @@ def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, 
             f"{path}: {error}. Choose a umT5 text encoder in ComfyUI's layout, such as umt5_xxl_fp8_e4m3fn_scaled or "
             "umt5_xxl_fp16"
         ) from None
-    if (
-        sizes["num_layers"] > 1
-        and "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in weights
-    ):
+    if sizes["num_layers"] > 1 and SECOND_BIAS not in weights:
         raise UniViGUError(
             f"{path}: found a plain T5, expected a umT5 (position biases in every layer); choose a file such as "
             "umt5_xxl_fp8_e4m3fn_scaled"
@@ -290,7 +211,7 @@ def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, 
             f"{path}: the text encoder has no tokenizer in it (tensor spiece_model); choose a umT5 file made for "
             "ComfyUI, such as umt5_xxl_fp8_e4m3fn_scaled"
         )
-    return comfy.sd.CLIP(
+    clip = comfy.sd.CLIP(
         encoder_target(sizes, comfy.text_encoders.sd3_clip.t5_xxl_detect(weights), run, release_states),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data={"spiece_model": tokenizer},
@@ -298,56 +219,29 @@ def _build_clip(path: str, release_states: bool, text_dim: int, run: RunConfig, 
         state_dict=[weights],
         disable_dynamic=disable_dynamic,
     )
+    clip.patcher.cached_patcher_init = (_patcher, (load_encoder, path, release_states, text_dim, run))
+    return clip
 
 
-def load_vae(path: str) -> Any:
-    """The Wan VAE of a VAE file, or of an all-in-one checkpoint.
+def load_vae(path: str, disable_dynamic: bool = False) -> Any:
+    """The Wan VAE of a VAE file, or of an all-in-one checkpoint. ``disable_dynamic`` means nothing to core's VAE.
 
     Raises UniViGUError naming the file when it holds none.
     """
-    vae = _build_vae(path)
-    if getattr(vae, "patcher", None) is not None:
-        vae.patcher.cached_patcher_init = (_vae_patcher, (path,))
-    return vae
-
-
-def _vae_patcher(path: str, disable_dynamic: bool = False) -> Any:
-    """What ComfyUI calls to load the VAE anew on another device."""
-    return _build_vae(path).patcher
-
-
-def _build_vae(path: str) -> Any:
     stored, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    inside = part_of(stored, VAE_PREFIX)
-    vae = comfy.sd.VAE(sd=inside or stored, metadata=metadata)
+    vae = comfy.sd.VAE(sd=part_of(stored, VAE_PREFIX) or stored, metadata=metadata)
     if not is_wan_vae(vae):
         raise UniViGUError(
             f"{path}: not a Wan 2.1 VAE (16 latent channels, video); choose a file such as wan_2.1_vae.safetensors"
         )
+    if getattr(vae, "patcher", None) is not None:
+        vae.patcher.cached_patcher_init = (_patcher, (load_vae, path))
     return vae
 
 
-WAN_VAE_WIDTH = 96
-
-
-def fit_preview(model: Any, vae: Any) -> None:
-    """Give MODEL preview colours of its own where its VAE is not Wan's, whose colours core knows.
-
-    Least squares from latents to the colours of pictures that are made of four plain quarters.
-    """
-    head = getattr(getattr(vae.first_stage_model, "decoder", None), "head", None)
-    if head is None or head[0].gamma.shape[0] == WAN_VAE_WIDTH:
-        return
-    colours = torch.rand(16, 2, 2, 3, generator=torch.Generator().manual_seed(0))
-    latents, targets = [], []
-    for quarters in colours:
-        latent = vae.encode(quarters.repeat_interleave(32, 0).repeat_interleave(32, 1)[None])
-        latents.append(model.model.process_latent_in(latent)[0, :, 0].flatten(1).T)
-        targets.append(quarters.repeat_interleave(4, 0).repeat_interleave(4, 1).flatten(0, 1) * 2 - 1)
-    rows = torch.cat(latents).cpu().float()
-    fitted = torch.linalg.lstsq(torch.cat([rows, torch.ones(len(rows), 1)], 1), torch.cat(targets)).solution
-    model.model.latent_format.latent_rgb_factors = fitted[:-1].tolist()
-    model.model.latent_format.latent_rgb_factors_bias = fitted[-1].tolist()
+def _patcher(load: Callable[..., Any], *arguments: Any, disable_dynamic: bool = False) -> Any:
+    """What ComfyUI calls to load a text encoder or VAE anew on another device."""
+    return load(*arguments, disable_dynamic=disable_dynamic).patcher
 
 
 def parts_of(path: str) -> set[str]:

@@ -31,8 +31,8 @@ from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
-from .names import FOLDER, PACK, TEXT_MASK, TEXT_STREAM, TEXT_TOKENS, TEXT_WEIGHT
-from .network import HostedNetwork, weights_of
+from .names import FOLDER, PACK, TEXT_MASK, TEXT_RUN, TEXT_TOKENS, TEXT_WEIGHT
+from .network import HostedNetwork, TextInput, weights_of
 from .precision import Float16Watch, all_finite, inference_dtypes
 from .sampling import TextRun
 
@@ -42,6 +42,9 @@ LATENTS, CONDITIONS = 10, 3.5
 
 class RawWan(comfy.latent_formats.Wan21):
     """Latents as the VAE gives them, for checkpoints trained without Wan's per-channel mean and std."""
+
+    latent_rgb_factors: list[list[float]]
+    latent_rgb_factors_bias: list[float]
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.image_to_video = False
         self.run_facts = run
         # Of the run under way, for the estimate of its memory
-        self.text_length, self.told = run.text_length, 0  # tokens of the text; rows that words are drawn for
+        self.text_length, self.word_rows = run.text_length, 0  # tokens of the text; rows that words are drawn for
         self.held: tuple[bool, ...] = ()  # which streams its mask holds clean: see scale_latent_inpaint
         self.float16 = Float16Watch()
         self.squeezed = False  # in fewer bits than the file has, because the card is small
@@ -135,16 +138,15 @@ class UniViGUModel(comfy.model_base.WAN21):
         return None
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Here, once before a run: what is looked at or sent in a pass holds the card up, every time."""
         out = super().extra_conds(**kwargs)
-        states = kwargs.get("cross_attn")
+        states, device = kwargs.get("cross_attn"), kwargs.get("device")
         if states is not None and states.shape[-1] != self.config.text_dim:
             raise UniViGUError(
                 f"the prompt comes from a text encoder of width {states.shape[-1]}; this model expects width "
                 f"{self.config.text_dim}. Take the CLIP of Load Uni-ViGU with the text encoder that the checkpoint "
                 "was trained with (umT5-XXL for the released model)"
             )
-        # Here, once before a run: what is looked at or sent in a pass holds the card up, every time.
-        device = kwargs.get("device")
         if states is not None and device is not None:
             out["c_crossattn"] = comfy.conds.CONDCrossAttn(states.to(device))
         tokens, mask = kwargs.get(TEXT_TOKENS), kwargs.get(TEXT_MASK)
@@ -153,25 +155,29 @@ class UniViGUModel(comfy.model_base.WAN21):
             out["text_tokens"] = comfy.conds.CONDRegular(tokens.to(device))
             if mask is not None:
                 out["text_mask"] = comfy.conds.CONDRegular(mask.int().to(device))
-        shapes = kwargs.get("latent_shapes")
-        self.held = ()
-        if shapes is not None and len(shapes) > 1:
-            if self.config.text_flow != "embedding":
-                raise UniViGUError(
-                    "found a latent with a text stream, and a checkpoint with the discrete text flow; expected the "
-                    "video alone: use Joint Sampler or Video-to-Text Denoise, or an embedding-flow checkpoint"
-                )
-            if shapes[1][1] != self.config.dim:
-                raise UniViGUError(
-                    f"the latent's text stream is {shapes[1][1]} wide; this model expects {self.config.dim}: it was "
-                    "made for another model. Make it with Empty Uni-ViGU Latent and this MODEL"
-                )
-            out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
-            self.held = self._held(kwargs.get("denoise_mask"), shapes)
-            out["held"] = comfy.conds.CONDConstant(self.held)
-        else:
+        shapes, self.held = kwargs.get("latent_shapes"), ()
+        if shapes is None or len(shapes) < 2:
             require_video_latent(kwargs.get("noise"), self.config)
-        return out
+            return out
+        self._require_text_stream(shapes[1])
+        self.held = self._held(kwargs.get("denoise_mask"), shapes)
+        return out | {
+            "latent_shapes": comfy.conds.CONDConstant(shapes),
+            "held": comfy.conds.CONDConstant(self.held),
+        }
+
+    def _require_text_stream(self, shape: Sequence[int]) -> None:
+        """Raise UniViGUError unless the model takes a second stream of that shape."""
+        if self.config.text_flow != "embedding":
+            raise UniViGUError(
+                "found a latent with a text stream, and a checkpoint with the discrete text flow; expected the video "
+                "alone: use Joint Sampler or Video-to-Text Denoise, or an embedding-flow checkpoint"
+            )
+        if shape[1] != self.config.dim:
+            raise UniViGUError(
+                f"the latent's text stream is {shape[1]} wide; this model expects {self.config.dim}: it was made for "
+                "another model. Make it with Empty Uni-ViGU Latent and this MODEL"
+            )
 
     @staticmethod
     def _held(mask: Tensor | None, shapes: Sequence[Any]) -> tuple[bool, ...]:
@@ -218,7 +224,9 @@ class UniViGUModel(comfy.model_base.WAN21):
             video=video,
             text=self.text_length,
             itemsize=comfy.model_management.dtype_size(self.get_dtype_inference()),
-            logits=min(rows, max(self.told, rows - self.told)) if self.told else 0,  # one pass of guidance has none
+            logits=min(rows, max(self.word_rows, rows - self.word_rows))
+            if self.word_rows
+            else 0,  # one pass of guidance has none
         )
         # What core keeps around a pass, in float32.
         latent = video * config.in_dim * math.prod(config.patch_size)
@@ -245,28 +253,27 @@ class UniViGUModel(comfy.model_base.WAN21):
         It happens here, in front of the network, so that a compiled network sees plain arguments: options are not
         among what torch.compile guards."""
         options = {} if transformer_options is None else transformer_options
-        run: TextRun | None = options.get(TEXT_STREAM)
+        run: TextRun | None = options.get(TEXT_RUN)
+        passes = options.get("cond_or_uncond") or [0]
         if run is not None:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
         inherited = super()._apply_model
 
-        def forward() -> tuple[Tensor, dict[str, Any]]:
-            given: dict[str, Any] = {}
-            if run is not None:
-                given["text_stream"] = run.for_batch(x, options.get("cond_or_uncond") or [0])
-            out = inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs)
-            return out, given.get("text_stream", {})
+        def forward() -> tuple[Tensor, TextInput | None]:
+            text = None if run is None else run.for_batch(x.device, passes)
+            given = {} if text is None else {"text_stream": text}
+            return inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs), text
 
         watched = self.float16.wants(self, options)
-        out, stream = forward()
-        if watched and not all_finite(out, stream.get("logits")):
+        out, text = forward()
+        if watched and not all_finite(out, *(text.logits if text is not None else ())):
             if run is not None and run.cache is not None:
                 run.cache.clear()  # what was kept in passing is not finite either
-            del out, stream
+            del out, text
             self.float16.widen(self, tuple(x.shape))
-            out, stream = forward()
-        if run is not None:
-            run.take(stream)
+            out, text = forward()
+        if run is not None and text is not None:
+            run.take(text, passes)
         return out
 
 

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...uvg_core.pipeline.locate import DOWNLOADS, RELEASED
-
 PACK = Path(__file__).resolve().parents[2]
 EMBEDDED = "uvg_tiny.safetensors"
 FOLDER = "uni_vigu"
-TEXT_STREAM = "uni_vigu_text"  # where transformer_options carry the text of a run
+TEXT_RUN = "uni_vigu_text"  # where transformer_options carry the text of a run
 TEXT_TOKENS, TEXT_MASK = "uni_vigu_tokens", "uni_vigu_mask"  # where CONDITIONING carries the held-clean text
 TEXT_WEIGHT = "text_head.head.weight"
 FROM_CHECKPOINT = "from the checkpoint"
-__all__ = [
-    "DOWNLOADS",
-    "EMBEDDED",
-    "FOLDER",
-    "FROM_CHECKPOINT",
-    "PACK",
-    "RELEASED",
-    "TEXT_MASK",
-    "TEXT_STREAM",
-    "TEXT_TOKENS",
-    "TEXT_WEIGHT",
-]

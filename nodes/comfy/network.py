@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -24,6 +24,21 @@ from ...uvg_core.model.block import Call, Streams
 from ...uvg_core.model.modulation import Modulation, modulate
 from ...uvg_core.model.rope import rotate
 from ...uvg_core.sampling.start import as_text_content
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """The text of one call of the network, a row for each of its batch: ``content`` ``[B,L]`` ids or ``[B,L,D]``
+    vectors, ``time`` ``[B]`` on the network's clock, ``mask`` ``[B,L]``.
+
+    ``logits`` gets those that ``options`` ask for: what ComfyUI's models return is the velocity alone.
+    """
+
+    content: Tensor
+    time: Tensor
+    mask: Tensor | None
+    options: PassOptions
+    logits: list[Tensor] = field(default_factory=list)
 
 
 class HostedNetwork(UniViGU):
@@ -61,27 +76,21 @@ class HostedNetwork(UniViGU):
         *,
         text_tokens: Tensor | None = None,
         text_mask: Tensor | None = None,
-        text_stream: dict[str, Any] | None = None,
+        text_stream: TextInput | None = None,
         held: tuple[bool, ...] = (),
         **_: Any,
     ) -> Tensor | list[Tensor]:
         """Where the text comes from, in this order: a run of our samplers (``text_stream``), the second stream of a
         nested latent, the tokens of the conditioning (held clean), nowhere (plain Wan)."""
-        nested = not isinstance(x, Tensor)
-        video = x[0] if nested else x
+        video, *texts = [x] if isinstance(x, Tensor) else x
         time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
         text: Tensor | None = None
-        mask, asked = None, PassOptions(want_logits=nested, video_clean=bool(held and held[0]))
+        mask, asked = None, PassOptions(want_logits=bool(texts), video_clean=bool(held and held[0]))
         if text_stream is not None:
-            text, mask, time_text = text_stream["content"], text_stream["mask"], text_stream["time"]
-            asked = PassOptions(
-                text_stream["want_velocity"],
-                text_stream["logits_rows"],
-                text_stream.get("video_clean", False),
-                text_stream.get("cache"),
-            )
-        elif nested:
-            text = x[1].transpose(1, 2)
+            text, mask, time_text = text_stream.content, text_stream.mask, text_stream.time
+            asked = text_stream.options
+        elif texts:
+            text = texts[0].transpose(1, 2)
         elif text_tokens is not None:
             text, mask, time_text = self.clean_text(text_tokens), text_mask, torch.zeros_like(time_video)
         if context is None:
@@ -99,10 +108,10 @@ class HostedNetwork(UniViGU):
             mask,
             replace(asked, hooks=_hooks(self, padded, options)),
         )
-        if text_stream is not None:
-            text_stream["logits"] = logits
+        if text_stream is not None and logits is not None:
+            text_stream.logits.append(logits)
         velocity = torch.zeros_like(video) if velocity is None else velocity[:, :, : size[0], : size[1], : size[2]]
-        return [velocity, logits.transpose(1, 2)] if nested else velocity
+        return velocity if not texts or logits is None else [velocity, logits.transpose(1, 2)]
 
     def embed(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Rows of E, wherever its weights lie; in float32 where nothing else is asked for, since E may be stored in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import comfy.model_management
 import comfy.model_sampling
@@ -18,23 +18,29 @@ from torch import Tensor
 
 from ...uvg_core.config import ModelConfig
 from ...uvg_core.errors import UniViGUError
+from ...uvg_core.flow.schedule import video_sigmas
 from ...uvg_core.flow.time import sigma_from_model_time
-from ...uvg_core.model import Prediction, VideoCache
+from ...uvg_core.model import PassOptions, Prediction, VideoCache
+from ...uvg_core.sampling import Sampling
 from ...uvg_core.sampling.denoiser import BOTH, Moment, Want
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
+from ...uvg_core.settings import Number, Text, setting, settings
 from .conditioning import at_all_times, no_prompt
-from .names import TEXT_STREAM
-from .network import HostedNetwork
+from .names import TEXT_RUN
+from .network import HostedNetwork, TextInput
 from .showing import preview_of
 
 log = logging.getLogger(__name__)
 
+UNIFORM = "uniform"  # the release's schedule, exactly
+SCHEDULERS = [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
+
 
 @dataclass
 class TextRun:
-    """The text stream of one call of the network, on its way through ComfyUI's guider, and the logits on their way
-    back. ``content`` ``[B,L]`` ids or ``[B,L,D]`` vectors, ``time`` ``[B]`` on the network's clock.
+    """The text stream of one step of a run, on its way through ComfyUI's guider, and the logits on their way back.
+    ``content`` ``[B,L]`` ids or ``[B,L,D]`` vectors, ``time`` ``[B]`` on the network's clock.
 
     Both passes of guidance see the same text; the logits are the conditional pass's (the mean over several positive
     conditions, where prompts are combined).
@@ -43,36 +49,37 @@ class TextRun:
     content: Tensor
     time: Tensor
     mask: Tensor | None
-    want_velocity: bool
-    want_logits: bool
+    want: Want
+    video_clean: bool
     cache: VideoCache | None = None
-    seen: list[Tensor] = field(default_factory=list)
-    video_clean: bool = False  # as in PassOptions
     closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
+    seen: list[Tensor] = field(default_factory=list)
 
-    def for_batch(self, x: Tensor, passes: Sequence[int]) -> dict[str, Any]:
+    def _wanted(self, passes: Sequence[int]) -> list[int]:
+        """Which chunks of a batch are a conditional pass whose logits are asked for."""
+        return [n for n, index in enumerate(passes) if index == 0] if self.want.logits and not self.closed else []
+
+    def for_batch(self, device: torch.device, passes: Sequence[int]) -> TextInput:
         """The text for a batch that holds one chunk per entry of ``passes`` (0 conditional, 1 not)."""
-        count = len(passes)
-        rows = x.shape[0] // count
-        heard = self.want_logits and not self.closed
-        wanted = [n for n, index in enumerate(passes) if index == 0] if heard else []
-        return {
-            "content": torch.cat([self.content] * count).to(x.device),
-            "time": torch.cat([self.time] * count).to(x.device),
-            "mask": None if self.mask is None else torch.cat([self.mask] * count).to(x.device),
-            "cache": self.cache,
-            "video_clean": self.video_clean,
-            "want_velocity": self.want_velocity,
-            "logits_rows": slice(wanted[0] * rows, (wanted[-1] + 1) * rows) if wanted else False,
-            "chunks": [n - wanted[0] for n in wanted],
-            "rows": rows,
-            "logits": None,
-        }
+        wanted, rows = self._wanted(passes), len(self.content)
+        logits = slice(wanted[0] * rows, (wanted[-1] + 1) * rows) if wanted else False
 
-    def take(self, stream: Mapping[str, Any]) -> None:
-        if stream["logits"] is not None:
-            chunks = stream["logits"].split(stream["rows"])
-            self.seen += [chunks[n].to(self.content.device) for n in stream["chunks"]]
+        def repeated(part: Tensor) -> Tensor:
+            return torch.cat([part] * len(passes)).to(device)
+
+        return TextInput(
+            repeated(self.content),
+            repeated(self.time),
+            None if self.mask is None else repeated(self.mask),
+            PassOptions(self.want.velocity, logits, self.video_clean, self.cache),
+        )
+
+    def take(self, text: TextInput, passes: Sequence[int]) -> None:
+        """Keep the logits of the conditional passes among those that the network made of ``for_batch``."""
+        wanted = self._wanted(passes)
+        for logits in text.logits:
+            chunks = logits.split(len(self.content))
+            self.seen += [chunks[n - wanted[0]].to(self.content.device) for n in wanted]
 
     @property
     def logits(self) -> Tensor | None:
@@ -94,16 +101,12 @@ class HostDenoiser:
         self.config: ModelConfig = network.config
         self.embed = network.embed
         self._last_logits: Tensor | None = None
-        ranges = [
-            cond
-            for conds in guider.conds.values()
-            for cond in conds
-            if {"timestep_start", "timestep_end"} & cond.keys()
-        ]
-        patched = (
+        conditions = [cond for conds in guider.conds.values() for cond in conds]
+        in_ranges = any({"timestep_start", "timestep_end"} & cond.keys() for cond in conditions)
+        wrapped = (
             self._options.get("transformer_options", {}).get("wrappers") or "model_function_wrapper" in self._options
         )
-        self._may_reuse = bool(ranges or patched)  # a step's logits in a later step
+        self._may_reuse = bool(in_ranges or wrapped)  # a step's logits in a later step
         self._shape: list[int] = []  # of the latent in the pass under way
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
@@ -141,7 +144,7 @@ class HostDenoiser:
         latent = video.latent
         self._shape = list(latent.shape)
         times = [torch.full(latent.shape[:1], time, device=latent.device) for time in (at.time_video, at.time_text)]
-        run = TextRun(text.content, times[1], text.mask, *want, cache, video_clean=video.held)
+        run = TextRun(text.content, times[1], text.mask, want, video.held, cache)
 
         def close(args: Mapping[str, Any]) -> Any:
             run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose
@@ -149,7 +152,7 @@ class HostDenoiser:
 
         options = {
             **self._options,
-            "transformer_options": {**self._options.get("transformer_options", {}), TEXT_STREAM: run},
+            "transformer_options": {**self._options.get("transformer_options", {}), TEXT_RUN: run},
             "sampler_pre_cfg_function": [close, *self._options.get("sampler_pre_cfg_function", [])],
         }
         sigma = sigma_from_model_time(times[0])
@@ -166,91 +169,88 @@ class HostDenoiser:
         return Prediction(velocity, self._last_logits if want.logits else None)
 
 
-Job = Callable[[HostDenoiser, Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class Conditions:
+    """The prompts of a run as CONDITIONING, and the scale of guidance between them; no negative, no guidance."""
+
+    positive: list[Any]
+    negative: list[Any] | None = None
+    guidance: float | None = 1.0
 
 
-class _JobSampler(comfy.samplers.Sampler):
-    """A run of uvg_core's samplers where ComfyUI expects a sampler."""
+Result = TypeVar("Result")
+# From the denoiser, noise and latent: the latent that the run ends with, and what else it gives.
+Job = Callable[[HostDenoiser, Tensor, Tensor], tuple[Tensor, Result]]
 
-    def __init__(self, job: Job) -> None:
+
+class _JobSampler(comfy.samplers.Sampler, Generic[Result]):
+    """A run of uvg_core's samplers where ComfyUI expects a sampler; ``result`` is there afterwards."""
+
+    result: Result
+
+    def __init__(self, job: Job[Result]) -> None:
         self.job = job
 
     def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
+        self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, latent_image: Any, *_: Any
     ) -> Tensor:
-        return self.job(HostDenoiser(model_wrap, extra_args), noise, latent_image)
+        latent, self.result = self.job(HostDenoiser(model_wrap, extra_args), noise, latent_image)
+        return latent
 
 
 def run_job(
     model: Any,
-    job: Job,
+    job: Job[Result],
+    conditions: Conditions,
     *,
-    positive: list[Any],
-    negative: list[Any] | None = None,
-    cfg: float = 1.0,
     noise: Tensor,
     latent: Tensor,
     sigmas: Tensor,
     seed: int,
-    text_length: int = 0,
-) -> Tensor:
-    """Run ``job(network, noise, latent)`` with MODEL loaded and patched by ComfyUI; noise and latents inside are in the
-    network's space. ``text_length``: tokens of the job's text, 0 for what the checkpoint was trained with. Returns the
-    job's latent in the VAE's space, on the CPU."""
+    text_length: int | None = None,
+) -> tuple[Tensor, Result]:
+    """Run ``job`` with MODEL loaded and patched by ComfyUI; noise and latents inside are in the network's space.
+    ``text_length``: tokens of the job's text, None for what the checkpoint was trained with. Returns the job's latent
+    in the VAE's space, on the CPU, and its result."""
     guider = comfy.samplers.CFGGuider(model)
-    if negative is None:
-        guider.inner_set_conds({"positive": positive})
+    if conditions.negative is None:
+        guider.inner_set_conds({"positive": conditions.positive})
     else:
-        guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
+        guider.set_conds(conditions.positive, conditions.negative)
+    guider.set_cfg(conditions.guidance)
     host = guider.model_patcher.model  # hooks may have put another one in its place
-    usual = host.run_facts.text_length
-    host.text_length, host.told = text_length or usual, latent.shape[0]
+    usual, sampler = host.run_facts.text_length, _JobSampler(job)
+    host.text_length, host.word_rows = text_length or usual, latent.shape[0]
     try:
-        out = guider.sample(noise, latent, _JobSampler(job), sigmas, seed=seed)
+        out = guider.sample(noise, latent, sampler, sigmas, seed=seed)
     finally:
-        host.text_length, host.told = usual, 0
-    return out.to(comfy.model_management.intermediate_device())
+        host.text_length, host.word_rows = usual, 0
+    return out.to(comfy.model_management.intermediate_device()), sampler.result
 
 
 def run_on_clip(
     model: Any,
-    job: Job,
+    job: Callable[[HostDenoiser, Tensor], Result],
     latent: Tensor,
-    *,
-    seed: int,
+    sampling: Sampling,
     hint: list[Any] | None = None,
-    steps: int = 1,
-    text_length: int = 0,
-) -> None:
-    """``run_job`` for jobs that look at clips, clean latents in the VAE's space: no noise, no guidance, and no prompt
-    but the hint."""
-    run_job(
+) -> Result:
+    """The result of a job that looks at clips, clean latents in the VAE's space: no noise, no guidance, and no prompt
+    but the hint. ``sampling``: the seed, and the numbers of steps and tokens."""
+    return run_job(
         model,
-        job,
-        positive=at_all_times(hint) if hint else no_prompt(model),
+        lambda denoise, _, clip: (clip, job(denoise, clip)),
+        Conditions(at_all_times(hint) if hint else no_prompt(model)),
         noise=torch.zeros_like(latent),
         latent=latent,
-        sigmas=torch.zeros(steps + 1),
-        seed=seed,
-        text_length=text_length,
-    )
+        sigmas=torch.zeros((sampling.steps or 1) + 1),
+        seed=sampling.seed,
+        text_length=sampling.text_length,
+    )[1]
 
 
 def core_samplers() -> list[str]:
     return list(comfy.samplers.SAMPLER_NAMES)
-
-
-def core_schedulers() -> list[str]:
-    return list(comfy.samplers.SCHEDULER_NAMES)
 
 
 def with_shift(model: Any, shift: float) -> Any:
@@ -293,53 +293,61 @@ def prepare_noise(latent: Mapping[str, Any], seed: int) -> Any:
     return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
 
 
+@settings
+class Core:
+    """How core's samplers are run."""
+
+    sampler: Text = setting("One of ComfyUI's samplers; the release uses euler.", default="euler")
+    scheduler: Text = setting("uniform is the release's own schedule; the others are ComfyUI's.", default=UNIFORM)
+    denoise: Number = setting("Below 1 the given latent is changed, not replaced.", default=1.0, ge=0, le=1)
+
+
 def sample_with_core(
-    model: Any,
-    latent: Mapping[str, Any],
-    *,
-    positive: list[Any],
-    negative: list[Any],
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler: str,
-    scheduler: str,
-    denoise: float,
-    sigmas: Tensor | None,
-    guidance_end: float = 1.0,
+    model: Any, latent: Mapping[str, Any], conditions: Conditions, sampling: Sampling, core: Core, seed: int
 ) -> Any:
-    """Core's own sampling, with its noise, previews and masks; ``sigmas`` in place of the scheduler's where given;
-    ``guidance_end`` as in ``guided_until``."""
+    """Core's own sampling of a LATENT, with its noise, previews and masks; ``sampling``: steps, shift and
+    ``guidance_end``, resolved. Raises UniViGUError where a scheduler cannot make that many steps."""
+    steps, shift = sampling.steps, sampling.shift
+    assert steps is not None
+    assert shift is not None
+    model, scheduler = with_shift(model, shift), "simple" if core.scheduler == UNIFORM else core.scheduler
     samples = comfy.sample.fix_empty_latent_channels(
-        model,
-        latent["samples"],
-        latent.get("downscale_ratio_spacial"),
-        latent.get("downscale_ratio_temporal"),
+        model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     )
-    latent = {**latent, "samples": samples}
-    planned = sigmas
-    if planned is None:
-        planned = comfy.samplers.KSampler(
-            model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise
-        ).sigmas
-        if not bool(planned.isfinite().all()):
-            raise UniViGUError(
-                f"the scheduler {scheduler} cannot make {steps} step(s): take more steps or another scheduler"
-            )
+    if core.scheduler == UNIFORM:
+        given = planned = video_sigmas(int(steps / core.denoise), shift)[-(steps + 1) :]
+    else:
+        given, planned = None, _core_sigmas(model, steps, core)
     return comfy.sample.sample(
-        guided_until(model, guidance_end, planned),
-        prepare_noise(latent, seed),
+        guided_until(model, sampling.guidance_end, planned),
+        prepare_noise({**latent, "samples": samples}, seed),
         steps,
-        cfg,
-        sampler,
+        conditions.guidance,
+        core.sampler,
         scheduler,
-        positive,
-        negative,
+        conditions.positive,
+        conditions.negative,
         samples,
-        denoise=denoise,
+        denoise=core.denoise,
         noise_mask=latent.get("noise_mask"),
-        sigmas=sigmas,
+        sigmas=given,
         callback=preview_of(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+
+
+def _core_sigmas(model: Any, steps: int, core: Core) -> Tensor:
+    sigmas: Tensor = comfy.samplers.KSampler(
+        model,
+        steps=steps,
+        device=model.load_device,
+        sampler=core.sampler,
+        scheduler=core.scheduler,
+        denoise=core.denoise,
+    ).sigmas
+    if not bool(sigmas.isfinite().all()):
+        raise UniViGUError(
+            f"the scheduler {core.scheduler} cannot make {steps} step(s): take more steps or another scheduler"
+        )
+    return sigmas

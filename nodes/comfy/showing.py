@@ -44,6 +44,10 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(done, total)
 
+    def report(self, what: str, done: int, total: int) -> None:
+        """The same, as the core's jobs report."""
+        self.step(done, total)
+
     def video(self, done: int, total: int, estimate: Tensor, latent: Tensor) -> None:
         """A step of a run that forms video: the stock preview of where it points."""
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -14,7 +14,6 @@ import math
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,11 @@ from ...uvg_core.training.objective import plain_attention
 from ...uvg_core.training.run import make_accelerator
 from ...uvg_core.training.start import lora_weights, require_vocabulary, save_lora
 from ...uvg_core.training.trainer import Callbacks, Step, Trainer
-from .. import comfy as bridge
+from .conditioning import encode_prompt, tokenizer_of
+from .latents import decode_latent, encode_pixels, require_video_vae
+from .network import latent_format_of, network_of, weights_of
+from .saving import output_file, save_checkpoint, value_of
+from .showing import Progress
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,8 @@ def blocked(message: str | None) -> Any:
 def require_parts(model: Any, clip: Any, vae: Any, trains: str) -> None:
     """Raise UniViGUError where MODEL, CLIP and VAE do not belong together, or a package is missing that training needs
     and the other nodes do not."""
-    bridge.require_video_vae(vae)
-    require_vocabulary(bridge.network_of(model).config, bridge.tokenizer_of(clip).size, "MODEL and CLIP")
+    require_video_vae(vae)
+    require_vocabulary(network_of(model).config, tokenizer_of(clip).size, "MODEL and CLIP")
     for name in ("accelerate", "peft") if trains == "lora" else ("accelerate",):
         try:
             importlib.import_module(name)
@@ -84,38 +87,44 @@ def best_precision() -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def train(
-    model: Any,
-    clip: Any,
-    vae: Any,
-    source: Source,
-    config: TrainConfig,
-    run: RunConfig,
-    *,
-    prefix: str,
-    all_in_one: bool,
-    progress: bridge.Progress,
-) -> Learnt:
-    """Train a copy of MODEL's network, with the LoRAs that are on it; MODEL stays as it is. First ``require_parts``.
+@dataclass(frozen=True)
+class Target:
+    """What is trained, and where it goes. ``run``: sizes of the clips. ``prefix``, ``all_in_one``: of the file that a
+    trained network is written to, and of the one that what was learnt goes to when the run is cancelled or breaks
+    off."""
 
-    ``run``: sizes of the clips. ``config.out`` is not used. ``prefix``, ``all_in_one``: of the file that a trained
-    network is written to, and of the one that what was learnt goes to when the run is cancelled or breaks off.
-    """
-    weights = bridge.weights_of(bridge.network_of(model).config).values()
+    model: Any
+    clip: Any
+    vae: Any
+    run: RunConfig
+    prefix: str
+    all_in_one: bool
+
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """CLIP and VAE that go into the file."""
+        return (self.clip, self.vae) if self.all_in_one else (None, None)
+
+
+def train(target: Target, source: Source, config: TrainConfig, progress: Progress) -> Learnt:
+    """Train a copy of MODEL's network, with the LoRAs that are on it; MODEL stays as it is. First ``require_parts``.
+    ``config.out`` is not used."""
+    weights = weights_of(network_of(target.model).config).values()
     config = replace(
         config,
         device="cpu" if comfy.model_management.get_torch_device().type == "cpu" else None,
         checkpointing=sum(weight.numel() for weight in weights) > LARGE,
     )
-    keeper = _Keeper(model, clip if all_in_one else None, vae if all_in_one else None, config, prefix, progress)
+    keeper = _Keeper(target, config)
     keeper.require_room()
     temp = Path(folder_paths.get_temp_directory())
     temp.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="uni_vigu_", dir=temp) as folder:
         config = replace(config, out=folder)
-        data = _encoded(source, _encoders(model, clip, vae, run), config, run, progress)
+        encoders = _encoders(target.model, target.clip, target.vae, target.run)
+        data = _encoded(source, encoders, config, target.run, progress)
         with torch.inference_mode(False), torch.enable_grad():
-            return _learn(model, vae, bridge.tokenizer_of(clip).text, data, config, run, keeper, progress)
+            return _learn(target, data, config, keeper, progress)
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -123,9 +132,9 @@ def train(
 
 def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
     """ComfyUI's VAE and CLIP as training wants them, with conditions as our prompt node makes them."""
-    tokenizer = bridge.tokenizer_of(clip)
+    tokenizer = tokenizer_of(clip)
     cancelled = comfy.model_management.throw_exception_if_processing_interrupted
-    latent_format = bridge.latent_format_of(model)
+    latent_format = latent_format_of(model)
     # With the release's states padding says something too, else all that follows a text is zeros.
     plain = getattr(getattr(clip.cond_stage_model, "umt5xxl", None), "zero_out_masked", True)
 
@@ -133,7 +142,7 @@ def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
         rows = []
         for pixels in pixels_BTHWC:
             cancelled()
-            rows.append(latent_format.process_in(bridge.encode_pixels(vae, pixels)).float().cpu())
+            rows.append(latent_format.process_in(encode_pixels(vae, pixels)).float().cpu())
         return torch.cat(rows)
 
     def states(texts: list[str]) -> Tensor:
@@ -142,7 +151,7 @@ def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
             cancelled()
             # A caption means what it says: brackets in it are no weights.
             literal = text.replace("(", "\\(").replace(")", "\\)")
-            rows.append(bridge.encode_prompt(clip, literal, "")[0][0].float().cpu())
+            rows.append(encode_prompt(clip, literal, "")[0][0].float().cpu())
         return torch.cat(rows)
 
     def rows(text: str) -> int:
@@ -151,9 +160,7 @@ def _encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
     return Encoders(latent, states, tokenizer.ids, rows, "of this run")
 
 
-def _encoded(
-    source: Source, encoders: Encoders, config: TrainConfig, run: RunConfig, progress: bridge.Progress
-) -> Shards:
+def _encoded(source: Source, encoders: Encoders, config: TrainConfig, run: RunConfig, progress: Progress) -> Shards:
     """The clips as shards, in memory. Those that cannot be read to the end are left out, and it is said."""
 
     def report(what: str, done: int, total: int) -> None:
@@ -164,9 +171,9 @@ def _encoded(
     shards = build_shards(source, encoders, cache, per_shard=shard_clips(run), progress=report, say=log.debug)
     if shards.left_out:
         lost = f"{len(shards.left_out)} of {len(source)} clips cannot be read and are left out"
-        told = "\n".join([lost, *tally(shards.left_out)])
-        log.warning("%s", told)
-        progress.text(told, last=True)
+        note = "\n".join([lost, *tally(shards.left_out)])
+        log.warning("%s", note)
+        progress.text(note, last=True)
     with torch.inference_mode(False):
         return Shards(cache, in_memory=True)
 
@@ -179,7 +186,7 @@ def training_copy(model: Any, config: TrainConfig) -> UniViGU:
 
     Weights that do not learn stay in 16 bits where the run computes in 16 bits.
     """
-    network = bridge.network_of(model)
+    network = network_of(model)
     comfy.model_management.load_models_gpu([model])
     stored = model.model_state_dict_for_saving(network, "diffusion_model.")
     half = config.precision != "fp32" and config.trains != "all"
@@ -191,9 +198,7 @@ def training_copy(model: Any, config: TrainConfig) -> UniViGU:
         dtype=torch.bfloat16 if half and not on_cpu else torch.float32,
     )
     with torch.no_grad():
-        weights = {
-            name: bridge.value_of(stored, name).to(empty.dtype, copy=True) for name, empty in copy.named_parameters()
-        }
+        weights = {name: value_of(stored, name).to(empty.dtype, copy=True) for name, empty in copy.named_parameters()}
     copy.load_state_dict(weights, strict=True, assign=True)
     return copy.train()
 
@@ -207,63 +212,51 @@ def _accelerator(config: TrainConfig) -> Any:
     return make_accelerator(config)
 
 
-def _learn(
-    model: Any,
-    vae: Any,
-    words: Callable[[Tensor], str],
-    data: Shards,
-    config: TrainConfig,
-    run: RunConfig,
-    keeper: _Keeper,
-    progress: bridge.Progress,
-) -> Learnt:
-    network = training_copy(model, config)
+def _learn(target: Target, data: Shards, config: TrainConfig, keeper: _Keeper, progress: Progress) -> Learnt:
+    network = training_copy(target.model, config)
     if config.device != "cpu":
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
     accelerator = _accelerator(config)
-    watch = _Watch(model, vae, words, data, config, run, progress)
-    learnt: list[dict[str, Tensor]] = []
-    trainer = Trainer(
-        config,
-        network,
-        data,
-        CheckpointConfig(network.config, run),
-        accelerator,
-        Callbacks(watch, log.info, save=learnt.append),
-    )
+    watch = _Watch(target, data, config, progress)
+    facts = CheckpointConfig(network.config, target.run)
+    callbacks = Callbacks(watch, log.info, save=lambda _: None)  # what was learnt is asked for below
+    trainer = Trainer(config, network, data, facts, accelerator, callbacks)
     try:
-        trainer.run()
+        _run(trainer, keeper, progress)
+        learnt = trainer.learnt()
         if config.trains == "lora":
-            return Learnt(lora_weights(learnt[0], config.lora), None, watch.losses, watch.pictures)
+            return Learnt(lora_weights(learnt, config.lora), None, watch.losses, watch.pictures)
         progress.text("writing the checkpoint", last=True)
-        file = keeper.write(trainer, learnt[0])
-        return Learnt(None, file, watch.losses, watch.pictures)
-    except BaseException as error:  # ComfyUI cancels with one that is no Exception
-        if learnt or not trainer.step:
-            raise
-        told = keeper.keep(trainer)
-        log.warning("Training ended at step %d of %d: %s", trainer.step, config.steps, told)
-        progress.text(told, last=True)
-        if isinstance(error, UniViGUError):
-            raise UniViGUError(f"{error}. {told}") from error
-        raise
+        return Learnt(None, keeper.write(trainer, learnt), watch.losses, watch.pictures)
     finally:
         accelerator.free_memory()
         comfy.model_management.soft_empty_cache()
+
+
+def _run(trainer: Trainer, keeper: _Keeper, progress: Progress) -> None:
+    """Train to the end; where that fails, or is cancelled, what was learnt until then is written."""
+    try:
+        trainer.run()
+    except BaseException as error:  # ComfyUI cancels with one that is no Exception
+        if not trainer.step:
+            raise
+        note = keeper.keep(trainer)
+        log.warning("Training ended at step %d of %d: %s", trainer.step, trainer.config.steps, note)
+        progress.text(note, last=True)
+        if isinstance(error, UniViGUError):
+            raise UniViGUError(f"{error}. {note}") from error
+        raise
 
 
 @dataclass
 class _Watch:
     """What a run shows after every step; raises where the user has cancelled."""
 
-    model: Any
-    vae: Any
-    words: Callable[[Tensor], str]
+    target: Target
     data: Shards
     config: TrainConfig
-    run: RunConfig
-    progress: bridge.Progress
+    progress: Progress
     losses: list[float] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
     _recent: deque[Step] = field(default_factory=lambda: deque(maxlen=SHOWN_STEPS))
@@ -277,12 +270,12 @@ class _Watch:
         every = self.config.keep.sample_every
         if every and (ends or step.step % every == 0):
             self._sample(step)
-        numbers, left = self._told(step)
+        numbers, left = self._lines(step)
         self.progress.text(f"{numbers}\n{left}{self._caption}", last=ends)
         if ends or step.step % max(1, step.steps // 10) == 0:
             log.info("%s, %s", numbers, left)
 
-    def _told(self, step: Step) -> tuple[str, str]:
+    def _lines(self, step: Step) -> tuple[str, str]:
         """Mean losses, and the time that is left: two short lines, as wide as a node."""
         numbers = [f"{step.step}/{step.steps}"]
         for name in ("loss", "video", "text"):
@@ -298,21 +291,23 @@ class _Watch:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
         with step.average() as network:
-            drawn = draw_samples(network, self.data, self.config, self.run, step.step, cancelled)
+            drawn = draw_samples(network, self.data, self.config, self.target.run, step.step, cancelled)
+        words = tokenizer_of(self.target.clip).text
         rows = []
         for name in dict.fromkeys([*drawn.clips, *drawn.texts]):
             ids, latent = drawn.texts.get(name), drawn.clips.get(name)
             pixels = None if latent is None else self._pixels(latent)
-            rows.append(SheetRow(name.replace("_", " "), pixels, "" if ids is None else self.words(ids.cpu())))
+            rows.append(SheetRow(name.replace("_", " "), pixels, "" if ids is None else words(ids.cpu())))
         picture = draw_sheet(rows, title=f"step {step.step} of {step.steps}: {drawn.truth.name}")
         self.pictures.append(picture)
         self.progress.picture(step.step, step.steps, picture)
-        said = drawn.texts.get("video_to_text")
-        self._caption = "" if said is None else f", says: {self.words(said.cpu())}"
+        caption = drawn.texts.get("video_to_text")
+        self._caption = "" if caption is None else f", says: {words(caption.cpu())}"
 
     def _pixels(self, latent: Tensor) -> Tensor:
         with torch.inference_mode():
-            return bridge.decode_latent(self.vae, bridge.latent_format_of(self.model).process_out(latent.float().cpu()))
+            space = latent_format_of(self.target.model)
+            return decode_latent(self.target.vae, space.process_out(latent.float().cpu()))
 
 
 # ----------------------------------------------------------------------------------------------------------- keeping
@@ -320,19 +315,14 @@ class _Watch:
 
 @dataclass(frozen=True)
 class _Keeper:
-    """Puts what was learnt into ComfyUI's output folder; ``clip`` and ``vae`` are those that go into the file."""
+    """Puts what was learnt into ComfyUI's output folder."""
 
-    model: Any
-    clip: Any | None
-    vae: Any | None
+    target: Target
     config: TrainConfig
-    prefix: str
-    progress: bridge.Progress
 
     def _path(self) -> Path:
-        whole = self.clip is not None or self.vae is not None
-        kind = "loras" if self.config.trains == "lora" else "checkpoints" if whole else "diffusion_models"
-        return bridge.output_file(self.prefix, kind)
+        network = "checkpoints" if self.target.all_in_one else "diffusion_models"
+        return output_file(self.target.prefix, "loras" if self.config.trains == "lora" else network)
 
     def require_room(self) -> None:
         """Raise UniViGUError for a prefix that leads nowhere, or a disk that the file will not fit on: now, and not
@@ -340,8 +330,8 @@ class _Keeper:
         path = self._path()
         if self.config.trains == "lora":
             return
-        patchers = [part.patcher for part in (self.clip, self.vae) if part is not None]
-        needed = sum(patcher.model_size() for patcher in (self.model, *patchers))
+        patchers = [part.patcher for part in self.target.parts if part is not None]
+        needed = sum(patcher.model_size() for patcher in (self.target.model, *patchers))
         free = shutil.disk_usage(path.parent).free
         if free < needed:
             raise UniViGUError(
@@ -367,12 +357,8 @@ class _Keeper:
             return path
         learns = {name for name, weight in trainer.network.named_parameters() if weight.requires_grad}
         learnt = {name: weight for name, weight in state.items() if name in learns}
-        with torch.inference_mode():
-
-            def report(done: int, total: int) -> None:
-                pass  # what was learnt is written to the end, cancelled or not
-
-            bridge.save_checkpoint(path, self.model, self.clip, self.vae, None, report, learnt)
+        with torch.inference_mode():  # written to the end, cancelled or not: nobody is told how far it is
+            save_checkpoint(path, self.target.model, *self.target.parts, None, lambda *_: None, learnt)
         return path
 
     def keep(self, trainer: Trainer) -> str:

@@ -271,11 +271,12 @@ def graphs() -> dict[str, Any]:
         if job == "v2t":
             video = torch.ones(1, 16, 2, 4, 6)
 
-            def caption(net: Any, _: Any, clean: Any) -> Any:
-                core.video_to_text(net, clean, core.Sampling(text_length=6, steps=2, video_cache="off"))
-                return clean
+            sampling = core.Sampling(text_length=6, steps=2, video_cache="off")
 
-            bridge.run_on_clip(model, caption, video, seed=0, steps=2, text_length=6)
+            def caption(net: Any, clean: Any, sampling: Any = sampling) -> Any:
+                return core.video_to_text(net, clean, sampling)
+
+            bridge.run_on_clip(model, caption, video, sampling)
         elif job == "joint":
             run("JointSampler", model=model, latent=empty(), text_length=6, steps=2, guidance=4.0, shift=3.0, **both)
         else:

@@ -15,7 +15,33 @@ from torch import Tensor
 from worker import node_class, pack_module
 
 core = pack_module("uvg_core")
-bridge = pack_module("nodes.comfy")
+
+
+class Bridge:
+    """What the files of nodes/comfy define, whichever it is in."""
+
+    FILES = (
+        "names",
+        "folders",
+        "network",
+        "conditioning",
+        "latents",
+        "loading",
+        "lora",
+        "model",
+        "sampling",
+        "captions",
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        for file in (*self.FILES, "checking", "saving", "showing"):
+            module = pack_module(f"nodes.comfy.{file}")
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(name)
+
+
+bridge = Bridge()
 TINY = {"dim": 64, "ffn_dim": 96, "num_heads": 2, "num_layers": 3, "text_dim": 20, "freq_dim": 32, "vocab_size": 31}
 EMBEDDED = bridge.EMBEDDED
 WAN_SIZES = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "freq_dim")

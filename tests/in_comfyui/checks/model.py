@@ -110,18 +110,13 @@ def golden(path: str) -> dict[str, float]:
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("model.")}  # noqa: SIM118
     given = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith("input.")}
-    stream = {
-        "content": given["text"],
-        "time": given["time_text"],
-        "mask": given.get("text_mask"),
-        "want_velocity": True,
-        "logits_rows": slice(None),
-    }
+    options = core.model.PassOptions(want_logits=slice(None))
+    stream = bridge.TextInput(given["text"], given["time_text"], given.get("text_mask"), options)
     network = model.model.diffusion_model
     velocity = network(given["video"], given["time_video"], given["context"], {}, text_stream=stream)
     return {
         "velocity": distance(velocity, tensors["output.velocity"]),
-        "logits": distance(stream["logits"], tensors["output.logits"]),
+        "logits": distance(stream.logits[0], tensors["output.logits"]),
         "layers": type(network.blocks[0].ffn_t[0]).__module__,
     }
 

@@ -71,7 +71,7 @@ def clips() -> dict[str, Any]:
     cropped, cropped_note = run("UniViGUEncodeVideo", video=left, vae=vae, **SIZE)
     shown = InputImpl.VideoFromComponents(left.get_components())
     by_hand, _ = run("UniViGUEncodeVideo", video=shown, vae=vae, **SIZE)
-    seen = pack_module("nodes.video").look_at(left)
+    seen = pack_module("nodes.media").info_of(left)
     return {
         "cropped": [distance(cropped["samples"], by_hand["samples"]), distance(cropped["samples"], whole["samples"])],
         "cropped clip": [cropped_note, [seen.width, seen.height, seen.frames]],
@@ -539,7 +539,7 @@ def wrong_use() -> dict[str, str]:
     broken.mkdir(parents=True, exist_ok=True)
     (broken / "clip.mp4").write_bytes(b"no video")
     black = torch.zeros(9, 48, 48, 3)
-    no_record = pack_module("nodes.types").GeneratedText(torch.zeros(1, 4, dtype=torch.long))
+    no_record = bridge.GeneratedText(torch.zeros(1, 4, dtype=torch.long))
     video = {"samples": torch.zeros(1, 16, 3, 6, 6)}
     cases: dict[str, Callable[[], Any]] = {
         "checkpoint is a LoRA or VAE": lambda: bridge.load_network(str(vae_path), "default", None),

@@ -27,7 +27,6 @@ from check_made import (
     sampled,
 )
 from torch import Tensor
-from worker import pack_module
 
 RANK = 4
 
@@ -414,15 +413,9 @@ def _without_loading(model: Any, positive: list[Any], negative: list[Any]) -> to
 
 def _caption(model: Any) -> Tensor:
     """Tokens for a clip that is looked at once."""
-    modes, found = pack_module("uvg_core.sampling.start"), []
-
-    def job(network: Any, _: Tensor, clip: Tensor) -> Tensor:
-        found.append(modes.video_to_text(network, video=clip, length=4, steps=3, temperature=0.0, video_cache="static"))
-        return clip
-
+    sampling = core.Sampling(text_length=4, steps=3, temperature=0.0, video_cache="static")
     clip = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(6))
-    bridge.run_on_clip(model, job, clip, seed=0, steps=3, text_length=4)
-    return found[0]
+    return bridge.run_on_clip(model, lambda network, clip: core.video_to_text(network, clip, sampling), clip, sampling)
 
 
 def compiled(backend: str, both: bool = True) -> dict[str, Any]:

@@ -40,19 +40,8 @@ def stock_sampler_is_our_loop() -> dict[str, float]:
     noise = bridge.prepare_noise(latent, 3)
     positive, negative = conditioning(2), conditioning(3)
     sigmas = pack_module("uvg_core.flow.schedule").video_sigmas(4, 3.0)
-    out = bridge.sample_with_core(
-        model,
-        latent,
-        positive=positive,
-        negative=negative,
-        seed=3,
-        steps=4,
-        cfg=1.0,
-        sampler="euler",
-        scheduler="simple",
-        denoise=1.0,
-        sigmas=sigmas,
-    )
+    conditions, settings = bridge.Conditions(positive, negative), core.Sampling(steps=4, shift=3.0)
+    out = bridge.sample_with_core(model, latent, conditions, settings, bridge.Core(), 3)
     video, text = out.unbind()
     network = random_network(text_flow="embedding")
     x, z = noise.unbind()
@@ -132,21 +121,10 @@ def video_to_text_is_our_loop() -> bool:
     text = bridge.streams_of(nested_latent(model))[1]
     latent = {"samples": bridge.nested(video, text)}
     noise = bridge.prepare_noise(latent, 3)
-    sigmas = torch.linspace(1, 0, 7)
+    sigmas = pack_module("uvg_core.flow.schedule").video_sigmas(6, 1.0)
     mask = comfy.nested_tensor.NestedTensor((torch.zeros(1, 1, 2, 4, 6), torch.ones(1, 1, LENGTH)))
-    out = bridge.sample_with_core(
-        model,
-        {**latent, "noise_mask": mask},
-        positive=conditioning(2),
-        negative=conditioning(2),
-        seed=3,
-        steps=6,
-        cfg=1.0,
-        sampler="euler",
-        scheduler="simple",
-        denoise=1.0,
-        sigmas=sigmas,
-    )
+    conditions, settings = bridge.Conditions(conditioning(2), conditioning(2)), core.Sampling(steps=6, shift=1.0)
+    out = bridge.sample_with_core(model, {**latent, "noise_mask": mask}, conditions, settings, bridge.Core(), 3)
     network = random_network(text_flow="embedding")
     z = noise.unbind()[1].transpose(1, 2)
     clean = model.model.process_latent_in(video)
@@ -175,24 +153,13 @@ def same_words_everywhere() -> dict[str, Any]:
     network = core.load_model(path, dtype=torch.float32)
     latent = torch.randn(2, 16, 2, 4, 6, generator=torch.Generator().manual_seed(4))
     clean = model.model.process_latent_in(latent)
-    found: list[Any] = []
-
     texts, settings = [[3, 4, 1], [9, 8, 7, 1]], core.Sampling(steps=8, seed=5, text_length=6)
 
-    def job(hosted: Any, noise: Any, video: Any) -> Any:
-        found.append(core.video_to_text(hosted, video, settings))
-        found.append(core.caption_likelihood(hosted, video[:1], texts, core.Ranking(samples=6)))
-        return video
+    def job(hosted: Any, video: Any) -> Any:
+        scores = core.caption_likelihood(hosted, video[:1], texts, core.Ranking(samples=6))
+        return core.video_to_text(hosted, video, settings), scores
 
-    bridge.run_job(
-        model,
-        job,
-        positive=bridge.no_prompt(model),
-        noise=torch.zeros_like(latent),
-        latent=latent,
-        sigmas=torch.zeros(2),
-        seed=0,
-    )
+    found = bridge.run_on_clip(model, job, latent, core.Sampling())
     alone = core.GuidedDenoiser(network)
     words = core.video_to_text(alone, clean, settings)
     scores = core.caption_likelihood(alone, clean[:1], texts, core.Ranking(samples=6))

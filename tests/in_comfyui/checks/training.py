@@ -142,7 +142,7 @@ def cancelled(folder: str, trains: str) -> dict[str, Any]:
             comfy.model_management.interrupt_current_processing(True)
 
     kept = PromptServer.instance.send_progress_text
-    progress = pack_module("nodes.comfy").Progress
+    progress = bridge.Progress
     throttled = progress.text
     progress.text = lambda self, text, last=False: throttled(self, text, last=True)  # every one of them
     PromptServer.instance.send_progress_text = show
@@ -206,7 +206,7 @@ def on_a_lora() -> dict[str, float]:
     comfy.utils.save_torch_file(pair, str(lora))
     (patched, _) = run("UniViGULoraLoader", model=model, lora=lora.name, strength_video=1.0, strength_text=0.5)
     training = pack_module("nodes.comfy.training")
-    config = replace(pack_module("nodes.training").Settings(**SETTINGS).config(), device="cpu")
+    config = replace(pack_module("nodes.training").train_config(SETTINGS), device="cpu")
     before = weights(model)
     with torch.inference_mode(False):
         copy = dict(training.training_copy(patched, config).named_parameters())
@@ -327,7 +327,7 @@ def breaks_off(folder: str) -> dict[str, Any]:
     parts = load_embedded()
     clips = load(parts, folder)
     training = pack_module("nodes.comfy.training")
-    encoded, save = training._encoded, bridge.save_checkpoint
+    encoded, save = training._encoded, training.save_checkpoint
     found: dict[str, Any] = {}
 
     def poisoned(*args: Any) -> Any:
@@ -361,11 +361,11 @@ def breaks_off(folder: str) -> dict[str, Any]:
             raise core.UniViGUError(f"{path}: could not be written (No space left on device)")
         save(path, *args, **kwargs)
 
-    bridge.save_checkpoint = full
+    training.save_checkpoint = full
     try:
         file = train(parts, clips, trains="text", steps=2, filename_prefix="full")[3]
     finally:
-        bridge.save_checkpoint = save
+        training.save_checkpoint = save
     found["elsewhere"] = Path(file).is_file() and "output" not in Path(file).parts
     shutil.rmtree(Path(file).parent)
     return found

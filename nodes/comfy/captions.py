@@ -1,0 +1,109 @@
+"""Words for clips inside ComfyUI: describing, filling in templates, ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...uvg_core.errors import UniViGUError
+from ...uvg_core.flow.time import sigma_from_tau
+from ...uvg_core.sampling import Ranking, Sampling, State, caption_likelihood, fill_template, video_to_text
+from ...uvg_core.sampling.loop import spread
+from ...uvg_core.sampling.rank import padded
+from .conditioning import tokenizer_of
+from .latents import require_video_latent
+from .network import network_of, run_facts
+from .sampling import HostDenoiser, run_on_clip
+
+AT_ONCE = 2  # texts ranked in one call: what ComfyUI reserves memory for
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """One step of a run: ``tokens`` ``[B,L]`` as they stood; ``latent`` ``[1,16,F,h,w]`` the clip that the first video
+    of the batch pointed at, in the VAE's space, None where no video formed; ``sigma`` the noise that was left."""
+
+    step: int
+    steps: int
+    sigma: float
+    tokens: Tensor
+    latent: Tensor | None
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """What travels as UVG_TEXT: token ids ``[B,L]`` on the CPU, and the steps that were recorded on the way."""
+
+    tokens: Tensor
+    record: tuple[RecordedStep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What came of a clip: ``generated`` for the sockets, ``text`` the first clip's words."""
+
+    generated: GeneratedText
+    text: str
+
+
+def describe(
+    model: Any,
+    clip: Any,
+    latent: Tensor,
+    sampling: Sampling,
+    *,
+    hint: list[Any] | None = None,
+    template: str = "",
+    record: int = 0,
+    report: Callable[[int, int, str], object] | None = None,
+) -> Description:
+    """Video-to-text for clean latents ``[B,16,F,h,w]`` in the VAE's space.
+
+    ``hint``: CONDITIONING to look at beside the clip. ``template``: text with blanks for one clip. ``record``: steps to
+    keep. ``report``: ``(step, steps, words)`` of the first clip after every step.
+    """
+    require_video_latent(latent, network_of(model).config)
+    run, tokenizer = run_facts(model), tokenizer_of(clip)
+    sampling = sampling.resolved(run, captions=True)
+    assert sampling.steps is not None
+    wanted, recorded = spread(sampling.steps, record), []
+    if template.strip() and len(latent) > 1:
+        raise UniViGUError(f"found {len(latent)} clips; a template is filled in for one at a time")
+
+    def watch(step: int, state: State) -> None:
+        if report is not None:
+            report(step, state.steps, tokenizer.text(state.tokens[0]))
+        if step in wanted or (record and state.text.settled):
+            recorded.append(RecordedStep(step, state.steps, sigma_from_tau(state.tau), state.tokens.cpu(), None))
+
+    def job(denoise: HostDenoiser, video: Tensor) -> Tensor:
+        if template.strip():
+            ranking = Ranking(samples=8, batch=AT_ONCE)
+            return fill_template(denoise, tokenizer, template, video, sampling, ranking=ranking, callback=watch)
+        return video_to_text(denoise, video, sampling, callback=watch)
+
+    tokens = run_on_clip(model, job, latent, sampling, hint).cpu()
+    kept = recorded[-len(wanted) :] if wanted else []
+    return Description(GeneratedText(tokens, tuple(kept)), tokenizer.text(tokens[0]))
+
+
+def rank(
+    model: Any,
+    clip: Any,
+    latent: Tensor,
+    texts: Sequence[str],
+    ranking: Ranking,
+    report: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Scores ``[K]`` of texts for a clean latent ``[1,16,F,h,w]`` in the VAE's space, as of ``caption_likelihood``."""
+    run, tokenizer = run_facts(model), tokenizer_of(clip)
+    ids = padded([tokenizer.ids(text) for text in texts], run.pad_token, run.text_length)
+
+    def job(denoise: HostDenoiser, video: Tensor) -> Tensor:
+        return caption_likelihood(denoise, video, ids, ranking, callback=report)
+
+    sampling = Sampling(steps=1, text_length=ids.shape[1], seed=ranking.seed)
+    return run_on_clip(model, job, latent, sampling).cpu()

@@ -1,0 +1,168 @@
+"""Clips and pictures as ComfyUI has them and as ``uvg_core`` takes them, and the widgets that say how to read clips."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl
+from torch import Tensor
+
+from ..uvg_core.config import RunConfig
+from ..uvg_core.errors import UniViGUError
+from ..uvg_core.media.vae import latent_shape
+from ..uvg_core.media.video import ClipInfo, ClipSpec, fit_pixels, probe, read_clip
+from ..uvg_core.sampling import Size
+from ..uvg_core.settings import Flag, Number, Text, setting, settings
+from .comfy.showing import input_directory
+from .widgets import widget
+
+
+@settings
+class Rate:
+    """The frame rate that clips are read at."""
+
+    fps: Number = setting(
+        "Frames a second, from the start on. -1: what the checkpoint was trained with; 0 spreads the frames evenly "
+        "over the whole clip instead.",
+        default=-1.0,
+        ge=-1,
+        le=240,
+    )
+
+
+@settings
+class Folder:
+    """A folder of clips."""
+
+    folder: Text = setting("A folder of clips; a relative path starts at ComfyUI's input folder.", default="")
+    subfolders: Flag = setting("Look into the folders inside, too.", default=True)
+
+    @property
+    def path(self) -> Path:
+        """Raises UniViGUError where none is named."""
+        if not self.folder.strip():
+            raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
+        return folder_of(self.folder)
+
+
+def size_widgets() -> list[Any]:
+    """The widgets that fit a clip to the model."""
+    tooltip = (
+        "At most this many (4n+1); a shorter clip gives as many as it has. 0: what the checkpoint was trained with."
+    )
+    return [
+        widget(Size, "width", step=16),
+        widget(Size, "height", step=16),
+        widget(Size, "frames", max=1025, tooltip=tooltip),
+        widget(Rate, "fps", display_name="fps (-1 = auto)", step=0.5),
+    ]
+
+
+def folder_widgets() -> list[Any]:
+    """The widgets that name a folder of clips."""
+    return [widget(Folder, "folder"), widget(Folder, "subfolders")]
+
+
+def sized(run: RunConfig, size: Size) -> RunConfig:
+    """``run`` with other sizes. Raises UniViGUError off the model's grid."""
+    frames, height, width = size.resolved(run)
+    latent_shape(frames, height, width)
+    return replace(run, frames=frames, height=height, width=width)
+
+
+def fitting(run: RunConfig | None, size: Size, fps: float) -> ClipSpec:
+    """What those widgets say with a checkpoint that was trained as ``run`` says, as ``read_clip`` and ``fit_pixels``
+    take it. Raises UniViGUError off the model's grid, and where a checkpoint is asked for and none is known."""
+    if run is None and (None in (size.width, size.height, size.frames) or fps < 0):
+        raise UniViGUError(
+            "the size of the clip is left to the checkpoint, and this VAE does not say which one: connect MODEL to the "
+            "input model, take the VAE of Load Uni-ViGU, or set width, height, frames and fps"
+        )
+    fitted = sized(run or RunConfig(), size)
+    rate = fitted.fps if fps < 0 else fps or None
+    return ClipSpec(fitted.frames, fitted.height, fitted.width, rate, at_most=True)
+
+
+def read(video: Any, spec: ClipSpec) -> tuple[Tensor, str]:
+    """The frames of a VIDEO as ``read_clip`` gives them, and the note on what was done."""
+    if isinstance(video, InputImpl.VideoFromComponents) or is_edited(video):  # a file of it would only lose
+        parts = video.get_components()
+        return fit_pixels(as_pixels(parts.images), spec, rate=float(parts.frame_rate))
+    start, seconds = video.get_active_trim_window()
+    with file_of(video) as path:
+        clip = read_clip(path, spec, start=start, seconds=seconds or None)
+    return clip.pixels, clip.note
+
+
+def is_edited(video: Any) -> bool:
+    """Whether a VIDEO shows other pixels than its file: newer ComfyUI notes down crops and sizes, and carries them out
+    as the frames are decoded."""
+    pending = getattr(video, "has_pending_frame_edits", None)
+    if pending is not None:
+        return bool(pending())
+    if not hasattr(video, "as_cropped"):
+        return False
+    return bool(InputImpl.VideoFromFile(video.get_stream_source()).get_dimensions() != video.get_dimensions())
+
+
+def info_of(video: Any) -> ClipInfo:
+    """What a VIDEO holds, without decoding it; raises UniViGUError like ``probe``."""
+    if isinstance(video, InputImpl.VideoFromComponents):
+        parts = video.get_components()
+        (count, height, width), rate = parts.images.shape[:3], float(parts.frame_rate)
+        return ClipInfo(Path("images"), width, height, rate, count, count / rate, 0)
+    if is_edited(video):
+        (width, height), seconds = video.get_dimensions(), video.get_duration()
+        return ClipInfo(
+            Path("video"), width, height, float(video.get_frame_rate()), video.get_frame_count(), seconds, 0
+        )
+    start, seconds = video.get_active_trim_window()
+    with file_of(video) as path:
+        info = probe(path)
+    return replace(info, duration=min(info.duration - start, seconds or info.duration))
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """ComfyUI's IMAGE, float ``[T,H,W,C]`` from 0 to 1, as uint8 RGB."""
+    return (images[..., :3] * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_image(picture: Any) -> Tensor:
+    """A Pillow picture as ComfyUI's IMAGE: float ``[1,H,W,3]``, 0 to 1."""
+    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(1, picture.height, picture.width, 3).float() / 255
+
+
+@contextmanager
+def file_of(video: Any) -> Iterator[Path]:
+    """A file with the content of a VIDEO, for as long as the block runs: it is read from disk frame by frame."""
+    source = video.get_stream_source()
+    if isinstance(source, str):
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        path.write_bytes(source.getbuffer())
+        yield path
+
+
+def folder_of(text: str) -> Path:
+    """The folder that a widget names, also in quotes, as Windows copies paths; relative to the input folder."""
+    return input_directory() / text.strip().strip('"')
+
+
+def state_of(text: str) -> str:
+    """Changes when a file in the folder that a widget names does."""
+    path = folder_of(text)
+    state = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else []:
+        facts = file.stat()
+        state.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
+    return state.hexdigest()

@@ -27,7 +27,7 @@ LAYERS = (
     "nodes",
 )
 ENTRANCES = {"uvg_core.__init__", "uvg_core.__main__"}  # they show what lies below them
-STILL_UPWARD: set[tuple[str, str]] = {("uvg_core.data", "uvg_core.training"), ("uvg_core.synthesis", "uvg_core.cli")}
+STILL_UPWARD: set[tuple[str, str]] = {("uvg_core.data", "uvg_core.training")}
 
 
 @cache

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import ComfyUI, Inside, NoComfyUI, Server, find_comfyui, load_client
+from in_comfyui_host import ROOT, ComfyUI, Inside, NoComfyUI, Server, find_comfyui, load_client, put_stand_ins
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,41 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def client(server: Server) -> Any:
     """``clients/api_client.py``'s Client for that server."""
     return load_client().Client(server.url)
+
+
+@dataclass(frozen=True)
+class ShippedRun:
+    """What the client returned and saw, and the files, each with the id of the node that saved it."""
+
+    result: Any
+    events: list[Any]
+    files: list[tuple[str, Path]]
+
+
+@pytest.fixture(scope="session")
+def shipped(client: Any, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ShippedRun]:
+    """Runs a shipped workflow, by its name, once a session. A node ``pixels`` saves decoded frames as pictures too."""
+
+    @functools.cache
+    def run(name: str) -> ShippedRun:
+        graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        nodes = {node["class_type"]: (id_, node["inputs"]) for id_, node in graph.items()}
+        if "VAEDecode" in nodes:
+            inputs = {"images": [nodes["VAEDecode"][0], 0], "filename_prefix": "pixels"}
+            graph["pixels"] = {"class_type": "SaveImage", "inputs": inputs}
+        if name == "first_try":
+            put_stand_ins(server.base / "models")
+            nodes["UniViGUEmptyLatent"][1].update(width=64, height=48)
+        if name == "caption_folder":  # captions that another test left would be skipped
+            for old in (server.base / "input" / "uvg_sample_clips").glob("*.txt"):
+                old.unlink()
+        events: list[Any] = []
+        result = client.run(graph, on_event=events.append)
+        folder = tmp_path_factory.mktemp(name)
+        files = [(file.node, client.download(file, folder)) for file in result.files]
+        return ShippedRun(result, events, files)
+
+    return run
 
 
 @pytest.fixture(scope="session")

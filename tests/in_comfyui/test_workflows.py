@@ -108,9 +108,9 @@ def test_the_first_try_names_its_files_where_they_go_and_where_they_are(client: 
     assert video.filename.endswith(".mp4")
 
 
-def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -> None:
+def test_text_to_video_shows_what_the_prompt_says(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:
     graph = graph_of("text_to_video")
-    world = world_in(video_in(client, client.run(graph), tmp_path))
+    world = world_in(video_in(client, shipped("text_to_video").result, tmp_path))
     assert world is not None
     assert world.caption == prompt_of(graph)
     other = changed(graph, "UniViGUTextEncode", text="a large yellow square moves up slowly on a gray background")
@@ -119,9 +119,8 @@ def test_text_to_video_shows_what_the_prompt_says(client: Any, tmp_path: Path) -
     assert seen_in(video_in(client, client.run(other), tmp_path)) == ("yellow", "gray")
 
 
-def test_video_to_text_names_the_clips_colours(client: Any, server: Server) -> None:
-    events: list[Any] = []
-    result = client.run(graph_of("video_to_text"), on_event=events.append)
+def test_video_to_text_names_the_clips_colours(shipped: Callable[[str], Any], server: Server) -> None:
+    result, events = shipped("video_to_text").result, shipped("video_to_text").events
     assert any(said_in(text) == seen_in(server.base / "input" / "uvg_sample.mp4") for text in texts(result))
     assert SAMPLE in texts(result)
     live = [event.data["text"] for event in events if event.type == "progress_text"]
@@ -137,11 +136,9 @@ def test_joint_text_and_video_agree(client: Any, tmp_path: Path) -> None:
     assert said_in(caption)[0] in prompt_of(graph)
 
 
-def test_caption_folder_writes_beside_the_clips(client: Any, server: Server) -> None:
+def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], client: Any, server: Server) -> None:
     folder = server.base / "input" / "uvg_sample_clips"
-    for old in folder.glob("*.txt"):
-        old.unlink()
-    result = client.run(graph_of("caption_folder"))
+    result = shipped("caption_folder").result
     clips = sorted(folder.glob("*.mp4"))
     assert len(clips) == 3
     for clip in clips:
@@ -152,9 +149,8 @@ def test_caption_folder_writes_beside_the_clips(client: Any, server: Server) -> 
     assert any("3 skipped" in text for text in texts(again))
 
 
-def test_rank_captions_finds_the_right_one(client: Any) -> None:
-    graph = graph_of("rank_captions")
-    result = client.run(graph)
+def test_rank_captions_finds_the_right_one(shipped: Callable[[str], Any]) -> None:
+    result = shipped("rank_captions").result
     assert SAMPLE in texts(result)
     assert any(record.filename.endswith(".png") for record in result.files)
 

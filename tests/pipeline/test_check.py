@@ -16,7 +16,7 @@ from recipes.worlds.recipe import initialise
 from uvg_core.checkpoint import read_config
 from uvg_core.checkpoint.config import say_unchecked
 from uvg_core.checkpoint.convert import convert
-from uvg_core.cli import main as cli
+from uvg_core.cli.common import Facts, Model
 from uvg_core.cli.main import main
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.errors import UniViGUError
@@ -215,7 +215,7 @@ def test_an_unchecked_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
     convert(EMBEDDED_MODEL, path, run={"checked": ""})
     with bars() as shown:
         for model, lines in ((path, 1), (path, 1), (EMBEDDED_MODEL, 1)):
-            cli._pipeline(cli._arguments().parse_args(["generate", "a star", "--model", str(model)]), shown)
+            Model(model=model).pipeline(Facts(), shown)
             assert sum("never been checked" in record.message for record in caplog.records) == lines
     assert read_config(EMBEDDED_MODEL).run.checked
 

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from ..io import make_folder, write_text
-from ..pipeline.pipeline import Pipeline
 from ..progress import Bars
 from ..sampling import Sampling
+from ..settings import setting, settings
+from .common import Facts, Model
 from .output import joint_sheet, say, show_clip
 
 PROMPT = "a large red circle moves right quickly on a navy background"
@@ -16,8 +17,16 @@ BRIEF = "a magenta star"
 TEMPLATE = "a ___ ___ circle moves ___"
 
 
-def run_demo(pipe: Pipeline, out: Path, shown: Bars) -> None:
-    """Leave ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` in ``out``."""
+@settings
+class Demo:
+    """Where ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` go."""
+
+    out: Path = setting("Folder for the results.", default=Path("out"), metavar="DIR")
+
+
+def demo(own: Demo, model: Model, checkpoint: Facts, shown: Bars) -> None:
+    """all three jobs on the embedded model, in under a minute"""
+    pipe, out = model.pipeline(checkpoint, shown), own.out
     make_folder(out, "choose another with --out")
     started, fps = time.monotonic(), pipe.config.run.fps
     captions: list[str] = []

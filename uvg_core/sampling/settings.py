@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..config import RunConfig
+from ..config import ModelConfig, RunConfig
 from ..settings import Number, OneOf, Text, Whole, setting, settings
+from .video_cache import CachePolicy
 
 SOLVERS = ("euler", "heun")
 TEXT_UPDATES = ("bridge", "euler", "release")
@@ -30,6 +31,7 @@ class Sampling:
         "How strongly the clip follows the prompt; 1 turns guidance off.",
         default=None,
         auto=RECOMMENDED,
+        flag="--guidance",
         ge=-1000,
         le=1000,
     )
@@ -56,7 +58,9 @@ class Sampling:
     text_update: Annotated[str, OneOf(*TEXT_UPDATES)] = setting(
         "bridge is exact at any number of steps; euler and release are the release's rules.", default="bridge"
     )
-    text_length: Whole | None = setting("Tokens of the text stream.", default=None, auto=TRAINED, ge=1, le=4096)
+    text_length: Whole | None = setting(
+        "Tokens of the text stream.", default=None, auto=TRAINED, flag="--length", ge=1, le=4096
+    )
     video_cache: Text = setting(
         "How often steps look at the clip: off (each), refresh=K (every K-th), static (once); auto: once where that "
         "changes nothing, else each.",
@@ -65,6 +69,9 @@ class Sampling:
     stop_when_stable: Whole = setting(
         "Stop as soon as this many steps in a row draw the same words; 0 takes every step.", default=0, ge=0, le=1000
     )
+
+    def __post_init__(self) -> None:
+        CachePolicy.of(self.video_cache, ModelConfig())  # refuses what is no policy
 
     def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False) -> Sampling:
         """The same settings with the recipe of ``run`` in the place of None; ``captions``: of a run without video,

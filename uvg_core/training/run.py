@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,17 +159,9 @@ def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
 # The command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run, see docs/train.md")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in out")
-    parser.add_argument(
-        "--accept-changes", action="store_true", help="with --resume: go on although settings or clips have changed"
-    )
-
-
-def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int:
-    """Train; 130 where the user stopped it."""
-    config = load_config(args.config)
+def run(path: Path, shown: Callable[..., object], say: Say, *, resume: bool, accept_changes: bool) -> int:
+    """Train as the configuration file at ``path`` says; 130 where the user stopped it."""
+    config = load_config(path)
     learning: list[bool] = []  # not empty from the first step on
     with _stopping(say, learning) as asked:
 
@@ -178,9 +169,7 @@ def run(args: argparse.Namespace, shown: Callable[..., object], say: Say) -> int
             learning[:] = [True]
             return bool(asked)
 
-        result = train(
-            config, resume=args.resume, accept_changes=args.accept_changes, say=say, progress=shown, watch=watch
-        )
+        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=shown, watch=watch)
     if not result.finished:
         say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
         return 130

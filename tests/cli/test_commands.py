@@ -1,0 +1,69 @@
+"""The command line keeps its commands, flags and defaults (``flags.json``), and its help fits a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uvg_core.cli.flags import settings_of
+from uvg_core.cli.main import COMMANDS, main, make_parser
+
+RECORDED = json.loads((Path(__file__).parent / "flags.json").read_text("utf-8"))
+
+
+def flags(command: str) -> dict[str, dict[str, Any]]:
+    parser = make_parser()
+    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    found = {}
+    for action in subparsers.choices[command]._actions:
+        if action.dest == "help":
+            continue
+        default = str(action.default) if isinstance(action.default, Path) else action.default
+        facts = {"default": default, "choices": action.choices and list(action.choices), "nargs": action.nargs}
+        name = " ".join(action.option_strings) or action.dest
+        found[name] = {key: value for key, value in facts.items() if key == "default" or value is not None}
+    return found
+
+
+def test_every_command_is_there() -> None:
+    assert [command.__name__ for command in COMMANDS] == list(RECORDED)
+
+
+@pytest.mark.parametrize("command", RECORDED)
+def test_flags_choices_and_defaults(command: str) -> None:
+    assert flags(command) == RECORDED[command]
+
+
+def test_short_and_shortened_flags_negative_numbers_and_several_loras() -> None:
+    command = ["generate", "-o", "a.mp4", "--guidance", "-1", "--lora", "a:0.5", "--lora", "b:1:2", "--", "-red"]
+    args = make_parser().parse_args(command)
+    given = settings_of(args.run, args)
+    assert (given["own"].prompt, given["own"].out, given["sampling"].guidance_scale) == ("-red", Path("a.mp4"), -1)
+    assert [(str(lora.path), lora.video, lora.text) for lora in given["model"].lora] == [("a", 0.5, 0.5), ("b", 1, 2)]
+    assert make_parser().parse_args(["caption", "a.mp4", "--tempe", "0"]).temperature == 0
+
+
+@pytest.mark.parametrize("command", RECORDED)
+def test_help_fits_a_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["generate", "a", "--from-latent", "b"], ["rank"], ["caption", "a", "--video-c", "x"]]
+)
+def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert str(stopped.value).startswith("error: ")
+    assert "--help" in str(stopped.value)
+    assert "usage:" in capsys.readouterr().err

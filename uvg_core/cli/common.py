@@ -1,0 +1,155 @@
+"""What commands share: the model and how it runs, the clip's file, progress, and what a failed run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import LoraChoice
+from ..checkpoint.config import say_unchecked
+from ..config import LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES
+from ..errors import UniViGUError
+from ..io import write_text
+from ..media.vae import write_latent
+from ..pipeline.locate import Places, find_network_file
+from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
+from ..progress import Bars
+from ..settings import Number, OneOf, Text, Whole, setting, settings
+from .output import say
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
+TEXT = ("temperature", "top_p", "text_length")
+STATED = "what the checkpoint says"
+
+
+@settings
+class Facts:
+    """Facts of a network that its file may lack."""
+
+    text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting("How text forms.", default=None, auto=STATED)
+    source: Annotated[str, OneOf(*SOURCES)] | None = setting(
+        "What noise is to the discrete text flow.", default=None, auto=STATED
+    )
+    num_heads: Whole | None = setting("Attention heads.", default=None, auto=STATED, ge=1, le=100_000)
+
+
+@settings
+class Model:
+    """A checkpoint, the files it needs beside it, and how it runs."""
+
+    model: Path | None = setting(
+        "Checkpoint.", default=None, auto="the embedded model; with --comfyui, the one that lies there"
+    )
+    wan: Path | None = setting(
+        "Wan2.1 folder, in diffusers layout or Wan's own: VAE, text encoder and tokenizer for --model.",
+        default=None,
+        metavar="DIR",
+    )
+    comfyui: Path | None = setting(
+        "ComfyUI folder: what --model lacks is found in its models (and extra_model_paths.yaml).",
+        default=None,
+        metavar="DIR",
+    )
+    text_encoder: Path | None = setting(
+        "Such as umt5_xxl_fp8_e4m3fn_scaled.safetensors, which contains the tokenizer.", default=None
+    )
+    vae: Path | None = setting("Such as wan_2.1_vae.safetensors.", default=None)
+    tokenizer: Path | None = setting("spiece.model, for text encoders without one inside.", default=None)
+    device: Text | None = setting("cpu, cuda or cuda:1.", default=None, auto="cuda where there is one")
+    dtype: Annotated[str, OneOf(*DTYPES)] | None = setting(
+        "Of the network.", default=None, auto="fp32 for small ones, bf16 for large ones on a card, else as stored"
+    )
+    latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting(
+        "What the network's latents are.", default=None, auto=STATED
+    )
+    lora: tuple[LoraChoice, ...] = setting(
+        "A LoRA, with a strength for the video half and one for the text half (default: 1; one number is for both). "
+        "Repeat the flag for several.",
+        default=(),
+        metavar="FILE[:VIDEO[:TEXT]]",
+    )
+    text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting(
+        "How the text encoder is run; the release's way differs.", default=None, auto=f"{STATED}, else umT5"
+    )
+
+    def pipeline(
+        self, facts: Facts, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False
+    ) -> Pipeline:
+        """The pipeline of these files; ``checking``: without the warning that the model was never checked."""
+        model = self.model or EMBEDDED_MODEL
+        if self.comfyui is not None and (self.model is None or not self.model.exists()):
+            model = find_network_file(self.comfyui, self.model)
+            say(f"network: {model}")
+        pipe = Pipeline(
+            model,
+            Places(self.wan, self.comfyui, self.text_encoder, self.vae, self.tokenizer),
+            device=self.device,
+            dtype=DTYPES.get(self.dtype or ""),
+            null_embedding=null_embedding,
+            overrides={**vars(facts), "latent_space": self.latent_space, "text_states": self.text_states},
+            progress=shown,
+            loras=self.lora,
+        )
+        for lora in pipe.loras:
+            shown.close()
+            say(str(lora))
+        if not pipe.config.run.checked and not checking:
+            say_unchecked(str(model), pipe.config.model.latent_space, pipe.components.text_states)
+        return pipe
+
+
+@settings
+class Video:
+    """What guidance leads away from, and how a clip's file is written."""
+
+    negative: Text = setting("What guidance leads away from.", default="", auto="the empty prompt")
+    fps: Number | None = setting("Of the written file.", default=None, auto="the checkpoint's own", ge=0.1, le=240)
+    scale: Whole | None = setting(
+        "Repeat every pixel N times in the file.", default=None, auto="only small clips", ge=1, le=64
+    )
+    null_embedding: Path | None = setting(
+        "A prompt condition to guide away from in place of the encoded empty prompt, such as the release's "
+        "empty_context_t5_emb.pt.",
+        default=None,
+    )
+
+
+def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:
+    """A sampler's callback that shows its steps, and the text so far."""
+    return lambda step, state: shown(what, step, state.steps, words(state.tokens[0]) if words else "")
+
+
+@contextmanager
+def latent_saved(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
+    """Where a sampled clip cannot be decoded and written, save its latent beside ``out``, and its text."""
+    try:
+        yield
+    except BaseException:
+        if pipe.sampled is not None:
+            shown.close()
+            path, text = out.with_suffix(".latent.safetensors"), pipe.sampled.text
+            latent = pipe.sampled.latent
+            _save(
+                lambda: write_latent(path, latent, model=pipe.components.path.name),
+                f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the same '
+                "--model and files beside it (and --device cpu if memory does not suffice)",
+            )
+            if text:
+                words = out.with_suffix(".txt")
+                _save(lambda: write_text(words, text + "\n"), f"{words}: its caption")
+        raise
+
+
+def _save(write: Callable[[], None], note: str) -> None:
+    """Save one of several things from a run that failed; an error here does not keep the others from being saved."""
+    try:
+        write()
+        say(note)
+    except UniViGUError as error:
+        say(f"error: {error}")

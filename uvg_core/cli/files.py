@@ -1,0 +1,109 @@
+"""``inspect``, ``convert`` and ``check``: what a checkpoint is, as a native file, and how it is to be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from .. import checkpoint as checkpoints
+from ..checkpoint import LoraChoice
+from ..config import END_OF_TEXT, LATENT_SPACES, TEXT_STATES, TIME_ROUNDING
+from ..io import require_folder, write_text
+from ..progress import Bars
+from ..sampling import Size
+from ..settings import OneOf, setting, settings
+from .common import Facts, Model, Video
+from .flags import Only
+from .output import say
+
+
+@settings
+class Inspect:
+    """What is inspected."""
+
+    files: tuple[Path, ...] = setting("Checkpoints.", positional=True, metavar="file")
+
+
+def inspect(own: Inspect, shown: Bars) -> None:
+    """say what a checkpoint is"""
+    for path in own.files:
+        print(checkpoints.inspect_checkpoint(path))
+
+
+@settings
+class Convert:
+    """What is converted, and what is written into the file."""
+
+    input: Path = setting("The checkpoint.", positional=True, metavar="input")
+    out: Path = setting("The native file.", positional=True, metavar="out", suffixes=(".safetensors",))
+    dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] | None = setting(
+        "Of the weights.", default=None, auto="as stored"
+    )
+    latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting("Write this into the file.", default=None)
+    text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting("Write this into the file.", default=None)
+    time_rounding: Annotated[str, OneOf(*TIME_ROUNDING)] | None = setting(
+        "Write into the file that its clocks are rounded, or are not.", default=None
+    )
+    end_of_text: Annotated[str, OneOf(*END_OF_TEXT)] | None = setting(
+        "Write into the file how generated text ends: at the first end token, or after the last word.", default=None
+    )
+    lora: tuple[LoraChoice, ...] = setting(
+        "Merge a LoRA into the weights. Repeat the flag for several.", default=(), metavar="FILE[:VIDEO[:TEXT]]"
+    )
+
+
+def convert(own: Convert, checkpoint: Facts, shown: Bars) -> None:
+    """any readable Uni-ViGU checkpoint to native safetensors"""
+    stated = {"text_states": own.text_states, "end_of_text": own.end_of_text}
+    merged = checkpoints.convert(
+        own.input,
+        own.out,
+        dtype=own.dtype,
+        on_progress=lambda done, total: shown("converting", done, total),
+        **vars(checkpoint),
+        latent_space=own.latent_space,
+        time_rounding=own.time_rounding,
+        run={name: value for name, value in stated.items() if value is not None},
+        loras=own.lora,
+    )
+    for lora in merged:
+        say(str(lora))
+    say(f"{own.out}: {own.out.stat().st_size / 1e9:.2f} GB")
+
+
+@settings
+class CheckFiles:
+    """What ``check`` writes."""
+
+    write: Path | None = setting(
+        "Also write the checkpoint as a native file that says what was found; in --dtype, else as stored.",
+        default=None,
+        suffixes=(".safetensors",),
+    )
+    json: Path | None = setting("Also write the report as JSON.", default=None, suffixes=(".json",))
+
+
+def check(
+    own: CheckFiles,
+    model: Model,
+    checkpoint: Facts,
+    video: Annotated[Video, Only("null_embedding")],
+    size: Size,
+    shown: Bars,
+) -> None:
+    """does a checkpoint work, and how is it to be run: its own losses on real clips decide"""
+    from ..pipeline.check import Check
+
+    for path in filter(None, (own.write, own.json)):
+        require_folder(path)
+    found = Check(model.pipeline(checkpoint, shown, video.null_embedding, checking=True), size)
+    for line in found.lines():
+        shown.close()
+        print(line, flush=True)
+    if own.write:
+        found.write(own.write, model.dtype, lambda done, total: shown("writing", done, total))
+        shown.close()
+        say(f"{own.write}: {own.write.stat().st_size / 1e9:.2f} GB, with what was found")
+    if own.json:
+        write_text(own.json, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")

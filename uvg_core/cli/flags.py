@@ -1,0 +1,125 @@
+"""Command-line flags made from settings classes: name, help, range, choices and default are those of the field."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Gt
+from pydantic.fields import FieldInfo
+
+from ..checkpoint import LoraChoice
+from ..errors import UniViGUError
+from ..settings import about, choices, fields_of, kind_of, limits
+
+
+class Only:
+    """The fields of a settings class that a command offers, as in ``Annotated[Sampling, Only("steps", "seed")]``;
+    ``text_update=("bridge", "euler")`` narrows the choices of one."""
+
+    def __init__(self, *names: str, **narrowed: tuple[str, ...]) -> None:
+        self.fields: dict[str, tuple[str, ...]] = {**dict.fromkeys(names, ()), **narrowed}
+
+
+def _settings(command: Callable[..., Any]) -> Iterator[tuple[str, type, dict[str, tuple[str, ...]]]]:
+    """The parameters of a command that are settings: name, class, and the fields that are flags."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        cls, *marks = get_args(hint) or (hint,)
+        if fields_of(cls):
+            offered = next((mark.fields for mark in marks if isinstance(mark, Only)), None)
+            yield name, cls, offered or dict.fromkeys(fields_of(cls), ())
+
+
+def add_flags(parser: argparse.ArgumentParser, command: Callable[..., Any]) -> None:
+    """Flags for the settings that a command takes, a group for each parameter; ``own`` is the command itself."""
+    for title, cls, offered in _settings(command):
+        group = parser if title == "own" else parser.add_argument_group(title)
+        for name, narrowed in offered.items():
+            field = fields_of(cls)[name]
+            flags = [about(field, "short"), about(field, "flag") or f"--{name.replace('_', '-')}"]
+            if about(field, "positional"):
+                group.add_argument(name, **_options(field, narrowed))
+            else:
+                group.add_argument(*filter(None, flags), dest=name, **_options(field, narrowed))
+
+
+def settings_of(command: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, as the settings that a command takes. Raises UniViGUError for values that do not fit."""
+    return {title: cls(**{name: getattr(args, name) for name in offered}) for title, cls, offered in _settings(command)}
+
+
+def _options(field: FieldInfo, narrowed: tuple[str, ...]) -> dict[str, Any]:
+    """The keyword arguments of ``add_argument``."""
+    kind, words = kind_of(field.annotation), narrowed or choices(field)
+    many, positional = get_origin(kind) is tuple, about(field, "positional")
+    default = [] if many else None if field.is_required() else field.default
+    options: dict[str, Any] = {"help": _help(field), "default": None if positional else default}
+    if kind is bool:
+        return {**options, "action": "store_true"}
+    kind = get_args(kind)[0] if many else kind
+    options["metavar"] = about(field, "metavar") or {int: "N", float: "N", Path: "FILE"}.get(kind_of(kind), "TEXT")
+    if words:
+        options |= {"choices": words, "metavar": None}
+    elif kind in (int, float):
+        options["type"] = _number(kind, field)
+    elif kind is Path:
+        options["type"] = _path(*about(field, "suffixes") or ())
+    elif kind is LoraChoice:
+        options["type"] = _lora
+    if positional:
+        options["nargs"] = {(True, True): "+", (True, False): "*", (False, False): "?"}.get((many, field.is_required()))
+    elif many:
+        options["action"] = "append"
+    return options
+
+
+def _help(field: FieldInfo) -> str:
+    default = about(field, "auto") or ("" if field.is_required() else field.default)
+    if default in ("", None, (), False):
+        return field.description or ""
+    return f"{field.description or ''} Default: {default}.".strip().replace("%", "%%")
+
+
+def _number(kind: type, field: FieldInfo) -> Callable[[str], Any]:
+    """An argparse type: a finite number of ``kind`` within the limits of the field."""
+    (low, high), is_open = limits(field), any(isinstance(mark, Gt) for mark in field.metadata)
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
+        if (low is not None and (value < low or (is_open and value == low))) or (high is not None and value > high):
+            bounds = f"above {low:g}" if is_open else f"at least {low:g}"
+            if high is not None:
+                bounds = f"{bounds}, at most {high:g}" if is_open else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {bounds}")
+        return value
+
+    return parse
+
+
+def _path(*suffixes: str) -> Callable[[str], Path]:
+    """An argparse type: a path that is not empty (an unset shell variable would mean the working directory), of a kind
+    that can be written where there are ``suffixes``."""
+
+    def parse(text: str) -> Path:
+        if not text.strip():
+            raise argparse.ArgumentTypeError("the path is empty")
+        if suffixes and Path(text).suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
+        return Path(text)
+
+    return parse
+
+
+def _lora(text: str) -> LoraChoice:
+    try:
+        return LoraChoice.of(text)
+    except UniViGUError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,61 @@
+"""``generate``: a prompt gives an mp4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ..errors import UniViGUError
+from ..io import require_folder
+from ..media.vae import read_latent
+from ..pipeline.pipeline import given
+from ..progress import Bars
+from ..sampling import Sampling, Size
+from ..settings import Flag, Text, setting, settings
+from .common import VIDEO, Facts, Model, Video, latent_saved, steps_on
+from .flags import Only
+from .output import show_clip
+
+
+@settings
+class Generate:
+    """What ``generate`` makes."""
+
+    prompt: Text | None = setting("What the video shows.", default=None, positional=True, metavar="prompt")
+    out: Path = setting("The video file.", default=Path("clip.mp4"), short="-o", suffixes=(".mp4",))
+    from_latent: Path | None = setting("Decode a latent that an earlier run kept, instead of a prompt.", default=None)
+    text: Text | None = setting("Another text for the text stream.", default=None, auto="the prompt")
+    no_text_stream: Flag = setting("Leave the text stream empty: plain Wan.", default=False)
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.from_latent is None):
+            raise UniViGUError("generate: pass a prompt or --from-latent FILE, and not both")
+
+
+def generate(
+    own: Generate,
+    model: Model,
+    checkpoint: Facts,
+    sampling: Annotated[Sampling, Only(*VIDEO)],
+    video: Video,
+    size: Size,
+    shown: Bars,
+) -> None:
+    """a prompt gives an mp4"""
+    require_folder(own.out)
+    pipe = model.pipeline(checkpoint, shown, video.null_embedding)
+    fps = given(video.fps, pipe.config.run.fps)
+    if own.from_latent is not None:
+        latent = read_latent(own.from_latent, model=pipe.components.path.name)
+        show_clip(own.out, pipe.decode_clips([latent])[0], fps, video.scale)
+        return
+    with latent_saved(pipe, own.out, shown):
+        pixels = pipe.generate(
+            own.prompt or "",
+            text="" if own.no_text_stream else own.text,
+            negative=video.negative,
+            size=size,
+            sampling=sampling,
+            callback=steps_on(shown, "generating"),
+        )
+        show_clip(own.out, pixels, fps, video.scale)

@@ -1,0 +1,63 @@
+"""``joint``: a prompt gives an mp4 and its caption at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ..io import require_folder, write_text
+from ..pipeline.pipeline import given
+from ..progress import Bars
+from ..sampling import Sampling, Size
+from ..settings import Text, setting, settings
+from .common import TEXT, VIDEO, Facts, Model, Video, latent_saved, steps_on
+from .flags import Only
+from .output import joint_sheet, say, show_clip
+
+
+@settings
+class Joint:
+    """What ``joint`` makes."""
+
+    prompt: Text = setting("What the video shows.", positional=True, metavar="prompt")
+    out: Path = setting(
+        "The video file; the caption goes beside it as .txt.",
+        default=Path("joint.mp4"),
+        short="-o",
+        suffixes=(".mp4",),
+    )
+    sheet: Path | None = setting(
+        "Also draw a contact sheet (.png) of both streams taking shape.",
+        default=None,
+        suffixes=(".png", ".jpg", ".webp"),
+    )
+
+
+def joint(
+    own: Joint,
+    model: Model,
+    checkpoint: Facts,
+    sampling: Annotated[Sampling, Only(*VIDEO, *TEXT, "text_update")],
+    video: Video,
+    size: Size,
+    shown: Bars,
+) -> None:
+    """a prompt gives an mp4 and its caption at once"""
+    for path in filter(None, (own.out, own.sheet)):
+        require_folder(path)
+    pipe = model.pipeline(checkpoint, shown, video.null_embedding)
+    with latent_saved(pipe, own.out, shown):
+        pixels, text, trace = pipe.joint(
+            own.prompt,
+            negative=video.negative,
+            size=size,
+            sampling=sampling,
+            callback=steps_on(shown, "generating both", pipe.tokenizer.text),
+            record=8 if own.sheet else 0,
+        )
+        show_clip(own.out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
+    write_text(own.out.with_suffix(".txt"), text + "\n")
+    if own.sheet:
+        joint_sheet(own.sheet, own.prompt, text, pixels, trace)
+        say(f"{own.sheet}: how clip and caption took shape")
+    print(text)

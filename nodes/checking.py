@@ -104,7 +104,7 @@ class UniViGUCheck(io.ComfyNode):
         verdict, line = check.measured(
             f"losses at {width}x{height}x{frames}",
             device,
-            lambda: weigh_model(model, samples, null, progress.report, **check.thoroughness(large)),
+            lambda: weigh_model(model, samples, null, progress, **check.thoroughness(large)),
         )
         for text in (line, *check.lines_of(verdict, len(clips))):
             report(text)

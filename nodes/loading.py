@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -213,6 +214,6 @@ class UniViGUSave(io.ComfyNode):
         kind = "diffusion_models" if clip is None and vae is None else "checkpoints"
         path = output_file(filename_prefix, kind)
         progress = Progress(cls.hidden.unique_id, steps=100)
-        save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, progress.step)
+        save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, partial(progress, "saving"))
         progress.text(f"saved {path}", last=True)
         return io.NodeOutput(str(path))

@@ -151,7 +151,7 @@ class VideoToTextDenoise(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id)
 
         def report(step: int, steps: int, words: str) -> None:
-            progress.step(step, steps)
+            progress("captioning", step, steps)
             progress.text(words)
 
         done = describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -80,7 +81,7 @@ class UniViGURankCaptions(io.ComfyNode):
         if not candidates:
             raise UniViGUError("there is no text to rank; write one text a line")
         progress = Progress(cls.hidden.unique_id, steps=ranking.samples)
-        found = rank(model, clip, video, candidates, ranking, progress.step)
+        found = rank(model, clip, video, candidates, ranking, partial(progress, "ranking"))
         scores, shares = found.tolist(), found.softmax(0).tolist()
         order = sorted(range(len(candidates)), key=lambda n: -scores[n])
         best = candidates[order[0]]

@@ -143,7 +143,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
             overwrite=files.overwrite,
             prefix=files.prefix,
             recursive=folder.subfolders,
-            on_clip=lambda index, total, _: progress.step(index, total),
+            on_clip=lambda index, total, _: progress("captioning", index, total),
         )
         progress.text(str(report), last=True)
         if report.failed and not (report.written or report.skipped):

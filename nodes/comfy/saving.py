@@ -37,8 +37,8 @@ def save_checkpoint(
     model: Any,
     clip: Any | None,
     vae: Any | None,
-    dtype: str | None,
-    report: Callable[[int, int], Any],
+    dtype: str | None = None,
+    progress: Callable[[int, int], Any] | None = None,
     learnt: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write MODEL, with whatever LoRA is on it, and the parts that are given, as one file of ours.
@@ -83,7 +83,7 @@ def save_checkpoint(
     metadata = {"config": config.to_json(), "format": "pt"}
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)
-    write_safetensors(path, pending, metadata, report)
+    write_safetensors(path, pending, metadata, progress)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

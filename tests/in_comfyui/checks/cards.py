@@ -292,7 +292,7 @@ def squeezed() -> dict[str, Any]:
     saving = pack_module("nodes.comfy.saving")
     small.load_device = torch.device("cpu")
     with mock.patch.object(saving.log, "warning", lambda text, *args: lines.append(text)):
-        bridge.save_checkpoint(model_folder() / "saved.safetensors", small, None, None, None, lambda *_: None)
+        bridge.save_checkpoint(model_folder() / "saved.safetensors", small, None, None)
     return {
         "not as convert": differ,
         "said": said,

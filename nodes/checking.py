@@ -24,7 +24,7 @@ from .comfy.latents import decode_latent, encode_pixels, require_video_vae
 from .comfy.network import config_of, run_facts
 from .comfy.sampling import Conditions, Core, sample_with_core
 from .comfy.showing import Progress
-from .types import CATEGORY
+from .types import output, schema
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,10 @@ log = logging.getLogger(__name__)
 class UniViGUCheck(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUCheck",
-            display_name="Check Uni-ViGU",
-            category=CATEGORY,
-            description="Decides by the model's own losses on a few real clips which latent space and text states it "
+        return schema(
+            cls,
+            "Check Uni-ViGU",
+            "Decides by the model's own losses on a few real clips which latent space and text states it "
             "was trained with, runs each job once, and gives the text for a bug report.",
             search_aliases=["uni-vigu check", "latent space", "bug report"],
             is_output_node=True,
@@ -55,7 +54,7 @@ class UniViGUCheck(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, run as was found; Save Uni-ViGU writes that into the file."),
-                io.String.Output(display_name="report", tooltip="What was found, with versions, times and memory."),
+                output(io.String, "report", "What was found, with versions, times and memory."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -141,10 +140,10 @@ def _jobs(model: Any, clip: Any, vae: Any, latent: torch.Tensor, captions: list[
         )
     yield f"{line}; latent {check.not_finite(made)}"
     yield f"ok  “{prompt}” gave {list(pixels.shape)} with a standard deviation of {spread:.1f} of 255"
-    about, line = check.measured(
+    (_, caption), line = check.measured(
         f"video to text, {sampling.steps} steps", device, lambda: describe(model, clip, latent, sampling)
     )
-    yield f"{line}; “{about.text[:200]}”"
+    yield f"{line}; “{caption[:200]}”"
     texts = list(dict.fromkeys(captions))
     scores, line = check.measured(
         f"likelihood of {len(texts)} captions",

@@ -21,7 +21,7 @@ from .comfy.names import FROM_CHECKPOINT
 from .comfy.network import network_of, run_facts
 from .comfy.saving import output_file, save_checkpoint
 from .comfy.showing import Progress
-from .types import CATEGORY
+from .types import output, schema
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,10 @@ class UniViGULoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         own = FROM_CHECKPOINT
-        return io.Schema(
-            node_id="UniViGULoader",
-            display_name="Load Uni-ViGU",
-            category=CATEGORY,
-            description="Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
+        return schema(
+            cls,
+            "Load Uni-ViGU",
+            "Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
             search_aliases=["uni-vigu loader", "wan text video understanding"],
             inputs=[
                 io.Combo.Input(
@@ -141,11 +140,10 @@ class Strengths:
 class UniViGULoraLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGULoraLoader",
-            display_name="Load Uni-ViGU LoRA",
-            category=CATEGORY,
-            description="Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
+        return schema(
+            cls,
+            "Load Uni-ViGU LoRA",
+            "Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
             inputs=[
                 widgets.model(),
                 io.Combo.Input(
@@ -158,7 +156,7 @@ class UniViGULoraLoader(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the LoRA on it."),
-                io.String.Output(display_name="report", tooltip="How many layers matched, and which did not."),
+                output(io.String, "report", "How many layers matched, and which did not."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -180,11 +178,10 @@ class UniViGULoraLoader(io.ComfyNode):
 class UniViGUSave(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUSave",
-            display_name="Save Uni-ViGU",
-            category=CATEGORY,
-            description="Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
+        return schema(
+            cls,
+            "Save Uni-ViGU",
+            "Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
             is_output_node=True,
             inputs=[
                 widgets.model("What is saved; LoRAs on it are merged in."),
@@ -203,7 +200,7 @@ class UniViGUSave(io.ComfyNode):
                 widgets.clip("Puts the text encoder into the file (all-in-one).", optional=True),
                 widgets.vae("Puts the VAE into the file (all-in-one).", optional=True),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="The path of the file.")],
+            outputs=[output(io.String, "file", "The path of the file.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -10,17 +10,16 @@ from ..uvg_core.media.null_embedding import read_null_embedding
 from . import widgets
 from .comfy.conditioning import encode_prompt
 from .comfy.folders import NO_FILE, file_names, file_path, fingerprint
-from .types import CATEGORY
+from .types import schema
 
 
 class UniViGUTextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUTextEncode",
-            display_name="Uni-ViGU Prompt",
-            category=CATEGORY,
-            description="A prompt for both ways into the model: the text encoder's states, and the words themselves in "
+        return schema(
+            cls,
+            "Uni-ViGU Prompt",
+            "A prompt for both ways into the model: the text encoder's states, and the words themselves in "
             "the text stream.",
             search_aliases=["clip text encode", "prompt"],
             inputs=[

@@ -36,7 +36,7 @@ from .comfy.showing import Progress
 from .comfy.training import OutputFile, TrainingRun, best_precision, blocked, require_components
 from .media import Folder, as_image, folder_widgets, info_of, sized, state_of
 from .media import read as read_video
-from .types import CATEGORY, LoraModel, LossMap
+from .types import LoraModel, LossMap, output, schema
 from .widgets import read, widget
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,10 @@ ANY_LENGTH = TextLimits((0, 10**6), (0, 10**6))  # that the model reads: which a
 class UniViGULoadClips(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGULoadClips",
-            display_name="Load Training Clips",
-            category=CATEGORY,
-            description="The clips of a folder with their texts: clip.mp4, its prompt clip.txt, its detailed caption "
+        return schema(
+            cls,
+            "Load Training Clips",
+            "The clips of a folder with their texts: clip.mp4, its prompt clip.txt, its detailed caption "
             "clip.detail.txt. Says what it left out, and why.",
             search_aliases=["load video dataset", "training data"],
             inputs=[
@@ -73,22 +72,17 @@ class UniViGULoadClips(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(
-                    display_name="videos",
+                output(
+                    io.Video, "videos", "The clips; they are read from disk when they are needed.", is_output_list=True
+                ),
+                output(io.String, "prompts", "The text of clip.txt, one for each clip.", is_output_list=True),
+                output(
+                    io.String,
+                    "details",
+                    "The text of clip.detail.txt; empty for a clip without one.",
                     is_output_list=True,
-                    tooltip="The clips; they are read from disk when they are needed.",
                 ),
-                io.String.Output(
-                    display_name="prompts", is_output_list=True, tooltip="The text of clip.txt, one for each clip."
-                ),
-                io.String.Output(
-                    display_name="details",
-                    is_output_list=True,
-                    tooltip="The text of clip.detail.txt; empty for a clip without one.",
-                ),
-                io.String.Output(
-                    display_name="report", tooltip="How many clips there are, which were left out, and why."
-                ),
+                output(io.String, "report", "How many clips there are, which were left out, and why."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -207,11 +201,10 @@ class UniViGUTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = "Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with."
-        return io.Schema(
-            node_id="UniViGUTrain",
-            display_name="Train Uni-ViGU",
-            category=CATEGORY,
-            description="Trains on clips and their texts, both streams at once. Loss and samples show in the node; "
+        return schema(
+            cls,
+            "Train Uni-ViGU",
+            "Trains on clips and their texts, both streams at once. Loss and samples show in the node; "
             "what was learnt is kept when you cancel.",
             search_aliases=["train lora", "fine-tune", "knowledge recall", "capability refinement"],
             is_output_node=True,
@@ -286,16 +279,15 @@ class UniViGUTrain(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LoraModel.Output(
-                    display_name="lora",
-                    tooltip="The LoRA, for Load LoRA Model and Save LoRA Weights; with text and all there is none.",
+                output(
+                    LoraModel,
+                    "lora",
+                    "The LoRA, for Load LoRA Model and Save LoRA Weights; with text and all there is none.",
                 ),
-                LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="How many steps there were."),
-                io.String.Output(
-                    display_name="checkpoint", tooltip="The path of the file that text and all write; empty with lora."
-                ),
-                io.Image.Output(display_name="samples", is_output_list=True, tooltip="A picture of each sample."),
+                output(LossMap, "loss", "The loss of every step, for Plot Loss Graph."),
+                output(io.Int, "steps", "How many steps there were."),
+                output(io.String, "checkpoint", "The path of the file that text and all write; empty with lora."),
+                output(io.Image, "samples", "A picture of each sample.", is_output_list=True),
             ],
             hidden=[io.Hidden.unique_id],
         )

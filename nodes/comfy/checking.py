@@ -60,7 +60,7 @@ def weigh_model(
 ) -> Verdict:
     """``weigh`` on MODEL, with whatever LoRA is on it, loaded by ComfyUI. ``options`` as of ``weigh``."""
 
-    def job(network: HostDenoiser, clean: Tensor) -> Verdict:
+    def job(denoise: HostDenoiser, clean: Tensor) -> Verdict:
         device = clean.device
 
         def sent(by_kind: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def weigh_model(
             for one in samples
         ]
         model.model.float16.start(model.model)
-        exact, rounded = (_predictor(network.hosted, model.model, rounding) for rounding in ("none", "bfloat16"))
+        exact, rounded = (_predictor(denoise.network, model.model, rounding) for rounding in ("none", "bfloat16"))
         return weigh(exact, rounded, there, null=null, progress=progress, **options)
 
     longest = max(len(one.ids) for one in samples)

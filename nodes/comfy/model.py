@@ -31,10 +31,9 @@ from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
-from .names import FOLDER, PACK, TEXT_MASK, TEXT_RUN, TEXT_TOKENS, TEXT_WEIGHT
+from .names import FOLDER, PACK, TEXT_MASK, TEXT_TOKENS, TEXT_WEIGHT
 from .network import HostedNetwork, TextInput, weights_of
 from .precision import Float16Watch, all_finite, inference_dtypes
-from .sampling import TextRun
 
 # In memory around a pass, for each of its rows: latents (noise, masks, sums, what comes and goes), prompt conditions.
 LATENTS, CONDITIONS = 10, 3.5
@@ -248,32 +247,19 @@ class UniViGUModel(comfy.model_base.WAN21):
         transformer_options: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Hand the text of a run to the network, and its logits back.
-
-        It happens here, in front of the network, so that a compiled network sees plain arguments: options are not
-        among what torch.compile guards."""
-        options = {} if transformer_options is None else transformer_options
-        run: TextRun | None = options.get(TEXT_RUN)
-        passes = options.get("cond_or_uncond") or [0]
-        if run is not None:
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
-        inherited = super()._apply_model
-
-        def forward() -> tuple[Tensor, TextInput | None]:
-            text = None if run is None else run.for_batch(x.device, passes)
-            given = {} if text is None else {"text_stream": text}
-            return inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs), text
-
-        watched = self.float16.wants(self, options)
-        out, text = forward()
-        if watched and not all_finite(out, *(text.logits if text is not None else ())):
-            if run is not None and run.cache is not None:
-                run.cache.clear()  # what was kept in passing is not finite either
-            del out, text
+        """In float16, look at the first step of a run, and where it is not finite make it again in float32."""
+        given = (c_concat, c_crossattn, control, transformer_options)
+        text: TextInput | None = kwargs.get("text_stream")
+        logits = [] if text is None else text.logits
+        before = len(logits)
+        watched = self.float16.wants(self, transformer_options or {})
+        out: Tensor = super()._apply_model(x, t, *given, **kwargs)
+        if watched and not all_finite(out, *logits[before:]):
+            del out, logits[before:]
+            if text is not None and text.options.cache is not None:
+                text.options.cache.clear()  # what was kept in passing is not finite either
             self.float16.widen(self, tuple(x.shape))
-            out, text = forward()
-        if run is not None and text is not None:
-            run.take(text, passes)
+            out = super()._apply_model(x, t, *given, **kwargs)
         return out
 
 

@@ -30,9 +30,7 @@ class UniViGUEmptyLatent(io.ComfyNode):
             "An empty clip; for checkpoints with the embedding text flow, with a text stream beside it.",
             inputs=[
                 widgets.model("Says what kind of latent is needed."),
-                widget(Size, "width", step=16),
-                widget(Size, "height", step=16),
-                widget(Size, "frames", max=1025),
+                *widgets.size(),
                 widget(Sampling, "text_length", tooltip=tooltip),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once."),
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,12 @@ from comfy_api.latest import io
 
 from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.pipeline.locate import DOWNLOADS
+from ..uvg_core.pipeline.locate import DOWNLOADS, ENCODER, VAE
 from ..uvg_core.settings import Number, setting, settings
 from . import widgets
 from .comfy.folders import file_names, file_path, fingerprint
 from .comfy.latents import belong_to, fit_preview
-from .comfy.loading import WEIGHT_DTYPES, load_encoder, load_network, load_vae, parts_of
+from .comfy.loading import WEIGHT_DTYPES, components_in, load_encoder, load_network, load_vae
 from .comfy.lora import apply_lora
 from .comfy.names import FROM_CHECKPOINT
 from .comfy.network import network_of, run_facts
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 class UniViGULoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        own = FROM_CHECKPOINT
+        def choice(name: str, options: Iterable[str], tooltip: str, **more: Any) -> Any:
+            own = FROM_CHECKPOINT
+            return io.Combo.Input(name, options=[own, *options], default=own, tooltip=tooltip, **more)
+
         return schema(
             cls,
             "Load Uni-ViGU",
@@ -42,33 +46,25 @@ class UniViGULoader(io.ComfyNode):
                     tooltip="From models/uni_vigu, models/diffusion_models or models/checkpoints. uvg_tiny is the "
                     "small model that comes with the pack.",
                 ),
-                io.Combo.Input(
+                choice(
                     "text_encoder",
-                    options=[own, *file_names("text_encoder")],
-                    default=own,
-                    tooltip="The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
+                    file_names("text_encoder"),
+                    "The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
                 ),
-                io.Combo.Input(
-                    "vae",
-                    options=[own, *file_names("vae")],
-                    default=own,
-                    tooltip="The Wan 2.1 VAE; only all-in-one checkpoints carry their own.",
-                ),
-                io.Combo.Input(
+                choice("vae", file_names("vae"), "The Wan 2.1 VAE; only all-in-one checkpoints carry their own."),
+                choice(
                     "latent_space",
-                    options=[own, *LATENT_SPACES],
-                    default=own,
+                    LATENT_SPACES,
+                    "normalised: Wan's mean and std per channel. raw: none, as the release's script does. If pictures "
+                    "look washed out or noisy, try the other one.",
                     advanced=True,
-                    tooltip="normalised: Wan's mean and std per channel. raw: none, as the release's script does. If "
-                    "pictures look washed out or noisy, try the other one.",
                 ),
-                io.Combo.Input(
+                choice(
                     "text_states",
-                    options=[own, *TEXT_STATES],
-                    default=own,
+                    TEXT_STATES,
+                    "umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. release: "
+                    "one position bias for all layers and padding kept, as in the release's script.",
                     advanced=True,
-                    tooltip="umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. "
-                    "release: one position bias for all layers and padding kept, as in the release's script.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -102,14 +98,13 @@ class UniViGULoader(io.ComfyNode):
     def execute(
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
-        path = file_path("checkpoint", checkpoint)
-        own = FROM_CHECKPOINT
-        carried = parts_of(path) if own in (text_encoder, vae) else set()
-        for part, chosen in (("text encoder", text_encoder), ("VAE", vae)):
-            if chosen == own and part not in carried:
+        path, own = file_path("checkpoint", checkpoint), FROM_CHECKPOINT
+        carried = components_in(path) if own in (text_encoder, vae) else set()
+        for component, chosen in ((ENCODER, text_encoder), (VAE, vae)):
+            if chosen == own and component not in carried:
                 raise UniViGUError(
-                    f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses in the widget "
-                    f"{part.replace(' ', '_').lower()}. To get it: {DOWNLOADS[part]}"
+                    f"{checkpoint} does not carry a {component}; choose the one that Wan 2.1 uses in the widget "
+                    f"{component.replace(' ', '_').lower()}. To get it: {DOWNLOADS[component]}"
                 )
         model = load_network(path, weight_dtype, None if latent_space == own else latent_space)
         run = run_facts(model)
@@ -121,7 +116,7 @@ class UniViGULoader(io.ComfyNode):
         )
         decoder = load_vae(path if vae == own else file_path("vae", vae))
         fit_preview(model, decoder)
-        belong_to(decoder, run_facts(model))
+        belong_to(decoder, run)
         return io.NodeOutput(model, clip, decoder)
 
 

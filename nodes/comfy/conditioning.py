@@ -70,9 +70,9 @@ def _real_tokens(tokens: Mapping[str, Any], run: RunConfig) -> list[int]:
 def with_tokens_of(positive: list[Any], negative: list[Any]) -> list[Any]:
     """``negative`` with the text stream of ``positive``: both passes of guidance see the same text, as in the
     release."""
-    shared = {key: positive[0][1][key] for key in (TEXT_TOKENS, TEXT_MASK) if positive and key in positive[0][1]}
-    bare = [[c, {k: v for k, v in extra.items() if k not in (TEXT_TOKENS, TEXT_MASK)}] for c, extra in negative]
-    return [[c, extra | shared] for c, extra in bare]
+    keys = (TEXT_TOKENS, TEXT_MASK)
+    shared = {key: positive[0][1][key] for key in keys if positive and key in positive[0][1]}
+    return [[c, {k: v for k, v in extra.items() if k not in keys} | shared] for c, extra in negative]
 
 
 def at_all_times(conditioning: list[Any]) -> list[Any]:

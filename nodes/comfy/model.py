@@ -154,16 +154,15 @@ class UniViGUModel(comfy.model_base.WAN21):
             out["text_tokens"] = comfy.conds.CONDRegular(tokens.to(device))
             if mask is not None:
                 out["text_mask"] = comfy.conds.CONDRegular(mask.int().to(device))
-        shapes, self.held = kwargs.get("latent_shapes"), ()
+        shapes, mask, self.held = kwargs.get("latent_shapes"), kwargs.get("denoise_mask"), ()
         if shapes is None or len(shapes) < 2:
             require_video_latent(kwargs.get("noise"), self.config)
             return out
         self._require_text_stream(shapes[1])
-        self.held = self._held(kwargs.get("denoise_mask"), shapes)
-        return out | {
-            "latent_shapes": comfy.conds.CONDConstant(shapes),
-            "held": comfy.conds.CONDConstant(self.held),
-        }
+        parts = [] if mask is None else comfy.utils.unpack_latents(mask, shapes)
+        self.held = tuple(not bool(part.any()) for part in parts) or (False,) * len(shapes)
+        constants = {"latent_shapes": shapes, "held": self.held}
+        return out | {name: comfy.conds.CONDConstant(value) for name, value in constants.items()}
 
     def _require_text_stream(self, shape: Sequence[int]) -> None:
         """Raise UniViGUError unless the model takes a second stream of that shape."""
@@ -177,13 +176,6 @@ class UniViGUModel(comfy.model_base.WAN21):
                 f"the latent's text stream is {shape[1]} wide; this model expects {self.config.dim}: it was made for "
                 "another model. Make it with Empty Uni-ViGU Latent and this MODEL"
             )
-
-    @staticmethod
-    def _held(mask: Tensor | None, shapes: Sequence[Any]) -> tuple[bool, ...]:
-        """Which streams a mask holds clean as a whole."""
-        if mask is None:
-            return (False,) * len(shapes)
-        return tuple(not bool(part.any()) for part in comfy.utils.unpack_latents(mask, shapes))
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Any:
         """Each stream's own clock: one that is held clean stands at 0."""
@@ -205,31 +197,27 @@ class UniViGUModel(comfy.model_base.WAN21):
         return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, self.held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
-        """What a pass needs beside the weights (``uvg_core/model/sizes.py``).
+        """What a pass needs beside the weights (``uvg_core/model/memory.py``).
 
         A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
         are not known yet, as if all of it were video."""
-        shapes, config = self.latent_shapes, self.config
+        shapes, config, rows = self.latent_shapes, self.config, input_shape[0]
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
-            input_shape = [input_shape[0], *shapes[0][1:]]
-        if len(input_shape) == 3:
-            video = -(-math.prod(input_shape[1:]) // (config.in_dim * math.prod(config.patch_size)))
-        else:
-            video = video_tokens(input_shape[2:], config)
-        rows = input_shape[0]
+            input_shape = [rows, *shapes[0][1:]]
+        patch = config.in_dim * math.prod(config.patch_size)
+        packed = len(input_shape) == 3
+        video = -(-math.prod(input_shape[1:]) // patch) if packed else video_tokens(input_shape[2:], config)
+        words = self.word_rows
         needed = pass_bytes(
             config,
             rows=rows,
             video=video,
             text=self.text_length,
             itemsize=comfy.model_management.dtype_size(self.get_dtype_inference()),
-            logits=min(rows, max(self.word_rows, rows - self.word_rows))
-            if self.word_rows
-            else 0,  # one pass of guidance has none
+            logits=min(rows, max(words, rows - words)) if words else 0,  # one pass of guidance has none
         )
         # What core keeps around a pass, in float32.
-        latent = video * config.in_dim * math.prod(config.patch_size)
-        needed += 4 * rows * (LATENTS * latent + CONDITIONS * self.run_facts.context_length * config.text_dim)
+        needed += 4 * rows * (LATENTS * video * patch + CONDITIONS * self.run_facts.context_length * config.text_dim)
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed
         # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.

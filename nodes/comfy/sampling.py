@@ -295,44 +295,32 @@ def sample_with_core(
     steps, shift = sampling.steps, sampling.shift
     assert steps is not None
     assert shift is not None
-    model, scheduler = with_shift(model, shift), "simple" if core.scheduler == UNIFORM else core.scheduler
+    model = with_shift(model, shift)
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     )
     if core.scheduler == UNIFORM:
-        given = planned = video_sigmas(int(steps / core.denoise), shift)[-(steps + 1) :]
+        sigmas = video_sigmas(int(steps / core.denoise), shift)[-(steps + 1) :]
     else:
-        given, planned = None, _core_sigmas(model, steps, core)
-    return comfy.sample.sample(
-        guided_until(model, sampling.guidance_end, planned),
-        prepare_noise({**latent, "samples": samples}, seed),
-        steps,
-        conditions.guidance,
-        core.sampler,
-        scheduler,
-        conditions.positive,
-        conditions.negative,
-        samples,
-        denoise=core.denoise,
-        noise_mask=latent.get("noise_mask"),
-        sigmas=given,
-        callback=preview_of(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-
-
-def _core_sigmas(model: Any, steps: int, core: Core) -> Tensor:
-    sigmas: Tensor = comfy.samplers.KSampler(
-        model,
-        steps=steps,
-        device=model.load_device,
-        sampler=core.sampler,
-        scheduler=core.scheduler,
-        denoise=core.denoise,
-    ).sigmas
+        device, denoise = model.load_device, core.denoise
+        sigmas = comfy.samplers.KSampler(model, steps, device, core.sampler, core.scheduler, denoise).sigmas
     if not bool(sigmas.isfinite().all()):
         raise UniViGUError(
             f"the scheduler {core.scheduler} cannot make {steps} step(s): take more steps or another scheduler"
         )
-    return sigmas
+    return comfy.sample.sample(
+        guided_until(model, sampling.guidance_end, sigmas),
+        prepare_noise({**latent, "samples": samples}, seed),
+        steps,
+        conditions.guidance,
+        core.sampler,
+        "simple",  # sigmas take its place
+        conditions.positive,
+        conditions.negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        sigmas=sigmas,
+        callback=preview_of(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )

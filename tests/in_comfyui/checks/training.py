@@ -16,7 +16,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from check_made import bridge, checkpoint, core, distance, load_embedded, message, model_folder, run
+from check_made import bridge, checkpoint, core, distance, is_text_weight, load_embedded, message, model_folder, run
 from comfy_api.latest import InputImpl, Types
 from worker import node_class, pack_module
 
@@ -187,7 +187,7 @@ def checkpoints(folder: str) -> dict[str, Any]:
     return {
         "where": [Path(path).parent.name for path in (file, bare)],
         "changed": len(changed),
-        "of the video half": [name for name in changed if not bridge.is_text_weight(name)],
+        "of the video half": [name for name in changed if not is_text_weight(name)],
         "vae": distance(parts[2].encode(pixels), again[2].encode(pixels)),
         "lora": [type(lora).__name__, lora.message],
         "samples": [type(samples).__name__, samples.message],

@@ -146,8 +146,7 @@ class UniViGULoraLoader(io.ComfyNode):
                     options=file_names("lora"),
                     tooltip="From models/loras: a LoRA for Wan2.1 1.3B or for Uni-ViGU.",
                 ),
-                widgets.widget(Strengths, "strength_video", step=0.05),
-                widgets.widget(Strengths, "strength_text", step=0.05),
+                *widgets.each(Strengths, step=0.05),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the LoRA on it."),

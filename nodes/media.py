@@ -61,11 +61,6 @@ def size_widgets() -> list[Any]:
     return [*size(tooltip=tooltip), widget(Rate, "fps", display_name="fps (-1 = auto)", step=0.5)]
 
 
-def folder_widgets() -> list[Any]:
-    """The widgets that name a folder of clips."""
-    return [widget(Folder, "folder"), widget(Folder, "subfolders")]
-
-
 def sized(run: RunConfig, size: Size) -> RunConfig:
     """``run`` with other sizes. Raises UniViGUError off the model's grid."""
     frames, height, width = size.resolved(run)

@@ -16,11 +16,11 @@ from .comfy.conditioning import tokenizer_of, with_tokens_of
 from .comfy.latents import require_video_latent, streams_of
 from .comfy.network import network_of, run_facts
 from .comfy.sampling import (
+    SAMPLERS,
     SCHEDULERS,
     Conditions,
     Core,
     HostDenoiser,
-    core_samplers,
     guided_until,
     prepare_noise,
     run_job,
@@ -77,7 +77,7 @@ class UniFlowSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From Empty Uni-ViGU Latent, or an encoded clip to change."),
                 widgets.seed(),
                 *video_widgets(),
-                widget(Core, "sampler", options=core_samplers()),
+                widget(Core, "sampler", options=SAMPLERS),
                 widget(Core, "scheduler", options=SCHEDULERS),
                 widget(Core, "denoise", step=0.01),
                 guidance_end(),

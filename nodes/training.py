@@ -34,7 +34,7 @@ from .comfy.conditioning import tokenizer_of
 from .comfy.network import network_of, run_facts
 from .comfy.showing import Progress
 from .comfy.training import OutputFile, TrainingRun, best_precision, blocked, require_components
-from .media import Folder, as_image, folder_widgets, info_of, sized, state_of
+from .media import Folder, as_image, info_of, sized, state_of
 from .media import read as read_video
 from .types import LoraModel, LossMap, output, schema
 from .widgets import read, widget
@@ -57,7 +57,7 @@ class UniViGULoadClips(io.ComfyNode):
             inputs=[
                 widgets.model("Says how long clips and texts may be."),
                 widgets.clip("The CLIP, from Load Uni-ViGU: it counts the tokens."),
-                *folder_widgets(),
+                *widgets.each(Folder),
                 io.Boolean.Input(
                     "need_details",
                     default=False,

@@ -23,13 +23,12 @@ from .media import (
     Rate,
     as_pixels,
     fitting,
-    folder_widgets,
     size_widgets,
     state_of,
 )
 from .media import read as read_video
 from .types import output, schema
-from .widgets import read, widget
+from .widgets import read
 
 
 class UniViGUEncodeVideo(io.ComfyNode):
@@ -91,10 +90,8 @@ class UniViGUCaptionFolder(io.ComfyNode):
                 widgets.model(),
                 widgets.clip(),
                 widgets.vae(),
-                *folder_widgets(),
-                widget(Files, "overwrite"),
-                widget(Files, "prefix"),
-                widget(Files, "template"),
+                *widgets.each(Folder),
+                *widgets.each(Files),
                 *size_widgets(),
                 *widgets.captioning(),
                 widgets.video_cache(),

@@ -45,6 +45,11 @@ def widget(cls: type, name: str, **changes: Any) -> Any:
     return make.Input(name, **{**given, **changes})
 
 
+def each(cls: type, **changes: Any) -> list[Any]:
+    """A widget for each field of a settings class."""
+    return [widget(cls, name, **changes) for name in fields_of(cls)]
+
+
 def read(cls: type[Class], inputs: Mapping[str, Any], **more: Any) -> Class:
     """The settings that a node's inputs stand for; those that an older workflow lacks keep their defaults."""
     fields = fields_of(cls)

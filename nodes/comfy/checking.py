@@ -102,8 +102,8 @@ class NodeCheck(Check):
                 for one in samples
             ]
             inner.float16.start(inner)
-            predictors = (_predictor(denoise.network, inner, rounding) for rounding in ("none", "bfloat16"))
-            return weigh(*predictors, there, null=self.null, progress=self.progress, **options)
+            exact, rounded = (_predictor(denoise.network, inner, rounding) for rounding in ("none", "bfloat16"))
+            return weigh(exact, rounded, there, null=self.null, progress=self.progress, **options)
 
         longest = max(len(one.ids) for one in samples)
         return run_on_clip(self.model, job, samples[0].raw, Sampling(steps=1, text_length=longest))

@@ -75,13 +75,10 @@ def with_tokens_of(positive: list[Any], negative: list[Any]) -> list[Any]:
     return [[c, {k: v for k, v in extra.items() if k not in keys} | shared] for c, extra in negative]
 
 
-def at_all_times(conditioning: list[Any]) -> list[Any]:
-    """CONDITIONING without timestep ranges: a run that describes a clip has only one time for the video."""
-    return [
-        [c, {k: v for k, v in extra.items() if k not in ("start_percent", "end_percent")}] for c, extra in conditioning
-    ]
-
-
-def no_prompt(model: Any) -> list[Any]:
-    """CONDITIONING of no prompt at all: zeros, as in the release's video-to-text."""
-    return [[torch.zeros(1, 1, network_of(model).config.text_dim), {}]]
+def hint_conditioning(model: Any, hint: list[Any] | None) -> list[Any]:
+    """CONDITIONING to look at beside a clip, without timestep ranges: a run that describes a clip has only one time for
+    the video. No hint is zeros, as in the release's video-to-text."""
+    if not hint:
+        return [[torch.zeros(1, 1, network_of(model).config.text_dim), {}]]
+    ranges = ("start_percent", "end_percent")
+    return [[c, {k: v for k, v in extra.items() if k not in ranges}] for c, extra in hint]

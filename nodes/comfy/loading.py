@@ -82,8 +82,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         tensors, model_options=WEIGHT_DTYPES[weight_dtype], metadata=metadata, disable_dynamic=disable_dynamic
     )
     model.model.squeezed = squeezed
-    if weight_dtype == "fp32":  # quantised weights stay as they are: core would compute in what the card is best at
-        model.model.compute_in(torch.float32)
+    if weight_dtype == "fp32" and model.model.get_dtype_inference() != torch.float32:
+        model.model.manual_cast_dtype = torch.float32  # quantised weights: core computes in what the card is best at
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
     return model
 

@@ -85,11 +85,6 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.float16 = Float16Watch()
         self.squeezed = False  # in fewer bits than the file has, because the card is small
 
-    def compute_in(self, dtype: torch.dtype) -> None:
-        """Compute in another dtype than core has chosen; layers cast their weights as they are called."""
-        if self.get_dtype_inference() != dtype:
-            self.manual_cast_dtype = dtype
-
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
         # Not the network's own list: core makes some weights only as they are loaded (dynamic VRAM, comfy_quant).

@@ -121,7 +121,11 @@ class HostedNetwork(UniViGU):
         elif texts:
             text = texts[0].transpose(1, 2)
         elif text_tokens is not None:
-            text, mask, time_text = self.clean_text(text_tokens), text_mask, torch.zeros_like(time_video)
+            text, mask, time_text = (
+                as_text_content(self, text_tokens, checked=True),
+                text_mask,
+                torch.zeros_like(time_video),
+            )
         if context is None:
             context = video.new_zeros(video.shape[0], 1, self.config.text_dim)
 
@@ -146,11 +150,6 @@ class HostedNetwork(UniViGU):
         """Rows of E, wherever its weights lie; in float32 where nothing else is asked for, since E may be stored in
         fp8, which cannot be indexed on every device."""
         return self.token_embedding(tokens, out_dtype=dtype or torch.float32)
-
-    def clean_text(self, tokens: Tensor) -> Tensor:
-        """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
-        flow."""
-        return as_text_content(self, tokens, checked=True)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:

@@ -27,13 +27,14 @@ from ...uvg_core.sampling.denoiser import BOTH, Moment, Want
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
 from ...uvg_core.settings import Number, Text, setting, settings
-from .conditioning import at_all_times, no_prompt
+from .conditioning import hint_conditioning
 from .network import HostedNetwork, TextInput
 from .showing import preview_of
 
 log = logging.getLogger(__name__)
 
 UNIFORM = "uniform"  # the release's schedule, exactly
+SAMPLERS = list(comfy.samplers.SAMPLER_NAMES)
 SCHEDULERS = [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
 
 
@@ -226,16 +227,12 @@ def run_on_clip(
     return run_job(
         model,
         lambda denoise, _, clip: (clip, job(denoise, clip)),
-        Conditions(at_all_times(hint) if hint else no_prompt(model)),
+        Conditions(hint_conditioning(model, hint)),
         sampling,
         noise=torch.zeros_like(latent),
         latent=latent,
         sigmas=torch.zeros((sampling.steps or 1) + 1),
     )[1]
-
-
-def core_samplers() -> list[str]:
-    return list(comfy.samplers.SAMPLER_NAMES)
 
 
 def with_shift(model: Any, shift: float) -> Any:

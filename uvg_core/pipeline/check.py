@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -110,9 +111,8 @@ def environment(device: torch.device) -> list[str]:
             packages.append(f"no {name}")
     where = str(device)
     if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
-        where = f"{about.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        where = f"{torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     return [
         f"pack          {pack_version()}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         f"packages      {', '.join(packages)}",
@@ -123,25 +123,24 @@ def environment(device: torch.device) -> list[str]:
 def pack_version() -> str:
     """From ``pyproject.toml``: the pack is often a folder, not an installed package."""
     try:
-        text = (PACK / "pyproject.toml").read_text("utf-8")
-        return next(line.split('"')[1] for line in text.splitlines() if line.startswith("version"))
-    except (OSError, StopIteration, IndexError):
+        found = re.search(r'^version.*?"(.*?)"', (PACK / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    except OSError:
         return "unknown"
+    return found[1] if found else "unknown"
 
 
 def measured(what: str, device: torch.device, job: Callable[[], Result]) -> tuple[Result, str]:
     """What ``job`` gives, and a line with its time and, where it can be told, its peak of memory."""
-    if device.type == "cuda":
+    on_card, memory = device.type == "cuda", ""
+    if on_card:
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     result = job()
-    if device.type == "cuda":
+    if on_card:
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
-    memory = ""
-    if device.type == "cuda":
         memory = f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the card"
-    elif sys.platform != "win32":
+    seconds = time.perf_counter() - began
+    if not on_card and sys.platform != "win32":
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -341,13 +340,13 @@ class PipelineCheck(Check):
         return self.pipe.conditions_by_states(prompts)
 
     def weigh(self, samples: list[Sample], **options: int) -> Verdict:
-        pipe = self.pipe
+        null, components = self.pipe.null_condition, self.pipe.components
 
         def job(network: UniViGU) -> Verdict:
-            predictors = (rounded_times(network, rounding) for rounding in ("none", "bfloat16"))
-            return weigh(*predictors, samples, null=pipe.null_condition, progress=pipe.components.progress, **options)
+            exact, rounded = (rounded_times(network, rounding) for rounding in ("none", "bfloat16"))
+            return weigh(exact, rounded, samples, null=null, progress=components.progress, **options)
 
-        return pipe.components.on_network(job)
+        return components.on_network(job)
 
     def apply(self, verdict: Verdict, checked: str) -> Iterator[str]:
         pipe, config = self.pipe, self.pipe.config

@@ -121,11 +121,8 @@ class HostedNetwork(UniViGU):
         elif texts:
             text = texts[0].transpose(1, 2)
         elif text_tokens is not None:
-            text, mask, time_text = (
-                as_text_content(self, text_tokens, checked=True),
-                text_mask,
-                torch.zeros_like(time_video),
-            )
+            text, mask = as_text_content(self, text_tokens, checked=True), text_mask
+            time_text = torch.zeros_like(time_video)
         if context is None:
             context = video.new_zeros(video.shape[0], 1, self.config.text_dim)
 

@@ -34,7 +34,7 @@ from .showing import preview_of
 log = logging.getLogger(__name__)
 
 UNIFORM = "uniform"  # the release's schedule, exactly
-SAMPLERS = list(comfy.samplers.SAMPLER_NAMES)
+SAMPLERS = comfy.samplers.SAMPLER_NAMES  # other packs add to it
 SCHEDULERS = [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
 
 

@@ -83,7 +83,7 @@ def encoders(model: Any, clip: Any, vae: Any, run: RunConfig) -> Encoders:
 
     def latent(pixels: Tensor) -> Tensor:
         throw_exception_if_processing_interrupted()
-        return torch.cat([latent_format.process_in(encode_pixels(vae, clip)).float().cpu() for clip in pixels])
+        return torch.cat([latent_format.process_in(encode_pixels(vae, one)).float().cpu() for one in pixels])
 
     def states(texts: list[str]) -> Tensor:
         throw_exception_if_processing_interrupted()

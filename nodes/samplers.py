@@ -150,8 +150,10 @@ class VideoToTextDenoise(io.ComfyNode):
             progress("captioning", step, steps)
             progress.text(words)
 
-        options = {"hint": hint, "template": template, "record": read(Recording, inputs).record, "report": report}
-        text, words = describe(model, clip, latent["samples"], read(Sampling, inputs), **options)
+        sampling, record = read(Sampling, inputs), read(Recording, inputs).record
+        text, words = describe(
+            model, clip, latent["samples"], sampling, hint=hint, template=template, record=record, report=report
+        )
         progress.text(words, last=True)
         return io.NodeOutput(text)
 

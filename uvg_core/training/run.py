@@ -20,7 +20,7 @@ from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
-from ..data.sources import FolderSource, Source
+from ..data.sources import Source
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
 from ..pipeline.components import Components
@@ -108,21 +108,19 @@ def open_data(
     config: TrainConfig, parts: Components, accelerator: Any, *, say: Say = print, progress: Report | None = None
 ) -> Shards:
     """The shards of ``config.data``, built by the main process where they are missing or out of date."""
+    data = None
     if accelerator.is_main_process:
-        source = make_source(config, parts, say)
-        per_shard = shard_clips(parts.config.run)
-        build_shards(
-            source,
+        data = build_shards(
+            make_source(config, parts, say),
             Encoders.from_components(parts),
             config.cache_folder,
-            per_shard=per_shard,
+            per_shard=shard_clips(parts.config.run),
+            in_memory=None,
             progress=progress,
             say=say,
         )
     accelerator.wait_for_everyone()
-    data = Shards(config.cache_folder)
-    small = sum(path.stat().st_size for path in config.cache_folder.glob("*.safetensors")) < 2**32
-    return Shards(config.cache_folder, in_memory=True) if small else data
+    return data or Shards(config.cache_folder, in_memory=None)
 
 
 def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
@@ -140,7 +138,7 @@ def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
         need_detail=config.stage == "refine",
     )
     say(str(found))
-    return FolderSource(found)
+    return found
 
 
 def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:

@@ -13,6 +13,7 @@ from torch import nn
 class Average:
     """Exponential moving average of the weights that learn, in float32; early on it forgets faster."""
 
+    # torch.optim.swa_utils.AveragedModel copies the whole network, frozen weights too, in the dtypes that it has.
     def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
         self.weights, self.decay, self.count = weights, decay, 0
         self.means = {name: weight.detach().clone().float() for name, weight in weights.items()}
@@ -20,22 +21,24 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         self.count += 1
-        share = 1 - min(self.decay, self.count / (self.count + 10))
+        change = 1 - min(self.decay, self.count / (self.count + 10))
         for name, weight in self.weights.items():
-            self.means[name].lerp_(weight.detach().float(), share)
+            self.means[name].lerp_(weight.float(), change)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """The network has the averaged weights for the length of a block."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            weight.copy_(self.means[name])
+        latest = {name: weight.clone() for name, weight in self.weights.items()}
+        self._put(self.means)
         try:
             yield
         finally:
-            for name, weight in self.weights.items():
-                weight.copy_(kept[name])
+            self._put(latest)
+
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "means": self.means}

@@ -1,4 +1,4 @@
-"""Optimizers and the course of their rate."""
+"""Optimizers and the course of their learning rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import Optimizer
 
 
 def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
-    """The rate of step ``step`` (counted from 0) as a share of the peak: a linear climb, then a cosine."""
+    """The learning rate of step ``step`` (counted from 0) as a fraction of the peak: a linear climb, then a cosine."""
     if step < optimizer.warmup:
         return (step + 1) / (optimizer.warmup + 1)
     done = (step - optimizer.warmup) / max(1, (optimizer.horizon or steps) - optimizer.warmup)
@@ -22,28 +22,37 @@ def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
 
 
 def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two with Muon. Each group's ``peak_lr`` is its peak rate.
+    """One optimizer, or two with Muon. Each group's ``peak_lr`` is its peak learning rate.
 
     Weight decay holds for matrices only. Muon (momentum, orthogonalised; https://kellerjordan.github.io/posts/muon)
     takes the matrices inside the blocks, AdamW everything else."""
     if not weights:
         raise UniViGUError("nothing learns: the chosen stage and `trains` leave no weight to train")
-    muon = {n: w for n, w in weights.items() if wanted.kind == "muon" and n.startswith("blocks.") and w.ndim == 2}
-    rest = {name: weight for name, weight in weights.items() if name not in muon}
-    # The modulation tables are six vectors, or two, side by side.
-    are_matrices = {name: weight.ndim > 1 and not name.endswith("modulation") for name, weight in rest.items()}
-    matrices = [weight for name, weight in rest.items() if are_matrices[name]]
-    vectors = [weight for name, weight in rest.items() if not are_matrices[name]]
+    muon: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, weight in weights.items():
+        if wanted.kind == "muon" and name.startswith("blocks.") and weight.ndim == 2:
+            muon.append(weight)
+        elif weight.ndim > 1 and not name.endswith("modulation"):  # whose tables are vectors side by side
+            matrices.append(weight)
+        else:
+            vectors.append(weight)
     groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay, "peak_lr": wanted.rate}
         for params, decay in ((matrices, wanted.weight_decay), (vectors, 0.0))
         if params
     ]
     made: list[torch.optim.Optimizer] = []
-    if groups:
-        made.append(_adamw(groups, wanted))
+    if groups and wanted.kind == "adamw8bit":
+        require_bitsandbytes()
+        import bitsandbytes
+
+        made.append(bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas))
+    elif groups:
+        made.append(torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True))
     if muon:
-        params = {"params": list(muon.values()), "peak_lr": wanted.muon_rate}
+        params = {"params": muon, "peak_lr": wanted.muon_rate}
         made.append(torch.optim.Muon([params], lr=wanted.muon_rate, weight_decay=wanted.weight_decay))
     return made
 
@@ -51,18 +60,8 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
 def require_bitsandbytes() -> None:
     """Raise UniViGUError where bitsandbytes is not installed."""
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401 (whether it imports is the question)
     except ImportError:
         raise UniViGUError(
             "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
         ) from None
-
-
-def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:
-    if wanted.kind == "adamw8bit":
-        require_bitsandbytes()
-        import bitsandbytes
-
-        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas)
-        return eight_bit
-    return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True)

@@ -40,16 +40,16 @@ def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
     """Raise UniViGUError for what needs whole weights where processes hold parts of them."""
     if not is_sharded(accelerator):
         return
-    sharded = "under FSDP every process holds only a part of the weights"
-    if config.optimizer.ema:
-        raise UniViGUError(f"optimizer.ema is on, and {sharded}: they cannot be averaged. Set optimizer.ema: 0")
-    if config.optimizer.kind == "muon":
-        raise UniViGUError(f"optimizer.kind is muon, and {sharded}: it needs whole matrices. Set optimizer.kind: adamw")
-    if config.keep.sample_every:
-        raise UniViGUError(
-            f"keep.sample_every is {config.keep.sample_every}, and {sharded}: no samples are drawn there. Set "
-            "keep.sample_every: 0"
-        )
+    for wanted, entry, instead in (
+        (config.optimizer.ema, "optimizer.ema", "0"),
+        (config.optimizer.kind == "muon", "optimizer.kind", "adamw"),
+        (config.keep.sample_every, "keep.sample_every", "0"),
+    ):
+        if wanted:
+            raise UniViGUError(
+                f"{entry} needs whole weights, and under FSDP every process holds only a part of them. Set {entry}: "
+                f"{instead}"
+            )
 
 
 def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> None:

@@ -1,15 +1,14 @@
-"""``python -m uvg_core train``: from a configuration file to a trained network or LoRA."""
+"""One training run, from its configuration to the written file: data, network, trainer."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from .config import TrainConfig, load_config
 from .objective import plain_attention
 from .requirements import clips_a_step, is_sharded, require_packages, require_whole_weights
 from .start import require_vocabulary, starting_facts, starting_network
-from .trainer import Callbacks, Say, Step, Trainer, TrainResult, Watch
+from .trainer import Callbacks, Say, Trainer, TrainResult, Watch
 
 
 def train(
@@ -47,7 +46,10 @@ def train(
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
-    _require_ready(config, accelerator, resume, accept_changes)
+    accept = (lambda _: None) if accept_changes else None
+    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
+    require_packages(config)
+    require_whole_weights(config, accelerator)
     facts = starting_facts(config)
     parts = Components(
         config.model,
@@ -60,31 +62,21 @@ def train(
         require_vocabulary(facts.model, parts.tokenizer.size, config.model)
     data = open_data(config, parts, accelerator, say=say, progress=progress)
     on_cpu = accelerator.device.type == "cpu"
+    in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
     model = starting_network(
         config,
         vocab_size=parts.tokenizer.size,
         attention=plain_attention if on_cpu else None,
-        dtype=torch.float32
-        if config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
-        else None,
+        dtype=torch.float32 if in_float32 else None,
     )
-    facts = replace(facts, model=model.config)
 
     def decode(latent: Tensor) -> Tensor:
         with parts.using("vae") as vae:
             return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
     callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
-    trainer = Trainer(config, model, data, facts, accelerator, callbacks)
+    trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
     return trainer.run(resume, accept_changes)
-
-
-def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_changes: bool) -> None:
-    """Raise UniViGUError for what would end the run after hours of preparing its data."""
-    accept = (lambda _: None) if accept_changes else None
-    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
-    require_packages(config)
-    require_whole_weights(config, accelerator)
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -126,10 +118,10 @@ def open_data(
 def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
+    usual = TextLimits.of(run)
     other = plugged_in(config, run)
     if other is not None:
         return other
-    usual = TextLimits.of(run)
     found = survey(
         config.data,
         run,
@@ -157,17 +149,11 @@ def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
 # The command line
 
 
-def run(path: Path, shown: Callable[..., object], say: Say, *, resume: bool, accept_changes: bool) -> int:
+def run(path: Path, progress: Report, say: Say, *, resume: bool, accept_changes: bool) -> int:
     """Train as the configuration file at ``path`` says; 130 where the user stopped it."""
     config = load_config(path)
-    learning: list[bool] = []  # not empty from the first step on
-    with _stopping(say, learning) as asked:
-
-        def watch(_: Step) -> bool:
-            learning[:] = [True]
-            return bool(asked)
-
-        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=shown, watch=watch)
+    with _stopping(say) as watch:
+        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=progress, watch=watch)
     if not result.finished:
         say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
         return 130
@@ -177,20 +163,26 @@ def run(path: Path, shown: Callable[..., object], say: Say, *, resume: bool, acc
 
 
 @contextmanager
-def _stopping(say: Say, learning: list[bool]) -> Iterator[list[int]]:
+def _stopping(say: Say) -> Iterator[Watch]:
     """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once, and so does the
     first while the data are being prepared: the cache goes on where it was."""
-    asked: list[int] = []
+    learning = asked = False
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def ask(*_: object) -> None:
+        nonlocal asked
         if asked or not learning:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked = True
         say("stopping after this step; once more to stop without keeping it")
+
+    def watch(*_: object) -> bool:
+        nonlocal learning
+        learning = True
+        return asked
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield watch
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,18 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import CheckpointConfig
+from ..config import CheckpointConfig, RunConfig
 from ..data.shards import Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
-from .average import Average
 from .config import TrainConfig
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
-from .optimizers import make_optimizers, rate_at
+from .optimizers import Average, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
-from .requirements import clips_a_step, require_usable_texts
 from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
@@ -328,6 +326,29 @@ class Trainer:
             "rate": self.config.optimizer.rate,
             **{name: plain[name] for name in _RULES if plain[name] is not None},
         }
+
+
+def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
+    """How many clips all processes take together for one step."""
+    return config.batch * config.accumulate * int(accelerator.num_processes)
+
+
+def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> None:
+    """Raise UniViGUError for clips without the texts that the stage needs, or texts that the model cannot hold."""
+    if config.stage == "refine" and data.details < len(data):
+        raise UniViGUError(
+            f"{config.data}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the stage "
+            "refine learns to write them; add clip.detail.txt files, or train recall"
+        )
+    longest = {"prompt": data.longest_prompt}
+    if config.stage == "refine" or config.detail_share:
+        longest["detailed caption"] = data.longest_detail
+    for what, tokens in longest.items():
+        if config.stage != "generate" and tokens > run.text_length:
+            raise UniViGUError(
+                f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream {run.text_length}; "
+                "leave long ones out with tokens, or set clip.text_length"
+            )
 
 
 def _learning(model: UniViGU) -> dict[str, torch.nn.Parameter]:

@@ -64,7 +64,6 @@ class TrainResult:
     step: int
     steps: int
     file: Path | None
-    checkpoint: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -120,6 +119,10 @@ class Trainer:
         """The network without what accelerate wraps it in."""
         model: UniViGU = self.accelerator.unwrap_model(self.objective).model
         return model
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     # One step
 
@@ -201,7 +204,7 @@ class Trainer:
             while self.step < config.steps and not stopped:
                 started = time.perf_counter()
                 rate = rate_at(config.optimizer, self.step, config.steps)
-                for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                for group in self._groups:
                     group["lr"] = rate * group["peak_lr"]
                 plans, batches = coming.result()
                 if self.step + 1 < config.steps:
@@ -215,7 +218,7 @@ class Trainer:
                 stopped = self._after(StepMetrics.of(self.step, config, plans, losses, seconds=seconds, **numbers))
         if self.writes:
             self._write_checkpoint()
-        return TrainResult(self.step, config.steps, self.write() if self.writes else None, self._checkpoint)
+        return TrainResult(self.step, config.steps, self.write() if self.writes else None)
 
     def _after(self, metrics: StepMetrics) -> bool:
         """Log, checkpoint and whoever watches; whether to stop."""
@@ -262,11 +265,9 @@ class Trainer:
             checkpoints.prepare(folder)
         self.accelerator.wait_for_everyone()
         if last is not None:
-            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-            settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            settings = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
             checkpoints.load(last, self.accelerator)
-            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-            for group, values in zip(groups, settings, strict=True):  # this run's, not the checkpoint's
+            for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
             self.step, self._checkpoint = step, last
             self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")

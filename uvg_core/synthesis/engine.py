@@ -134,7 +134,7 @@ class SynthesisReport:
             reasons = Counter(problem.reason for problem in self.problems)
             named = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             counts.append(f"{len(self.problems)} left out ({named})")
-        untouched = self.total - sum(map(len, (self.made, self.complete, self.uncaptioned, self.problems)))
+        untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
             counts.append(f"{untouched} not begun")
         lines = [f"{self.total} clip{'' if self.total == 1 else 's'}: {', '.join(counts)}"]

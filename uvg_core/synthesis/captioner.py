@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
@@ -47,18 +46,11 @@ class Captioner:
         client: whom to ask. count: tokens of a text in the checkpoint's own vocabulary, end-of-text included.
         limits: fewest and most tokens of a caption, both included.
 
-    How many frames are shown and how often it asks is said in the client's settings. Raises UniViGUError without
-    Pillow, and for a file of instructions that cannot be read.
+    How many frames are shown and how often it asks is said in the client's settings. Raises UniViGUError for a file of
+    instructions that cannot be read.
     """
 
     def __init__(self, client: ChatClient, count: Callable[[str], int], limits: tuple[int, int]) -> None:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UniViGUError(
-                f"frames are sent as JPEG, which needs Pillow, which does not import ({error}): pip install pillow"
-            ) from None
-        self._image = Image
         self.client, self.chat, self.count, self.limits = client, client.chat, count, limits
         self.instructions = INSTRUCTIONS
         if path := self.chat.instructions:
@@ -121,7 +113,7 @@ class Captioner:
             f"The prompt: {prompt}\nThe video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"
         )
-        pictures = [{"type": "image_url", "image_url": {"url": self._data_url(frame)}} for frame in pixels]
+        pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in pixels]
         return [
             {"role": "system", "content": self.instructions},
             {"role": "user", "content": [{"type": "text", "text": text}, *pictures]},
@@ -145,14 +137,14 @@ class Captioner:
             wish = "shorter" if tokens > self.limits[1] else "with more of what is to be seen"
         return f"{found}. {self._demand(words / tokens)} Write it again, {wish}. Answer with the description alone."
 
-    def _data_url(self, frame_HWC: Tensor) -> str:
-        """A frame as JPEG in a data URL; uint8 ``[H,W,3]``."""
-        memory = bytearray(frame_HWC.numel())  # the way to Pillow that needs no numpy
-        torch.frombuffer(memory, dtype=torch.uint8).copy_(frame_HWC.flatten())
-        file = io.BytesIO()
-        size = frame_HWC.shape[1], frame_HWC.shape[0]
-        self._image.frombytes("RGB", size, bytes(memory)).save(file, "JPEG", quality=92, subsampling=0)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+def _data_url(frame_HWC: Tensor) -> str:
+    """A frame as JPEG in a data URL; uint8 ``[H,W,3]``."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame_HWC.numpy()).save(file, "JPEG", quality=92, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def make_captioner(

@@ -134,7 +134,7 @@ class SynthesisReport:
             reasons = Counter(problem.reason for problem in self.problems)
             named = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             counts.append(f"{len(self.problems)} left out ({named})")
-        untouched = self.total - sum(map(len, (self.made, self.complete, self.uncaptioned, self.problems)))
+        untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
             counts.append(f"{untouched} not begun")
         lines = [f"{self.total} clip{'' if self.total == 1 else 's'}: {', '.join(counts)}"]
@@ -213,14 +213,15 @@ class _DataSet:
         tokens, (fewest, most) = self.generator.count(job.prompt), self.generator.prompt_tokens
         if not fewest <= tokens <= most:
             raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
-        clip, detail = self.out / f"{job.name}.mp4", self.out / f"{job.name}.detail.txt"
+        clip = self.out / f"{job.name}.mp4"
+        prompt, detail = clip.with_suffix(".txt"), clip.with_suffix(".detail.txt")
         known = self.record.clips.get(job.name)
         fresh = known is None or not self._is_whole(clip, known)
         try:
             if fresh:
                 self._make(job, clip, detail, known)
-            if not _has_text(clip.with_suffix(".txt")):
-                write_text(clip.with_suffix(".txt"), job.prompt + "\n")
+            if not _has_text(prompt):
+                write_text(prompt, job.prompt + "\n")
         except (torch.OutOfMemoryError, MemoryError):
             raise  # the next clip is of the same size
         except UniViGUError as error:

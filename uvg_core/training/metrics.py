@@ -97,7 +97,8 @@ def draw_samples(
         contexts = torch.zeros(2, run.context_length, model.config.text_dim)
         contexts[0, : len(states)] = states
         contexts[1, : len(data.empty_states)] = data.empty_states
-        return GuidedDenoiser.of(model, *contexts.to(device).split(1), sampling)
+        context, null = contexts.to(device).split(1)
+        return GuidedDenoiser.of(model, context, null, sampling)
 
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
     sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)

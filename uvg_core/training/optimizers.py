@@ -1,13 +1,15 @@
-"""Optimizers and the course of their learning rate."""
+"""Optimizers, the course of their learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UniViGUError
 from .config import Optimizer
@@ -59,9 +61,45 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
 
 def require_bitsandbytes() -> None:
     """Raise UniViGUError where bitsandbytes is not installed."""
-    try:
-        import bitsandbytes  # noqa: F401 (whether it imports is the question)
-    except ImportError:
-        raise UniViGUError(
-            "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
-        ) from None
+    if find_spec("bitsandbytes") is None:
+        how = "needs a GPU and bitsandbytes: pip install it, or use adamw"
+        raise UniViGUError(f"optimizer.kind is adamw8bit, which {how}")
+
+
+class Average:
+    """Exponential moving average of the weights that learn, in float32; early on it forgets faster."""
+
+    # torch.optim.swa_utils.AveragedModel copies the whole network instead, frozen weights too, in the dtypes it has.
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
+        self.weights, self.decay, self.count = weights, decay, 0
+        self.means = {name: weight.detach().clone().float() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.count += 1
+        change = 1 - min(self.decay, self.count / (self.count + 10))
+        for name, weight in self.weights.items():
+            self.means[name].lerp_(weight.float(), change)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights for the length of a block."""
+        latest = {name: weight.clone() for name, weight in self.weights.items()}
+        self._put(self.means)
+        try:
+            yield
+        finally:
+            self._put(latest)
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        for name, mean in self.means.items():
+            mean.copy_(state["means"][name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -134,7 +134,8 @@ class Batch:
     video_clean: bool | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()})
+        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 class Collator:

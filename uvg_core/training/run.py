@@ -28,9 +28,9 @@ from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config
 from .objective import plain_attention
-from .requirements import clips_a_step, is_sharded, require_packages, require_whole_weights
-from .start import require_vocabulary, starting_facts, starting_network
-from .trainer import Callbacks, Say, Trainer, TrainResult, Watch
+from .optimizers import require_bitsandbytes
+from .start import require_peft, require_vocabulary, starting_facts, starting_network
+from .trainer import Callbacks, Say, Trainer, TrainResult, Watch, clips_a_step
 
 
 def train(
@@ -77,6 +77,39 @@ def train(
     callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
     trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
     return trainer.run(resume, accept_changes)
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Whether each process holds only a part of the weights (FSDP)."""
+    return "FSDP" in str(accelerator.distributed_type)
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Raise UniViGUError for a package that the run needs and that is not installed."""
+    if config.trains == "lora":
+        require_peft()
+    if config.optimizer.kind == "adamw8bit":
+        require_bitsandbytes()
+    if config.optimizer.kind == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UniViGUError(
+            f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
+        )
+
+
+def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
+    """Raise UniViGUError for what needs whole weights where processes hold parts of them."""
+    if not is_sharded(accelerator):
+        return
+    for wanted, entry, instead in (
+        (config.optimizer.ema, "optimizer.ema", "0"),
+        (config.optimizer.kind == "muon", "optimizer.kind", "adamw"),
+        (config.keep.sample_every, "keep.sample_every", "0"),
+    ):
+        if wanted:
+            raise UniViGUError(
+                f"{entry} needs whole weights, and under FSDP every process holds only a part of them. Set {entry}: "
+                f"{instead}"
+            )
 
 
 def make_accelerator(config: TrainConfig) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,8 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
 
 def require_peft() -> None:
     """Raise UniViGUError where peft is not installed."""
-    try:
-        import peft  # noqa: F401 (whether it imports is the question)
-    except ImportError:
-        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"') from None
+    if find_spec("peft") is None:
+        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"')
 
 
 def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:

@@ -21,18 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import CheckpointConfig
+from ..config import CheckpointConfig, RunConfig
 from ..data.shards import Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
-from .average import Average
 from .config import TrainConfig
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
-from .optimizers import make_optimizers, rate_at
+from .optimizers import Average, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
-from .requirements import clips_a_step, require_usable_texts
 from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
@@ -66,7 +64,6 @@ class TrainResult:
     step: int
     steps: int
     file: Path | None
-    checkpoint: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -122,6 +119,10 @@ class Trainer:
         """The network without what accelerate wraps it in."""
         model: UniViGU = self.accelerator.unwrap_model(self.objective).model
         return model
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     # One step
 
@@ -203,7 +204,7 @@ class Trainer:
             while self.step < config.steps and not stopped:
                 started = time.perf_counter()
                 rate = rate_at(config.optimizer, self.step, config.steps)
-                for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                for group in self._groups:
                     group["lr"] = rate * group["peak_lr"]
                 plans, batches = coming.result()
                 if self.step + 1 < config.steps:
@@ -217,7 +218,7 @@ class Trainer:
                 stopped = self._after(StepMetrics.of(self.step, config, plans, losses, seconds=seconds, **numbers))
         if self.writes:
             self._write_checkpoint()
-        return TrainResult(self.step, config.steps, self.write() if self.writes else None, self._checkpoint)
+        return TrainResult(self.step, config.steps, self.write() if self.writes else None)
 
     def _after(self, metrics: StepMetrics) -> bool:
         """Log, checkpoint and whoever watches; whether to stop."""
@@ -264,11 +265,9 @@ class Trainer:
             checkpoints.prepare(folder)
         self.accelerator.wait_for_everyone()
         if last is not None:
-            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-            settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            settings = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
             checkpoints.load(last, self.accelerator)
-            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-            for group, values in zip(groups, settings, strict=True):  # this run's, not the checkpoint's
+            for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
             self.step, self._checkpoint = step, last
             self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
@@ -328,6 +327,29 @@ class Trainer:
             "rate": self.config.optimizer.rate,
             **{name: plain[name] for name in _RULES if plain[name] is not None},
         }
+
+
+def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
+    """How many clips all processes take together for one step."""
+    return config.batch * config.accumulate * int(accelerator.num_processes)
+
+
+def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> None:
+    """Raise UniViGUError for clips without the texts that the stage needs, or texts that the model cannot hold."""
+    if config.stage == "refine" and data.details < len(data):
+        raise UniViGUError(
+            f"{config.data}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the stage "
+            "refine learns to write them; add clip.detail.txt files, or train recall"
+        )
+    longest = {"prompt": data.longest_prompt}
+    if config.stage == "refine" or config.detail_share:
+        longest["detailed caption"] = data.longest_detail
+    for what, tokens in longest.items():
+        if config.stage != "generate" and tokens > run.text_length:
+            raise UniViGUError(
+                f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream {run.text_length}; "
+                "leave long ones out with tokens, or set clip.text_length"
+            )
 
 
 def _learning(model: UniViGU) -> dict[str, torch.nn.Parameter]:

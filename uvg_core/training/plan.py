@@ -134,7 +134,7 @@ class Batch:
     video_clean: bool | None = None
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **tensors)
 
 

@@ -19,7 +19,7 @@ def small_wan_vae(width: int) -> Any:
     """A Wan 2.1 VAE of another base width: 16 latent channels, 4x in time, 8x in space."""
     from diffusers import AutoencoderKLWan
 
-    return AutoencoderKLWan(base_dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[])
+    return AutoencoderKLWan(base_dim=width)
 
 
 def _causal(tower: Any, x: Tensor, **first: bool) -> Tensor:

@@ -33,11 +33,11 @@ from ...uvg_core.media.sheet import SheetRow, draw_sheet
 from ...uvg_core.model import UniViGU
 from ...uvg_core.settings import Flag, Text, setting, settings
 from ...uvg_core.training.config import TrainConfig
-from ...uvg_core.training.metrics import draw_samples
+from ...uvg_core.training.metrics import StepMetrics, draw_samples
 from ...uvg_core.training.objective import plain_attention
 from ...uvg_core.training.run import make_accelerator
 from ...uvg_core.training.start import lora_weights, require_vocabulary, save_lora
-from ...uvg_core.training.trainer import Callbacks, Step, Trainer
+from ...uvg_core.training.trainer import Callbacks, Trainer
 from .conditioning import encode_prompt, tokenizer_of
 from .latents import decode_latent, encode_pixels, require_video_vae
 from .network import latent_format_of, network_of, weights_of
@@ -149,7 +149,7 @@ class TrainingRun:
     file: Path | None = None
     losses: list[float] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
-    _recent: deque[Step] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    _recent: deque[StepMetrics] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     _caption: str = ""
 
     def train(self, source: Source) -> None:
@@ -188,16 +188,17 @@ class TrainingRun:
             return Shards(cache, in_memory=True)
 
     def _learn(self, data: Shards) -> None:
-        config, learnt = self.config, dict[str, Tensor]()
+        config = self.config
         network = training_copy(self.model, config)
         if config.device != "cpu":
             comfy.model_management.unload_all_models()
             comfy.model_management.soft_empty_cache()
         accelerator = _accelerator(config)
-        callbacks = Callbacks(lambda step: self._watch(step, data), log.info, save=learnt.update)
-        trainer = Trainer(config, network, data, CheckpointConfig(network.config, self.run), accelerator, callbacks)
+        facts, callbacks = CheckpointConfig(network.config, self.run), Callbacks(self._watch, log.info)
+        trainer = Trainer(config, network, data, facts, accelerator, callbacks, writes=False)
         try:
             self._run(trainer)
+            learnt = trainer.learnt()
             if config.trains == "lora":
                 self.lora = lora_weights(learnt, config.lora)
             else:
@@ -223,30 +224,31 @@ class TrainingRun:
 
     # What is shown
 
-    def _watch(self, step: Step, data: Shards) -> None:
+    def _watch(self, metrics: StepMetrics, trainer: Trainer) -> None:
         """After every step; raises where the user has cancelled."""
-        self.losses.append(step.loss)
-        self._recent.append(step)
-        self.progress("training", step.step, step.steps)
-        ends, every = step.step == step.steps, self.config.keep.sample_every
-        if every and (ends or step.step % every == 0):
-            self._sample(step, data)
+        step, steps, every = metrics.step, self.config.steps, self.config.keep.sample_every
+        self.losses.append(metrics.loss)
+        self._recent.append(metrics)
+        self.progress("training", step, steps)
+        if every and (step == steps or step % every == 0):
+            self._sample(step, trainer)
         means = torch.tensor([[getattr(one, name) for name in LOSSES] for one in self._recent]).nanmean(0).tolist()
         known = [f"{name} {mean:.3f}" for name, mean in zip(LOSSES, means, strict=True) if mean == mean]
-        seconds = sum(one.seconds for one in self._recent) / len(self._recent) * (step.steps - step.step)
-        minutes, seconds = divmod(round(seconds), 60)
+        left = sum(one.seconds for one in self._recent) / len(self._recent) * (steps - step)
+        minutes, seconds = divmod(round(left), 60)
         # Two short lines, as wide as a node.
-        numbers, left = " ".join([f"{step.step}/{step.steps}", *known]), f"{minutes}:{seconds:02} left"
-        self.progress.text(f"{numbers}\n{left}{self._caption}", last=ends)
-        if ends or step.step % max(1, step.steps // 10) == 0:
-            log.info("%s, %s", numbers, left)
+        lines = " ".join([f"{step}/{steps}", *known]), f"{minutes}:{seconds:02} left"
+        self.progress.text("\n".join(lines) + self._caption, last=step == steps)
+        if step == steps or step % max(1, steps // 10) == 0:
+            log.info("%s, %s", *lines)
 
-    def _sample(self, step: Step, data: Shards) -> None:
+    def _sample(self, step: int, trainer: Trainer) -> None:
+        def cancelled(*_: object) -> None:
+            throw_exception_if_processing_interrupted()
+
         words = tokenizer_of(self.clip).text
-        with step.average() as network:
-            drawn = draw_samples(
-                network, data, self.config, self.run, step.step, lambda *_: throw_exception_if_processing_interrupted()
-            )
+        with trainer.averaged() as network:
+            drawn = draw_samples(network, trainer.data, self.config, self.run, step, cancelled)
         texts = {name: "" if ids is None else words(ids.cpu()) for name, ids in drawn.texts.items()}
         with torch.inference_mode():
             space = latent_format_of(self.model)
@@ -258,9 +260,9 @@ class TrainingRun:
             SheetRow(name.replace("_", " "), clips.get(name), texts.get(name, ""))
             for name in dict.fromkeys([*clips, *texts])
         ]
-        picture = draw_sheet(rows, title=f"step {step.step} of {step.steps}: {drawn.truth.name}")
+        picture = draw_sheet(rows, title=f"step {step} of {self.config.steps}: {drawn.truth.name}")
         self.pictures.append(picture)
-        self.progress.picture(step.step, step.steps, picture)
+        self.progress.picture(step, self.config.steps, picture)
         self._caption = f", says: {texts['video_to_text']}" if "video_to_text" in texts else ""
 
     # What is written

@@ -43,13 +43,13 @@ class MixturePath:
 
     def kappa(self, tau: float) -> float:
         """Probability that a token is already the data token, for tau in [0, 1]."""
-        return tau**self.exponent
+        return math.pow(tau, self.exponent)
 
     def slope(self, tau: float) -> float:
         """d kappa / d tau; infinite at tau = 0 when the exponent is below 1."""
         if tau == 0 and self.exponent < 1:
             return math.inf
-        return self.exponent * tau ** (self.exponent - 1)
+        return self.exponent * math.pow(tau, self.exponent - 1)
 
     def bridge_jump(self, tau: float, tau_next: float) -> float:
         """Exact jump probability over a step: the share of what is left of kappa. Its marginal follows kappa at any

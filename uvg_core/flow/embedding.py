@@ -11,6 +11,7 @@ Legend: B batch, L tokens, V rows, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,7 @@ from .discrete import CHUNK_NUMBERS
 
 def normalised_rows(matrix_VD: Tensor) -> Tensor:
     """E with every row at length sqrt(D), i.e. unit variance per coordinate; float32."""
-    return F.normalize(matrix_VD.float(), dim=-1) * matrix_VD.shape[-1] ** 0.5
+    return F.normalize(matrix_VD.float(), dim=-1) * math.sqrt(matrix_VD.shape[-1])
 
 
 def embed_tokens(matrix_VD: Tensor, tokens_BL: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def nearest_tokens(embed: Callable[[Tensor], Tensor], count: int, vectors_BLD: T
 def rounding_logits(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
     """Logits ``[B,L,V]`` of the token given a clean estimate: cosine similarity, sharpened by sqrt(D)."""
     rows = normalised_rows(matrix_VD)
-    return vectors_BLD.float() @ rows.T / matrix_VD.shape[-1] ** 0.5
+    return vectors_BLD.float() @ rows.T / math.sqrt(matrix_VD.shape[-1])
 
 
 def embedding_losses(

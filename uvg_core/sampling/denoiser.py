@@ -12,8 +12,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import UniViGUError
 from ..model import PassOptions, Prediction, UniViGU, VideoCache
-from ..model.kv_cache import free_memory
-from ..model.memory import pass_bytes, video_tokens
+from ..model.memory import free_memory, pass_bytes, video_tokens
 from .guidance import guide, guided_steps
 from .settings import Sampling
 from .streams import TextStream, VideoStream
@@ -146,8 +145,14 @@ class GuidedDenoiser:
             return False
         rows, config = latent.shape[0], self.config
         number = self.network.computes_in(latent).itemsize
-        sizes = {"video": video_tokens(latent.shape[2:], config), "text": text.content.shape[1], "itemsize": number}
-        needed = pass_bytes(config, rows=2 * rows, logits=rows if want_logits else 0, **sizes)
+        needed = pass_bytes(
+            config,
+            rows=2 * rows,
+            video=video_tokens(latent.shape[2:], config),
+            text=text.content.shape[1],
+            itemsize=number,
+            logits=rows if want_logits else 0,
+        )
         return needed < (CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device))
 
 

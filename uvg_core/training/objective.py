@@ -6,7 +6,6 @@ Legend: B batch, C F H W latent, L text tokens, V vocabulary rows, D width.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +18,7 @@ from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, token_log_likelihood
 from ..flow.embedding import embed_tokens, rounding_logits
 from ..flow.time import model_time_from_sigma, tau_from_sigma
-from ..model import PassOptions, UniViGU
-from ..model.block import Call, Streams
-from ..model.transformer import Hooks
+from ..model import Hooks, Pass, PassOptions, UniViGU
 from .config import Loss
 from .plan import Batch
 
@@ -119,7 +116,7 @@ class Objective(nn.Module):
         return error + self.loss.anchor * anchor
 
 
-def _recomputed(index: int, run: Any, call: Call) -> Streams:
+def _recomputed(index: int, run: Any, x: Tensor, at: Pass) -> Tensor:
     del index
-    streams: Streams = checkpoint(partial(run), call, use_reentrant=False)
-    return streams
+    out: Tensor = checkpoint(run, x, at, use_reentrant=False)
+    return out

@@ -267,8 +267,8 @@ class UniViGUModel(comfy.model_base.WAN21):
         watched = self.float16.wants(self, options)
         out, text = forward()
         if watched and not all_finite(out, *(text.logits if text is not None else ())):
-            if run is not None and run.cache is not None:
-                run.cache.clear()  # what was kept in passing is not finite either
+            if run is not None and run.options.cache is not None:
+                run.options.cache.clear()  # what was kept in passing is not finite either
             del out, text
             self.float16.widen(self, tuple(x.shape))
             out, text = forward()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..flow.continuous import euler_step
-from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood
+from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood, without
 from ..flow.embedding import nearest_tokens
 from ..flow.time import sigma_from_tau
 
@@ -20,8 +21,38 @@ from ..flow.time import sigma_from_tau
 SURE = 0.9
 
 
+class TextUpdate:
+    """A rule by which noisy text moves on; ``final_pass``: whether it asks for a pass at time 0 after the last step."""
+
+    final_pass: ClassVar[bool] = False
+
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        """The text stream's content after ``step``, from the network's prediction."""
+        raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further step would change the words."""
+        return False
+
+    def checks(self) -> list[Tensor]:
+        """Whether what was predicted since the last call is finite: boolean scalars."""
+        return []
+
+    def words(self, content: Tensor) -> Tensor:
+        """Token ids ``[B,L]`` to show for a content."""
+        return content
+
+    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
+        """The content after the final pass."""
+        return content
+
+
+NO_UPDATE = TextUpdate()
+
+
 @dataclass(frozen=True, kw_only=True)
-class TokenDraws:
+class TokenDraws(TextUpdate):
     """Tokens that jump to words drawn from the network's posterior; see ``draw_clean_tokens`` for the settings."""
 
     generators: Sequence[torch.Generator]
@@ -29,8 +60,6 @@ class TokenDraws:
     top_p: float = 1.0
     forbidden: int | None = None
     finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
-    final_pass = False
-    settled = False
 
     def jumped(self, content: Tensor, logits: Tensor, probability: float) -> tuple[Tensor, Tensor]:
         """Each position takes its drawn word with ``probability``, row by row with the row's own numbers; and the
@@ -54,15 +83,9 @@ class TokenDraws:
         self.finite.clear()
         return found
 
-    def words(self, content: Tensor) -> Tensor:
-        return content
-
-    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
-        return content
-
 
 @dataclass
-class _Same:
+class _Stable:
     """How many steps in a row drew the same words and were sure of them."""
 
     steps: int = 0
@@ -92,14 +115,14 @@ class JumpProcess(TokenDraws):
     rule: str = "bridge"
     stop_when_stable: int = 0
     pinned: Tensor | None = None
-    same: _Same = field(default_factory=lambda: _Same())
+    stable: _Stable = field(default_factory=_Stable)
 
     def __post_init__(self) -> None:
         self.path.require_rule(self.rule)
 
     @property
-    def settled(self) -> bool:  # type: ignore[override]
-        return self.stop_when_stable > 0 and self.same.steps >= self.stop_when_stable
+    def settled(self) -> bool:
+        return 0 < self.stop_when_stable <= self.stable.steps
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         probability = self.path.jump(self.rule, times[step], times[step + 1])
@@ -108,7 +131,7 @@ class JumpProcess(TokenDraws):
             sure = token_log_likelihood(logits, words, self.forbidden).exp() >= SURE
             if self.pinned is not None:
                 words, sure = words.masked_fill(self.pinned, 0), sure | self.pinned
-            self.same.count(words, sure)
+            self.stable.count(words, sure)
         return words if self.settled else moved
 
 
@@ -117,36 +140,26 @@ class ReleaseRedraw(TokenDraws):
     """The release's joint rule: every token is redrawn from the softmax and the draw is taken with probability
     i / (N - 1); after the last step one pass at time 0 for both streams, and its most likely tokens."""
 
-    final_pass = True
+    final_pass: ClassVar[bool] = True
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         steps = len(times) - 1
         return self.jumped(content, logits, step / (steps - 1) if steps > 1 else 1.0)[0]
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
-        if self.forbidden is not None:
-            logits = logits.index_fill(-1, torch.full((1,), self.forbidden, device=logits.device), -torch.inf)
-        return logits.argmax(-1)
+        return (logits if self.forbidden is None else without(logits, self.forbidden)).argmax(-1)
 
 
 @dataclass(frozen=True)
-class EmbeddingEuler:
+class EmbeddingEuler(TextUpdate):
     """The embedding flow: an Euler step along the predicted velocity, words by the nearest of E's ``count`` rows."""
 
     embed: Callable[[Tensor], Tensor]
     count: int
-    final_pass = False
-    settled = False
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         here, there = sigma_from_tau(times[step]), sigma_from_tau(times[step + 1])
         return euler_step(content, logits.to(content.dtype), here, there)
 
-    def checks(self) -> list[Tensor]:
-        return []
-
     def words(self, content: Tensor) -> Tensor:
         return nearest_tokens(self.embed, self.count, content)
-
-    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
-        return content

@@ -121,7 +121,7 @@ class HostedNetwork(UniViGU):
     def clean_text(self, tokens: Tensor) -> Tensor:
         """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
         flow."""
-        return as_text_content(self, tokens, checked=True)
+        return as_text_content(self, tokens)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:

@@ -22,7 +22,6 @@ from ...uvg_core.flow.schedule import video_sigmas
 from ...uvg_core.flow.time import sigma_from_model_time
 from ...uvg_core.model import PassOptions, Prediction, VideoCache
 from ...uvg_core.sampling import Sampling
-from ...uvg_core.sampling.denoiser import Moment
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
 from ...uvg_core.settings import Number, Text, setting, settings
@@ -134,14 +133,14 @@ class HostDenoiser:
         patcher = self._guider.inner_model.current_patcher
         return self._free_memory(device) - (patcher.model_size() if patcher.is_dynamic() else 0)
 
-    def __call__(self, video: VideoStream, text: TextStream, at: Moment, options: PassOptions) -> Prediction:
+    def __call__(self, video: VideoStream, text: TextStream, step: int, options: PassOptions) -> Prediction:
         """The guided prediction. Raises UniViGUError where no prompt is active at the first step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if not self._may_reuse:
             self._last_logits = None  # a vocabulary for each token, which this pass needs no more
         latent = video.latent
         self._shape = list(latent.shape)
-        times = [torch.full(latent.shape[:1], time, device=latent.device) for time in (at.time_video, at.time_text)]
+        times = [torch.full(latent.shape[:1], s.model_time(step), device=latent.device) for s in (video, text)]
         run = TextRun(text.content, times[1], text.mask, options)
 
         def close(args: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ Legend: B batch, V video tokens, T text tokens, S rows of the prompt condition, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,12 +68,9 @@ class AttentionLayer(nn.Module):
         super().__init__()
         dim = config.dim
         self.heads = config.num_heads
-        self.q = operations.Linear(dim, dim, **factory)
-        self.k = operations.Linear(dim, dim, **factory)
-        self.v = operations.Linear(dim, dim, **factory)
-        self.o = operations.Linear(dim, dim, **factory)
-        self.norm_q = operations.RMSNorm(dim, eps=config.eps, elementwise_affine=True, **factory)
-        self.norm_k = operations.RMSNorm(dim, eps=config.eps, elementwise_affine=True, **factory)
+        self.q, self.k, self.v, self.o = (operations.Linear(dim, dim, **factory) for _ in range(4))
+        norm = partial(operations.RMSNorm, dim, eps=config.eps, elementwise_affine=True, **factory)
+        self.norm_q, self.norm_k = norm(), norm()
 
 
 class JointSelfAttention(AttentionLayer):

@@ -33,6 +33,7 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._slabs: list[Tensor] = []
+        self._size = 0  # bytes of one tensor
         self._side: torch.cuda.Stream | None = None
         self.clear()
 
@@ -40,7 +41,7 @@ class HostMemory:
         """Give all room free."""
         if self._side is not None:
             self._side.synchronize()  # a tensor may be on its way from where the next one is written
-        self._slab = self._used = 0  # which slab is written to, and how many bytes of it are taken
+        self._taken = 0  # tensors there is room given for
         self._stages: list[_Stage] = []
 
     def __del__(self) -> None:
@@ -64,21 +65,22 @@ class HostMemory:
         return free_memory(torch.device("cpu")) + self._pinned
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, count: int) -> Tensor:
-        """Room for a tensor, one of ``count``; in ordinary memory where no more can be pinned."""
+        """Room for a tensor, one of ``count`` like it; in ordinary memory where no more can be pinned."""
         nbytes = dtype.itemsize * torch.Size(shape).numel()
         size = -(-nbytes // 512) * 512
-        while self._slab < len(self._slabs) and self._used + size > self._slabs[self._slab].numel():
-            self._slab, self._used = self._slab + 1, 0
-        if self._slab == len(self._slabs):
-            wanted = max(size, min(SLAB, count * size - self._pinned))
+        of_a_slab = max(1, SLAB // size)
+        slab, place = divmod(self._taken, of_a_slab)
+        if size != self._size:
+            self._slabs, self._size = [], size
+        if slab == len(self._slabs):
+            wanted = size * min(of_a_slab, count - self._taken)
             try:
-                slab = torch.empty(wanted, dtype=torch.uint8, pin_memory=True)
+                self._slabs.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
             except RuntimeError as error:
                 log.warning("video cache: %s; going on in memory that is not pinned, which is slower", error)
-                slab = torch.empty(wanted, dtype=torch.uint8)
-            self._slabs.append(slab)
-        start, self._used = self._used, self._used + size
-        return self._slabs[self._slab][start : start + nbytes].view(dtype).view(shape)
+                self._slabs.append(torch.empty(wanted, dtype=torch.uint8))
+        self._taken += 1
+        return self._slabs[slab][place * size : place * size + nbytes].view(dtype).view(shape)
 
     def fetched(self, index: int, tensors: Sequence[Tensor], room: int, device: torch.device) -> Tensor:
         """Tensor ``index`` of ``tensors`` ``[2,B,V,D]`` on the device, with ``room`` more places behind V; the next one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,3 +42,18 @@ def block_modulations(table: Tensor, time_2B6D: Tensor, factors: bool) -> tuple[
         return Modulation(shift, scale, gate, None if scales is None else scales[stream, :, layer, None])
 
     return (of(0, 0), of(1, 0)), (of(0, 1), of(1, 1))
+
+
+class Head(nn.Module):
+    """An output head: a norm, shift and scale by the stream's time, a linear layer to ``width`` outputs per token."""
+
+    def __init__(self, norm: nn.Module, dim: int, width: int, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.norm = norm
+        self.head = operations.Linear(dim, width, **factory)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, dim, **factory))
+
+    def forward(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
+        shift, scale = (self.modulation.to(time_BD) + time_BD[:, None]).chunk(2, dim=1)
+        out: Tensor = self.head(torch.addcmul(shift, self.norm(x_BND), 1 + scale))
+        return out

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .attention import Attention, default_attention
 from .block import JointBlock, Pass
-from .heads import Head
 from .inputs import check_inputs, time_features
 from .kv_cache import VideoCache
+from .modulation import Head
 from .options import EVERYTHING, Hooks, PassOptions, Prediction
 from .rope import matrices, rotations, text_angles, video_angles
 from .streams import join

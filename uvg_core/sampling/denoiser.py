@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..model import PassOptions, Prediction, VideoCache
 from .streams import TextStream, VideoStream
-
-
-class Moment(NamedTuple):
-    """Where a run is: at the start of ``step`` of ``steps``, with both streams' times on the network's clock."""
-
-    step: int
-    steps: int
-    time_video: float
-    time_text: float
 
 
 class Denoiser(Protocol):
@@ -36,7 +27,7 @@ class Denoiser(Protocol):
         """An empty cache for a clip that is only read, None where there can be none."""
         ...
 
-    def __call__(self, video: VideoStream, text: TextStream, at: Moment, options: PassOptions) -> Prediction:
-        """The prediction for both streams as they are ``at`` that moment; ``options`` say which heads are wanted,
+    def __call__(self, video: VideoStream, text: TextStream, step: int, options: PassOptions) -> Prediction:
+        """The prediction for both streams at the start of ``step``, from 0; ``options`` say which heads are wanted,
         whether the video is held clean, and give the cache."""
         ...

@@ -14,7 +14,6 @@ from ..errors import UniViGUError
 from ..model import PassOptions, Prediction, UniViGU, VideoCache
 from ..model.memory import free_memory, pass_bytes, video_tokens
 from ..model.streams import join
-from .denoiser import Moment
 from .settings import Sampling
 from .streams import TextStream, VideoStream
 
@@ -83,51 +82,53 @@ class GuidedDenoiser:
         """An empty cache; ``settings`` as of ``VideoCache``."""
         return self.network.video_cache(**settings)
 
-    def __call__(self, video: VideoStream, text: TextStream, at: Moment, options: PassOptions) -> Prediction:
-        """The prediction for both streams, guided where ``at`` lies in the guided steps."""
+    def __call__(self, video: VideoStream, text: TextStream, step: int, options: PassOptions) -> Prediction:
+        """The prediction for both streams, guided where ``step`` is one of the guided steps."""
         latent, null = video.latent, self.null_context
         # The release's condition without a prompt is 512 rows of zeros. Equal rows make cross-attention average the
         # same value: one row gives the same.
         context = latent.new_zeros(1, 1, self.config.text_dim) if self.context is None else self.context
-        unguided = not options.want_velocity or self._scale == 1 or at.step >= guided_steps(self.guidance_end, at.steps)
+        unguided = not options.want_velocity or self._scale == 1 or step >= guided_steps(self.guidance_end, video.steps)
         if unguided or null is None:
-            velocities, logits = self._predict([context], latent, text, at, options)
+            velocities, logits = self._predict([context], video, text, step, options)
             return Prediction(velocities[0] if velocities else None, logits)
-        if self._fit_together(context, null, latent, text, options):
-            (velocity, without), logits = self._predict([context, null], latent, text, at, options)
+        if self._fit_together(context, null, video, text, options):
+            (velocity, without), logits = self._predict([context, null], video, text, step, options)
         else:
-            (velocity,), logits = self._predict([context], latent, text, at, options)
-            (without,), _ = self._predict([null], latent, text, at, replace(options, want_logits=False))
+            (velocity,), logits = self._predict([context], video, text, step, options)
+            (without,), _ = self._predict([null], video, text, step, replace(options, want_logits=False))
         return Prediction(guide(without, velocity, self._scale), logits)
 
     def _fit_together(
-        self, context: Tensor, null: Tensor, latent: Tensor, text: TextStream, options: PassOptions
+        self, context: Tensor, null: Tensor, video: VideoStream, text: TextStream, options: PassOptions
     ) -> bool:
         """Whether both passes of guidance go through the network as one batch."""
-        rows = latent.shape[0]
+        rows, _, *size = video.latent.shape
         needed = pass_bytes(
             self.config,
             rows=2 * rows,
-            video=video_tokens(latent.shape[2:], self.config),
+            video=video_tokens(size, self.config),
             text=text.content.shape[1],
-            itemsize=self.network.computes_in(latent).itemsize,
+            itemsize=self.network.computes_in(video.latent).itemsize,
             logits=rows if options.want_logits else 0,
         )
-        free = CPU_TOGETHER if latent.device.type == "cpu" else free_memory(latent.device)
+        device = video.latent.device
+        free = CPU_TOGETHER if device.type == "cpu" else free_memory(device)
         return null.shape[1:] == context.shape[1:] and needed < free
 
     def _predict(
-        self, contexts: list[Tensor], latent: Tensor, text: TextStream, at: Moment, options: PassOptions
+        self, contexts: list[Tensor], video: VideoStream, text: TextStream, step: int, options: PassOptions
     ) -> tuple[list[Tensor], Tensor | None]:
         """One pass of the network: a velocity under each of ``contexts``, if wanted, and the logits under the first."""
-        count, rows = len(contexts), latent.shape[0]
+        latent, count = video.latent, len(contexts)
+        rows, device = len(latent), latent.device
         if count > 1 and options.want_logits:
             options = replace(options, want_logits=slice(0, rows))
         velocity, logits = self.network(
             join([latent] * count, 0),
             join([text.content] * count, 0),
-            torch.full((count * rows,), at.time_video, device=latent.device),
-            torch.full((count * rows,), at.time_text, device=latent.device),
+            torch.full((count * rows,), video.model_time(step), device=device),
+            torch.full((count * rows,), text.model_time(step), device=device),
             join([context.expand(rows, -1, -1) for context in contexts], 0),
             None if text.mask is None else join([text.mask] * count, 0),
             options,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flow.discrete import NOT_FINITE
 from ..model import PassOptions, Prediction, VideoCache
-from .denoiser import Denoiser, Moment
+from .denoiser import Denoiser
 from .finite import FiniteCheck
 from .streams import TextStream, VideoStream, steps_of
 
@@ -69,8 +69,7 @@ def run(
     steps, finite = steps_of(video, text), FiniteCheck()
 
     def predict(video: VideoStream, step: int, logits: bool) -> Prediction:
-        at = Moment(step, steps, video.model_time(step), text.model_time(step))
-        return denoise(video, text, at, PassOptions(not video.held, logits and not text.held, video.held, cache))
+        return denoise(video, text, step, PassOptions(not video.held, logits and not text.held, video.held, cache))
 
     finite.add(video.latent.isfinite().all(), _latent_not_finite("before the first step"))
     text, stopped = text.with_content(text.content), False
@@ -92,8 +91,8 @@ def run(
         if stopped or (text.settled and video.held):
             break
     if text.update.final_pass and not stopped:
-        at, options = Moment(steps, steps, 0.0, 0.0), PassOptions(want_velocity=False, video_clean=True)
-        logits = denoise(VideoStream(video.latent), text, at, options).logits
+        video, held = VideoStream(video.latent), TextStream(text.content, mask=text.mask)
+        logits = denoise(video, held, steps, PassOptions(want_velocity=False, video_clean=True)).logits
         assert logits is not None
         text = text.with_content(text.update.finish(text.content, logits))
     finite.close()

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import UniViGUError
 from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, corrupt, sent, token_log_likelihood
-from ..flow.time import sigma_from_tau, text_model_time_from_tau
+from ..flow.time import sigma_from_tau
 from ..model import PassOptions, VideoCache
-from .denoiser import Denoiser, Moment
+from .denoiser import Denoiser
 from .settings import RANKING, Ranking
 from .start import as_text_content, mask_token, require_ids, text_noise
 from .streams import TextStream, VideoStream
@@ -98,8 +98,8 @@ def _filled(denoise: Denoiser, video: Tensor, tokens: Tensor, cache: VideoCache 
     """The cache filled by one row, for all candidates; None where there was no room: another batch must not try again
     with its own rows."""
     if cache is not None and not cache.filled:
-        text = TextStream(as_text_content(denoise, tokens[:1], checked=True))
-        denoise(VideoStream(video), text, Moment(0, 1, 0.0, 0.0), PassOptions(False, False, True, cache))
+        text = TextStream(as_text_content(denoise, tokens[:1]))
+        denoise(VideoStream(video), text, 0, PassOptions(False, False, True, cache))
     return cache if cache is not None and cache.filled else None
 
 
@@ -114,7 +114,7 @@ class _Draw(NamedTuple):
 
 def _losses(denoise: Denoiser, video: Tensor, tokens: Tensor, draw: _Draw, cache: VideoCache | None) -> Tensor:
     """The text flow's losses ``[K]`` of ``tokens`` ``[K,L]`` in one draw."""
-    config, data = denoise.config, as_text_content(denoise, tokens, checked=True)
+    config, data = denoise.config, as_text_content(denoise, tokens)
     if config.text_flow == "embedding":
         noise = draw.noise.expand_as(data)
         content = interpolate(data, noise, torch.tensor(sigma_from_tau(draw.tau)))
@@ -123,10 +123,12 @@ def _losses(denoise: Denoiser, video: Tensor, tokens: Tensor, draw: _Draw, cache
         path, tau, keep = MixturePath(config.kappa_exponent), torch.tensor([draw.tau]), torch.Generator()
         rows = [corrupt(row[None], tau, path, draw.noise, keep.manual_seed(draw.keep_seed)) for row in tokens]
         content = torch.cat(rows)
-    stream = VideoStream(video.expand(len(tokens), -1, -1, -1, -1))
-    at = Moment(0, 1, 0.0, text_model_time_from_tau(draw.tau))
+    stream, text = (
+        VideoStream(video.expand(len(tokens), -1, -1, -1, -1)),
+        TextStream(content, (draw.tau,), rounded=True),
+    )
     options = PassOptions(want_velocity=False, video_clean=True, cache=cache)
-    predicted = denoise(stream, TextStream(content), at, options).logits
+    predicted = denoise(stream, text, 0, options).logits
     assert predicted is not None
     if config.text_flow == "embedding":
         return (predicted.float() - velocity_target(data, noise)).square().sum((1, 2))

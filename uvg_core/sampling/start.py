@@ -38,12 +38,9 @@ def require_ids(config: ModelConfig, tokens: Tensor) -> None:
         )
 
 
-def as_text_content(network: Any, tokens: Tensor, *, checked: bool = False) -> Tensor:
-    """What a network (or ``Denoiser``) takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow.
-
-    ``checked``: the ids are known to be in the vocabulary; else UniViGUError is raised where they are not."""
-    if not checked:
-        require_ids(network.config, tokens)
+def as_text_content(network: Any, tokens: Tensor) -> Tensor:
+    """What a network (or ``Denoiser``) takes for clean tokens ``[B,L]`` of its vocabulary (``require_ids``): the ids,
+    or rows of E with the embedding flow."""
     return normalised_rows(network.embed(tokens)) if network.config.text_flow == "embedding" else tokens
 
 
@@ -61,7 +58,7 @@ def clean_text(denoise: Denoiser, tokens: Tensor | None, mask: Tensor | None, li
     if tokens is None:
         tokens = torch.zeros(1, 0, dtype=torch.long)
     require_ids(denoise.config, tokens)  # before they go to a card
-    content = as_text_content(denoise, sent(tokens, like.device).expand(rows, -1), checked=True)
+    content = as_text_content(denoise, sent(tokens, like.device).expand(rows, -1))
     # A mask that hides nothing only keeps attention from its fastest kernels.
     mask = None if mask is None or bool(mask.all()) else sent(mask, like.device).expand(rows, -1)
     return TextStream(content, mask=mask)
@@ -92,7 +89,7 @@ def noisy_text(
         ids = _fixed_ids(fixed, rows, length)
         require_ids(config, ids.clamp(min=0))
         pinned = sent(ids >= 0, like.device)
-        anchor = as_text_content(denoise, sent(ids.clamp(min=0), like.device), checked=True)
+        anchor = as_text_content(denoise, sent(ids.clamp(min=0), like.device))
     noise = torch.cat([text_noise(config, length, generator) for generator in draws])
     update = _update(denoise, settings, draws, pinned)
     content = sent(noise, like.device)

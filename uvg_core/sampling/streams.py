@@ -31,6 +31,11 @@ class VideoStream:
         """Whether it is held clean."""
         return self.sigmas is None
 
+    @property
+    def steps(self) -> int:
+        """Steps of the run, 0 where it is held clean."""
+        return len(self.sigmas or [0.0]) - 1
+
     def sigma(self, step: int) -> float:
         """The noise share at the start of ``step``."""
         return 0.0 if self.sigmas is None else self.sigmas[step]

@@ -46,21 +46,6 @@ class MixturePath:
         """Probability that a token is already the data token, for tau in [0, 1]."""
         return math.pow(tau, self.exponent)
 
-    def bridge_jump(self, tau: float, tau_next: float) -> float:
-        """Exact jump probability over a step: the share of what is left of kappa. Its marginal follows kappa at any
-        number of steps, and the last step (tau_next = 1) jumps for sure."""
-        left = 1 - self.kappa(tau)
-        return 1.0 if left <= 0 else (self.kappa(tau_next) - self.kappa(tau)) / left
-
-    def euler_jump(self, tau: float, tau_next: float) -> float:
-        """The release's rule: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)); the last step jumps
-        for sure. Off kappa at few steps; kept for comparison. See ``require_rule`` for where it has no meaning."""
-        left = 1 - self.kappa(tau)
-        if tau_next >= 1 or left <= 0:
-            return 1.0
-        slope = self.exponent * math.pow(tau, self.exponent - 1)
-        return -math.expm1(-(tau_next - tau) * slope / left)
-
     def require_rule(self, rule: str) -> None:
         """Raise UniViGUError for a rule that does not exist, or not on this path."""
         if rule not in ("bridge", "euler"):
@@ -73,9 +58,19 @@ class MixturePath:
             )
 
     def jump(self, rule: str, tau: float, tau_next: float) -> float:
-        """Jump probability by ``rule``: ``bridge`` or ``euler``."""
+        """Jump probability over a step; the last step (tau_next = 1) jumps for sure.
+
+        ``bridge`` is exact: the share of what is left of kappa; its marginal follows kappa at any number of steps.
+        ``euler`` is the release's: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)). It is off kappa at
+        few steps and kept for comparison; see ``require_rule`` for where it has no meaning."""
         self.require_rule(rule)
-        return self.bridge_jump(tau, tau_next) if rule == "bridge" else self.euler_jump(tau, tau_next)
+        left = 1 - self.kappa(tau)
+        if tau_next >= 1 or left <= 0:
+            return 1.0
+        if rule == "bridge":
+            return (self.kappa(tau_next) - self.kappa(tau)) / left
+        slope = self.exponent * math.pow(tau, self.exponent - 1)
+        return -math.expm1(-(tau_next - tau) * slope / left)
 
 
 def source_tokens(

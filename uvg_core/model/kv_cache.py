@@ -81,6 +81,9 @@ class VideoCache:
         self.rows = self.tokens = self.blocks = 0
         self._stored: list[_Stored] = []
 
+    def __del__(self) -> None:
+        self._stored = []  # before the host's memory, which is given back once nothing lies in it
+
     @property
     def nbytes(self) -> int:
         """What is kept, in bytes."""

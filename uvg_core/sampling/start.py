@@ -16,7 +16,7 @@ from ..flow.schedule import checked_sigmas, video_sigmas
 from .denoiser import Denoiser
 from .settings import SAMPLING, Sampling
 from .streams import TextStream, VideoStream
-from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw, TextUpdate
+from .text_updates import EmbeddingEuler, JumpProcess, TextUpdate
 
 # Added to seeds: a caller who draws the video's noise from the same seed must not get the same numbers for the text.
 TEXT_SEEDS = 0x7E87_57EA_0000
@@ -121,16 +121,16 @@ def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator],
             )
         return EmbeddingEuler(denoise.embed, config.token_rows)
     assert settings.temperature is not None
-    shared: dict[str, Any] = {
-        "generators": draws,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "forbidden": mask_token(config),
-    }
-    if settings.text_update == "release":
-        return ReleaseRedraw(**shared)
-    path, stable = MixturePath(config.kappa_exponent), settings.stop_when_stable
-    return JumpProcess(path=path, rule=settings.text_update, stop_when_stable=stable, pinned=pinned, **shared)
+    return JumpProcess(
+        path=MixturePath(config.kappa_exponent),
+        generators=draws,
+        rule=settings.text_update,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        forbidden=mask_token(config),
+        stop_when_stable=0 if settings.text_update == "release" else settings.stop_when_stable,
+        pinned=pinned,
+    )
 
 
 def _fixed_ids(fixed: Fixed, rows: int, length: int) -> Tensor:

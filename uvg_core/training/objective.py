@@ -109,7 +109,6 @@ class Objective(nn.Module):
         return error + self.loss.anchor * anchor
 
 
-def _recomputed(index: int, run: Any, x: Tensor, at: Pass) -> Tensor:
-    del index
+def _recomputed(_: int, run: Any, x: Tensor, at: Pass) -> Tensor:
     out: Tensor = checkpoint(run, x, at, use_reentrant=False)
     return out

@@ -23,7 +23,6 @@ from ...uvg_core.flow.schedule import video_sigmas
 from ...uvg_core.flow.time import sigma_from_model_time
 from ...uvg_core.model import PassOptions, Prediction, VideoCache
 from ...uvg_core.sampling import Sampling
-from ...uvg_core.sampling.denoiser import BOTH, Moment, Want
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
 from ...uvg_core.settings import Number, Text, setting, settings
@@ -108,25 +107,20 @@ class HostDenoiser:
         patcher = self._guider.inner_model.current_patcher
         return self._free_memory(device) - (patcher.model_size() if patcher.is_dynamic() else 0)
 
-    def __call__(
-        self, video: VideoStream, text: TextStream, at: Moment, want: Want = BOTH, cache: VideoCache | None = None
-    ) -> Prediction:
+    def __call__(self, video: VideoStream, text: TextStream, step: int, options: PassOptions) -> Prediction:
         """The guided prediction. Raises UniViGUError where no prompt is active at the first step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if not self._may_reuse:
             self._last_logits = None  # a vocabulary for each token, which this pass needs no more
         latent = video.latent
         self._shape = list(latent.shape)
-        time_video, time_text = (
-            torch.full(latent.shape[:1], t, device=latent.device) for t in (at.time_video, at.time_text)
-        )
-        options = PassOptions(want.velocity, video_clean=video.held, cache=cache)
-        stream = TextInput(text.content, time_text, text.mask, options)
-        prompted, unprompted = TextCondition(stream, want.logits), TextCondition(stream, False)
-        sigma = sigma_from_model_time(time_video)
+        times = [torch.full(latent.shape[:1], s.model_time(step), device=latent.device) for s in (video, text)]
+        stream, wants_logits = TextInput(text.content, times[1], text.mask, options), options.want_logits is not False
+        prompted, unprompted = TextCondition(stream, wants_logits), TextCondition(stream, False)
+        sigma = sigma_from_model_time(times[0])
         denoised = self._guided(latent, sigma, prompted, unprompted)
-        velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if want.velocity else None
-        if not want.logits:
+        velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if options.want_velocity else None
+        if not wants_logits:
             return Prediction(velocity, None)
         if stream.logits:  # several where prompts are combined
             logits = [one.to(latent.device) for one in stream.logits]

@@ -117,7 +117,6 @@ class Objective(nn.Module):
         return error + self.loss.anchor * anchor
 
 
-def _recomputed(index: int, run: Any, call: Call) -> Streams:
-    del index
+def _recomputed(_: int, run: Any, call: Call) -> Streams:
     streams: Streams = checkpoint(partial(run), call, use_reentrant=False)
     return streams

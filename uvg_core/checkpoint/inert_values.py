@@ -11,22 +11,22 @@ import torch
 
 _MOST = 1 << 63  # sizes, strides and offsets are signed 64-bit numbers
 _MOST_DIMENSIONS = 64
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-    "ComplexFloat": torch.complex64,
-    "ComplexDouble": torch.complex128,
-    "Untyped": torch.uint8,
-    "_Untyped": torch.uint8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+    "_UntypedStorage": torch.uint8,
 }
 
 Buffer = mmap | bytes  # a mapped file, mostly
@@ -34,17 +34,16 @@ Buffer = mmap | bytes  # a mapped file, mostly
 
 @dataclass(slots=True, eq=False, repr=False)
 class Named:
-    """A class, function or constant that the pickle refers to by name. Never looked up."""
+    """A class, function or constant that the pickle refers to by its dotted name. Never looked up."""
 
-    module: str
     name: str
 
     def __repr__(self) -> str:
-        return f"{self.module[:100]}.{self.name[:100]}".removeprefix(".")
+        return self.name[:200]
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Thing:
+class StandIn:
     """In the place of an object: the class or function that would have made it, and a dict's entries."""
 
     of: Named
@@ -53,7 +52,7 @@ class Thing:
     @property
     def is_tensor(self) -> bool:
         """Whether it stands for a tensor of a kind that is not plain numbers: sparse, quantised, sharded."""
-        return self.of.name.startswith("_rebuild_") or self.of.name.endswith("Tensor")
+        return "._rebuild_" in self.of.name or self.of.name.endswith("Tensor")
 
     def __repr__(self) -> str:
         kind = repr(self.of)
@@ -87,10 +86,6 @@ class View:
             return 0
         return (1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))) * self.dtype.itemsize
 
-    @property
-    def contiguous(self) -> bool:
-        return torch.empty_strided(self.shape, self.stride, device="meta").is_contiguous()
-
 
 def storage_of(label: Any) -> Storage | None:
     """The storage that a persistent id names: ("storage", kind, key, device, size), and in the older format the part
@@ -100,7 +95,7 @@ def storage_of(label: Any) -> Storage | None:
     kind, key, _, count = label[1:5]
     part = label[5] if len(label) == 6 else None
     start, count = part[1:] if isinstance(part, tuple) and len(part) == 3 else (0, count)
-    dtype = _STORAGES.get(kind.name.removesuffix("Storage")) if kind.name.endswith("Storage") else None
+    dtype = _STORAGES.get(kind.name.rpartition(".")[2])
     if dtype is None or not isinstance(key, str) or not _are_sizes(start, count):
         return None
     return Storage(key, dtype, count, start)
@@ -118,9 +113,9 @@ def view_of(function: str, arguments: tuple[Any, ...]) -> View | None:
     if math.prod(size or 1 for size in shape) >= _MOST:
         return None
     dtype: torch.dtype | None = storage.dtype
-    if function == "_rebuild_tensor_v3":
+    if function.endswith("_v3"):
         given, arguments = arguments[6] if len(arguments) > 6 else None, arguments[1:]
-        dtype = _DTYPES.get(given.name) if isinstance(given, Named) and given.module == "torch" else None
+        dtype = _DTYPES.get(given.name) if isinstance(given, Named) else None
     pending = any(arguments[6:])  # to be negated or conjugated
     return None if dtype is None or pending else View(storage, dtype, offset, shape, stride)
 

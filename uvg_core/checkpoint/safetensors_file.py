@@ -65,7 +65,8 @@ class SafetensorsFile(WeightFile):
         self.tensors[name], self._offsets[name] = stored, start + offsets[0]
 
     def read(self, name: str) -> Tensor:
-        stored, flat = self.tensors[name], self._bytes(name)
+        stored = self.tensors[name]
+        flat = self._bytes(name, stored.nbytes)
         return flat if stored.torch_dtype is None else flat.view(stored.torch_dtype).reshape(stored.shape)
 
     def _require_bytes(self, expected: int) -> None:

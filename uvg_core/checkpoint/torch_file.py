@@ -8,13 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..config import shown
 from ..errors import UniViGUError
 from .inert import Malformed, Refused
-from .inert_values import Storage, Thing, View
+from .inert_values import StandIn, Storage, View
 from .torch_form import contents
 from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Stored, WeightFile
 
@@ -28,7 +27,7 @@ class TorchFile(WeightFile):
         super().__init__(path)
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                opened = contents(data)
+                opened = contents(file, data)
         except Refused as error:
             raise UniViGUError(f"{path}: {error}") from None
         except Malformed as error:
@@ -51,19 +50,15 @@ class TorchFile(WeightFile):
         whole = _entries(saved)
         if whole is None:
             raise UniViGUError(f"{self.path}: found a {_kind(saved)}, expected a dict of tensors by name")
-        choices = {key: _entries(whole.get(key)) or {} for key in ("model", "state_dict")}
-        inside = next((key for key, state in choices.items() if any(map(_is_tensor, state.values()))), None)
-        state, others = whole, {}
-        if inside is not None:
-            state, others = choices[inside], {key: value for key, value in whole.items() if key != inside}
-        views: dict[str, View] = {}
-        for name, value in state.items():
-            if isinstance(value, View) and isinstance(name, str):
-                views[name] = value
-            elif _is_tensor(value):
-                raise self._not_stored(str(name), f"a {_kind(value)}")
-            else:
-                others[name] = value
+        states = {key: _entries(whole.get(key)) or {} for key in ("model", "state_dict")}
+        inside = next((key for key, state in states.items() if any(map(_is_tensor, state.values()))), None)
+        state = whole if inside is None else states[inside]
+        others = {} if inside is None else {key: value for key, value in whole.items() if key != inside}
+        views = {name: value for name, value in state.items() if isinstance(value, View) and isinstance(name, str)}
+        others |= {name: value for name, value in state.items() if name not in views}
+        odd = next((name for name in state if name not in views and _is_tensor(state[name])), None)
+        if odd is not None:
+            raise self._not_stored(str(odd), f"a {_kind(state[odd])}")
         if not views:
             raise UniViGUError(
                 f"{self.path}: no tensors in it (entries: {_listed(others)}; nothing in it was executed); expected a "
@@ -85,8 +80,7 @@ class TorchFile(WeightFile):
             raise UniViGUError(f"{self.path}: {name} is {view.dtype}, which is not a dtype of weights")
         if place is None:
             raise self._damaged(f"the numbers of {name} are not in it")
-        storage, itemsize = view.storage, view.storage.dtype.itemsize
-        start, present = storage.start * itemsize, storage.count * itemsize
+        start, present = (count * view.storage.dtype.itemsize for count in (view.storage.start, view.storage.count))
         if start + present > place[1]:
             raise self._damaged(f"of the numbers of {name}, {present} bytes, {place[1]} are in it")
         stored = Stored.like(view.shape, view.dtype)
@@ -98,16 +92,10 @@ class TorchFile(WeightFile):
         self.tensors[name], self._offsets[name] = stored, place[0] + start + first
 
     def read(self, name: str) -> Tensor:
-        view, begin = self._views[name], self._offsets[name]
-        if view.contiguous:
-            tensor = self._bytes(name).view(view.dtype).reshape(view.shape)
-        else:  # numbers of other tensors lie between: mapped, so that only what is needed is read
-            with self.path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if len(data) < begin + view.span:
-                raise self._damaged(f"it ends before byte {begin + view.span}")
-            numbers = torch.frombuffer(data, dtype=torch.uint8, count=view.span, offset=begin).view(view.dtype)
-            tensor = numbers.as_strided(view.shape, view.stride).clone(memory_format=torch.contiguous_format)
+        view = self._views[name]
+        # Numbers of other tensors may lie between those of this one.
+        numbers = self._bytes(name, view.span).view(view.dtype)
+        tensor = numbers.as_strided(view.shape, view.stride).contiguous()
         if self._swapped:
             tensor.untyped_storage().byteswap(view.dtype)
         return tensor
@@ -121,17 +109,17 @@ class TorchFile(WeightFile):
 
 def _entries(value: Any) -> dict[Any, Any] | None:
     """The entries of a dict, or of what was made by a class of dicts."""
-    return value.entries if isinstance(value, Thing) else value if isinstance(value, dict) else None
+    return value.entries if isinstance(value, StandIn) else value if isinstance(value, dict) else None
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, View) or (isinstance(value, Thing) and value.is_tensor)
+    return isinstance(value, View) or (isinstance(value, StandIn) and value.is_tensor)
 
 
 def _kind(value: Any) -> str:
     """What a value is, in words: of what was saved, the class's name."""
     known = {View: "tensor", Storage: "storage"}.get(type(value), type(value).__name__)
-    return repr(value) if known in ("Thing", "Named") else known
+    return repr(value) if known in ("StandIn", "Named") else known
 
 
 def _listed(entries: dict[Any, Any], most: int = 5) -> str:

@@ -82,9 +82,9 @@ class WeightFile(ABC):
         if self.ignored:
             log.info("%s: ignored %s", self.path, self.ignored)
 
-    def _bytes(self, name: str) -> Tensor:
-        """A tensor's bytes, which lie in one piece in the file."""
-        tensor = torch.empty(self.tensors[name].nbytes, dtype=torch.uint8)
+    def _bytes(self, name: str, count: int) -> Tensor:
+        """The bytes in the file from a tensor's first to its last."""
+        tensor = torch.empty(count, dtype=torch.uint8)
         begin, view, done = self._offsets[name], bytes_of(tensor), 0
         try:
             with self.path.open("rb", buffering=0) as file:

@@ -15,7 +15,7 @@ import torch
 
 from .inert_values import Buffer, Named, StandIn, View, storage_of, view_of
 
-MOST_STEPS = 5_000_000  # reads, or 256 bytes; a checkpoint of 1500 weights with Adam's state takes 600,000
+MOST_STEPS = 5_000_000  # reads, or 256 bytes; a checkpoint of 1500 weights with Adam's state takes 340,000
 _LONGEST_LINE = 1 << 16
 _BROKEN = "its table of contents is not readable or ends in the middle"
 # Called with a tensor as the first argument, these give that tensor.

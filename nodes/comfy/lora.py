@@ -9,8 +9,9 @@ import torch
 from comfy.weight_adapter import GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
-from ...uvg_core.checkpoint.fit import is_text_half
-from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch, Patch, is_old_glora
+from ...uvg_core.checkpoint.keys import is_text_half
+from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch
+from ...uvg_core.checkpoint.lora_patch import Patch, is_old_glora
 from .network import network_of, weights_of
 
 PREFIX = "diffusion_model."

@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uvg_core.checkpoint import convert, init_from_wan, inspect_checkpoint, load_model, read_config, read_part
+from uvg_core.checkpoint import (
+    Overrides,
+    convert,
+    init_from_wan,
+    inspect_checkpoint,
+    load_model,
+    read_config,
+    read_part,
+)
 from uvg_core.errors import UniViGUError
 
 
@@ -162,7 +170,7 @@ def test_two_weights_for_one_place(model, tools, tmp_path):
     weights = tools.weights_of(model)
     torch.save({"module.head.modulation": weights["head.modulation"], **weights}, tmp_path / "x.pth")
     with pytest.raises(UniViGUError, match=r"both stand for head\.modulation"):
-        load_model(tmp_path / "x.pth", num_heads=2)
+        load_model(tmp_path / "x.pth", overrides=Overrides(num_heads=2))
 
 
 @pytest.mark.parametrize(

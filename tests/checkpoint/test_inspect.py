@@ -89,7 +89,7 @@ def test_foreign_files_are_named(names, kind, tmp_path):
 
 def test_the_full_model_is_counted_and_described(monkeypatch):
     """Sizes of design/model.md, section 2, from a table of contents alone."""
-    from uvg_core.checkpoint import inspect
+    from uvg_core.checkpoint import detect
     from uvg_core.checkpoint.read import Stored, WeightFile
 
     class Table(WeightFile):
@@ -104,7 +104,7 @@ def test_the_full_model_is_counted_and_described(monkeypatch):
         table.tensors = {name: Stored.like(t.shape, torch.bfloat16) for name, t in full.state_dict().items()}
         return table
 
-    monkeypatch.setattr(inspect, "open_weights", opened)
+    monkeypatch.setattr(detect, "open_weights", opened)
     report = inspect_checkpoint("full.safetensors")
     billions = {part: round(count / 1e9, 2) for part, count in report.parts.items()}
     assert billions == {

@@ -130,7 +130,8 @@ def _called(function: Any, arguments: Any) -> Any:
     made = function
     if _name(function) in _TYPED and isinstance(arguments, tuple) and len(arguments) == 4:
         function, made, arguments = arguments[:3]
-    name, result = _name(function), None
+    name = _name(function)
+    result: View | StandIn | None = None
     if isinstance(arguments, tuple) and arguments:
         if name.startswith("torch._utils._rebuild_tensor"):
             result = view_of(name, arguments)

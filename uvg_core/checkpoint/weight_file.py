@@ -45,6 +45,11 @@ class Stored:
         return math.prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return self.nbytes // max(self.numel, 1)
+
+    @property
     def torch_dtype(self) -> torch.dtype | None:
         """None for types that this torch does not know."""
         return _DTYPES.get(self.dtype)

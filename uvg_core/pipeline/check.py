@@ -45,7 +45,6 @@ MOST_FRAMES = 17
 MOST_TOKENS = {"cpu": 1000}
 USUAL_TOKENS = 8000
 
-WRITTEN = ("run", "latent_space", "time_rounding")  # facts that the verdict knows better
 
 Result = TypeVar("Result")
 
@@ -326,19 +325,19 @@ class Check:
         """The checkpoint, LoRAs merged, as a native file that says what was found, in ``dtype`` of ``convert``."""
         assert self.verdict is not None
         config: CheckpointConfig = self.pipe.config
-        stated: dict[str, Any] = {k: v for k, v in self.pipe.components.overrides.items() if k not in WRITTEN}
         convert(
             self.pipe.components.path,
             path,
             dtype=dtype,
             on_progress=progress,
             loras=self.pipe.loras,
-            **{
-                **stated,
-                "latent_space": config.model.latent_space,
-                "time_rounding": config.model.time_rounding,
-                "run": {"text_states": config.run.text_states, "checked": config.run.checked},
-            },
+            overrides=replace(
+                self.pipe.components.overrides,
+                latent_space=config.model.latent_space,
+                time_rounding=config.model.time_rounding,
+                text_states=config.run.text_states,
+                checked=config.run.checked,
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:

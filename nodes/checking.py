@@ -19,7 +19,7 @@ from . import widgets
 from .comfy.captions import AT_ONCE, describe, rank
 from .comfy.checking import COMFYUI, conditions_by_states, weigh_model, with_verdict
 from .comfy.conditioning import encode_prompt, tokenizer_of, with_tokens_of
-from .comfy.folders import NO_FILE, null_embedding_names, null_embedding_path
+from .comfy.folders import NO_FILE, file_names, file_path, fingerprint
 from .comfy.latents import decode_latent, encode_pixels, require_video_vae
 from .comfy.network import config_of, run_facts
 from .comfy.sampling import Conditions, Core, sample_with_core
@@ -46,7 +46,7 @@ class UniViGUCheck(io.ComfyNode):
                 widgets.vae("From Load Uni-ViGU."),
                 io.Combo.Input(
                     "null_embedding",
-                    options=[NO_FILE, *null_embedding_names()],
+                    options=[NO_FILE, *file_names("null_embedding")],
                     default=NO_FILE,
                     optional=True,
                     tooltip="The release's empty_context_t5_emb.pt, as further evidence: it was computed with one of "
@@ -61,13 +61,18 @@ class UniViGUCheck(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """The files that are there: another file of the same name is loaded anew."""
+        return fingerprint(**inputs)
+
+    @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, null_embedding: str = NO_FILE) -> io.NodeOutput:
         config, run, tokenizer = config_of(model), run_facts(model), tokenizer_of(clip)
         require_video_vae(vae)
         progress = Progress(cls.hidden.unique_id, steps=100)
         null = None
         if null_embedding != NO_FILE:
-            null = read_null_embedding(null_embedding_path(null_embedding), config.text_dim)
+            null = read_null_embedding(file_path("null_embedding", null_embedding), config.text_dim)
         device, size = model.load_device, int(model.model_size())
         dtypes = f"{model.model.get_dtype()}, computing in {model.model.get_dtype_inference()}".replace("torch.", "")
         states = run.text_states or "umT5 (assumed)"

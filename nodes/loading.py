@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -11,7 +12,7 @@ from ..uvg_core.errors import UniViGUError
 from ..uvg_core.pipeline.locate import DOWNLOADS
 from ..uvg_core.settings import Number, setting, settings
 from . import widgets
-from .comfy.folders import checkpoint_names, checkpoint_path, file_names, file_path
+from .comfy.folders import file_names, file_path, fingerprint
 from .comfy.latents import belong_to, fit_preview
 from .comfy.loading import WEIGHT_DTYPES, load_encoder, load_network, load_vae, parts_of
 from .comfy.lora import apply_lora
@@ -37,13 +38,13 @@ class UniViGULoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=checkpoint_names(),
+                    options=file_names("checkpoint"),
                     tooltip="From models/uni_vigu, models/diffusion_models or models/checkpoints. uvg_tiny is the "
                     "small model that comes with the pack.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[own, *file_names("text_encoders")],
+                    options=[own, *file_names("text_encoder")],
                     default=own,
                     tooltip="The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
                 ),
@@ -93,10 +94,15 @@ class UniViGULoader(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """The files that are there: another file of the same name is loaded anew."""
+        return fingerprint(**inputs)
+
+    @classmethod
     def execute(
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
-        path = checkpoint_path(checkpoint)
+        path = file_path("checkpoint", checkpoint)
         own = FROM_CHECKPOINT
         carried = parts_of(path) if own in (text_encoder, vae) else set()
         for part, chosen in (("text encoder", text_encoder), ("VAE", vae)):
@@ -108,7 +114,7 @@ class UniViGULoader(io.ComfyNode):
         model = load_network(path, weight_dtype, None if latent_space == own else latent_space)
         run = run_facts(model)
         clip = load_encoder(
-            path if text_encoder == own else file_path("text_encoders", text_encoder),
+            path if text_encoder == own else file_path("text_encoder", text_encoder),
             (run.text_states if text_states == own else text_states) == "release",
             network_of(model).config.text_dim,
             run,
@@ -143,7 +149,7 @@ class UniViGULoraLoader(io.ComfyNode):
                 widgets.model(),
                 io.Combo.Input(
                     "lora",
-                    options=file_names("loras"),
+                    options=file_names("lora"),
                     tooltip="From models/loras: a LoRA for Wan2.1 1.3B or for Uni-ViGU.",
                 ),
                 widgets.widget(Strengths, "strength_video", step=0.05),
@@ -157,8 +163,13 @@ class UniViGULoraLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """The files that are there: another file of the same name is loaded anew."""
+        return fingerprint(**inputs)
+
+    @classmethod
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
-        patched, match = apply_lora(model, file_path("loras", lora), strength_video, strength_text)
+        patched, match = apply_lora(model, file_path("lora", lora), strength_video, strength_text)
         line = f"{lora}: {match.at(strength_video, strength_text)}"
         log.info(line)
         Progress(cls.hidden.unique_id).text(line, last=True)

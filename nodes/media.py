@@ -20,6 +20,7 @@ from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, fit_pixels, probe, read_clip
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
+from .comfy.folders import file_state
 from .comfy.showing import input_directory
 from .widgets import widget
 
@@ -161,8 +162,5 @@ def folder_of(text: str) -> Path:
 def state_of(text: str) -> str:
     """Changes when a file in the folder that a widget names does."""
     path = folder_of(text)
-    state = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else []:
-        facts = file.stat()
-        state.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
-    return state.hexdigest()
+    files = sorted(path.rglob("*")) if path.is_dir() else []
+    return hashlib.sha256("\n".join(map(file_state, files)).encode()).hexdigest()

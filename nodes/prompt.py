@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..uvg_core.media.null_embedding import read_null_embedding
 from . import widgets
 from .comfy.conditioning import encode_prompt
-from .comfy.folders import NO_FILE, null_embedding_names, null_embedding_path
+from .comfy.folders import NO_FILE, file_names, file_path, fingerprint
 from .types import CATEGORY
 
 
@@ -36,7 +38,7 @@ class UniViGUTextEncode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "null_embedding",
-                    options=[NO_FILE, *null_embedding_names()],
+                    options=[NO_FILE, *file_names("null_embedding")],
                     default=NO_FILE,
                     optional=True,
                     advanced=True,
@@ -49,8 +51,13 @@ class UniViGUTextEncode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """The files that are there: another file of the same name is loaded anew."""
+        return fingerprint(**inputs)
+
+    @classmethod
     def execute(cls, clip: object, text: str, stream_text: str = "", null_embedding: str = NO_FILE) -> io.NodeOutput:
         states = None
         if null_embedding != NO_FILE and not text.strip():
-            states = read_null_embedding(null_embedding_path(null_embedding))
+            states = read_null_embedding(file_path("null_embedding", null_embedding))
         return io.NodeOutput(encode_prompt(clip, text, stream_text if stream_text.strip() else None, states))

@@ -1,77 +1,69 @@
-"""What ComfyUI's model folders hold, and where a name in them lies."""
+"""The files in ComfyUI's model folders: which a widget offers, where they lie, and whether they have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 
 import folder_paths
 
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.pipeline.locate import DOWNLOADS, RELEASED
+from ...uvg_core.pipeline.locate import DOWNLOADS, ENCODER, RELEASED, VAE
 from .names import EMBEDDED, FOLDER
 
-CHECKPOINTS = (FOLDER, "diffusion_models", "checkpoints")
 NO_FILE = "none"
-NULL_FOLDERS = ("embeddings", "text_encoders", FOLDER)
 NULL_BYTES = 18_000_000  # twice 512 rows of 4096 numbers in float32
+# The folders that a widget chooses a file from, and what users of the released model download for it.
+FOLDERS = {
+    "checkpoint": (FOLDER, "diffusion_models", "checkpoints"),
+    "text_encoder": ("text_encoders",),
+    "vae": ("vae",),
+    "lora": ("loras",),
+    "null_embedding": ("embeddings", "text_encoders", FOLDER),
+}
+RELEASE = {"checkpoint": RELEASED, "text_encoder": DOWNLOADS[ENCODER], "vae": DOWNLOADS[VAE]}
 
 
-def file_names(kind: str) -> list[str]:
-    """Names in one of ComfyUI's model folders."""
-    return folder_paths.get_filename_list(kind)
+def file_names(widget: str) -> list[str]:
+    """What a widget offers, each name once, the embedded model first. Null embeddings are small files only: they share
+    folders with whole text encoders."""
+    names = dict.fromkeys(name for folder in FOLDERS[widget] for name in folder_paths.get_filename_list(folder))
+    small = [name for name in names if widget != "null_embedding" or 0 < _stat(_find(widget, name))[0] < NULL_BYTES]
+    return sorted(small, key=lambda name: name != EMBEDDED)
 
 
-def checkpoint_names() -> list[str]:
-    """What the loader offers: the embedded model first, then ComfyUI's model folders, each name once."""
-    names = [name for kind in CHECKPOINTS for name in file_names(kind)]
-    return sorted(dict.fromkeys(names), key=lambda name: name != EMBEDDED)
+def file_path(widget: str, name: str) -> str:
+    """Raises UniViGUError for a name that lies in no folder, with where to get the file."""
+    found = _find(widget, name)
+    if found is not None:
+        return found
+    folders = FOLDERS[widget]
+    download = f". The released model's: {RELEASE[widget]}" if widget in RELEASE else ""
+    raise UniViGUError(
+        f"{name}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
+        f"press R, and choose it again{download}"
+    )
 
 
-def null_embedding_names() -> list[str]:
-    """Files that may hold a prompt condition: embeddings, and what is as small in the folders of larger files."""
-    small = [name for kind in NULL_FOLDERS[1:] for name in file_names(kind) if _is_small(_path((kind,), name))]
-    return list(dict.fromkeys([*file_names("embeddings"), *small]))
+def fingerprint(**widgets: str) -> str:
+    """What changes when a file that one of the widgets names is replaced, deleted or put there."""
+    return "\n".join(file_state(_find(widget, name)) for widget, name in widgets.items() if widget in FOLDERS)
 
 
-def _is_small(path: str | None) -> bool:
-    """Whether a file may hold a prompt condition; ComfyUI lists dangling links too."""
+def file_state(path: str | Path | None) -> str:
+    """What changes when a file does."""
+    return f"{path} {_stat(path)}"
+
+
+def _find(widget: str, name: str) -> str | None:
+    paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS[widget])
+    return next((path for path in paths if path is not None), None)
+
+
+def _stat(path: str | Path | None) -> tuple[int, int]:
+    """Size in bytes and time of change of a file; zeros for one that is not there (ComfyUI lists dangling links)."""
     try:
-        return path is not None and Path(path).stat().st_size < NULL_BYTES
+        facts = os.stat(path or "")
     except OSError:
-        return False
-
-
-def _path(kinds: Sequence[str], name: str) -> str | None:
-    return next((path for kind in kinds if (path := folder_paths.get_full_path(kind, name)) is not None), None)
-
-
-def checkpoint_path(name: str) -> str:
-    """Raises UniViGUError for a name that lies in no folder."""
-    found = _path(CHECKPOINTS, name)
-    if found is None:
-        raise UniViGUError(
-            f"{name}: found in none of ComfyUI's folders {', '.join(CHECKPOINTS)}; put the file into models/{FOLDER} "
-            f"or models/diffusion_models, press R, and choose it again. To get the released model: {RELEASED}"
-        )
-    return found
-
-
-def null_embedding_path(name: str) -> str:
-    """Raises UniViGUError for a name that lies in no folder."""
-    found = _path(NULL_FOLDERS, name)
-    if found is None:
-        raise UniViGUError(
-            f"{name}: found in none of ComfyUI's folders {', '.join(NULL_FOLDERS)}; put the file into "
-            "models/embeddings, press R, and choose it again"
-        )
-    return found
-
-
-def file_path(kind: str, name: str) -> str:
-    """Raises UniViGUError for a name that is not there."""
-    found = _path((kind,), name)
-    if found is None:
-        wanted = "".join(f". To get what Wan 2.1 uses: {part}" for part in DOWNLOADS.values() if part.folder == kind)
-        raise UniViGUError(f"{name}: not found in models/{kind}; press R and choose a file that is there{wanted}")
-    return found
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns

@@ -157,6 +157,15 @@ def test_a_link_that_leads_nowhere_does_not_keep_the_pack_from_loading(inside: I
     assert inside.call("nodes", "dangling_links")
 
 
+def test_a_file_that_was_replaced_or_deleted_is_noticed(inside: Inside) -> None:
+    found = inside.call("nodes", "changed_files")
+    assert len(found) == 6
+    for node, (gone, dangling, there, again, other) in found.items():
+        assert gone == dangling, node
+        assert there == again, node
+        assert len({gone, there, other}) == 3, node
+
+
 def test_text_states(inside: Inside) -> None:
     found = inside.call("nodes", "text_states")
     if found["umT5"] == -1.0:

@@ -4,7 +4,6 @@ random, and on the embedded model."""
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,34 +244,3 @@ def test_captions_are_cut_to_what_a_model_reads() -> None:
         assert all(clip.path.is_file() for clip in clips)
         assert all(len(tokenizer.ids(clip.caption)) <= min(run.text_length, run.context_length) for clip in clips)
         assert all(len(clip.caption.split()) > 2 for clip in clips)
-
-
-def test_the_models_that_were_tried_are_enough_and_none_was_judged_wrong() -> None:
-    """What benchmarks/check_models.py measured."""
-    numbers = Path(__file__).resolve().parents[2] / "benchmarks" / "numbers" / "check_models.json"
-    rows = json.loads(numbers.read_text("utf-8"))
-    for group in ("set", "shown"):
-        models = [row for row in rows if row["group"] == group]
-        for space, kind in COMBINATIONS:
-            alike = [row for row in models if (row["latent_space"], row["text_states"]) == (space, kind)]
-            assert len(alike) >= 3
-            assert all(row["right"]["latent space"] for row in alike)
-            assert not [row for row in alike if row["right"]["text states"] is False]
-    untrained = [row for row in rows if row["group"] == "untrained"]
-    assert untrained
-    assert all(row[name]["best"] == "" for row in untrained for name in ("space", "states", "rounding"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("space", "kind"), [("raw", "umT5"), ("normalised", "release")])
-def test_a_model_trained_here_is_found_out(tmp_path: Path, space: str, kind: str) -> None:
-    """What benchmarks/check_models.py shows on twenty of them."""
-    for package in ("diffusers", "sklearn", "accelerate"):
-        pytest.importorskip(package)
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    import check_models
-
-    one = replace(check_models.MODELS[0], latent_space=space, text_states=kind, steps=300)
-    verdict = check_models.judged(check_models.trained(tmp_path, one), check_models.looks(tmp_path))
-    assert verdict.space.best == space
-    assert verdict.states.best in ("", kind)

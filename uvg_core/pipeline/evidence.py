@@ -36,7 +36,7 @@ from ..progress import Report
 SIGMAS = (0.3, 0.55, 0.8, 0.95)  # of the views
 CONTROL = "control"
 PROMPTED = 4  # one view in so many has the caption as its prompt
-# Thresholds, set on twenty small models and shown on twelve others: benchmarks/check_models.py.
+# Thresholds, set on twenty small models and tried on twelve others (docs/use.md).
 SKILL = 0.15
 LEAST_T = 3.0  # a difference in its own standard errors
 SPACE_LEAST = 0.05  # differences in logarithms of the error

@@ -196,7 +196,7 @@ def _reloads(model: Any) -> bool:
 
 def all_in_one() -> dict[str, Any]:
     """The embedded file through ours, core's Load Checkpoint, and core's Load Diffusion Model."""
-    path = bridge.checkpoint_path(bridge.EMBEDDED)
+    path = bridge.file_path("checkpoint", bridge.EMBEDDED)
     model, clip, vae = load_embedded()
     stock, stock_clip, stock_vae, _ = comfy.sd.load_checkpoint_guess_config(path)
     only = loaded_by_core(path)
@@ -213,7 +213,7 @@ def all_in_one() -> dict[str, Any]:
         "vae": distance(vae.encode(pixels), stock_vae.encode(pixels)),
         "stock": distance(applied(model, **given), applied(stock, **given)),
         "only": distance(applied(model, **given), applied(only, **given)),
-        "first in the list": bridge.checkpoint_names()[0],
+        "first in the list": bridge.file_names("checkpoint")[0],
         "run": [bridge.run_facts(m).text_length for m in (model, stock, only, clip, stock_clip)],
     }
 

@@ -17,6 +17,7 @@ import folder_paths
 import latent_preview
 import torch
 from check_made import (
+    EMBEDDED,
     bridge,
     checkpoint,
     conditioning,
@@ -115,7 +116,7 @@ def auto() -> dict[str, Any]:
     chosen, noted = sample_latent(vae)
     read, read_note = sample_latent(vae, **left_to_it)
     _, timed_note = sample_latent(vae, **left_to_it, fps=-1.0)
-    plain = bridge.load_vae(bridge.checkpoint_path(bridge.EMBEDDED))  # as from another loader
+    plain = bridge.load_vae(bridge.file_path("checkpoint", bridge.EMBEDDED))  # as from another loader
     video = sample_clip()
     by_model, _ = run("UniViGUEncodeVideo", video=video, vae=plain, model=model, **left_to_it, fps=0.0)
     return {
@@ -346,7 +347,7 @@ def saving() -> dict[str, Any]:
         again = core.load_model(file, dtype=torch.float32)
         gaps = [distance(tensor.float(), reference[name]) for name, tensor in again.state_dict().items()]
         found[dtype] = [max(gaps), core.read_config(file).run.text_length, Path(file).parent.name]
-        found[f"{dtype} in the list"] = Path(file).name in [Path(n).name for n in bridge.checkpoint_names()]
+        found[f"{dtype} in the list"] = Path(file).name in [Path(n).name for n in bridge.file_names("checkpoint")]
     lora = model_folder("loras") / "saved.safetensors"
     comfy.utils.save_torch_file(
         {"diffusion_model.blocks.0.ffn_t.0.lora_A.weight": torch.ones(1, 64),
@@ -426,19 +427,52 @@ def dangling_links() -> bool:
     link.symlink_to("/nowhere/at/all")
     folder_paths.filename_list_cache.clear()
     try:
-        return (
-            link.name in folder_paths.get_filename_list("text_encoders")
-            and link.name not in bridge.null_embedding_names()
+        return link.name in folder_paths.get_filename_list("text_encoders") and link.name not in bridge.file_names(
+            "null_embedding"
         )
     finally:
         link.unlink()
         folder_paths.filename_list_cache.clear()
 
 
+def changed_files() -> dict[str, list[str]]:
+    """The fingerprints of the nodes that read files by name: without the file, with a dangling link, with the file,
+    the same again, and with another file under the name."""
+    places = {
+        ("UniViGULoader", "checkpoint"): "diffusion_models",
+        ("UniViGULoader", "text_encoder"): "text_encoders",
+        ("UniViGULoader", "vae"): "vae",
+        ("UniViGULoraLoader", "lora"): "loras",
+        ("UniViGUTextEncode", "null_embedding"): "embeddings",
+        ("UniViGUCheck", "null_embedding"): "text_encoders",
+    }
+    own = bridge.FROM_CHECKPOINT
+    others = {"checkpoint": EMBEDDED, "text_encoder": own, "vae": own, "latent_space": own, "strength_video": 1.0}
+    found: dict[str, list[str]] = {}
+    for (node, widget), folder in places.items():
+        file = model_folder(folder) / "replaced.safetensors"
+        states = found[f"{node}.{widget}"] = []
+
+        def note(node: str = node, widget: str = widget, states: list[str] = states) -> None:
+            states.append(node_class(node).fingerprint_inputs(**{**others, widget: "replaced.safetensors"}))
+
+        note()
+        file.symlink_to("/nowhere/at/all")
+        note()
+        file.unlink()
+        file.write_bytes(b"one")
+        note()
+        note()
+        file.write_bytes(b"another")
+        note()
+        file.unlink()
+    return found
+
+
 def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
     text = pack_module("uvg_core.media.text_encoder")
-    path = bridge.checkpoint_path(bridge.EMBEDDED)
+    path = bridge.file_path("checkpoint", bridge.EMBEDDED)
     weights = {k: v.float() for k, v in core.checkpoint.read_part(path, keys.ENCODER_PREFIX).items()}
     found = {}
     for states in ("umT5", "release"):
@@ -457,7 +491,7 @@ def text_states() -> dict[str, float]:
 def separate_files() -> dict[str, Any]:
     """The embedded model taken apart as the released one comes: a .pth in the release's names, a umT5 in every layout
     that core reads, a VAE. What each combination generates, against the all-in-one file."""
-    tensors = comfy.utils.load_torch_file(bridge.checkpoint_path(bridge.EMBEDDED))
+    tensors = comfy.utils.load_torch_file(bridge.file_path("checkpoint", bridge.EMBEDDED))
     from_native = pack_module("uvg_core.checkpoint.keys").from_native
     prefix = "model.diffusion_model."
     released = {from_native(k.removeprefix(prefix), "release"): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -513,7 +547,7 @@ def wrong_use() -> dict[str, str]:
     latent, _ = sample_latent(vae)
     other = bridge.load_network(checkpoint("another", torch.float32), "default", None)
     folder_of_models = model_folder()
-    tensors = comfy.utils.load_torch_file(bridge.checkpoint_path(bridge.EMBEDDED))
+    tensors = comfy.utils.load_torch_file(bridge.file_path("checkpoint", bridge.EMBEDDED))
     prefix = keys.ENCODER_PREFIX
     encoder = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     comfy.utils.save_torch_file(

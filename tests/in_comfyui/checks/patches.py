@@ -360,7 +360,7 @@ def wrong_loras() -> list[str]:
     comfy.utils.save_torch_file(
         {"diffusion_model.double_blocks.0.img_attn.lora_A.weight": torch.ones(4, 8),
          "diffusion_model.double_blocks.0.img_attn.lora_B.weight": torch.ones(8, 4)}, str(other))  # fmt: skip
-    for path in (lora_file("wide", "comfyui", width=5120), str(other), bridge.checkpoint_path(bridge.EMBEDDED)):
+    for path in (lora_file("wide", "comfyui", width=5120), str(other), bridge.file_path("checkpoint", bridge.EMBEDDED)):
         try:
             bridge.apply_lora(ours, path, 1.0, 1.0)
             messages.append("applied")

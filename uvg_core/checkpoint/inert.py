@@ -68,9 +68,12 @@ class Unpickler:
             self.stack.append(_MAKE[opcode.name](self, argument, taken))
         elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
-        elif opcode.stack_after:  # numbers and texts; surrogates in these could not be printed
-            text = isinstance(argument, str)
-            self.stack.append(argument.encode("utf-8", "replace").decode() if text else argument)
+        elif isinstance(argument, str):  # surrogates could not be printed
+            self.stack.append(argument.encode("utf-8", "replace").decode())
+        elif isinstance(argument, (int, float, bytes, bytearray)) and opcode.stack_after:
+            self.stack.append(argument)
+        elif opcode.stack_after:  # what torch.save does not write, such as buffers outside the pickle
+            raise Malformed(f"{_BROKEN}: {opcode.name} is not expected in it")
 
     def _take(self, opcode: OpcodeInfo) -> list[Any]:
         """Take what an instruction works on off the stack."""
@@ -109,10 +112,6 @@ class Unpickler:
         self.memo[len(self.memo)] = value
         return value
 
-    def doubled(self, value: Any) -> Any:
-        self.stack.append(value)
-        return value
-
     def persistent(self, label: Any) -> Any:
         """What lies outside the pickle: a storage; in the older format also the source of a class, beside the class."""
         if isinstance(label, tuple) and len(label) >= 5 and label[0] == "module" and isinstance(label[1], Named):
@@ -134,7 +133,7 @@ def _called(function: Any, arguments: Any) -> Any:
     result: View | StandIn | None = None
     if isinstance(arguments, tuple) and arguments:
         if name.startswith("torch._utils._rebuild_tensor"):
-            result = view_of(name, arguments)
+            result = view_of(arguments)
         elif name in _PASS_ON and isinstance(arguments[0], (View, StandIn)):
             result = arguments[0]
     return _object(made) if result is None else result
@@ -177,7 +176,6 @@ _MAKE: dict[str, _Make] = {
     "NONE": lambda m, a, taken: None,
     "NEWTRUE": lambda m, a, taken: True,
     "NEWFALSE": lambda m, a, taken: False,
-    "NEXT_BUFFER": lambda m, a, taken: _object(None),
     "GLOBAL": lambda m, name, taken: Named(name.replace(" ", ".", 1)),
     "STACK_GLOBAL": lambda m, a, taken: Named(".".join(taken)),
     "INST": lambda m, name, taken: StandIn(Named(name.replace(" ", ".", 1))),
@@ -186,8 +184,6 @@ _MAKE: dict[str, _Make] = {
     "PERSID": lambda m, label, taken: m.persistent(label),
     "BINPERSID": lambda m, a, taken: m.persistent(taken[0]),
     "MEMOIZE": lambda m, a, taken: m.memoised(taken[0]),
-    "DUP": lambda m, a, taken: m.doubled(taken[0]),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda m, code, taken: Named(f"extension {code}")),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, place, taken: m.memo[place]),
     **dict.fromkeys(("NEWOBJ", "NEWOBJ_EX"), lambda m, a, taken: _object(taken[0])),
     **dict.fromkeys(("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), lambda m, a, taken: tuple(taken)),
@@ -196,5 +192,5 @@ _MAKE: dict[str, _Make] = {
     **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda m, a, taken: StandIn(Named("builtins.set"))),
     **dict.fromkeys(("APPEND", "APPENDS", "ADDITEMS"), lambda m, a, taken: _extended(*taken)),
     **dict.fromkeys(("SETITEM", "SETITEMS"), lambda m, a, taken: _filled(*taken)),
-    **dict.fromkeys(("BUILD", "READONLY_BUFFER"), lambda m, a, taken: taken[0]),  # no state is set
+    "BUILD": lambda m, a, taken: taken[0],  # no state is set
 }

@@ -13,21 +13,15 @@ _MOST = 1 << 63  # sizes, strides and offsets are signed 64-bit numbers
 _MOST_DIMENSIONS = 64
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
     "_UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
+for _name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Bool"):
+    _STORAGES[f"{_name}Storage"] = getattr(torch, _name.lower())
 
 Buffer = mmap | bytes  # a mapped file, mostly
 
@@ -90,34 +84,32 @@ class View:
 def storage_of(label: Any) -> Storage | None:
     """The storage that a persistent id names: ("storage", kind, key, device, size), and in the older format the part
     of it that is seen. None where it names none."""
-    if not isinstance(label, tuple) or len(label) < 5 or label[0] != "storage" or not isinstance(label[1], Named):
-        return None
-    kind, key, _, count = label[1:5]
-    part = label[5] if len(label) == 6 else None
-    start, count = part[1:] if isinstance(part, tuple) and len(part) == 3 else (0, count)
-    dtype = _STORAGES.get(kind.name.rpartition(".")[2])
-    if dtype is None or not isinstance(key, str) or not _are_sizes(start, count):
-        return None
-    return Storage(key, dtype, count, start)
+    match label:
+        case ("storage", Named(name=kind), str(key), _, _, (_, start, count)):
+            pass
+        case ("storage", Named(name=kind), str(key), _, count, *_):
+            start = 0
+        case _:
+            return None
+    dtype = _STORAGES.get(kind.rpartition(".")[2])
+    return Storage(key, dtype, count, start) if dtype and _are_sizes(start, count) else None
 
 
-def view_of(function: str, arguments: tuple[Any, ...]) -> View | None:
-    """The tensor that one of torch's ``_rebuild_tensor`` functions makes of a storage; None if not plain."""
-    if len(arguments) < 4:
+def view_of(arguments: tuple[Any, ...]) -> View | None:
+    """The tensor that one of torch's ``_rebuild_tensor`` functions makes of a storage; None if not plain, or still to
+    be negated or conjugated."""
+    dtype: torch.dtype | None
+    match arguments:
+        case (Storage() as storage, offset, tuple(shape), tuple(stride), _, _, Named(name=name), *pending):
+            dtype = _DTYPES.get(name)
+        case (Storage() as storage, offset, tuple(shape), tuple(stride), *rest):
+            dtype, pending = storage.dtype, rest[2:]
+        case _:
+            return None
+    plain = len(shape) == len(stride) <= _MOST_DIMENSIONS and _are_sizes(offset, *shape, *stride) and not any(pending)
+    if dtype is None or not plain or math.prod(size or 1 for size in shape) >= _MOST:
         return None
-    storage, offset, shape, stride = arguments[:4]
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        return None
-    if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS or not _are_sizes(offset, *shape, *stride):
-        return None
-    if math.prod(size or 1 for size in shape) >= _MOST:
-        return None
-    dtype: torch.dtype | None = storage.dtype
-    if function.endswith("_v3"):
-        given, arguments = arguments[6] if len(arguments) > 6 else None, arguments[1:]
-        dtype = _DTYPES.get(given.name) if isinstance(given, Named) else None
-    pending = any(arguments[6:])  # to be negated or conjugated
-    return None if dtype is None or pending else View(storage, dtype, offset, shape, stride)
+    return View(storage, dtype, offset, shape, stride)
 
 
 def _are_sizes(*values: Any) -> bool:

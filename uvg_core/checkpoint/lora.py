@@ -289,9 +289,8 @@ def _peft_scale(file: WeightFile) -> Callable[[Sequence[str], int | None], float
     try:
         if text is None and file.path.stem == "adapter_model" and beside.is_file():
             text, where = beside.read_text("utf-8"), str(beside)
-        facts = {} if text is None else json.loads(text)
-        alphas = [name for name in facts if re.search(r"(^|\.)(lora_)?alpha$", name)]
-        stated = next((name for name in alphas if not name.startswith("text_encoder")), None)
+        facts = json.loads(text or "{}")
+        stated = next((name for name in facts if re.search(r"^(?!text_encoder)(.*\.)?(lora_)?alpha$", name)), None)
         if stated is None:
             return None
         prefix = stated[: stated.rfind(".") + 1]

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from uvg_core.checkpoint import inspect_checkpoint
+from uvg_core.checkpoint.fit import Misfit
 from uvg_core.checkpoint.read import WeightFile
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
@@ -21,7 +22,7 @@ def no_weights_are_read(monkeypatch):
 
 def test_every_layout(model, tools, tmp_path, layout):
     report = inspect_checkpoint(tools.write_uni_vigu(model, layout, tmp_path))
-    assert report.layout == ("release" if "release" in layout else "native")
+    assert report.checkpoint.layout == ("release" if "release" in layout else "native")
     parts = dict(report.parts)
     if layout == "all-in-one":
         assert (parts.pop("vae"), parts.pop("text encoder umt5xxl")) == (3, 2)
@@ -37,15 +38,15 @@ def test_every_layout(model, tools, tmp_path, layout):
     assert "12 of" not in text
     assert "2 of 12" in text
     assert "discrete (assumed)" in text
-    assert (report.step == 12000) == (layout == "release")
+    assert (report.checkpoint.weights.step == 12000) == (layout == "release")
 
 
 def test_wan_bases(model, tools, tmp_path, wan_layout):
     report = inspect_checkpoint(tools.write_wan(model, wan_layout, tmp_path))
-    assert report.layout == ("diffusers" if "diffusers" in wan_layout else "wan")
+    assert report.checkpoint.layout == ("diffusers" if "diffusers" in wan_layout else "wan")
     assert list(report.parts) == ["video half"]
     assert report.complete == ("diffusers" in wan_layout)  # elsewhere nothing shows the number of heads
-    assert report.missing == report.unexpected == report.misshapen == ()
+    assert report.misfit == Misfit()
     assert "plain Wan base" in str(report)
     assert "vocabulary" not in str(report)
 
@@ -58,9 +59,10 @@ def test_what_does_not_fit_is_listed(model, tools, tmp_path):
     save_file(weights, path, {"config": '{"transformer": {"num_heads": 2, "text_flow": "discrete"}}'})
     report = inspect_checkpoint(path)
     assert not report.complete
-    assert report.missing == ("blocks.1.ffn_t.0.bias",)
-    assert report.unexpected == ("blocks.0.novelty.weight",)
-    assert report.misshapen == ("head.head.bias [3] for [64]",)
+    assert report.misfit.missing == ("blocks.1.ffn_t.0.bias",)
+    assert report.misfit.unexpected == ("blocks.0.novelty.weight",)
+    assert report.misfit.misshapen == (("head.head.bias", (3,), (64,)),)
+    assert "shape             1: head.head.bias [3] for [64]" in str(report)
     assert "text_flow" not in report.assumed
     assert "missing           1: blocks.1.ffn_t.0.bias" in str(report)
 
@@ -80,7 +82,7 @@ def test_what_does_not_fit_is_listed(model, tools, tmp_path):
 def test_foreign_files_are_named(names, kind, tmp_path):
     save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
     report = inspect_checkpoint(tmp_path / "x.safetensors")
-    assert report.layout == "unknown"
+    assert report.checkpoint.layout == "unknown"
     assert f"not recognised: {kind}" in str(report)
     assert names[0] in str(report)
 

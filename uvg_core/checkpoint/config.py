@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import CheckpointConfig, ModelConfig, shown
+from ..config import CheckpointConfig, ModelConfig, RunConfig, shown
 from ..errors import UniViGUError
 from ..model.rope import frequencies
 from .detect import Checkpoint, open_checkpoint
@@ -37,7 +37,7 @@ def read_config(path: str | Path | Checkpoint, overrides: Overrides | None = Non
     overrides = overrides or Overrides()
     model, _ = model_config(checkpoint, overrides)
     stated = run_and_card(checkpoint)
-    run = replace(stated.run, **overrides.run)
+    run = replace(stated.run, **overrides.of(RunConfig))
     try:
         return replace(stated, model=model, run=run)
     except UniViGUError as error:
@@ -54,28 +54,29 @@ def model_config(
     """
     stated = stated_facts(checkpoint)
     sizes = _visible_sizes(checkpoint)
-    heads = _heads(checkpoint, sizes["dim"], overrides.num_heads, stated.get("num_heads"))
+    known_heads = _heads(checkpoint, sizes["dim"], overrides.num_heads, stated.get("num_heads"))
+    heads = known_heads or sizes["dim"] // WAN_HEAD_DIM
     facts = {name: stated[name] for name in _HIDDEN + _ASSUMED if name in stated}
     if checkpoint.is_wan:  # it has no text: what it states of flows is not meant for us
         facts = {name: value for name, value in facts.items() if name not in ("text_flow", "source")}
-        facts |= overrides.model
+        facts |= overrides.of(ModelConfig)
     else:
         _require_agreement(checkpoint, facts, overrides)
         rows = _shape(checkpoint, "token_embedding.weight", 2)[0]
         if _shape(checkpoint, "text_head.head.weight", 2)[0] == sizes["dim"] != rows:
             facts = {"text_flow": "embedding"} | facts  # the width of the head says it
-        facts |= overrides.model
+        facts |= overrides.of(ModelConfig)
         discrete = facts.get("text_flow", "discrete") == "discrete"
         if discrete and stated.get("vocab_size") == rows - 1:
             facts = {"source": "mask"} | facts  # the row beside the stated vocabulary says it
         vocab_size = rows - (discrete and facts.get("source") == "mask")
         if checkpoint.inv_freq is not None:
-            facts["text_inv_freq"] = _stored_frequencies(checkpoint, sizes["dim"] // (heads or _wan_heads(sizes)))
-    assumed = [name for name in _ASSUMED if name not in facts] + ["num_heads"] * (heads is None)
+            facts["text_inv_freq"] = _stored_frequencies(checkpoint, sizes["dim"] // heads)
+    assumed = [name for name in _ASSUMED if name not in facts] + ["num_heads"] * (known_heads is None)
     if checkpoint.layout == "release":  # the release's script runs the network on raw VAE latents
         facts = {"latent_space": "raw"} | facts
     try:
-        config = ModelConfig(**sizes, **{**facts, "num_heads": heads or _wan_heads(sizes), "vocab_size": vocab_size})
+        config = ModelConfig(**sizes, **{**facts, "num_heads": heads, "vocab_size": vocab_size})
     except (TypeError, ValueError) as error:
         raise checkpoint.error(
             f"{error}. Pass another argument where it came from one; else the file is damaged or of another model: "
@@ -91,10 +92,6 @@ def _require_agreement(checkpoint: Checkpoint, stated: dict[str, Any], overrides
             raise checkpoint.error(
                 f"{name}={wanted!r} was asked for, but the file states {shown(known)}; leave {name} out"
             )
-
-
-def _wan_heads(sizes: dict[str, Any]) -> int:
-    return int(sizes["dim"]) // WAN_HEAD_DIM
 
 
 def _shape(checkpoint: Checkpoint, name: str, dimensions: int) -> tuple[int, ...]:

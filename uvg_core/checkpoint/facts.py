@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import CheckpointConfig, ModelConfig, RunConfig
 from ..errors import UniViGUError
+from ..settings import fields_of
 from .detect import Checkpoint
 
 # diffusers' names, which the release's own JSON follows, for what the tensors do not show.
 _TRANSLATED = {"num_attention_heads": "num_heads", "eps": "eps"}
-_MODEL, _RUN = ({field.name for field in fields(cls)} for cls in (ModelConfig, RunConfig))
 EXPORT_AGAIN = "What the file says of itself was damaged or edited: export or download it again"
 
 
@@ -33,15 +33,9 @@ class Overrides:
     end_of_text: str | None = None
     checked: str | None = None
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """What is given of ``ModelConfig``."""
-        return {name: value for name, value in vars(self).items() if name in _MODEL and value is not None}
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """What is given of ``RunConfig``."""
-        return {name: value for name, value in vars(self).items() if name in _RUN and value is not None}
+    def of(self, cls: type[ModelConfig] | type[RunConfig]) -> dict[str, Any]:
+        """What is given of one of the classes of a configuration."""
+        return {name: value for name, value in vars(self).items() if name in fields_of(cls) and value is not None}
 
 
 def stated_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def stated_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     facts = {ours: stated[theirs] for theirs, ours in _TRANSLATED.items() if theirs in stated}
     if "masked_source" in stated:
         facts["source"] = "mask" if stated["masked_source"] else "uniform"
-    return facts | {name: value for name, value in stated.items() if name in _MODEL}
+    return facts | {name: value for name, value in stated.items() if name in fields_of(ModelConfig)}
 
 
 def run_and_card(checkpoint: Checkpoint) -> CheckpointConfig:

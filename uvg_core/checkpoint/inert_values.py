@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any
 
 import torch
 
-_MOST = 1 << 63  # sizes, strides and offsets are signed 64-bit numbers
-_MOST_DIMENSIONS = 64
+from .weight_file import are_counts, is_shape
+
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
     "CharStorage": torch.int8,
@@ -92,7 +91,7 @@ def storage_of(label: Any) -> Storage | None:
         case _:
             return None
     dtype = _STORAGES.get(kind.rpartition(".")[2])
-    return Storage(key, dtype, count, start) if dtype and _are_sizes(start, count) else None
+    return Storage(key, dtype, count, start) if dtype and are_counts([start, count]) else None
 
 
 def view_of(arguments: tuple[Any, ...]) -> View | None:
@@ -106,11 +105,5 @@ def view_of(arguments: tuple[Any, ...]) -> View | None:
             dtype, pending = storage.dtype, rest[2:]
         case _:
             return None
-    plain = len(shape) == len(stride) <= _MOST_DIMENSIONS and _are_sizes(offset, *shape, *stride) and not any(pending)
-    if dtype is None or not plain or math.prod(size or 1 for size in shape) >= _MOST:
-        return None
-    return View(storage, dtype, offset, shape, stride)
-
-
-def _are_sizes(*values: Any) -> bool:
-    return all(type(value) is int and 0 <= value < _MOST for value in values)
+    sound = is_shape(shape) and len(stride) == len(shape) and are_counts([offset, *stride])
+    return View(storage, dtype, offset, shape, stride) if dtype and sound and not any(pending) else None

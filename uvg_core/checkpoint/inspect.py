@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import ModelConfig, RunConfig
 from ..errors import UniViGUError
 from .config import about_frequencies, model_config
-from .detect import UNI_VIGU_LAYOUTS, Checkpoint, describe_foreign, open_checkpoint
+from .detect import Checkpoint, describe_foreign, open_checkpoint
 from .facts import Overrides, run_and_card
 from .fit import Misfit, compare
 from .keys import TEXT_HALF, VIDEO_HALF, part_of
@@ -28,52 +29,63 @@ _NETWORK_PARTS = (VIDEO_HALF, *dict.fromkeys(part for _, part, _ in TEXT_HALF))
 class CheckpointReport:
     """What a file holds; ``str()`` gives it as text.
 
-    ``layout`` is ``native``, ``release``, ``wan``, ``diffusers`` or ``unknown``; ``dtypes`` and ``parts`` count
-    parameters. ``config`` is None where the file is not recognised or ``problem`` prevents it; its entries named in
-    ``assumed`` are nowhere stated. For a Wan base only the sizes in ``config`` mean anything. ``ignored`` counts and
-    names what a trainer left beside the weights. ``run`` is the recipe of a Uni-ViGU, None for other files.
+    ``config`` is None where the file is not recognised or ``problem`` prevents it; its entries named in ``assumed`` are
+    nowhere stated. For a Wan base only the sizes in ``config`` mean anything. ``misfit``: how the weights differ from
+    the network that ``config`` describes. ``run`` is the recipe of a Uni-ViGU, None for other files.
     """
 
-    path: Path
-    nbytes: int
-    layout: str
-    prefix: str = ""
-    dtypes: dict[str, int] = field(default_factory=dict)
-    parts: dict[str, int] = field(default_factory=dict)
+    checkpoint: Checkpoint
     config: ModelConfig | None = None
     assumed: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    misshapen: tuple[str, ...] = ()
-    step: int | None = None
-    ignored: str = ""
-    foreign: str = ""
+    misfit: Misfit = field(default_factory=Misfit)
     problem: str = ""
     run: RunConfig | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the network can be loaded."""
-        return self.config is not None and not (self.missing or self.unexpected or self.misshapen or self.problem)
+        return self.config is not None and self.misfit == Misfit() and not self.problem
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Parameters by dtype, most first."""
+        counts: Counter[str] = Counter()
+        for stored in self.checkpoint.weights.tensors.values():
+            counts[stored.dtype] += stored.numel
+        return dict(counts.most_common())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Parameters by part, in reading order; scales and derived buffers are not parameters."""
+        counts = Counter(dict.fromkeys(_NETWORK_PARTS, 0))
+        for name in self.checkpoint.names:
+            counts[part_of(name)[0]] += self.checkpoint.stored(name).numel
+        for name in self.checkpoint.others:
+            first, second = name.split(".")[0], name.split(".")[1:2]
+            known = {"vae": "vae", "first_stage_model": "vae", "text_encoders": f"text encoder {''.join(second)}"}
+            counts[known.get(first, f"other: {first}")] += self.checkpoint.weights.tensors[name].numel
+        return {part: count for part, count in counts.items() if count}
 
     def __str__(self) -> str:
-        if self.layout == "unknown":
-            layout = f"not recognised: {self.foreign}"
+        checkpoint, weights, misfit = self.checkpoint, self.checkpoint.weights, self.misfit
+        if checkpoint.layout == "unknown":
+            layout = f"not recognised: {describe_foreign(weights.tensors)}"
         else:
-            whole = ", all-in-one file" if self.prefix == ALL_IN_ONE_PREFIX else ""
-            layout = _LAYOUTS[self.layout] + whole + (f", under {self.prefix}" if self.prefix else "")
+            whole = ", all-in-one file" if checkpoint.prefix == ALL_IN_ONE_PREFIX else ""
+            layout = _LAYOUTS[checkpoint.layout] + whole + f", under {checkpoint.prefix}" * bool(checkpoint.prefix)
         count = sum(count for part, count in self.parts.items() if part in _NETWORK_PARTS)
-        lacks = {"missing": self.missing, "unexpected": self.unexpected, "shape": self.misshapen}
         rows = {
-            "file": f"{self.path} ({_short(self.nbytes)}B)",
+            "file": f"{weights.path} ({_short(weights.nbytes)}B)",
             "layout": layout,
             "stored as": ", ".join(f"{dtype} {_short(count)}" for dtype, count in self.dtypes.items()),
             **self._about_config(),
             "parameters": _short(count) if count else "",
             **{f"  {part}": _short(count) for part, count in self.parts.items()},
-            "step": "" if self.step is None else str(self.step),
-            "ignored": self.ignored,
-            **{label: _counted(names) for label, names in lacks.items()},
+            "step": "" if weights.step is None else str(weights.step),
+            "ignored": weights.ignored,
+            "missing": _counted(misfit.missing),
+            "unexpected": _counted(misfit.unexpected),
+            "shape": _counted([f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in misfit.misshapen]),
             "problem": self.problem,
             "weights": "complete" if self.complete else "",
         }
@@ -97,7 +109,7 @@ class CheckpointReport:
             "prompt condition": f"width {c.text_dim}",
         }
         discrete = c.text_flow == "discrete"
-        if self.layout in UNI_VIGU_LAYOUTS:
+        if self.checkpoint.is_uni_vigu:
             rows |= {
                 "vocabulary": f"{c.token_rows} rows",
                 "text flow": known("text_flow"),
@@ -123,35 +135,8 @@ def inspect_checkpoint(path: str | Path) -> CheckpointReport:
     Raises UniViGUError when the file is missing, damaged, unsafe or no weights file.
     """
     checkpoint = open_checkpoint(path)
-    weights = checkpoint.weights
-    config, assumed, misfit, problem = _network_facts(checkpoint)
-    dtypes: Counter[str] = Counter()
-    for stored in weights.tensors.values():
-        dtypes[stored.dtype] += stored.numel
-    return CheckpointReport(
-        path=weights.path,
-        nbytes=weights.nbytes,
-        layout=checkpoint.layout,
-        prefix=checkpoint.prefix,
-        dtypes=dict(dtypes.most_common()),
-        parts=_parts(checkpoint),
-        config=config,
-        assumed=assumed,
-        missing=misfit.missing,
-        unexpected=misfit.unexpected,
-        misshapen=tuple(f"{n} {list(found)} for {list(expected)}" for n, found, expected in misfit.misshapen),
-        step=weights.step,
-        ignored=weights.ignored,
-        foreign=describe_foreign(weights.tensors) if checkpoint.layout == "unknown" else "",
-        problem=problem,
-        run=run_and_card(checkpoint).run if config is not None and checkpoint.is_uni_vigu else None,
-    )
-
-
-def _network_facts(checkpoint: Checkpoint) -> tuple[ModelConfig | None, tuple[str, ...], Misfit, str]:
-    """Configuration, assumed entries, misfit, and what stands in the way of them in words."""
     if checkpoint.layout == "unknown":
-        return None, (), Misfit(), ""
+        return CheckpointReport(checkpoint)
     problems = []
     try:
         checkpoint.require_floats()
@@ -160,23 +145,12 @@ def _network_facts(checkpoint: Checkpoint) -> tuple[ModelConfig | None, tuple[st
     try:
         config, assumed = model_config(checkpoint, Overrides(), vocab_size=1)
     except UniViGUError as error:
-        return None, (), Misfit(), "; ".join([*problems, str(error)])
-    return config, assumed, compare(checkpoint, config), "; ".join(problems)
+        return CheckpointReport(checkpoint, problem="; ".join([*problems, str(error)]))
+    run = run_and_card(checkpoint).run if checkpoint.is_uni_vigu else None
+    return CheckpointReport(checkpoint, config, assumed, compare(checkpoint, config), "; ".join(problems), run)
 
 
-def _parts(checkpoint: Checkpoint) -> dict[str, int]:
-    """Parameters by part, in reading order; scales and derived buffers are not parameters."""
-    counts = Counter(dict.fromkeys(_NETWORK_PARTS, 0))
-    for name in checkpoint.names:
-        counts[part_of(name)[0]] += checkpoint.stored(name).numel
-    for name in checkpoint.others:
-        parts = name.split(".")
-        known = {"vae": "vae", "first_stage_model": "vae", "text_encoders": f"text encoder {parts[1:2] and parts[1]}"}
-        counts[known.get(parts[0], f"other: {parts[0]}")] += checkpoint.weights.tensors[name].numel
-    return {part: count for part, count in counts.items() if count}
-
-
-def _counted(names: tuple[str, ...]) -> str:
+def _counted(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names else ""
 
 

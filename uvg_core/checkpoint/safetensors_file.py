@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from ..config import shown
 from ..errors import UniViGUError
-from .weight_file import COUNT_LIMIT, Place, Stored, WeightFile, damaged
+from .weight_file import Place, Stored, WeightFile, are_counts, damaged, is_shape
 
 _HEADER_LIMIT = 100_000_000  # as in the safetensors format
-_DIMENSIONS_LIMIT = 64  # torch's own
 
 
 def open_safetensors(path: Path) -> WeightFile:
@@ -45,10 +43,9 @@ def open_safetensors(path: Path) -> WeightFile:
 
 def _add(weights: WeightFile, name: str, entry: dict[str, Any], start: int) -> None:
     offsets, shape, kind = entry["data_offsets"], entry["shape"], entry["dtype"]
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+    if not are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
         raise damaged(weights.path, f"{name} lies at {shown(offsets)}, expected where it begins and where it ends")
-    # Zeros left out: torch computes strides as if they were ones.
-    if not _are_counts(shape) or math.prod(size or 1 for size in shape) >= COUNT_LIMIT:
+    if not is_shape(shape):
         raise damaged(weights.path, f"{name} has shape {shown(shape)}, expected a list of sizes")
     if not isinstance(kind, str):
         raise damaged(weights.path, f"{name} has dtype {shown(kind)}, expected a name such as BF16")
@@ -66,12 +63,3 @@ def _add(weights: WeightFile, name: str, entry: dict[str, Any], start: int) -> N
 def _require_bytes(weights: WeightFile, expected: int) -> None:
     if weights.nbytes < expected:
         raise damaged(weights.path, f"found {weights.nbytes} bytes, its header promises at least {expected}")
-
-
-def _are_counts(values: Any) -> bool:
-    """Whether values are a list of non-negative whole numbers, not too many and none too large."""
-    return (
-        isinstance(values, list)
-        and len(values) <= _DIMENSIONS_LIMIT
-        and all(type(value) is int and 0 <= value < COUNT_LIMIT for value in values)
-    )

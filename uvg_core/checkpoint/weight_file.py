@@ -16,6 +16,7 @@ from ..errors import UniViGUError
 
 log = logging.getLogger(__name__)
 
+_DIMENSIONS_LIMIT = 64  # torch's own
 COUNT_LIMIT = 1 << 63  # sizes and offsets are signed 64-bit numbers in torch and in every system
 # Names of dtypes in safetensors headers. Types that this torch does not have are carried as raw bytes.
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"}
@@ -124,6 +125,18 @@ def _read_bytes(name: str, place: Place) -> Tensor:
     except OSError as error:
         raise UniViGUError(f"{place.path}: reading {name} failed ({error.strerror or error})") from error
     return tensor
+
+
+def are_counts(values: Any) -> bool:
+    """Whether values from a file are a list of non-negative whole numbers, none too large."""
+    whole = isinstance(values, (list, tuple)) and all(type(value) is int for value in values)
+    return whole and all(0 <= value < COUNT_LIMIT for value in values)
+
+
+def is_shape(values: Any) -> bool:
+    """Whether values from a file can be the sizes of a tensor."""
+    # Zeros left out: torch computes strides as if they were ones.
+    return are_counts(values) and len(values) <= _DIMENSIONS_LIMIT and math.prod(n or 1 for n in values) < COUNT_LIMIT
 
 
 def damaged(path: Path, reason: str) -> UniViGUError:

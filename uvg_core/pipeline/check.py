@@ -200,8 +200,8 @@ class Check:
         stored = ", ".join(report.dtypes)
         runs_in = pipe.components.network_dtype
         runs = "as stored" if runs_in is None else str(runs_in).removeprefix("torch.")
-        name, size = pipe.components.path.name, report.nbytes / 1e9
-        yield f"file          {name}, {size:.2f} GB, {report.layout} names, {stored}"
+        name, size = pipe.components.path.name, report.checkpoint.weights.nbytes / 1e9
+        yield f"file          {name}, {size:.2f} GB, {report.checkpoint.layout} names, {stored}"
         yield f"runs in       {runs}"
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in report.assumed else ''}"
         states = f"{pipe.components.text_states} states{'' if config.run.text_states else ' (assumed)'}"

@@ -8,16 +8,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from mmap import mmap
+from pathlib import Path
 from pickletools import OpcodeInfo, genops, markobject
 from typing import IO, Any, cast
 
 import torch
 
-from .inert_values import Buffer, Named, StandIn, View, storage_of, view_of
+from ..errors import UniViGUError
+from .inert_values import Named, StandIn, View, storage_of, view_of
+from .weight_file import damaged
 
 MOST_STEPS = 5_000_000  # reads, or 256 bytes; a checkpoint of 1500 weights with Adam's state takes 340,000
 _LONGEST_LINE = 1 << 16
-_BROKEN = "its table of contents is not readable or ends in the middle"
 # Called with a tensor as the first argument, these give that tensor.
 _PASS_ON = {
     f"torch._utils.{name}"
@@ -26,27 +29,19 @@ _PASS_ON = {
 _TYPED = {"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type"}
 
 
-class Malformed(Exception):
-    """The file contradicts its format; the text says how."""
-
-
-class Refused(Exception):
-    """The file is sound but of a form that is not read here; the text says which, and what to do."""
-
-
 class Unpickler:
     """Python's pickle machine over ``data[at:end]``; ``load`` may be called again for a pickle that follows.
 
     ``storages`` collects the storages that were named, with their dtypes.
     """
 
-    def __init__(self, data: Buffer, at: int, end: int) -> None:
-        self.data, self.at, self.end = data, at, end
+    def __init__(self, path: Path, data: mmap, at: int, end: int) -> None:
+        self.path, self.data, self.at, self.end = path, data, at, end
         self.storages: dict[str, torch.dtype] = {}
         self._steps = 0
 
     def load(self) -> Any:
-        """Raises Malformed or Refused."""
+        """Raises UniViGUError for what is no whole pickle, or too long a one."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self._below: list[list[Any]] = []  # the stacks below each mark
@@ -55,8 +50,10 @@ class Unpickler:
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self._run(opcode, argument)
+        except UniViGUError:
+            raise
         except (LookupError, ValueError, TypeError) as error:  # an empty stack, no such place, no number
-            raise Malformed(_BROKEN) from error
+            raise damaged(self.path, "its table of contents is not readable or ends in the middle") from error
 
     def _run(self, opcode: OpcodeInfo, argument: Any) -> None:
         if opcode.name == "MARK":
@@ -73,7 +70,7 @@ class Unpickler:
         elif isinstance(argument, (int, float, bytes, bytearray)) and opcode.stack_after:
             self.stack.append(argument)
         elif opcode.stack_after:  # what torch.save does not write, such as buffers outside the pickle
-            raise Malformed(f"{_BROKEN}: {opcode.name} is not expected in it")
+            raise ValueError(opcode.name)
 
     def _take(self, opcode: OpcodeInfo) -> list[Any]:
         """Take what an instruction works on off the stack."""
@@ -83,7 +80,7 @@ class Unpickler:
             count = opcode.stack_before.index(markobject)
         start = len(self.stack) - count
         if start < 0:
-            raise Malformed(_BROKEN)
+            raise ValueError("an empty stack")
         items = self.stack[start:] + items
         del self.stack[start:]
         return items
@@ -92,12 +89,12 @@ class Unpickler:
 
     def read(self, count: int) -> bytes:
         if count > self.end - self.at:
-            raise Malformed(_BROKEN)
+            raise ValueError("the end")
         self._steps += 1 + (count >> 8)
         if self._steps > MOST_STEPS:
-            raise Refused(
-                f"found a table of contents of more than {MOST_STEPS:,} steps, expected tensors and what a trainer "
-                "leaves beside them. Save it anew with the weights only"
+            raise UniViGUError(
+                f"{self.path}: found a table of contents of more than {MOST_STEPS:,} steps, expected tensors and what "
+                "a trainer leaves beside them. Save it anew with the weights only"
             )
         self.at += count
         return self.data[self.at - count : self.at]
@@ -120,7 +117,7 @@ class Unpickler:
         if storage is None:
             return StandIn(Named("persistent object"))
         if self.storages.setdefault(storage.key, storage.dtype) != storage.dtype:
-            raise Malformed(f"storage {storage.key[:50]} has two types")
+            raise damaged(self.path, f"storage {storage.key[:50]} has two types")
         return storage
 
 
@@ -151,7 +148,7 @@ def _extended(target: Any, *items: Any) -> Any:
     if isinstance(target, list):
         target.extend(items)
     elif not isinstance(target, StandIn):
-        raise Malformed(_BROKEN)
+        raise TypeError("items for no list")
     return target
 
 
@@ -162,7 +159,7 @@ def _filled(target: Any, *items: Any) -> Any:
     elif isinstance(target, dict):
         entries = target
     else:
-        raise Malformed(_BROKEN)
+        raise TypeError("entries for no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
             key = StandIn(Named(repr(key) if isinstance(key, (int, float)) else type(key).__name__))

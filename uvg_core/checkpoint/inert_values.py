@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ _STORAGES = {
 }
 for _name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Bool"):
     _STORAGES[f"{_name}Storage"] = getattr(torch, _name.lower())
-
-Buffer = mmap | bytes  # a mapped file, mostly
 
 
 @dataclass(slots=True, eq=False, repr=False)

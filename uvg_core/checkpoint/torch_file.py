@@ -10,7 +10,6 @@ from typing import Any
 
 from ..config import shown
 from ..errors import UniViGUError
-from .inert import Malformed, Refused
 from .inert_values import Named, StandIn, Storage, View
 from .torch_form import contents
 from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Place, Stored, WeightFile, damaged
@@ -24,13 +23,9 @@ def open_torch(path: Path) -> WeightFile:
     Raises UniViGUError for anything else, and for tensors that are not there in full."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            opened = contents(file, data)
-    except Refused as error:
-        raise UniViGUError(f"{path}: {error}") from None
-    except Malformed as error:
-        raise damaged(path, str(error)) from error
-    except (OSError, ValueError) as error:
-        raise UniViGUError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            opened = contents(path, file, data)
+    except OSError as error:
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
     weights = WeightFile(path, nbytes=path.stat().st_size)
     for name, view in _views(weights, opened.saved).items():
         begin, nbytes = _place(path, name, view, opened.places.get(view.storage.key))

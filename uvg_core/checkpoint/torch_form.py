@@ -11,9 +11,12 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 from typing import IO, Any
 
-from .inert import Malformed, Refused, Unpickler
+from ..errors import UniViGUError
+from .inert import Unpickler
+from .weight_file import damaged
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how the stream of pickles begins
 
@@ -27,82 +30,83 @@ class Contents:
     byteorder: str = "little"
 
 
-def contents(file: IO[bytes], data: mmap) -> Contents:
-    """Everything but the numbers of a file that torch.save wrote. Raises Malformed or Refused."""
+def contents(path: Path, file: IO[bytes], data: mmap) -> Contents:
+    """Everything but the numbers of a file that torch.save wrote. Raises UniViGUError."""
     if data[:2] == b"PK":
-        try:
-            return _zipped(file, data)
-        except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, OverflowError, struct.error) as error:
-            raise Malformed(f"it is no whole zip archive ({error})") from None
+        return _zipped(path, file, data)
     if _MAGIC.to_bytes(10, "little") in data[:64]:
-        return _streamed(data)
-    raise Refused(
-        "found a bare pickle, expected a checkpoint written by torch.save; pickles can run code, so it was not opened. "
-        "Ask for a safetensors version"
+        return _streamed(path, data)
+    raise UniViGUError(
+        f"{path}: found a bare pickle, expected a checkpoint written by torch.save; pickles can run code, so it was "
+        "not opened. Ask for a safetensors version"
     )
 
 
-def _zipped(file: IO[bytes], data: mmap) -> Contents:
+def _zipped(path: Path, file: IO[bytes], data: mmap) -> Contents:
+    try:
+        infos = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, OverflowError, struct.error) as error:
+        raise damaged(path, f"it is no whole zip archive ({error})") from None
     members: dict[str, zipfile.ZipInfo] = {}
-    for info in zipfile.ZipFile(file).infolist():
-        if info.filename in members:
-            raise Malformed(f"{info.filename[:200]} is in it twice")
-        members[info.filename] = info
+    for info in infos:
+        if members.setdefault(info.filename, info) is not info:
+            raise damaged(path, f"{info.filename[:200]} is in it twice")
     tables = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(tables) != 1:
-        raise Refused(
-            f"found a zip archive with {len(tables)} tables of contents (data.pkl), expected one, as torch.save writes "
-            "it. Choose the checkpoint itself"
+        raise UniViGUError(
+            f"{path}: found a zip archive with {len(tables)} tables of contents (data.pkl), expected one, as "
+            "torch.save writes it. Choose the checkpoint itself"
         )
     root = tables[0].removesuffix("data.pkl")
     if root + "constants.pkl" in members:
-        raise Refused("found a TorchScript program, expected weights. Ask for a safetensors version")
-    begin, size = _place(data, members[tables[0]])
-    pickle = Unpickler(data, begin, begin + size)
+        raise UniViGUError(f"{path}: found a TorchScript program, expected weights. Ask for a safetensors version")
+    begin, size = _place(path, data, members[tables[0]])
+    pickle = Unpickler(path, data, begin, begin + size)
     saved = pickle.load()
     storages = {key: members.get(f"{root}data/{key}") for key in pickle.storages}
     order = "little"
     if root + "byteorder" in members:
-        begin, size = _place(data, members[root + "byteorder"])
+        begin, size = _place(path, data, members[root + "byteorder"])
         order = str(data[begin : begin + min(size, 16)], "utf-8", "replace")
     if order not in ("little", "big"):
-        raise Malformed(f"found byte order {order!r}, expected little or big")
-    return Contents(saved, {key: _place(data, info) for key, info in storages.items() if info}, order)
+        raise damaged(path, f"found byte order {order!r}, expected little or big")
+    return Contents(saved, {key: _place(path, data, info) for key, info in storages.items() if info}, order)
 
 
-def _place(data: mmap, info: zipfile.ZipInfo) -> tuple[int, int]:
+def _place(path: Path, data: mmap, info: zipfile.ZipInfo) -> tuple[int, int]:
     """First byte and number of bytes of a zip archive's member that is stored as it is."""
     name = info.filename[:200]
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
-        raise Refused(
-            f"found a compressed or encrypted archive ({name}), expected one as torch.save writes it. Unpack it, or "
-            "save it anew"
+        raise UniViGUError(
+            f"{path}: found a compressed or encrypted archive ({name}), expected one as torch.save writes it. Unpack "
+            "it, or save it anew"
         )
     head = data[info.header_offset : info.header_offset + 30]
     if head[:4] != b"PK\3\4":
-        raise Malformed(f"{name} is not where its table of contents says")
-    begin = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
+        raise damaged(path, f"{name} is not where its table of contents says")
+    name_length, extra_length = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
+    begin = info.header_offset + 30 + name_length + extra_length
     if begin + info.file_size > len(data):
-        raise Malformed(f"{name} goes beyond the end of the file")
+        raise damaged(path, f"{name} goes beyond the end of the file")
     return begin, info.file_size
 
 
-def _streamed(data: mmap) -> Contents:
-    pickle = Unpickler(data, 0, len(data))
+def _streamed(path: Path, data: mmap) -> Contents:
+    pickle = Unpickler(path, data, 0, len(data))
     magic, protocol, system = pickle.load(), pickle.load(), pickle.load()
     if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(system, dict):
-        raise Malformed(f"version {protocol if isinstance(protocol, int) else '?'}, expected {_PROTOCOL}")
+        raise damaged(path, f"version {protocol if isinstance(protocol, int) else '?'}, expected {_PROTOCOL}")
     saved = pickle.load()
     keys = pickle.load()
     if not isinstance(keys, list):
-        raise Malformed("the list of its storages is missing")
+        raise damaged(path, "the list of its storages is missing")
     at, places = pickle.at, {}
     for key in keys:
         if not isinstance(key, str) or key not in pickle.storages:
-            raise Malformed("it has storages that nothing in it names")
+            raise damaged(path, "it has storages that nothing in it names")
         size = int.from_bytes(data[at : at + 8], "little") * pickle.storages[key].itemsize
         if at + 8 + size > len(data):
-            raise Malformed(f"storage {key[:50]} goes beyond the end of the file")
+            raise damaged(path, f"storage {key[:50]} goes beyond the end of the file")
         places[key] = at + 8, size
         at += 8 + size
     return Contents(saved, places, "big" if system.get("little_endian") is False else "little")

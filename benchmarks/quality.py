@@ -22,10 +22,9 @@ from typing import Any
 
 from saved import read, save
 
-from recipes.worlds.captions import read_caption
 from recipes.worlds.detector import read_world
 from recipes.worlds.evaluation import Evaluator
-from recipes.worlds.grammar import KINDS, World
+from recipes.worlds.grammar import KINDS, World, read_caption
 from recipes.worlds.vae_training import reconstruction
 from uvg_core.config import END_OF_TEXT
 from uvg_core.media.tokenizer import Tokenizer
@@ -38,7 +37,7 @@ QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint",
 ENDING = ((4, 1.0), (16, 1.0), (16, 0.0))
 
 
-def ask(evaluator: Evaluator, question: str, ranked: int) -> dict[str, Any]:
+def ask(evaluator: Evaluator, question: str) -> dict[str, Any]:
     """Answers of one question."""
     if question == "detector":
         return {
@@ -66,7 +65,7 @@ def ask(evaluator: Evaluator, question: str, ranked: int) -> dict[str, Any]:
         agreement, followed = evaluator.joint()
         return {"agreement": agreement.to_json(), "prompt": followed.to_json()}
     if question == "ranking":
-        hits, clips = evaluator.ranking(clips=ranked)
+        hits, clips = evaluator.ranking()
         return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
     if question == "stable":
         return {str(wanted): stable(evaluator, wanted) for wanted in STABLE}
@@ -159,7 +158,7 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             evaluator.quick = question == "steps"
-            answer = ask(evaluator, question, args.clips)
+            answer = ask(evaluator, question)
             known.setdefault(f"objects_{objects}", {})[question] = answer
             shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)
             print(f"{objects} object(s)  {question:14s} {shown}  {time.perf_counter() - started:.0f} s", flush=True)

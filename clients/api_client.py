@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
-import socket
 import ssl
 import sys
 import time
@@ -56,6 +56,10 @@ HTTP_SECONDS = 60.0  # for one answer; a server that loads a large model can be 
 QUIET_SECONDS = 5.0  # after so long without a message from the websocket, the history is checked
 POLL_SECONDS = 0.5  # between looks at the history when there is no websocket
 PATIENCE = 10  # so many unanswered looks (of HTTP_SECONDS each) mean that the server is gone and not just busy
+# A busy server would answer pings too late; previews can be larger than the library's limit.
+WEBSOCKET: dict[str, Any] = dict.fromkeys(("proxy", "compression", "ping_interval", "max_size"))
+EXPORT = "export it from ComfyUI with File, Export (API)"
+OnEvent = Callable[["Event"], object]
 
 
 class ClientError(Exception):
@@ -64,11 +68,8 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """A message of the server during a run.
-
-    ``type`` and ``data`` are ComfyUI's own: ``executing``, ``progress``, ``progress_state``, ``execution_error`` and so
-    on. Its two binary messages become ``progress_text`` {"node", "text"} and ``preview`` {"image": bytes}.
-    """
+    """A message of the server during a run, with ComfyUI's own ``type`` (``executing``, ``progress``...) and ``data``.
+    Its two binary messages become ``progress_text`` {"node", "text"} and ``preview`` {"image": bytes}."""
 
     type: str
     data: dict[str, Any]
@@ -94,9 +95,6 @@ class Result:
     seconds: float
 
 
-OnEvent = Callable[[Event], object]
-
-
 class Client:
     """A ComfyUI server at an address. Holds no state of a run: one client may serve many runs and threads.
 
@@ -112,7 +110,6 @@ class Client:
         if not usable or address.scheme not in ("http", "https"):
             raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
         self.server = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
-        self._address = address.hostname, address.port or (443 if address.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
         self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
 
@@ -126,9 +123,13 @@ class Client:
         wait in the queue. A run that is given up (timeout, Ctrl-C, an exception in ``on_event``) is cancelled on the
         server. Raises ClientError when the workflow is refused, fails, is interrupted or does not end in time.
         """
-        started, name = time.monotonic(), uuid.uuid4().hex
+        started, name, websocket = time.monotonic(), uuid.uuid4().hex, None
+        url = f"ws{self.server.removeprefix('http')}/ws?clientId={name}"
         with ExitStack() as stack:
-            websocket = self._listen(stack, name)  # before queueing, to miss nothing
+            # Before queueing, to miss nothing. Where the server cannot be reached at all, queueing reports it.
+            with suppress(OSError, ValueError, WebSocketException):
+                opened = connect(url, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
+                websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:
                 entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event or (lambda _: None))
@@ -144,8 +145,7 @@ class Client:
         Raises ClientError with every node and input that ComfyUI refuses. ComfyUI itself would run the healthy half
         of a half-wrong workflow; here such a workflow is taken back.
         """
-        request = {"prompt": graph} if client_id is None else {"prompt": graph, "client_id": client_id}
-        response = self._send("/prompt", request)
+        response = self._send("/prompt", {"prompt": graph} | ({"client_id": client_id} if client_id else {}))
         if not response.is_success:
             raise ClientError(_refusal(graph, response))
         answer = _read_object(response, "prompt_id")
@@ -168,10 +168,11 @@ class Client:
         try:
             with open(path, "rb") as file:
                 answer = _read_object(self._send("/upload/image", files={"image": file}), "name")
-        except OSError as error:
-            raise ClientError(f"{path}: could not be read ({error.strerror}); name a file that exists") from error
-        except ClientError as error:
-            raise ClientError(f"{path}: {error}") from error
+        except (OSError, ClientError) as error:
+            reason = (
+                error if isinstance(error, ClientError) else f"could not be read ({error}); name a file that exists"
+            )
+            raise ClientError(f"{path}: {reason}") from error
         return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
@@ -190,28 +191,14 @@ class Client:
                 with Path(temporary, "part").open("wb") as target:
                     target.writelines(response.iter_bytes())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
-                final = next(free for free in chain([path], numbered) if not free.exists())
-                Path(target.name).replace(final)
+                free = next(name for name in chain([path], numbered) if not name.exists())
+                return Path(target.name).replace(free)
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(f"{path}: could not be brought from {self.server} ({error})") from error
-        return final
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of its node classes, or of one: class -> inputs, outputs, names. Empty for an unknown."""
         return self._json("/object_info" if class_type is None else f"/object_info/{quote(class_type, safe='')}")
-
-    def _listen(self, stack: ExitStack, name: str) -> ClientConnection | None:
-        """A websocket, closed by ``stack``, for the runs queued under ``name``; None where the server has none."""
-        try:
-            # With a socket of our own, the library cannot follow redirects to other servers.
-            opened = socket.create_connection(self._address, HTTP_SECONDS)
-            opened.settimeout(None)
-            url = f"ws{self.server.removeprefix('http')}/ws?clientId={name}"
-            # A busy server would answer pings too late; previews can be larger than the library's limit.
-            options = {"proxy": None, "compression": None, "ping_interval": None, "max_size": None}
-            return stack.enter_context(connect(url, sock=opened, open_timeout=HTTP_SECONDS, close_timeout=1, **options))
-        except (OSError, ValueError, WebSocketException):
-            return None  # if the server cannot be reached at all, queueing reports it
 
     def _follow(self, prompt_id: str, events: Iterator[Event | None], on_event: OnEvent) -> dict[str, Any]:
         """The history's entry of a prompt, once it has ended, however it did."""
@@ -223,7 +210,7 @@ class Client:
                     continue  # the server's last event of a run is that it executes no node
             try:
                 # In this order: a prompt goes from the queue to the history and never back.
-                waits = self._is_queued(prompt_id)
+                queue = self._json("/queue", "queue_running", "queue_pending")
                 entry = self._json(f"/history/{prompt_id}").get(prompt_id)
             except ClientError as error:
                 unanswered += 1
@@ -234,6 +221,7 @@ class Client:
                 return dict(entry)
             # The server looks at running and waiting prompts one after the other, so that it can miss a prompt that
             # starts right then; but not twice.
+            waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
@@ -241,10 +229,6 @@ class Client:
             f"{self.server} no longer knows prompt {prompt_id}: it was taken from the queue, or the server was "
             "restarted; queue the workflow again"
         )
-
-    def _is_queued(self, prompt_id: str) -> bool:
-        queue = self._json("/queue", "queue_running", "queue_pending")
-        return any(item[1] == prompt_id for item in (*queue["queue_running"], *queue["queue_pending"]))
 
     def _json(self, route: str, *needs: str) -> dict[str, Any]:
         """GET a route that answers with a JSON object, with the keys ``needs`` in it."""
@@ -263,8 +247,8 @@ class Client:
 
 def _check(response: httpx.Response) -> None:
     """Raise ClientError when an answer is a refusal."""
-    too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
     if not response.is_success:
+        too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
         hint = too_large if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
         raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
 
@@ -274,15 +258,15 @@ def _read_object(response: httpx.Response, *needs: str) -> dict[str, Any]:
     _check(response)
     with suppress(ValueError):
         answer = response.json()
-        if isinstance(answer, dict) and all(key in answer for key in needs):
+        if isinstance(answer, dict) and answer.keys() >= {*needs}:
             return answer
-    wanted = "JSON" + (" with " + " and ".join(needs) if needs else "")
+    wanted = " with ".join(filter(None, ("JSON", " and ".join(needs))))
     raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
 
 
 def _events(websocket: ClientConnection | None, prompt_id: str, timeout: float | None) -> Iterator[Event | None]:
     """The events of one run, and None after each time of silence. Raises ClientError after ``timeout`` seconds."""
-    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     running = False
     while (left := deadline - time.monotonic()) > 0:
         if websocket is None:
@@ -313,43 +297,40 @@ def _read_event(message: str | bytes) -> Event | None:
     if kind == 1:  # a preview: its format (JPEG or PNG), which the picture itself tells too, and the picture
         return Event("preview", {"image": message[8:]})
     if kind == 3:  # live text: the length of the node's id, the id, the text
-        node, text = message[8 : 8 + size], message[8 + size :]
-        return Event("progress_text", {"node": node.decode(), "text": text.decode(errors="replace")})
+        node, text = message[8 : 8 + size].decode(), message[8 + size :].decode(errors="replace")
+        return Event("progress_text", {"node": node, "text": text})
     return None
 
 
-def _called(graph: Graph, node_id: str, class_type: str | None = None) -> str:
+def _node(graph: Graph, node_id: Any, class_type: str | None = None) -> str:
     """A node in words: node 3 "Prompt" (PrimitiveString)."""
-    node = graph.get(node_id, {})
+    node = graph.get(str(node_id), {})
     title, class_type = node.get("_meta", {}).get("title"), class_type or node.get("class_type")
     return f"node {node_id}" + (f' "{title}"' if title else "") + (f" ({class_type})" if class_type else "")
 
 
 def _refusal(graph: Graph, response: httpx.Response) -> str:
     """ComfyUI's reasons for refusing a workflow: one line for each node and input."""
+    lines = ["the server refused the workflow:"]
     try:
         answer = response.json()
-        found = [
-            (_called(graph, node_id, node.get("class_type")), error)
-            for node_id, node in (answer.get("node_errors") or {}).items()
-            for error in node["errors"]
-        ]
-        lines = ["the server refused the workflow:"]
-        for node, error in found or [("", answer["error"])]:
+        refused = (answer.get("node_errors") or {}).items()
+        reasons = [(_node(graph, key, node.get("class_type")), one) for key, node in refused for one in node["errors"]]
+        for where, error in reasons or [("", answer["error"])]:
             name, details = (error.get("extra_info") or {}).get("input_name"), error.get("details")
-            where = node + (f', input "{name}"' if name else "") + (": " if node else "")
+            where += (f', input "{name}"' if name else "") + (": " if where else "")
             lines.append(where + error["message"] + (f" ({details})" if details and details != name else ""))
-        return "\n  ".join(lines)
     except (ValueError, KeyError, TypeError, AttributeError):
         start = " ".join(response.text[:200].split())
         return f"the server refused the workflow with status {response.status_code}: {start}"
+    return "\n  ".join(lines)
 
 
 def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[str]], list[FileRecord]]:
     """Texts and files of a run. Raises ClientError when it failed or was interrupted."""
     status = entry.get("status") or {}
     for kind, data in status.get("messages") or []:
-        where = _called(graph, str(data.get("node_id")), data.get("node_type"))
+        where = _node(graph, data.get("node_id"), data.get("node_type"))
         if kind == "execution_interrupted":
             raise ClientError(f"interrupted at {where}; queue the workflow again to run it")
         if kind == "execution_error":
@@ -359,14 +340,13 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
         raise ClientError("the run failed and the server does not say why; look at its log")
     texts, files = {}, []
     for node, output in (entry.get("outputs") or {}).items():
-        lists = {key: items for key, items in (output or {}).items() if isinstance(items, list)}
-        if "text" in lists:
-            texts[node] = [text for text in lists["text"] if isinstance(text, str)]
-        files += [
-            FileRecord(node, item["filename"], item.get("subfolder") or "", item.get("type") or "output")
-            for item in chain.from_iterable(lists.values())
-            if isinstance(item, dict) and item.get("filename")
-        ]
+        for key, items in (output or {}).items():
+            for item in items if isinstance(items, list) else ():
+                if isinstance(item, dict) and item.get("filename"):
+                    folder, kind = item.get("subfolder") or "", item.get("type") or "output"
+                    files.append(FileRecord(node, item["filename"], folder, kind))
+                elif key == "text" and isinstance(item, str):
+                    texts.setdefault(node, []).append(item)
     return texts, files
 
 
@@ -374,12 +354,10 @@ def read_workflow(path: str | Path) -> Graph:
     """Read a workflow in API form. Raises ClientError with the file and what it is instead."""
     try:
         graph = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClientError(f"{path}: could not be read ({error.strerror}); name a workflow in API form") from error
-    except ValueError as error:
-        raise ClientError(f"{path}: is not JSON ({error}); export it from ComfyUI with File, Export (API)") from error
+    except (OSError, ValueError) as error:
+        raise ClientError(f"{path}: could not be read or is not JSON ({error}); {EXPORT}") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise ClientError(f"{path}: is in the form of the canvas; export it from ComfyUI with File, Export (API)")
+        raise ClientError(f"{path}: is in the form of the canvas; {EXPORT}")
     if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
         raise ClientError(f"{path}: is no workflow; expected node ids with class_type and inputs, the API form")
     return graph
@@ -393,38 +371,36 @@ def set_input(graph: Graph, assignment: str, client: Client) -> None:
     """
     target, equals, text = assignment.partition("=")
     node_id, name = _split_target(graph, target)
-    if not (equals and node_id and name):
-        known = "\n  ".join(_called(graph, node_id) for node_id in graph)
-        raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {known}")
+    if not (equals and name):
+        nodes = "\n  ".join(_node(graph, node_id) for node_id in graph)
+        raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {nodes}")
     class_type, inputs = graph[node_id]["class_type"], graph[node_id].setdefault("inputs", {})
     if name not in inputs:
         info = client.node_info(class_type).get(class_type, {}).get("input", {})
-        optional = [key for group in ("required", "optional") for key in info.get(group, {})]
-        if name.split(".")[0] not in optional:  # what belongs to a choice of an input follows after a dot
-            expected = ", ".join(dict.fromkeys([*inputs, *optional])) or "none"
-            raise ClientError(f"--set {assignment}: {_called(graph, node_id)} has no such input; it has: {expected}")
+        known = dict.fromkeys([*inputs, *info.get("required", {}), *info.get("optional", {})])
+        if name.split(".")[0] not in known:  # what belongs to a choice of an input follows after a dot
+            reason = f"has no such input; it has: {', '.join(known) or 'none'}"
+            raise ClientError(f"--set {assignment}: {_node(graph, node_id)} {reason}")
     inputs[name] = client.upload(text[1:]) if text.startswith("@") else text
     with suppress(ValueError):
         inputs[name] = json.loads(text)
 
 
-def _split_target(graph: Graph, target: str) -> tuple[str | None, str]:
-    """``NODE.INPUT`` as the node's id (None: no such node) and the input's name.
+def _split_target(graph: Graph, target: str) -> tuple[str, str]:
+    """``NODE.INPUT`` as the node's id and the input's name, both empty where there is no such node.
 
     NODE is an id, else a title, else a class. Titles and inputs may both contain dots: the first dot with a node
     before it parts them.
     """
-    parts = target.split(".")
-    for end in range(1, len(parts)):
-        key = ".".join(parts[:end])
+    for dot in (place for place, sign in enumerate(target) if sign == "."):
+        key = target[:dot]
         titled = [node_id for node_id, node in graph.items() if node.get("_meta", {}).get("title") == key]
-        classed = [node_id for node_id, node in graph.items() if node["class_type"] == key]
-        found = [key] if key in graph else titled or classed
+        found = [key] if key in graph else titled or [n for n, node in graph.items() if node["class_type"] == key]
         if len(found) > 1:
             raise ClientError(f"{key!r} are {len(found)} nodes; name one by its id: {', '.join(found)}")
         if found:
-            return found[0], ".".join(parts[end:])
-    return None, ""
+            return found[0], target[dot + 1 :]
+    return "", ""
 
 
 class ProgressLine:
@@ -436,48 +412,43 @@ class ProgressLine:
 
     def __call__(self, event: Event) -> None:
         data = event.data
-        if event.type == "progress_state":
-            for node, state in data.get("nodes", {}).items():
-                if state.get("state") == "running":
-                    self._show(node, state)
-        elif event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
-            self._show(str(data["node"]), data)
-        elif event.type == "execution_error" and data.get("exception_type") == "ExecutionBlocked":
+        for node, state in data.get("nodes", {}).items():  # of progress_state
+            if state.get("state") == "running":
+                self._show(node, state)
+        if event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
+            self._show(data["node"], data)
+        if data.get("exception_type") == "ExecutionBlocked":
             # Not a failure of the run, and said nowhere else: what depends on this node is left out.
             self.close()
-            where = _called(self._graph, str(data.get("node_id")), data.get("node_type"))
-            print(f"{where}: {data.get('exception_message')}", file=sys.stderr, flush=True)
+            where = _node(self._graph, data.get("node_id"), data.get("node_type"))
+            _note(f"{where}: {data.get('exception_message')}")
 
     def close(self) -> None:
         """Clear the line."""
         if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _note("\r\x1b[K", end="")
 
-    def _show(self, node: str, state: dict[str, Any]) -> None:
-        called = _called(self._graph, node)
+    def _show(self, node_id: Any, state: dict[str, Any]) -> None:
+        node = _node(self._graph, node_id)
         if node != self._node:
             self._node, self._count, self._text = node, "", ""
             if not self._live:
-                print(called, file=sys.stderr, flush=True)
+                _note(node)
         if state.get("max", 0) > 1:  # more than one step
             self._count = f"{state.get('value', 0):g}/{state['max']:g}"
         self._text = " ".join(state.get("text", self._text).split())
         if self._live:
-            line = "  ".join(filter(None, (called, self._count, self._text)))
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+            line = "  ".join(filter(None, (node, self._count, self._text)))
+            _note(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="")
+
+
+def _note(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ClientError(f"{message}; see --help")
-
-
-def _seconds(text: str) -> float:
-    """An argparse type: a time span."""
-    with suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -494,11 +465,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--upload", action="append", default=[], type=Path, metavar="FILE", help=upload)
     add("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     add("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
-    add("--timeout", type=_seconds, metavar="SECONDS", help="give up and cancel after so long")
+    add("--timeout", type=float, metavar="SECONDS", help="give up and cancel after so long")
     try:
         _run_command(parser.parse_args(arguments))
     except (ClientError, KeyboardInterrupt) as error:
-        print(f"error: {error if isinstance(error, ClientError) else 'cancelled'}", file=sys.stderr)
+        _note(f"error: {error if isinstance(error, ClientError) else 'cancelled'}")
         return 1
     return 0
 
@@ -508,6 +479,8 @@ def _run_command(args: argparse.Namespace) -> None:
         raise ClientError("nothing to do: name a workflow or --upload FILE; see --help")
     if args.out.exists() and not args.out.is_dir():
         raise ClientError(f"{args.out}: is a file; name a folder for -o")
+    if args.timeout is not None and not 0 < args.timeout < math.inf:
+        raise ClientError(f"--timeout: '{args.timeout:g}' is no number of seconds above 0")
     client = Client(args.server)
     for path in args.upload:
         print(client.upload(path), flush=True)
@@ -521,8 +494,8 @@ def _run_command(args: argparse.Namespace) -> None:
     for text in chain.from_iterable(result.texts.values()):
         print(text, flush=True)
     for file in result.files:
-        print(f"saved {client.download(file, args.out)}", file=sys.stderr)
-    print(f"done in {result.seconds:.1f} s", file=sys.stderr)
+        _note(f"saved {client.download(file, args.out)}")
+    _note(f"done in {result.seconds:.1f} s")
 
 
 if __name__ == "__main__":

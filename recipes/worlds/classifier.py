@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .digits import digit_images
-from .drawing import cover
-from .grammar import DIGITS, KINDS
+from .drawing import cover, digit_images
+from .grammar import KINDS
 from .segmentation import ndimage
 
 PATCH = 24  # side of the aligned picture that kinds are told by
@@ -27,25 +26,25 @@ BANDWIDTH = 0.5  # of the kernel, where patches have length 1
 RIDGE = 0.01
 
 
-def moments(coverage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def moments(covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Area ``[T]`` in pixels, centroid ``[T,2]`` (x, y) in pixels from the first pixel's corner, and radius of
     gyration ``[T]`` in pixels."""
-    rows, columns = coverage.sum(2), coverage.sum(1)
+    rows, columns = covered.sum(2), covered.sum(1)
     y, x = torch.arange(rows.shape[1]) + 0.5, torch.arange(columns.shape[1]) + 0.5
-    area = coverage.sum((1, 2))
+    area = covered.sum((1, 2))
     total = area.clamp(min=1e-3)
     centre = torch.stack([columns @ x, rows @ y], -1) / total[:, None]
     spread = (columns @ x.square() + rows @ y.square()) / total - centre.square().sum(-1)
     return area, centre, spread.clamp(min=0.25).sqrt()
 
 
-def aligned(coverage: Tensor, centre: Tensor, gyration: Tensor) -> Tensor:
+def aligned(covered: Tensor, centre: Tensor, gyration: Tensor) -> Tensor:
     """The mean over frames of an object's coverage, each frame moved and scaled to a standard place: ``[N*N]`` with
     mean 0 and length 1."""
     axis = (torch.arange(PATCH) + 0.5) / PATCH * 2 - 1
     offset = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1) * REACH
-    grid = (centre[:, None, None] + offset * gyration[:, None, None, None]) / coverage.shape[-1] * 2 - 1
-    patch = F.grid_sample(coverage[:, None], grid, mode="bilinear", align_corners=False).mean(0).flatten()
+    grid = (centre[:, None, None] + offset * gyration[:, None, None, None]) / covered.shape[-1] * 2 - 1
+    patch = F.grid_sample(covered[:, None], grid, mode="bilinear", align_corners=False).mean(0).flatten()
     patch = patch - patch.mean()
     return patch / patch.norm().clamp(min=1e-6)
 
@@ -64,12 +63,11 @@ def _library() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     patches, targets = [], []
     for kind in KINDS:
-        images = list(digit_images("train")[kind]) if kind in DIGITS else [None]
-        for image in images:
-            for _ in range(COPIES if image is not None else SHAPE_COPIES):
-                patch, ratio = _example(kind, image, generator)
-                patches.append(patch)
-                targets.append([*(float(kind == other) for other in KINDS), ratio])
+        handwritten = digit_images("train").get(kind)
+        for image in [None] * SHAPE_COPIES if handwritten is None else handwritten.repeat_interleave(COPIES, 0):
+            patch, ratio = _example(kind, image, generator)
+            patches.append(patch)
+            targets.append([*(float(kind == other) for other in KINDS), ratio])
     library = torch.stack(patches)
     kernel = _kernel(library, library)
     kernel.diagonal().add_(RIDGE)
@@ -81,10 +79,8 @@ def _example(kind: str, image: Tensor | None, generator: torch.Generator) -> tup
     frames, side = 3, 44
     size, blur, noise = torch.rand(3, generator=generator).tolist()
     radius = 4.5 * (12.5 / 4.5) ** size  # pixels: from the small ones of a pair at side 48 to a large one at 64
-    places = side / 2 + torch.rand(frames, 2, generator=generator)
-    axis = torch.arange(side) + 0.5
-    x, y = axis[None, None, :] - places[:, 0, None, None], axis[None, :, None] - places[:, 1, None, None]
-    alpha = cover(kind, x, y, torch.tensor(radius), image)
+    offset = (torch.arange(side) + 0.5) - (side / 2 + torch.rand(frames, 2, generator=generator))[..., None]
+    alpha = cover(kind, offset[:, 0, None, :], offset[:, 1, :, None], torch.tensor(radius), image)
     alpha = torch.from_numpy(ndimage().gaussian_filter(alpha.numpy(), (0, 1.5 * blur, 1.5 * blur)))
     noisy = (alpha + 0.06 * noise * torch.randn(alpha.shape, generator=generator)).clamp(0, 1)
     picture = noisy * (F.max_pool2d(alpha, 5, stride=1, padding=2) > 0.3)

@@ -20,8 +20,8 @@ from torch import Tensor
 from uvg_core.errors import UniViGUError
 
 from .classifier import aligned, kind_scores, moments
+from .drawing import GROWTH, PAIR_SCALE, TRAVEL
 from .grammar import ATTRIBUTES, DIRECTIONS, KINDS, SIZES, Shape, World
-from .placing import GROWTH, PAIR_SCALE, TRAVEL
 from .segmentation import ground, objects_of, pieces, smoothed
 
 LEAST_AREA = 0.0022  # fraction of the picture under which a blot is no object: a fifth of the thinnest digit of a pair
@@ -34,8 +34,7 @@ class Reading:
 
     ``travel``: way over the clip (x, y), in sides, y down. ``growth``: last radius over first. ``radius``: in the
     middle of the clip, in sides. ``margin``: by how much the kind's score beats the runner-up's; scores aim at 1 for
-    the right kind and 0 for others, so that under about 0.2 the kind is a guess. ``area``: mean fraction of the
-    picture.
+    the right kind and 0 for others, so that under about 0.2 the kind is a guess.
     """
 
     shape: Shape
@@ -44,7 +43,6 @@ class Reading:
     growth: float
     radius: float
     margin: float
-    area: float
 
 
 def read_world(pixels: Tensor, objects: int = 1) -> World | None:
@@ -63,8 +61,7 @@ def read_objects(pixels: Tensor, objects: int = 1) -> list[Reading]:
     if objects not in (1, 2):
         raise UniViGUError(f"objects is {objects}; a little world has 1 or 2")
     background, change = ground(clip)
-    scale = 1.0 if objects == 1 else PAIR_SCALE
-    found = [_read(*seen, background, scale) for seen in objects_of(change, background, objects)]
+    found = [_read(*seen, background, objects) for seen in objects_of(change, background, objects)]
     return [reading for reading in found if reading is not None]
 
 
@@ -95,31 +92,28 @@ def score(expected: World, seen: World | None, index: int = 0) -> dict[str, bool
     named, the speed is wrong. Of two objects, those seen are matched with those asked for so that most attributes
     agree, colours first: one wrong colour must not swap the two. A background counts whenever anything is seen; every
     other attribute of a missing object is wrong."""
+    wanted = expected.attributes(index)
     found: dict[str, str | None] = {}
     if seen is not None:
         partner = _partner(expected, seen, index)
-        found = {"background": seen.background} if partner is None else seen.attributes(partner)
-    wanted = expected.attributes(index)
-    scores: dict[str, bool | None] = {
-        name: word is not None and found.get(name) == word for name, word in wanted.items()
-    }
+        found = {"background": seen.background} if partner >= len(seen.shapes) else seen.attributes(partner)
+    scores: dict[str, bool | None] = {name: bool(word) and found.get(name) == word for name, word in wanted.items()}
     return {**scores, "speed": None} if wanted["motion"] == "stays still" else scores
 
 
-def _partner(expected: World, seen: World, index: int) -> int | None:
-    """Which object of ``seen`` stands for object ``index`` of ``expected``, or None."""
+def _partner(expected: World, seen: World, index: int) -> int:
+    """Which object of ``seen`` stands for object ``index`` of ``expected``; beyond its last: none does."""
     count = len(seen.shapes)
 
     def agreement(order: tuple[int, ...]) -> int:
-        pairs = [(shape, seen.shapes[j]) for shape, j in zip(expected.shapes, order, strict=False) if j < count]
         return sum(
-            (10 if name == "colour" else 1) * (getattr(mine, name) == getattr(other, name))
-            for mine, other in pairs
+            (10 if name == "colour" else 1) * (getattr(mine, name) == getattr(seen.shapes[other], name))
+            for mine, other in zip(expected.shapes, order, strict=False)
             for name in ATTRIBUTES[:-1]
+            if other < count
         )
 
-    best = max(permutations(range(max(len(expected.shapes), count))), key=agreement)
-    return best[index] if best[index] < count else None
+    return max(permutations(range(max(len(expected.shapes), count))), key=agreement)[index]
 
 
 def _line(times: Tensor, values: Tensor, weights: Tensor) -> tuple[float, float]:
@@ -130,11 +124,10 @@ def _line(times: Tensor, values: Tensor, weights: Tensor) -> tuple[float, float]
     return float(mean - slope * mean_time), float(slope)
 
 
-def _read(colour: str, coverage: Tensor, background: str, scale: float) -> Reading | None:
-    """Reads one object from its coverage ``[T,S,S]``, or None where there is too little of it. ``scale``: what the
-    grammar's sizes are drawn at."""
-    frames, side = coverage.shape[:2]
-    area, centre, gyration = moments(coverage)
+def _read(colour: str, covered: Tensor, background: str, objects: int) -> Reading | None:
+    """Reads one object from its coverage ``[T,S,S]``, or None where there is too little of it."""
+    frames, side = covered.shape[:2]
+    area, centre, gyration = moments(covered)
     visible = area > 0.3 * area.median()
     if float(area.mean()) < LEAST_AREA * side**2 or int(visible.sum()) * 2 <= frames:
         return None
@@ -146,20 +139,13 @@ def _read(colour: str, coverage: Tensor, background: str, scale: float) -> Readi
     fitted = (middle + slope * times).clamp(min=0.3 * middle)
     growth = float(fitted[-1] / fitted[0])
 
-    scores = kind_scores(aligned(coverage[visible], centre[visible], fitted[visible]))
+    scores = kind_scores(aligned(covered[visible], centre[visible], fitted[visible]))
     best, kinds = scores[:-1].topk(2)
     radius = middle * math.exp(float(scores[-1])) / side
-    size = "large" if radius > scale * math.sqrt(SIZES["small"] * SIZES["large"]) else "small"
-    motion, speed = _motion(x, y, growth)
-    return Reading(
-        shape=Shape(KINDS[int(kinds[0])], colour, size, motion, speed),
-        background=background,
-        travel=(x, y),
-        growth=growth,
-        radius=radius,
-        margin=float(best[0] - best[1]),
-        area=float(area.mean()) / side**2,
-    )
+    drawn_at = 1.0 if objects == 1 else PAIR_SCALE
+    size = "large" if radius > drawn_at * math.sqrt(SIZES["small"] * SIZES["large"]) else "small"
+    shape = Shape(KINDS[int(kinds[0])], colour, size, *_motion(x, y, growth))
+    return Reading(shape, background, (x, y), growth, radius, margin=float(best[0] - best[1]))
 
 
 def _motion(x: float, y: float, growth: float) -> tuple[str, str | None]:
@@ -169,11 +155,7 @@ def _motion(x: float, y: float, growth: float) -> tuple[str, str | None]:
     moves, grows = way / (TRAVEL["slowly"] / 2), log_growth / (LOG_GROWTH["slowly"] / 2)
     if max(moves, grows) < 1:
         return "stays still", None
-    if grows > moves:
-        return "grows", _speed(log_growth, LOG_GROWTH)
-    steps = {word: x * dx + y * dy for word, (dx, dy) in DIRECTIONS.items()}
-    return f"moves {max(steps, key=lambda word: steps[word])}", _speed(way, TRAVEL)
-
-
-def _speed(amount: float, amounts: dict[str, float]) -> str:
-    return "quickly" if amount > (amounts["slowly"] + amounts["quickly"]) / 2 else "slowly"
+    amount, amounts = (log_growth, LOG_GROWTH) if grows > moves else (way, TRAVEL)
+    speed = "quickly" if amount > sum(amounts.values()) / 2 else "slowly"
+    direction = max(DIRECTIONS, key=lambda word: x * DIRECTIONS[word][0] + y * DIRECTIONS[word][1])
+    return "grows" if grows > moves else f"moves {direction}", speed

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from uvg_core.media.text_encoder import build_encoder
 from uvg_core.media.tokenizer import Tokenizer
 
-from .grammar import WORDS, random_world
+from .grammar import WORDS, draw_index, random_world
+from .vae_training import descend
 
 SIZES = {
     "d_model": 128,
@@ -43,10 +44,8 @@ def train_encoder(
     learns = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(learns, lr=2e-3, weight_decay=0.01)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.02, 1 - step / steps)
         texts, answers = zip(*(_question(tokenizer, generator) for _ in range(batch)), strict=True)
-        ids, mask = tokenizer.context(list(texts))
+        ids, mask = tokenizer.context(texts)
         wanted = torch.stack([F.pad(answer, (0, 0, 0, ids.shape[1] - len(answer)), value=-1) for answer in answers])
         states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         losses = [
@@ -54,9 +53,8 @@ def train_encoder(
             for index, head in enumerate(heads.values())
         ]
         loss = torch.stack(losses).sum()
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        descend(optimizer, 2e-3 * min(1.0, (step + 1) / 50) * max(0.02, 1 - step / steps))
         if (step + 1) % 100 == 0:
             say(f"text encoder {step + 1}/{steps}  loss {loss.item():.4f}")
     return encoder.eval().requires_grad_(False)
@@ -64,28 +62,22 @@ def train_encoder(
 
 def _question(tokenizer: Tokenizer, generator: torch.Generator) -> tuple[str, Tensor]:
     """A text, and per token the index of every attribute's answer ``[tokens, attributes]`` (-1: not asked)."""
-    objects = 1 + int(torch.randint(2, (), generator=generator))
-    world = random_world(generator, objects=objects)
+    world = random_world(generator, objects=1 + draw_index(2, generator))
     kept = torch.rand(4, generator=generator) < 0.75
     whole = float(torch.rand((), generator=generator))
     if whole < 0.7:  # half of the texts are whole captions, a fifth brief prompts
         kept[:] = whole < 0.5
-    size, motion, speed, background = kept.tolist()
-    answers = {"background": world.background if background else None}
+    size, motion, speed, ground = kept.tolist()
+    # In the order of the sentence.
+    names = {"size": size, "colour": True, "kind": True, "motion": motion, "speed": motion and speed}
+    background = {"background": world.background if ground else None}
     segments: list[tuple[str, dict[str, str | None]]] = []  # words, and the answers at each of them
     for shape in world.shapes:
-        if segments:
-            segments.append(("and", answers))
-        named = {  # in the order of the sentence
-            "size": shape.size if size else None,
-            "colour": shape.colour,
-            "kind": shape.kind,
-            "motion": shape.motion if motion else None,
-            "speed": shape.speed if motion and speed else None,
-        }
-        segments.append((" ".join(["a", *filter(None, named.values())]), named | answers))
-    if background:
-        segments.append((f"on a {world.background} background", answers))
+        named = {name: getattr(shape, name) if kept else None for name, kept in names.items()}
+        segments += [("and", background)] if segments else []
+        segments.append((" ".join(["a", *filter(None, named.values())]), named | background))
+    if ground:
+        segments.append((f"on a {world.background} background", background))
     text = " ".join(words for words, _ in segments)
     rows = [
         [indices.index(named.get(name)) for name, indices in _ANSWERS.items()]

@@ -11,24 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uvg_core.media.vae import from_latent_space, pixels_to_video, to_latent_space, video_to_pixels
+from uvg_core.media.vae import LatentCodec
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
 from uvg_core.sampling.rank import caption_likelihood, padded
 
-from .captions import hard_negatives, read_caption
 from .detector import count_blots, read_world, score
-from .grammar import ATTRIBUTES, World, parse
+from .grammar import ATTRIBUTES, World, hard_negatives, parse, read_caption
 from .source import WorldSource
-from .vae import decode_latent, encode_moments
 
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
@@ -70,11 +67,10 @@ class Accuracy:
 
 
 class Evaluator:
-    """One model's components, and the test worlds.
+    """One model's components, and test worlds: combinations and handwriting that training never saw.
 
     Args:
         pipe: the model with its VAE, text encoder and tokenizer. clips: N per question. objects: 1 or 2 in each world.
-        held_out: combinations that training never saw, and handwriting kept for testing; else training's.
         quick: run the network in bfloat16, as training does; else as the checkpoint's pipeline does.
 
     Attributes:
@@ -82,30 +78,14 @@ class Evaluator:
         captions, clips: what the model made for the last question, texts and uint8 ``[N,T,S,S,3]``.
     """
 
-    def __init__(
-        self,
-        pipe: Pipeline,
-        clips: int = 512,
-        objects: int = 1,
-        *,
-        held_out: bool = True,
-        seed: int = 0,
-        quick: bool = False,
-    ) -> None:
-        self.pipe, self.run, self.objects, self.seed, self.quick = pipe, pipe.config.run, objects, seed, quick
-        source = WorldSource(
-            clips,
-            side=self.run.height,
-            frames=self.run.frames,
-            seed=TEST_SEED + seed,
-            pairs=float(objects - 1),
-            held_out=held_out,
-            split="test" if held_out else "train",
-        )
+    def __init__(self, pipe: Pipeline, clips: int = 512, objects: int = 1, *, quick: bool = False) -> None:
+        self.pipe, self.run, self.objects, self.quick = pipe, pipe.config.run, objects, quick
+        settings: dict[str, Any] = {"side": self.run.height, "frames": self.run.frames, "pairs": float(objects - 1)}
+        source = WorldSource(clips, seed=TEST_SEED, held_out=True, split="test", **settings)
         items = [source.item(i) for i in range(clips)]
         self.pixels = torch.stack([item.pixels for item in items])
         self.worlds = [world for item in items if (world := parse(item.detail or "")) is not None]
-        self.latents = self._encode(self.pixels)
+        self.latents = self._through_vae(LatentCodec.encode, self.pixels)
 
     @contextmanager
     def _network(self) -> Iterator[UniViGU]:
@@ -113,22 +93,14 @@ class Evaluator:
         with self.pipe.network() as model, torch.autocast(device, dtype=torch.bfloat16, enabled=self.quick):
             yield model
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        parts = []
-        with self.pipe.components.using("vae") as vae, torch.no_grad():
-            for chunk in pixels.split(VAE_BATCH):
-                raw = encode_moments(vae, pixels_to_video(chunk))[:, :16]
-                parts.append(to_latent_space(raw, self.pipe.config.model.latent_space))
-        return torch.cat(parts)
+    def _through_vae(self, work: Callable[[LatentCodec, Tensor], Tensor], clips: Tensor) -> Tensor:
+        with self.pipe.components.using("vae") as vae:
+            codec = LatentCodec(vae, self.pipe.config.model.latent_space)
+            return torch.cat([work(codec, batch) for batch in clips.split(VAE_BATCH)])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[N,16,F,h,w]`` -> uint8 ``[N,T,S,S,3]``."""
-        parts = []
-        with self.pipe.components.using("vae") as vae, torch.no_grad():
-            for chunk in latents.split(VAE_BATCH):
-                video = decode_latent(vae, from_latent_space(chunk, self.pipe.config.model.latent_space))
-                parts.append(video_to_pixels(video))
-        return torch.cat(parts)
+        return self._through_vae(LatentCodec.decode, latents)
 
     def score(
         self, seen: Sequence[World | None], expected: Sequence[World | None], **counted: Iterable[bool]
@@ -139,11 +111,9 @@ class Evaluator:
 
     def _scores(self, expected: World | None, seen: World | None) -> list[Score]:
         missing: Score = dict.fromkeys(ATTRIBUTES, False)
-        if expected is None:
-            return [missing] * self.objects
-        count = len(expected.shapes)
-        scores = [score(expected, seen, i) if i < count else missing for i in range(self.objects)]
-        if max(count, len(seen.shapes) if seen else 0) > self.objects:
+        asked, shown = (len(world.shapes) if world else 0 for world in (expected, seen))
+        scores = [score(expected, seen, i) if expected and i < asked else missing for i in range(self.objects)]
+        if max(asked, shown) > self.objects:
             return [{name: right and name == "background" for name, right in one.items()} for one in scores]
         return scores
 
@@ -168,36 +138,31 @@ class Evaluator:
         self.captions: list[str] = []
         with self._network() as model:
             for start in range(0, len(self.latents), BATCH):
-                sampling = Sampling(**{"steps": steps, "seed": self.seed + start, **options})
-                clips, sampling = self.latents[start : start + BATCH], sampling.resolved(self.run, captions=True)
-                ids = video_to_text(GuidedDenoiser(model), clips, sampling)
+                settings = {"steps": steps, "seed": start, **options}
+                sampling = Sampling(**settings).resolved(self.run, captions=True)
+                ids = video_to_text(GuidedDenoiser(model), self.latents[start : start + BATCH], sampling)
                 self.captions += [self.pipe.tokenizer.text(row) for row in ids]
         return self.score_captions(self.captions)
 
-    def _prompted(self, texts: Sequence[str]) -> Iterator[tuple[slice, Tensor, Callable[[UniViGU], GuidedDenoiser]]]:
+    def _prompted(self, texts: Sequence[str]) -> Iterator[tuple[slice, Tensor, GuidedDenoiser]]:
         """Batches of clips: which, their noise, and the network under their prompts."""
-        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(self.seed))
-        null = self.pipe.conditions([""])
-        for start in range(0, len(texts), BATCH):
-            batch = slice(start, start + BATCH)
-            context = self.pipe.conditions(texts[batch])
-            scale = self.run.guidance_scale
-            negative = null.expand(len(context), -1, -1)
-            guided = partial(GuidedDenoiser, context=context, null_context=negative, guidance_scale=scale)
-            yield batch, noise[batch], guided
+        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+        batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
+        contexts, null = [self.pipe.conditions(texts[batch]) for batch in batches], self.pipe.conditions([""])
+        with self._network() as model:
+            for batch, context in zip(batches, contexts, strict=True):
+                negative = null.expand(len(context), -1, -1)
+                yield batch, noise[batch], GuidedDenoiser(model, context, negative, self.run.guidance_scale)
 
-    def text_to_video(self, steps: int | None = None, scale: float | None = None, plain: bool = False) -> Accuracy:
-        """Clips made from detailed captions, read back from their pixels. ``scale``: of guidance. ``plain``: with an
-        empty text stream."""
+    def text_to_video(self, steps: int | None = None, plain: bool = False) -> Accuracy:
+        """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
         texts, made = [world.caption for world in self.worlds], []
         sampling = Sampling(steps=steps).resolved(self.run)
-        for batch, noise, prompted in self._prompted(texts):
+        for batch, noise, denoise in self._prompted(texts):
             stream: tuple[Tensor | None, Tensor | None] = (None, None)
             if not plain:
                 stream = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
-            with self._network() as model:
-                denoise = prompted(model) if scale is None else replace(prompted(model), guidance_scale=scale)
-                made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1]))
+            made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1]))
         self.clips = self.decode(torch.cat(made))
         return self.score_clips(self.clips, self.worlds)
 
@@ -205,10 +170,8 @@ class Evaluator:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
         (kind and colour of clip and caption, counted together)."""
         clips, self.captions = [], []
-        for batch, noise, prompted in self._prompted([world.brief for world in self.worlds]):
-            with self._network() as model:
-                sampling = Sampling(steps=steps, seed=self.seed + batch.start).resolved(self.run)
-                made = joint(prompted(model), noise, sampling)
+        for batch, noise, denoise in self._prompted([world.brief for world in self.worlds]):
+            made = joint(denoise, noise, Sampling(steps=steps, seed=batch.start).resolved(self.run))
             clips.append(made.video)
             self.captions += [self.pipe.tokenizer.text(row) for row in made.text]
         self.clips = self.decode(torch.cat(clips))
@@ -220,16 +183,14 @@ class Evaluator:
         ]
         return self.score(seen, captioned), Accuracy.of(followed)
 
-    def ranking(self, samples: int = 4, clips: int | None = None) -> tuple[int, int]:
+    def ranking(self) -> tuple[int, int]:
         """(how often the true caption is the likeliest of ten, clips); the nine others differ in one attribute."""
-        hits, chosen = 0, self.worlds[: clips or len(self.worlds)]
+        hits = 0
         with self._network() as model, torch.no_grad():
-            for index, world in enumerate(chosen):
-                negatives = hard_negatives(world, 9, torch.Generator().manual_seed(self.seed + index))
+            for index, world in enumerate(self.worlds):
+                negatives = hard_negatives(world, 9, torch.Generator().manual_seed(index))
                 texts = [self.pipe.tokenizer.ids(text) for text in (world.caption, *negatives)]
                 tokens = padded(texts, self.run.pad_token, self.run.text_length)
-                ranking = Ranking(samples=samples, seed=self.seed, batch=len(texts))
-                clip = self.latents[index : index + 1]
-                likelihoods = caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)
-                hits += int(likelihoods.argmax()) == 0
-        return hits, len(chosen)
+                clip, ranking = self.latents[index : index + 1], Ranking(samples=4, batch=len(texts))
+                hits += int(caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking).argmax()) == 0
+        return hits, len(self.worlds)

@@ -19,12 +19,14 @@ is the whole sentence. Two objects never share a colour and are named in the ord
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
 import torch
+
+from uvg_core.errors import UniViGUError
 
 VERSION = 2
 
@@ -120,6 +122,58 @@ def parse(caption: str) -> World | None:
     return World(tuple(Shape(**shape.groupdict()) for shape in shapes if shape), sentence[2])
 
 
+def read_caption(text: str) -> World | None:
+    """The world a caption describes. Of a text that is no sentence of the grammar, the words that it does hold: each
+    attribute is the first word of its table, per part between "and"; None where there is no word of an object."""
+    exact = parse(text)
+    if exact is not None:
+        return exact
+    parts = [{name: _first(part, WORDS[name]) for name in ATTRIBUTES[:-1]} for part in text.split(" and ")]
+    shapes = tuple(Shape(speed=words.pop("speed") or None, **words) for words in parts if any(words.values()))
+    return World(shapes, _first(text, BACKGROUNDS)) if shapes else None
+
+
+def _first(text: str, words: Iterable[str]) -> str:
+    """Whichever of some words comes first in a text; empty where there is none."""
+    found = re.search(rf"(?<![^ ])({'|'.join(words)})(?![^ ])", text)
+    return found[1] if found else ""
+
+
+def hard_negatives(world: World, count: int, generator: torch.Generator) -> list[str]:
+    """Captions that differ from the truth in one attribute of one object; the attributes take turns.
+
+    Raises UniViGUError where so many do not exist."""
+    options = {name: list(_altered(world, name)) for name in ATTRIBUTES}
+    if count > sum(map(len, options.values())):
+        raise UniViGUError(f"{count} captions that differ in one attribute were asked for; fewer exist for {world}")
+    found: list[str] = []
+    names = [name for name in ATTRIBUTES if options[name]]
+    while len(found) < count:
+        left = options[names[len(found) % len(names)]]
+        if left:
+            found.append(left.pop(draw_index(len(left), generator)).caption)
+        else:
+            names = [name for name in names if options[name]]
+    return found
+
+
+def _altered(world: World, name: str) -> Iterator[World]:
+    """Worlds that differ in one attribute of one object, or in the background."""
+    if name == "background":
+        yield from (replace(world, background=word) for word in BACKGROUNDS if word != world.background)
+        return
+    for index, shape in enumerate(world.shapes):
+        for word in WORDS[name] if getattr(shape, name) is not None else ():
+            changed = replace(shape, **{name: word})
+            if name == "motion":  # whatever stays still has no speed, whatever moves has one
+                changed = replace(changed, speed=None if word == "stays still" else shape.speed or "slowly")
+            shapes = (*world.shapes[:index], changed, *world.shapes[index + 1 :])
+            order = [WORDS["colour"].index(other.colour) for other in shapes]
+            # No two of a colour, and in the grammar's order: another order would give the negative away.
+            if word != getattr(shape, name) and order == sorted(set(order)):
+                yield replace(world, shapes=shapes)
+
+
 def is_held_out(shape: Shape) -> bool:
     """Whether this (kind, colour, motion) is one of the combinations that training never sees: 78 of the 768.
 
@@ -138,11 +192,9 @@ def all_shapes() -> Iterator[Shape]:
 @cache
 def _groups(held_out: bool) -> list[list[Shape]]:
     """Objects of one side of the split, grouped by kind and motion."""
-    groups: dict[tuple[str, str], list[Shape]] = {key: [] for key in product(KINDS, MOTIONS)}
-    for shape in all_shapes():
-        if is_held_out(shape) == held_out:
-            groups[shape.kind, shape.motion].append(shape)
-    return [group for group in groups.values() if group]
+    shapes = [shape for shape in all_shapes() if is_held_out(shape) == held_out]
+    groups = [[one for one in shapes if (one.kind, one.motion) == key] for key in product(KINDS, MOTIONS)]
+    return [group for group in groups if group]
 
 
 def draw_index(count: int, generator: torch.Generator) -> int:
@@ -159,10 +211,9 @@ def random_shape(generator: torch.Generator, held_out: bool) -> Shape:
 
 def random_world(generator: torch.Generator, *, objects: int = 1, held_out: bool = False) -> World:
     """A random world of one or two objects, all of them held-out combinations or none of them."""
-    shapes = [random_shape(generator, held_out)]
+    shapes: dict[str, Shape] = {}
     while len(shapes) < objects:
-        other = random_shape(generator, held_out)
-        if all(other.colour != shape.colour for shape in shapes):
-            shapes.append(other)
-    shapes.sort(key=lambda shape: WORDS["colour"].index(shape.colour))
-    return World(tuple(shapes), WORDS["background"][draw_index(len(BACKGROUNDS), generator)])
+        shape = random_shape(generator, held_out)
+        shapes.setdefault(shape.colour, shape)
+    background = WORDS["background"][draw_index(len(BACKGROUNDS), generator)]
+    return World(tuple(shapes[colour] for colour in COLOURS if colour in shapes), background)

@@ -18,11 +18,10 @@ from uvg_core.checkpoint.read import open_weights
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.io import written_whole
-from uvg_core.media.text_encoder import build_encoder
 from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.model import UniViGU
 from uvg_core.training.checkpoints import newest
-from uvg_core.training.config import TrainConfig, load_config
+from uvg_core.training.config import load_config
 from uvg_core.training.run import train
 
 from . import encoder as text_encoder
@@ -84,45 +83,38 @@ def make_vae(folder: Path, say: Say) -> Any:
     return vae.eval().requires_grad_(False)
 
 
-def make_encoder(folder: Path, tokenizer: Tokenizer, say: Say) -> nn.Module:
-    """The trained text encoder of the working folder, trained first where it is missing."""
+def encoder_weights(folder: Path, tokenizer: Tokenizer, say: Say) -> dict[str, Tensor]:
+    """Weights of the trained text encoder of the working folder, trained first where it is missing."""
     path = folder / "encoder.pt"
     if not path.exists():
         with written_whole(path) as part:
             torch.save(text_encoder.train_encoder(tokenizer, say=say).state_dict(), part)
-    encoder = build_encoder({**text_encoder.SIZES, "vocab_size": tokenizer.size})
-    encoder.load_state_dict(torch.load(path, weights_only=True))
-    return encoder
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    weights.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
+    return weights
 
 
-def make_start(folder: Path, say: Say, sizes: dict[str, Any] = SIZES) -> Path:
+def make_start(folder: Path, say: Say) -> Path:
     """``start.safetensors``: an untrained network beside its VAE, text encoder and tokenizer, in float32."""
     path = folder / "start.safetensors"
     if path.exists():
         return path
     tokenizer = Tokenizer(train_tokenizer(), RUN)
-    vae, encoder = make_vae(folder, say), make_encoder(folder, tokenizer, say)
-    model = UniViGU(ModelConfig(**sizes, text_dim=text_encoder.SIZES["d_model"], vocab_size=tokenizer.size))
+    vae, encoder = make_vae(folder, say).state_dict(), encoder_weights(folder, tokenizer, say)
+    model = UniViGU(ModelConfig(**SIZES, text_dim=text_encoder.SIZES["d_model"], vocab_size=tokenizer.size))
     initialise(model)
-    extra: dict[str, Tensor] = {f"vae.{vae_to_original(name)}": weight for name, weight in vae.state_dict().items()}
-    for name, weight in encoder.state_dict().items():
-        if name != "encoder.embed_tokens.weight":  # tied to shared.weight
-            extra[f"text_encoders.umt5xxl.transformer.{name}"] = weight
+    extra = {f"vae.{vae_to_original(name)}": weight for name, weight in vae.items()}
+    extra |= {f"text_encoders.umt5xxl.transformer.{name}": weight for name, weight in encoder.items()}
     extra["text_encoders.spiece_model"] = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
     card = {"data": f"little worlds, version {VERSION}", "recipe": "python -m recipes.worlds", "seed": 0}
     save_model(model, path, run=RUN, card=card, extra=extra)
     return path
 
 
-def run_config(name: str, folder: Path, model: Path) -> TrainConfig:
-    """The configuration of one of ``RUNS`` with this recipe's paths."""
-    paths = {"model": str(model), "out": str(folder / name), "cache": str(folder / "cache")}
-    return load_config(CONFIGS / f"{name}.yaml", **paths)
-
-
 def run_one(name: str, folder: Path, model: Path, say: Say) -> Path:
     """Train one of ``RUNS`` to its end; one that is finished is used, one that was interrupted goes on."""
-    config = run_config(name, folder, model)
+    paths = {"model": str(model), "out": str(folder / name), "cache": str(folder / "cache")}
+    config = load_config(CONFIGS / f"{name}.yaml", **paths)
     written = config.out_folder / "model.safetensors"
     last = newest(config.out_folder)
     if last is not None and last.name.endswith(f"{config.steps:08d}") and written.exists():
@@ -142,15 +134,14 @@ def export(trained: Path, out: Path, measured: dict[str, Any]) -> None:
 
 def measure_vae(folder: Path, say: Say) -> dict[str, Any]:
     """How well the VAE of the working folder gives held-out worlds back, in dB, for the card."""
-    found = reconstruction(make_vae(folder, say), side=RUN.height, frames=RUN.frames, clips=256)
-    say(f"VAE on 256 held-out worlds: {found.psnr:.2f} dB, inside the objects' boxes {found.psnr_boxes:.2f} dB")
-    return {"vae_psnr": round(found.psnr, 2), "vae_psnr_boxes": round(found.psnr_boxes, 2)}
+    whole, boxes = reconstruction(make_vae(folder, say), side=RUN.height, frames=RUN.frames, clips=256)
+    say(f"VAE on 256 held-out worlds: {whole:.2f} dB, inside the objects' boxes {boxes:.2f} dB")
+    return {"vae_psnr": round(whole, 2), "vae_psnr_boxes": round(boxes, 2)}
 
 
 def quality_of(numbers: dict[str, Any]) -> dict[str, Any]:
     """For the card, of a file that ``benchmarks/quality.py`` wrote: the VAE's quality in dB, and means in percent by
     number of objects and question."""
-    vae = numbers["objects_1"]["vae"]  # as the page of results has it
     percent: dict[str, Any] = {"clips": numbers["clips"]}
     for objects in ("objects_1", "objects_2"):
         answers = numbers.get(objects, {})
@@ -160,4 +151,5 @@ def quality_of(numbers: dict[str, Any]) -> dict[str, Any]:
         if "ranking" in answers:
             means["ranking"] = answers["ranking"]["share"]
         percent[objects] = {name: round(100 * mean, 1) for name, mean in means.items()}
+    vae = numbers["objects_1"]["vae"]  # as the page of results has it
     return {"vae_psnr": vae["whole"], "vae_psnr_boxes": vae["boxes"], "right_percent": percent}

@@ -48,29 +48,30 @@ def smoothed(change: Tensor) -> tuple[Tensor, Tensor]:
 
 def objects_of(change: Tensor, background: str, objects: int) -> Iterator[tuple[str, Tensor]]:
     """Colour and soft coverage ``[T,S,S]``, 0..1, of each object, in the order of the colour table."""
-    base, luma = torch.tensor(BACKGROUNDS[background], dtype=torch.float32), torch.tensor(LUMA)
-    lines = torch.tensor(list(COLOURS.values()), dtype=torch.float32) - base
+    luma = torch.tensor(LUMA)
+    lines = torch.tensor(list(COLOURS.values()), dtype=torch.float32) - torch.tensor(BACKGROUNDS[background])
     smooth, noticed = smoothed(change)
     if int(noticed.sum()) < len(change) * 4:
         return
-    chosen, cores = _colours(smooth, noticed, lines, objects)
-    for place, (colour, core) in enumerate(zip(chosen, cores, strict=True)):
+    cores = _cores(smooth, noticed, lines, objects)
+    for colour, core in cores.items():
         if not core.any():
             continue
         near = widened(core, 2)
-        if objects == 2 and cores[1 - place].any():  # between two objects, to the nearer one; frames are far apart
-            mine, others = (
-                ndimage().distance_transform_edt(~mask.numpy(), sampling=(99, 1, 1))
-                for mask in (core, cores[1 - place])
-            )
-            near &= torch.from_numpy(mine <= others)
+        for other in cores.values():
+            if other is not core and other.any():  # between two objects, to the nearer one; frames are far apart
+                mine, theirs = (
+                    ndimage().distance_transform_edt(~mask.numpy(), sampling=(99, 1, 1)) for mask in (core, other)
+                )
+                near &= torch.from_numpy(mine <= theirs)
         line = lines[colour]
         weighted = line + TRUST * (line @ luma) * luma
         yield list(COLOURS)[colour], ((change @ weighted) / (line @ weighted)).clamp(0, 1) * near
 
 
-def _colours(smooth: Tensor, noticed: Tensor, lines: Tensor, objects: int) -> tuple[tuple[int, ...], list[Tensor]]:
-    """The colours that explain the noticed pixels best, and the mask ``[T,S,S]`` of each colour's pixels."""
+def _cores(smooth: Tensor, noticed: Tensor, lines: Tensor, objects: int) -> dict[int, Tensor]:
+    """The colours that explain the noticed pixels best, as rows of ``lines``, and the mask ``[T,S,S]`` of each one's
+    pixels."""
     points = smooth[noticed]
     # How much of each paint a pixel shows ``[P,8]``, and how far off that colour's line it still is.
     alpha = (points @ lines.T / lines.square().sum(-1)).clamp(0, 1)
@@ -79,15 +80,15 @@ def _colours(smooth: Tensor, noticed: Tensor, lines: Tensor, objects: int) -> tu
     groups = combinations(range(len(lines)), objects)
     chosen = min(groups, key=lambda group: float(loss[:, group].min(dim=1).values.sum()))
     owner = off[:, chosen].argmin(dim=1)
-    cores = []
+    cores = {}
     for place, colour in enumerate(chosen):
         core = torch.zeros_like(noticed)
         core[noticed] = (owner == place) & (alpha[:, colour] > 0.3)
         # Without blots: only parts of at least a quarter of the largest one's size, as an object that a model lets
         # flicker falls into parts.
         piece, sizes = pieces(core)
-        cores.append(core & (sizes * 4 >= sizes.max())[piece])
-    return chosen, cores
+        cores[colour] = core & (sizes * 4 >= sizes.max())[piece]
+    return cores
 
 
 def pieces(mask: Tensor) -> tuple[Tensor, Tensor]:

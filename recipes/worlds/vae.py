@@ -19,31 +19,27 @@ def small_wan_vae(width: int) -> Any:
     """A Wan 2.1 VAE of another base width: 16 latent channels, 4x in time, 8x in space."""
     from diffusers import AutoencoderKLWan
 
-    return AutoencoderKLWan(base_dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[])
+    return AutoencoderKLWan(base_dim=width)
+
+
+def _causal(tower: Any, x: Tensor, **first: bool) -> Tensor:
+    """A tower over the first frame and then over all others in one chunk; differentiable."""
+    cache: list[Any] = [None] * 64  # what each causal convolution keeps of the first frame; no tower has more of them
+    parts = [tower(x[:, :, :1], feat_cache=cache, feat_idx=[0], **first)]
+    if x.shape[2] > 1:
+        parts.append(tower(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+    return torch.cat(parts, 2)
 
 
 def encode_moments(vae: Any, video: Tensor) -> Tensor:
-    """Mean and log-variance ``[B,32,F,H/8,W/8]``; all frames after the first in one causal chunk, differentiable."""
-    vae.clear_cache()
-    first = vae.encoder(video[:, :, :1], feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
-    if video.shape[2] > 1:
-        vae._enc_conv_idx = [0]
-        rest = vae.encoder(video[:, :, 1:], feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
-        first = torch.cat([first, rest], 2)
-    vae.clear_cache()
-    return vae.quant_conv(first)
+    """Mean and log-variance ``[B,32,F,H/8,W/8]``."""
+    moments: Tensor = vae.quant_conv(_causal(vae.encoder, video))
+    return moments
 
 
 def decode_latent(vae: Any, latent: Tensor) -> Tensor:
-    """Pixels ``[B,3,T,H,W]``, about -1..1 and not clamped: a clamp would stop the gradient. Chunks as above."""
-    vae.clear_cache()
-    x = vae.post_quant_conv(latent)
-    first = vae.decoder(x[:, :, :1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=True)
-    if latent.shape[2] > 1:
-        vae._conv_idx = [0]
-        first = torch.cat([first, vae.decoder(x[:, :, 1:], feat_cache=vae._feat_map, feat_idx=vae._conv_idx)], 2)
-    vae.clear_cache()
-    return first
+    """Pixels ``[B,3,T,H,W]``, about -1..1 and not clamped: a clamp would stop the gradient."""
+    return _causal(vae.decoder, vae.post_quant_conv(latent), first_chunk=True)
 
 
 @torch.no_grad()

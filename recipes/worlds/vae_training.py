@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uvg_core.io import written_whole
+from uvg_core.media.vae import pixels_to_video
 
-from .drawing import coverage, draw
+from .drawing import REACH, Placement, coverage, draw, place
 from .grammar import World, random_world
-from .placing import REACH, Placement, place
 from .vae import calibrate, decode_latent, encode_moments, initialise, small_wan_vae
 
 KL_WEIGHT = 3e-5
@@ -37,31 +36,28 @@ def random_clips(
         placed = place(world, frames, generator, split="test" if held_out else "train")
         clips.append(draw(world, placed, side))
         boxes.append(_boxes(world, placed, side, tight))
-    return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1, torch.stack(boxes)[:, None]
+    return pixels_to_video(torch.stack(clips)), torch.stack(boxes)[:, None].float()
 
 
 def _boxes(world: World, placed: list[Placement], side: int, tight: bool) -> Tensor:
-    """1 inside the box around any object, ``[T,S,S]``."""
+    """True inside the box around any object, ``[T,S,S]``."""
     axis = (torch.arange(side) + 0.5) / side
-    inside = torch.zeros(len(placed[0].radii), side, side, dtype=torch.bool)
+    boxes = []
     for shape, at in zip(world.shapes, placed, strict=True):
+        columns, rows = ((axis - at.centres[..., None]).abs() <= REACH * at.radii[:, None, None]).unbind(1)
         if tight:
             painted = coverage(shape.kind, at, side) > 0
             columns, rows = _between(painted.any(1)), _between(painted.any(2))
-        else:
-            columns, rows = ((axis - at.centres[..., None]).abs() <= REACH * at.radii[:, None, None]).unbind(1)
-        inside |= rows[:, :, None] & columns[:, None]
-    return inside.float()
+        boxes.append(rows[:, :, None] & columns[:, None])
+    return torch.stack(boxes).any(0)
 
 
 def _between(marked: Tensor) -> Tensor:
     """True from the first to the last True of every row."""
-    counts = marked.int()
-    return (counts.cumsum(1) > 0) & (counts.flip(1).cumsum(1).flip(1) > 0)
+    return (marked.cumsum(1) > 0) & (marked.flip(1).cumsum(1).flip(1) > 0)
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(NamedTuple):
     """Peak signal-to-noise ratio in dB over a set of clips: whole pictures, and inside the objects' tight boxes."""
 
     psnr: float
@@ -72,21 +68,15 @@ class Reconstruction:
 def reconstruction(vae: Any, *, side: int, frames: int, clips: int = 64, seed: int = 7) -> Reconstruction:
     """How well held-out worlds come back from the latents' means, as 8-bit pictures would show them (clamped)."""
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(2, dtype=torch.float64)
-    inside = 0.0
+    errors, areas = torch.zeros(2, dtype=torch.float64), torch.tensor([clips, 0.0])
     for start in range(0, clips, 16):
         video, boxes = random_clips(min(16, clips - start), side, frames, generator, held_out=True, tight=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             decoded = decode_latent(vae, encode_moments(vae, video)[:, :16])
         error = ((decoded.float().clamp(-1, 1) - video) / 2).square()
-        total += torch.stack([error.mean() * len(video), (error.mean(1, keepdim=True) * boxes).sum()]).double()
-        inside += float(boxes.sum())
-    return Reconstruction(-10 * math.log10(float(total[0]) / clips), -10 * math.log10(float(total[1]) / inside))
-
-
-def _learning_rate(step: int, steps: int) -> float:
-    """A short warm-up, then a cosine down to almost nothing."""
-    return 1.5e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+        errors += torch.stack([error.mean() * len(video), (error.mean(1, keepdim=True) * boxes).sum()])
+        areas[1] += boxes.sum()
+    return Reconstruction(*(-10 * (errors / areas).log10()).tolist())
 
 
 def train_vae(
@@ -121,16 +111,14 @@ def train_vae(
     passes = [torch.compile(run) for run in (encode_moments, decode_latent)]
     started = time.time()
     for step in range(first, steps):
-        pictures = step < picture_steps
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, steps)
+        # A short warm-up, then a cosine down to almost nothing.
+        rate = 1.5e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+        pictures, done = step < picture_steps, step + 1
         video, boxes = random_clips(32 if pictures else 8, side, 1 if pictures else frames, generator)
         loss, error, divergence = _losses(vae, passes, video, boxes, generator)
-        optimizer.zero_grad(set_to_none=True)
         (loss + KL_WEIGHT * divergence).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        done = step + 1
+        descend(optimizer, rate)
         if done % 50 == 0:
             psnr = -10 * (error / 4).log10().item()
             each = (time.time() - started) / (done - first)
@@ -148,6 +136,14 @@ def train_vae(
         torch.save(vae.state_dict(), part)
     unfinished.unlink(missing_ok=True)
     return vae
+
+
+def descend(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One step at this learning rate; the gradients are used up."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _losses(

@@ -9,9 +9,8 @@ import torch
 from scipy import fft, ndimage
 
 from recipes.worlds.detector import read_objects, read_world, score
-from recipes.worlds.drawing import render
+from recipes.worlds.drawing import PAIR_SCALE, render
 from recipes.worlds.grammar import BACKGROUNDS, KINDS, SIZES, parse, random_world
-from recipes.worlds.placing import PAIR_SCALE
 from uvg_core.errors import UniViGUError
 
 pytest.importorskip("sklearn")

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.worlds.captions import hard_negatives, read_caption
 from recipes.worlds.drawing import render
 from recipes.worlds.evaluation import Accuracy, Evaluator
-from recipes.worlds.grammar import ATTRIBUTES, Shape, World, parse, random_world
+from recipes.worlds.grammar import ATTRIBUTES, Shape, World, hard_negatives, parse, random_world, read_caption
 
 CIRCLE = Shape("circle", "red", "small", "moves left", "slowly")
 STAR = Shape("star", "blue", "large", "stays still", None)

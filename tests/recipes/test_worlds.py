@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.worlds.digits import digit_images
-from recipes.worlds.drawing import FRAMES, SIDE, render
+from recipes.worlds.drawing import FRAMES, GROWTH, PAIR_SCALE, REACH, SIDE, TRAVEL, digit_images, place, render
 from recipes.worlds.grammar import (
     BACKGROUNDS,
     COLOURS,
@@ -27,7 +26,6 @@ from recipes.worlds.grammar import (
     random_shape,
     random_world,
 )
-from recipes.worlds.placing import GROWTH, PAIR_SCALE, REACH, TRAVEL, place
 
 pytest.importorskip("sklearn")
 

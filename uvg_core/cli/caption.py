@@ -37,7 +37,7 @@ def caption(
     size: Size,
     shown: Bars,
 ) -> int:
-    """clips give captions; a folder gets a .txt beside each clip"""
+    """Caption clips. Every clip of a folder gets a .txt beside it."""
     pipe, failed = model.pipeline(checkpoint, shown), 0
 
     def describe(path: Path) -> str:

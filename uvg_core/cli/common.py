@@ -32,9 +32,9 @@ STATED = "what the checkpoint says"
 class Facts:
     """Facts of a network that its file may lack."""
 
-    text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting("How text forms.", default=None, auto=STATED)
+    text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting("How text is generated.", default=None, auto=STATED)
     source: Annotated[str, OneOf(*SOURCES)] | None = setting(
-        "What noise is to the discrete text flow.", default=None, auto=STATED
+        "What the discrete text flow starts from.", default=None, auto=STATED
     )
     num_heads: Whole | None = setting("Attention heads.", default=None, auto=STATED, ge=1, le=100_000)
 
@@ -63,10 +63,12 @@ class Model:
     tokenizer: Path | None = setting("spiece.model, for text encoders without one inside.", default=None)
     device: Text | None = setting("cpu, cuda or cuda:1.", default=None, auto="cuda where there is one")
     dtype: Annotated[str, OneOf(*DTYPES)] | None = setting(
-        "Of the network.", default=None, auto="fp32 for small ones, bf16 for large ones on a card, else as stored"
+        "Data type of the network.",
+        default=None,
+        auto="fp32 for small ones, bf16 for large ones on a card, else as stored",
     )
     latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting(
-        "What the network's latents are.", default=None, auto=STATED
+        "Latent space of the network.", default=None, auto=STATED
     )
     lora: tuple[LoraChoice, ...] = setting(
         "A LoRA, with a strength for the video half and one for the text half (default: 1; one number is for both). "
@@ -75,7 +77,7 @@ class Model:
         metavar="FILE[:VIDEO[:TEXT]]",
     )
     text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting(
-        "How the text encoder is run; the release's way differs.", default=None, auto=f"{STATED}, else umT5"
+        "How the text encoder is run.", default=None, auto=f"{STATED}, else umT5"
     )
 
     def pipeline(
@@ -109,7 +111,9 @@ class Video:
     """What guidance leads away from, and how a clip's file is written."""
 
     negative: Text = setting("What guidance leads away from.", default="", auto="the empty prompt")
-    fps: Number | None = setting("Of the written file.", default=None, auto="the checkpoint's own", ge=0.1, le=240)
+    fps: Number | None = setting(
+        "Frames per second of the written file.", default=None, auto="the checkpoint's own", ge=0.1, le=240
+    )
     scale: Whole | None = setting(
         "Repeat every pixel N times in the file.", default=None, auto="only small clips", ge=1, le=64
     )

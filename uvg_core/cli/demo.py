@@ -25,7 +25,7 @@ class Demo:
 
 
 def demo(own: Demo, model: Model, checkpoint: Facts, shown: Bars) -> None:
-    """all three jobs on the embedded model, in under a minute"""
+    """Run all three jobs on the embedded model in under a minute."""
     pipe, out = model.pipeline(checkpoint, shown), own.out
     make_folder(out, "choose another with --out")
     started, fps = time.monotonic(), pipe.config.run.fps

@@ -26,7 +26,7 @@ class Inspect:
 
 
 def inspect(own: Inspect, shown: Bars) -> None:
-    """say what a checkpoint is"""
+    """Show what a checkpoint contains."""
     for path in own.files:
         print(checkpoints.inspect_checkpoint(path))
 
@@ -38,12 +38,12 @@ class Convert:
     input: Path = setting("The checkpoint.", positional=True, metavar="input")
     out: Path = setting("The native file.", positional=True, metavar="out", suffixes=(".safetensors",))
     dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] | None = setting(
-        "Of the weights.", default=None, auto="as stored"
+        "Data type of the weights.", default=None, auto="as stored"
     )
     latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting("Write this into the file.", default=None)
     text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting("Write this into the file.", default=None)
     time_rounding: Annotated[str, OneOf(*TIME_ROUNDING)] | None = setting(
-        "Write into the file that its clocks are rounded, or are not.", default=None
+        "Write into the file how its times are rounded.", default=None
     )
     end_of_text: Annotated[str, OneOf(*END_OF_TEXT)] | None = setting(
         "Write into the file how generated text ends: at the first end token, or after the last word.", default=None
@@ -54,7 +54,7 @@ class Convert:
 
 
 def convert(own: Convert, checkpoint: Facts, shown: Bars) -> None:
-    """any readable Uni-ViGU checkpoint to native safetensors"""
+    """Convert any readable Uni-ViGU checkpoint to native safetensors."""
     stated = {name: getattr(own, name) for name in ("latent_space", "text_states", "time_rounding", "end_of_text")}
     merged = checkpoints.convert(
         own.input,
@@ -89,7 +89,7 @@ def check(
     size: Size,
     shown: Bars,
 ) -> None:
-    """does a checkpoint work, and how is it to be run: its own losses on real clips decide"""
+    """Check that a checkpoint works, and find out from its losses on real clips how to run it."""
     from ..pipeline.check import Check
 
     for path in filter(None, (own.write, own.json)):

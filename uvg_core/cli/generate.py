@@ -41,7 +41,7 @@ def generate(
     size: Size,
     shown: Bars,
 ) -> None:
-    """a prompt gives an mp4"""
+    """Generate a video from a prompt."""
     require_folder(own.out)
     pipe = model.pipeline(checkpoint, shown, video.null_embedding)
     fps = given(video.fps, pipe.config.run.fps)

@@ -42,7 +42,7 @@ def joint(
     size: Size,
     shown: Bars,
 ) -> None:
-    """a prompt gives an mp4 and its caption at once"""
+    """Generate a video and its caption at once from a prompt."""
     for path in filter(None, (own.out, own.sheet)):
         require_folder(path)
     pipe = model.pipeline(checkpoint, shown, video.null_embedding)

@@ -45,7 +45,7 @@ def rank(
     size: Size,
     shown: Bars,
 ) -> None:
-    """which text fits a clip best"""
+    """Rank texts by how well they describe a clip."""
     texts, pipe = own.candidates(), model.pipeline(checkpoint, shown)
     latent, note = pipe.latent_of(own.clip, size)
     shown.close()

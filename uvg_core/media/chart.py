@@ -22,23 +22,19 @@ def draw_ranking(texts: Sequence[str], scores: Sequence[float], shares: Sequence
         raise UniViGUError(f"found {len(texts)} texts, {len(scores)} scores and {len(shares)} shares; expected as many")
     big, small = ImageFont.load_default(size=19), ImageFont.load_default(size=15)
     clean = cleaner(big)
-    head = 52 if title else 0
-    picture = Image.new("RGB", (WIDTH, 2 * MARGIN + head + ROW * len(texts)), GROUND)
+    top = MARGIN + (52 if title else 0)
+    picture = Image.new("RGB", (WIDTH, top + ROW * len(texts) + MARGIN), GROUND)
     draw = ImageDraw.Draw(picture)
-    if title:
-        draw.text((MARGIN, MARGIN), title, font=ImageFont.load_default(size=24), fill=BRIGHT)
-    order = sorted(range(len(texts)), key=lambda n: -scores[n])
-    room = WIDTH - 2 * MARGIN
-    for place, n in enumerate(order):
-        top = MARGIN + head + place * ROW
-        numbers = f"{scores[n]:.2f} nats   {shares[n]:.1%}"
-        colour = ACCENT if place == 0 else BODY
-        words = shorten(clean(texts[n]), big.getlength, room - small.getlength(numbers) - 24)
-        draw.text((MARGIN, top), words, font=big, fill=colour)
-        draw.text((WIDTH - MARGIN, top + 4), numbers, font=small, fill=colour if place == 0 else MUTED, anchor="ra")
-        draw.rounded_rectangle((MARGIN, top + 32, WIDTH - MARGIN, top + 42), radius=5, fill=CARD)
-        length = max(10, round(room * shares[n]))
-        draw.rounded_rectangle(
-            (MARGIN, top + 32, MARGIN + length, top + 42), radius=5, fill=ACCENT if place == 0 else MUTED
-        )
+    draw.text((MARGIN, MARGIN), title, font=ImageFont.load_default(size=24), fill=BRIGHT)
+    right, room = WIDTH - MARGIN, WIDTH - 2 * MARGIN
+    text_colour, colour = ACCENT, ACCENT  # of the best
+    for score, share, text in sorted(zip(scores, shares, texts, strict=True), key=lambda row: -row[0]):
+        numbers = f"{score:.2f} nats   {share:.1%}"
+        words = shorten(clean(text), big.getlength, room - small.getlength(numbers) - 24)
+        draw.text((MARGIN, top), words, font=big, fill=text_colour)
+        draw.text((right, top + 4), numbers, font=small, fill=colour, anchor="ra")
+        for end, fill in ((right, CARD), (MARGIN + max(10, round(room * share)), colour)):
+            draw.rounded_rectangle((MARGIN, top + 32, end, top + 42), radius=5, fill=fill)
+        top += ROW
+        text_colour, colour = BODY, MUTED
     return picture

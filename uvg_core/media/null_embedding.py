@@ -30,13 +30,13 @@ def read_null_embedding(path: str | Path, width: int | None = None) -> Tensor:
             f"{path}: found {len(found)} tensors with rows and columns; expected {expected}, such as the release's "
             "empty_context_t5_emb.pt"
         )
-    states = found[0][None] if found[0].ndim == 2 else found[0]
-    if states.shape[0] != 1 or not 1 <= states.shape[1] <= MOST_ROWS or states.shape[2] != (width or states.shape[2]):
+    states = found[0].float() if found[0].ndim == 3 else found[0].float()[None]
+    batch, rows, columns = states.shape
+    if batch != 1 or not 1 <= rows <= MOST_ROWS or columns != (width or columns):
         raise UniViGUError(
             f"{path}: found a tensor {list(found[0].shape)}; expected {expected}. It belongs to another text encoder "
             "or is no prompt condition: choose another file"
         )
-    states = states.float()
     if not bool(states.isfinite().all()):
         raise UniViGUError(f"{path}: the tensor holds values that are not numbers; download the file again")
     return states

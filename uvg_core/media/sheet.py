@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -65,9 +66,7 @@ def contact_sheet(
             raise UniViGUError(f"Pillow knows no picture format {path.suffix!r}; let the name end in .png")
         sheet = draw_sheet(rows, title=title, columns=columns, cell=cell, subtitle=subtitle)
     except ImportError as error:
-        raise UniViGUError(
-            f"{path}: contact sheets are drawn by Pillow, which is not installed: pip install pillow"
-        ) from error
+        raise UniViGUError(f"{path}: contact sheets need Pillow, which is missing: pip install pillow") from error
     except UniViGUError as error:
         raise UniViGUError(f"{path}: {error}") from None
     with written_whole(path) as temporary:
@@ -96,17 +95,13 @@ def draw_sheet(
     pen = _Pen(cell)
     margin, pad, gap = pen.px(32), pen.px(16), pen.px(7)
     strips = [_frames(row, columns, cell) for row in rows]
-    labels = [pen.label(row.label) for row in rows]
-    label_width = min(max(pen.width(line) for label in labels for line in label), 3 * cell)
-    labels = [[(style, shorten(part, pen.length(style), label_width)) for style, part in label] for label in labels]
-    shown = max([5, *(len(strip) for strip in strips)])  # narrower than five frames, text would not fit
+    label_width = min(max(pen.label_width(row.label) for row in rows), 3 * cell)
+    shown = max(5, *map(len, strips))  # narrower than five frames, text would not fit
     strip_width = shown * cell + (shown - 1) * gap
     left = margin + pad + round(label_width) + pen.px(24)
     width = left + strip_width + pad + margin
-    head = [
-        *pen.wrapped("title", title, width - 2 * margin, 2),
-        *pen.wrapped("subtitle", subtitle, width - 2 * margin, 3),
-    ]
+    head = pen.wrapped("title", title, width - 2 * margin, 2) + pen.wrapped("subtitle", subtitle, width - 2 * margin, 3)
+    labels = [pen.label(row.label, label_width) for row in rows]
     texts = [pen.wrapped("body", row.text, strip_width, _TEXT_LINES) for row in rows]
     # Where the text of each row begins below the top of its frames, and how high the row is.
     below = [
@@ -160,24 +155,24 @@ class _Pen:
         """A length that is right for cells of 96 pixels, for these cells."""
         return max(1, round(length * self.cell / 96))
 
-    def length(self, style: str) -> Callable[[str], float]:
-        return self.fonts[style].getlength
-
-    def width(self, line: tuple[str, str]) -> float:
-        return self.length(line[0])(line[1])
-
     def height(self, lines: _Lines) -> int:
         return sum(self.px(_STYLES[style][0] * 1.42) for style, _ in lines)
 
-    def label(self, text: str) -> _Lines:
-        return [("small" if n else "label", self.clean(part)) for n, part in enumerate(text.split(" · "))]
+    def label(self, text: str, width: float = math.inf) -> _Lines:
+        """The parts between the dots on lines of their own, the first of them larger, none wider than ``width``."""
+        parts = [("small" if n else "label", self.clean(part)) for n, part in enumerate(text.split(" · "))]
+        return [(style, shorten(part, self.fonts[style].getlength, width)) for style, part in parts]
+
+    def label_width(self, text: str) -> float:
+        return max(self.fonts[style].getlength(line) for style, line in self.label(text))
 
     def wrapped(self, style: str, text: str, width: float, most: int) -> _Lines:
-        return [(style, line) for line in _wrap(self.clean(text), self.length(style), width, most)]
+        return [(style, line) for line in _wrap(self.clean(text), self.fonts[style].getlength, width, most)]
 
     def write(self, draw: Any, left: int, top: int, lines: _Lines) -> None:
-        for n, (style, line) in enumerate(lines):
-            draw.text((left, top + self.height(lines[:n])), line, font=self.fonts[style], fill=_STYLES[style][1])
+        for style, line in lines:
+            draw.text((left, top), line, font=self.fonts[style], fill=_STYLES[style][1])
+            top += self.height([(style, line)])
 
 
 def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:

@@ -29,12 +29,12 @@ class Tokenizer:
     def __init__(self, model: bytes, run: RunConfig) -> None:
         try:
             import sentencepiece
+
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except ImportError as error:
             raise UniViGUError(
                 f"the tokenizer needs sentencepiece, which does not import ({error}): pip install sentencepiece"
             ) from None
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
         self.proto, self.run = model, run
@@ -71,31 +71,24 @@ class Tokenizer:
         """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.
 
         Raises UniViGUError for a text that does not fit."""
-        return self._padded(
-            texts, length, "the text has {} tokens and the text stream {}: shorten {} or ask for a longer text stream"
-        )
+        problem = "the text has {} tokens and the text stream {}: shorten {} or ask for a longer text stream"
+        return self._padded(texts, length, problem)
 
     def context(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids ``[B,S]`` for the text encoder, padded, and the mask of real tokens.
 
         Raises UniViGUError for a prompt that does not fit."""
-        return self._padded(
-            prompts,
-            self.run.context_length,
-            "the prompt has {} tokens and this model reads {}: shorten {} (words that its tokenizer does not know are "
-            "spelled out, a token a letter)",
-        )
+        problem = "the prompt has {} tokens and this model reads {}: shorten {} (unknown words are spelled out)"
+        return self._padded(prompts, self.run.context_length, problem)
 
     def _padded(self, texts: Sequence[str], length: int, problem: str) -> tuple[Tensor, Tensor]:
-        ids = torch.full((len(texts), length), self.run.pad_token)
-        mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        for n, text in enumerate(texts):
-            row = self.ids(text)
+        rows = [self.ids(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
             if len(row) > length:
                 raise UniViGUError(problem.format(len(row), length, _shortened(text)))
-            ids[n, : len(row)] = torch.tensor(row)
-            mask[n, : len(row)] = True  # by length, not by id: a text may hold the pad token's id as a piece
-        return ids, mask
+        ids = torch.tensor([row + [self.run.pad_token] * (length - len(row)) for row in rows])
+        # By length, not by id: a text may hold the pad token's id as a piece.
+        return ids, torch.arange(length) < torch.tensor([[len(row)] for row in rows])
 
     def template(self, text: str, widths: Sequence[int], length: int) -> Tensor:
         """Pinned ids ``[L]`` of a template with blanks (two or more underscores), -1 where the model may choose.

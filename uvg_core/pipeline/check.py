@@ -252,7 +252,9 @@ class Check:
                 progress=pipe.components.progress,
             )
 
-        verdict, line = measured(f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.on_network(job))
+        verdict, line = measured(
+            f"losses at {width}x{height}x{frames}", pipe.device, lambda: pipe.components.on_network(job)
+        )
         self.verdict = verdict
         yield line
         yield from lines_of(verdict, len(samples))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("diffusers", "transformers", "sentencepiece")
 LARGE_BYTES = 2**30
 SPARE_BYTES = 2**30  # that a large text encoder must leave on the device, for its activations and for everybody else
+Result = TypeVar("Result")
 NAMES = {"network": "network", "encoder": "text encoder", "vae": "VAE"}
 
 
@@ -63,6 +65,10 @@ def has_bfloat16(device: torch.device) -> bool:
 def free_bytes(device: torch.device) -> float:
     """All that is free on a device; 0 where torch cannot tell."""
     return free_memory(device) / SHARE_OF_FREE
+
+
+class _NotFinite(Exception):
+    """The network's first pass gave numbers that are not finite."""
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -153,11 +159,6 @@ class Components:
     def float16_unasked(self) -> bool:
         """Whether the network computes in float16 because the card has nothing better: its results need watching."""
         return self.dtype is None and self.network_dtype == torch.float16
-
-    def in_float32(self) -> None:
-        """From now on the network computes in float32."""
-        self.dtype = torch.float32
-        self._waiting.pop("network", None)
 
     def run_encoder_as(self, text_states: str) -> None:
         """From now on the text encoder gives these text states (see ``TextEncoder``)."""
@@ -258,6 +259,40 @@ class Components:
         with self.using("network") as module:
             assert isinstance(module, UniViGU)
             yield module
+
+    def on_network(self, job: Callable[[UniViGU], Result]) -> Result:
+        """A job on the network. Where the card has nothing better than float16, a job whose first pass is not finite
+        is done again in float32."""
+        if self.float16_unasked:
+            try:
+                with self.network() as model, _first_pass_finite(model):
+                    return job(model)
+            except _NotFinite:
+                pass
+            log.warning(f"numbers are not finite in float16, the best that {self.device} has: using float32 from here")
+            self.dtype = torch.float32
+            self._waiting.pop("network", None)
+        with self.network() as model:
+            return job(model)
+
+
+@contextmanager
+def _first_pass_finite(model: UniViGU) -> Iterator[None]:
+    """Raise _NotFinite when the first pass that predicts something predicts what is not finite. It is the first alone
+    because each look waits for the card."""
+
+    def look(_: Any, __: Any, prediction: Any) -> None:
+        parts = [part for part in prediction if part is not None]
+        if parts:
+            hook.remove()
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise _NotFinite
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _size(module: nn.Module) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -70,10 +70,6 @@ class Sampled:
     text: str = ""
 
 
-class _NotFinite(Exception):
-    """The network's first pass gave numbers that are not finite."""
-
-
 class Pipeline:
     """The three jobs on real files.
 
@@ -129,44 +125,43 @@ class Pipeline:
         if self._last_conditions is None or self._last_conditions[0] != wanted:
             # Before the encoder is loaded: it may take a minute, and a prompt that does not fit is known now.
             self.tokenizer.context(prompts)
-            self._last_conditions = wanted, self._read(prompts).to(self.device)
+            states = self.components.text_states
+            self._last_conditions = wanted, self._read(prompts, [states])[states]
         return self._last_conditions[1]
 
     @torch.no_grad()
     def conditions_by_states(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Prompt conditions ``[B,S,E]`` on the device under every kind of text states, the encoder loaded once."""
         self.components.run_encoder_as("umT5")  # which holds what the other one needs too
-        return {kind: states.to(self.device) for kind, states in self._read_as(prompts, TEXT_STATES).items()}
+        return self._read(prompts, TEXT_STATES)
 
-    def _read(self, prompts: Sequence[str]) -> Tensor:
-        return self._read_as(prompts, (self.components.text_states,))[self.components.text_states]
+    def _read(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
+        def attempt() -> dict[str, Tensor]:
+            with self.components.using("encoder") as encoder:
+                blocks = list(encoder.get_submodule("encoder.block").children())
+                found = {}
+                with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.components.progress):
+                    for kind in kinds:
+                        with nullcontext() if kind == self.components.text_states else as_plain_t5(encoder):
+                            states = TextEncoder(encoder, self.tokenizer, kind)(prompts)
+                        found[kind] = states.float().to(self.device)
+                return found
 
-    def _read_as(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
         try:
-            return self._attempt_to_read(prompts, kinds)
+            return attempt()
         except torch.OutOfMemoryError:
             if self.components.encoder_device.type == "cpu":
                 raise
         log.warning(f"not enough memory on {self.device} to read the prompt: reading it on the CPU")
         self.components.encoder_device = torch.device("cpu")
-        return self._attempt_to_read(prompts, kinds)
-
-    def _attempt_to_read(self, prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Tensor]:
-        with self.components.using("encoder") as encoder:
-            blocks = list(encoder.get_submodule("encoder.block").children())
-            found = {}
-            with counted_calls(blocks, "reading the prompt", len(kinds) * len(blocks), self.components.progress):
-                for kind in kinds:
-                    with nullcontext() if kind == self.components.text_states else as_plain_t5(encoder):
-                        found[kind] = TextEncoder(encoder, self.tokenizer, kind)(prompts).float()
-            return found
+        return attempt()
 
     def guided(self, prompt: str, negative: str = "") -> tuple[Tensor, Tensor]:
         """Conditions ``[1,S,E]`` of a prompt and of what guidance leads away from."""
         if self.null_condition is not None and not negative.strip():
             return self.conditions([prompt]), self.null_condition
-        context, null = self.conditions([prompt, negative]).split(1)
-        return context, null
+        both = self.conditions([prompt, negative])
+        return both[:1], both[1:]
 
     def encode_clip(self, pixels: Tensor) -> Tensor:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
@@ -223,36 +218,14 @@ class Pipeline:
         self.components.run_as(config)
         self.config, self._last_conditions = config, None
 
-    def on_network(self, job: Callable[[UniViGU], Result]) -> Result:
-        """A job on the network. Where the card has nothing better than float16, the first pass is watched, and a job
-        that begins with numbers that are not finite is done again in float32."""
-        try:
-            with self.network() as model, _first_pass_watched(model, self.components.float16_unasked):
-                return job(model)
-        except _NotFinite:
-            pass
-        log.warning(f"the network's numbers are not finite in float16, the best that {self.device} has: using float32")
-        self.components.in_float32()
-        with self.network() as model:
-            return job(model)
-
     @property
     def device(self) -> torch.device:
         return self.components.device
 
     def noise(self, size: Size = SIZE, seed: int = 0) -> Tensor:
         """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""
-        shape = latent_shape(*self._measures(size), self.config.model.in_dim)
+        shape = latent_shape(*size.resolved(self.config.run), self.config.model.in_dim)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-
-    def _measures(self, size: Size) -> tuple[int, int, int]:
-        """Frames, height and width, with the checkpoint's own where the caller has none."""
-        return size.resolved(self.config.run)
-
-    def _require_words(self, text: str, what: str) -> str:
-        if not text.strip():
-            raise UniViGUError(f"the {what} is empty; write what the video should show")
-        return text
 
     # The jobs
 
@@ -269,7 +242,7 @@ class Pipeline:
         """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
-        self._require_words(prompt, "prompt")
+        _require_words(prompt, "prompt")
         sampling, noise, self.sampled = sampling.resolved(run), self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
         context, null = self.guided(prompt, negative)
@@ -283,14 +256,14 @@ class Pipeline:
             denoise = GuidedDenoiser.of(network, context, null, sampling)
             return text_to_video(denoise, noise, sampling, text=tokens, callback=callback)
 
-        latent = self.on_network(job)
+        latent = self.components.on_network(job)
         self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
 
     def latent_of(self, path: str | Path, size: Size = SIZE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
-        frames, height, width = self._measures(size)
-        latent_shape(frames, height, width)
+        frames, height, width = size.resolved(self.config.run)
+        latent_shape(frames, height, width)  # refuses what is off the grid before a file is opened
         clip = read_clip(path, ClipSpec(frames, height, width))
         return self.encode_clip(clip.pixels), clip.note
 
@@ -313,7 +286,7 @@ class Pipeline:
                 return fill_template(denoise, self.tokenizer, template, latent, sampling, callback=callback)
             return video_to_text(denoise, latent, sampling, callback=callback)
 
-        return self.tokenizer.text(self.on_network(job)[0])
+        return self.tokenizer.text(self.components.on_network(job)[0])
 
     def joint(
         self,
@@ -326,21 +299,21 @@ class Pipeline:
         record: int = 0,
     ) -> tuple[Tensor, str, list[JointStep]]:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
-        self._require_words(prompt, "prompt")
+        _require_words(prompt, "prompt")
         noise, self.sampled = self.noise(size, sampling.seed), None
         context, null = self.guided(prompt, negative)
         sampling = sampling.resolved(self.config.run)
         wanted, states = spread(sampling.steps or 0, record), list[State]()
 
-        def watch(step: int, state: State) -> object:
+        def on_step(step: int, state: State) -> object:
             if step in wanted:
                 states.append(state)
             return callback(step, state) if callback is not None else None
 
         def job(network: UniViGU) -> JointResult:
-            return joint(GuidedDenoiser.of(network, context, null, sampling), noise, sampling, callback=watch)
+            return joint(GuidedDenoiser.of(network, context, null, sampling), noise, sampling, callback=on_step)
 
-        result = self.on_network(job)
+        result = self.components.on_network(job)
         text = self.tokenizer.text(result.text[0])
         self.sampled = Sampled(result.video.cpu(), text)
         pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
@@ -361,7 +334,7 @@ class Pipeline:
         """Scores ``[K]`` of candidate texts for a clip, higher is better (see ``caption_likelihood``)."""
         run, config = self.config.run, self.config.model
         for text in texts:
-            self._require_words(text, "text to rank")
+            _require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
         # As long as the text stream was in training: how a text ends is part of what is judged.
         tokens = padded(ids, run.pad_token, run.text_length)
@@ -383,28 +356,12 @@ class Pipeline:
                 rows //= 2
                 log.warning(f"not enough memory to rank so many texts at once: {rows} at a time")
 
-        return self.on_network(job)
+        return self.components.on_network(job)
 
 
-@contextmanager
-def _first_pass_watched(model: UniViGU, wanted: bool) -> Iterator[None]:
-    """Raise _NotFinite, if it is ``wanted``, when the first pass that predicts something predicts what is not finite.
-    It is the first alone because each look waits for the card."""
-
-    def look(_: Any, __: Any, prediction: Any) -> None:
-        parts = [part for part in prediction if part is not None]
-        if parts:
-            watch.remove()
-        if not all(bool(part.isfinite().all()) for part in parts):
-            raise _NotFinite
-
-    watch = model.register_forward_hook(look)
-    if not wanted:
-        watch.remove()
-    try:
-        yield
-    finally:
-        watch.remove()
+def _require_words(text: str, what: str) -> None:
+    if not text.strip():
+        raise UniViGUError(f"the {what} is empty; write what the video should show")
 
 
 def given(value: Number | None, default: Number) -> Number:

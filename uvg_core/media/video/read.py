@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,61 +113,46 @@ class _Recount(Exception):
     """Frames must be counted, with so many to expect: their timestamps are wrong, or there are fewer than packets."""
 
 
-class _Cursor:
-    """A place in the decoded stream, moving forward in time.
-
-    shown   the last frame passed, the one on screen
-    ahead   the frame after it, if it had to be decoded to know that
-    """
-
-    def __init__(self, source: Source, count: int) -> None:
-        self.source, self.count = source, count
-        self.begin()
-
-    def begin(self) -> None:
-        """Decode from where the source is."""
-        self.frames, self.shown, self.ahead = self.source.frames(), None, None
-
-    def jump(self, keyframe: int) -> bool:
-        """Go to a keyframe; False, and nowhere in particular, when the container did not lead to it."""
-        if not self.source.seek(keyframe):
-            return False
-        self.begin()
-        self.ahead = frame = next(self.frames, None)
-        return frame is not None and frame.key_frame and frame.pts is not None and frame.pts <= keyframe
-
-    def advance(self, time: int) -> Any:
-        """The frame on screen at ``time``, or None where decoding has passed it already or found nothing."""
-        while self.shown is None or self.shown.pts != time:
-            frame = self.ahead if self.ahead is not None else next(self.frames, None)
-            if frame is not None and (frame.pts is None or (self.shown is not None and frame.pts < self.shown.pts)):
-                raise _Recount(self.count)
-            self.ahead = frame
-            if frame is None or frame.pts > time:
-                break
-            self.shown, self.ahead = frame, None
-        return self.shown
-
-
 def _by_time(source: Source, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, Any]]:
     """Each wanted time with the frame on screen then; jumps to keyframes where that saves decoding.
 
     Raises _Recount where the frames are not in the order of their timestamps."""
-    times, keyframes = timeline.times, timeline.keyframes
-    cursor, here = _Cursor(source, len(times)), times[0]
+    times, keyframes, here = timeline.times, timeline.keyframes, timeline.times[0]
+    frames, ahead, shown = source.frames(), list[Any](), None  # ahead: a frame that was decoded too early
     for time in wanted:
         last = max(bisect_right(keyframes, time) - 1, 0)
-        saved = bisect_right(times, keyframes[last]) - bisect_right(times, here)
-        # A jump may land too late (TS, an index with holes): then from further back, at last from the start.
-        if saved > _SEEK_FROM and not any(cursor.jump(keyframes[max(last - back, 0)]) for back in (0, 2)):
-            source.rewind()
-            cursor.begin()
-        frame = cursor.advance(time)
+        if bisect_right(times, keyframes[last]) - bisect_right(times, here) > _SEEK_FROM:
+            # A jump may land too late (TS, an index with holes): then from further back.
+            ahead, frames = _frames_from(source, [keyframes[max(last - back, 0)] for back in (0, 2)])
+            shown = None
+        for frame in chain(ahead, frames):
+            ahead = []
+            if frame.pts is None or (shown is not None and frame.pts < shown.pts):
+                raise _Recount(len(times))
+            if frame.pts > time:
+                ahead = [frame]
+                break
+            shown = frame
+            if frame.pts == time:
+                break
         # A packet may rightly give no frame (VP8's hidden references): only with an error is that a gap.
-        if frame is None or (frame.pts != time and source.errors) or frame.is_corrupt:
+        if shown is None or (shown.pts != time and source.errors) or shown.is_corrupt:
             raise source.broken(timeline.second(time))
         here = time
-        yield time, frame
+        yield time, shown
+
+
+def _frames_from(source: Source, keyframes: Sequence[int]) -> tuple[list[Any], Iterator[Any]]:
+    """The first frame and those behind it, from the first of ``keyframes`` that the container leads to; from the start
+    where it leads to none."""
+    for keyframe in keyframes:
+        if source.seek(keyframe):
+            frames = source.frames()
+            first = next(frames, None)
+            if first is not None and first.key_frame and first.pts is not None and first.pts <= keyframe:
+                return [first], frames
+    source.rewind()
+    return [], source.frames()
 
 
 def _by_count(source: Source, timeline: Timeline, wanted: list[int]) -> Iterator[tuple[int, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,15 @@ class Source:
                 "whole video file; one whose writing or download was cut short must be made again"
             ) from error
         self.kind = self.container.format.name
-        is_text = self.kind == "tty"  # ffmpeg rendering a text file
         attached = 0x400  # the cover of a song
-        videos = [s for s in self.container.streams.video if not is_text and not s.disposition.value & attached]
-        if not videos or videos[0].codec_context is None:
-            kinds = sorted({stream.type for stream in self.container.streams})
-            found = "text" if is_text else f"only {' and '.join(kinds) or 'nothing'}"
-            if videos:
-                found = "a codec that this PyAV cannot decode"
+        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & attached]
+        kinds = sorted({stream.type for stream in self.container.streams})
+        found = "" if videos else f"only {' and '.join(kinds) or 'nothing'}"
+        if videos and videos[0].codec_context is None:
+            found = "a codec that this PyAV cannot decode"
+        if self.kind == "tty":  # ffmpeg rendering a text file
+            found = "text"
+        if found:
             self.container.close()
             raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
         self.stream = videos[0]
@@ -150,17 +150,9 @@ class Source:
 def _require_file(path: str | Path) -> None:
     """Raise UniViGUError unless ``path`` is a file with something in it."""
     try:
-        entry = os.stat(path)
-        found = (
-            "this is a folder"
-            if stat.S_ISDIR(entry.st_mode)
-            else ""
-            if entry.st_size
-            else "the file is empty (0 bytes)"
-        )
-    except FileNotFoundError:
-        found = "there is no such file" if str(path) else "this is an empty path"
-    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered
-        found = f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
+        found = "" if os.path.getsize(path) else "the file is empty (0 bytes)"
+        found = "this is a folder" if os.path.isdir(path) else found
+    except (OSError, ValueError) as error:  # nothing there, a name that is too long, a folder that may not be entered
+        found = (getattr(error, "strerror", None) or str(error)).lower() if str(path) else "this is an empty path"
     if found:
         raise UniViGUError(f"{path}: {found}; expected a video file. Check the path, or copy the file again")

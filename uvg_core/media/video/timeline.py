@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 from ...errors import UniViGUError
 from .clip import ClipSpec
@@ -74,54 +74,49 @@ class Timeline:
         return [self.times[bisect_right(self.times, moment + slack) - 1] for moment in moments]
 
 
-class _Packet(NamedTuple):
-    """A packet's timestamp and duration in the stream's unit; ``hidden`` by an edit list."""
-
-    time: Any  # int or None
-    duration: int
-    keyframe: bool
-    hidden: bool
-
-
 def scan(source: Source) -> Timeline:
     """Read all timestamps of a video, decoding nothing, and rewind it.
 
     Raises UniViGUError for a file without frames, and for one that ends before the length in its header, or inside a
     frame.
     """
-    torn, packets = False, []
+    torn, whole = False, 0
+    keyframes: list[int] = []
+    visible: list[tuple[Any, int]] = []  # timestamp (or None) and duration of what no edit list hides
     torn_marked = any(name in source.kind for name in _TORN_MARKED)
     for packet in source.packets():
         if packet.size == 0:  # the closing packet
             continue
         if packet.is_corrupt and torn_marked:
             torn = True
-        else:
-            packets.append(_Packet(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            continue
+        whole += 1
+        # Hidden keyframes count: what is shown may start between two of them.
+        if packet.is_keyframe and packet.pts is not None:
+            keyframes.append(packet.pts)
+        if not packet.is_discard:
+            visible.append((packet.pts, packet.duration or 0))
     declared = source.header_seconds(binding=True)
     source.rewind()
-    timeline = _timeline(source, packets)
-    _require_whole(source, timeline, declared, whole=len(packets), torn=torn)
+    timeline = _timeline(source, visible, sorted(keyframes))
+    _require_whole(source, timeline, declared, whole=whole, torn=torn)
     return timeline
 
 
-def _timeline(source: Source, packets: list[_Packet]) -> Timeline:
-    visible = [packet for packet in packets if not packet.hidden]
+def _timeline(source: Source, visible: list[tuple[Any, int]], keyframes: list[int]) -> Timeline:
     if not visible:
         raise source.broken(0.0)
     unit, rate = source.stream.time_base, source.rate
     # AVI has no timestamps; those given are guesses.
-    if not unit or source.kind == "avi" or any(packet.time is None for packet in visible):
+    if not unit or source.kind == "avi" or any(time is None for time, _ in visible):
         return Timeline.counted(len(visible), rate)
-    # Hidden keyframes count: what is shown may start between two of them. A recording may too, but nothing before
-    # its first one can be decoded.
-    keyframes = sorted(packet.time for packet in packets if packet.keyframe and packet.time is not None)
-    known = sorted([packet for packet in visible if not keyframes or packet.time >= keyframes[0]] or visible)
-    times = sorted({packet.time for packet in known})
+    # A recording may start between two keyframes, but nothing before its first one can be decoded.
+    known = sorted([packet for packet in visible if not keyframes or packet[0] >= keyframes[0]] or visible)
+    times = sorted({time for time, _ in known})
     span = float((times[-1] - times[0]) * unit)
     if span and abs((len(times) - 1) / span / rate - 1) > 0.01:  # a varying rate, or a header that is wrong
         rate = (len(times) - 1) / span
-    seconds = span + (float(known[-1].duration * unit) or 1 / rate)
+    seconds = span + (float(known[-1][1] * unit) or 1 / rate)
     if not any(name in source.kind for name in _SEEKABLE):
         keyframes = keyframes[:1]
     return Timeline(times, float(unit), keyframes or times[:1], rate, seconds)
@@ -134,9 +129,9 @@ def _require_whole(source: Source, timeline: Timeline, declared: float, *, whole
     """
     # Fewer frames than the header declares are no proof by themselves (edit lists leave some out, empty ones are
     # not passed on), nor is a small difference in length. In a file shorter than it says itself they are.
-    size = source.path.stat().st_size
-    cut = _promised_bytes(source.path, source.kind) > size
+    cut = _is_cut(source.path, source.kind)
     # A transport stream declares no length, but it is made of packets of one size.
+    size = source.path.stat().st_size
     torn = torn or (source.kind == "mpegts" and all(size % packet for packet in _TRANSPORT_PACKETS))
     few = whole < source.stream.frames and (cut or torn)
     missing, frame = declared - timeline.seconds, 1 / timeline.rate
@@ -150,48 +145,33 @@ def _require_whole(source: Source, timeline: Timeline, declared: float, *, whole
         )
 
 
-def _promised_bytes(path: Path, kind: str) -> int:
-    """The size that a file should have by its own account, from its outermost elements. 0 where it does not say."""
+def _is_cut(path: Path, kind: str) -> bool:
+    """Whether a file is shorter than its outermost elements say."""
+    end, size = 0, path.stat().st_size
     with path.open("rb") as file:
-        if "matroska" in kind:
-            return _matroska_bytes(file)
-        if "mov,mp4" in kind or kind == "avi":
-            return _boxes_bytes(file, path.stat().st_size, riff=kind == "avi")
-    return 0
+        while end + 8 <= size:
+            file.seek(end)
+            length = _element_bytes(file.read(16), kind)
+            if not length:
+                return False
+            end += length
+    return end > size
 
 
-def _matroska_bytes(file: BinaryIO) -> int:
-    """To the end of the second element: the EBML header comes first, then the segment that holds everything."""
-    end = 0
-    for _ in range(2):
-        file.seek(end)
-        start = file.read(12)
-        if len(start) < 12 or start[:4] not in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67") or not start[4]:
-            return 0
+def _element_bytes(start: bytes, kind: str) -> int:
+    """The length of the element that begins with ``start``: a part of Matroska, a box of MP4, a RIFF chunk of AVI.
+
+    0 where it is none of these (something appended) or does not say."""
+    if "matroska" in kind:
         width = 9 - start[4].bit_length()
         unknown = (1 << 7 * width) - 1  # written live
         length = int.from_bytes(start[4 : 4 + width], "big") & unknown
-        if length == unknown:
-            return 0
-        end += 4 + width + length
-    return end
-
-
-def _boxes_bytes(file: BinaryIO, size: int, *, riff: bool) -> int:
-    """To the end of the last MP4 box or RIFF chunk that begins in the file."""
-    end = 0
-    while end + 8 <= size:
-        file.seek(end)
-        start = file.read(16)
-        if riff:
-            if start[:4] != b"RIFF":  # something appended
-                break
-            length = 8 + int.from_bytes(start[4:8], "little")
-        else:
-            length = int.from_bytes(start[:4], "big")
-            if length == 1:
-                length = int.from_bytes(start[8:16], "big")
-            if length < 8:  # 0 is "to the end of the file"; anything else is no box
-                return 0
-        end += length
-    return end
+        known = start[:4] in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67") and width < 9 and length != unknown
+        return 4 + width + length if known else 0
+    if kind == "avi":
+        return 8 + int.from_bytes(start[4:8], "little") if start[:4] == b"RIFF" else 0
+    if "mov,mp4" not in kind:
+        return 0
+    length = int.from_bytes(start[:4], "big")
+    length = int.from_bytes(start[8:16], "big") if length == 1 else length
+    return length if length >= 8 else 0  # a length of 0 is "to the end of the file"

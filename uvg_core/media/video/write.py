@@ -33,7 +33,7 @@ def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
         raise UniViGUError(f"{path}: the frame rate is {fps}; expected 0.01 to 1000 frames per second")
     if path.suffix.lower() != ".mp4":
         raise UniViGUError(f"{path}: only mp4 files are written; let the name end in .mp4")
-    encoder = next((name for name in H264_ENCODERS if _exists(name)), None)
+    encoder = next((name for name in H264_ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise UniViGUError(
             f"{path}: this PyAV has no H.264 encoder (looked for {', '.join(H264_ENCODERS)}). Install the one from "
@@ -49,14 +49,6 @@ def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
                 f"{path}: the encoder {encoder} failed ({error}); nothing was left under that name. Found "
                 f"{pixels.shape[0]} frames of {pixels.shape[2]}x{pixels.shape[1]}; try a smaller size"
             ) from error
-
-
-def _exists(encoder: str) -> bool:
-    try:
-        av.Codec(encoder, "w")
-    except ValueError:  # PyAV's UnknownCodecError
-        return False
-    return True
 
 
 def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str) -> None:

@@ -100,10 +100,7 @@ class Shards(Dataset[Sample]):
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"clip {index} of {len(self)}")
+        index = range(len(self))[index]  # raises IndexError
         number = bisect_right(self._starts, index) - 1
         shard, row = self._opened(self._shards[number].file), index - self._starts[number]
         detail_ids = shard.rows("detail_id", row).long()

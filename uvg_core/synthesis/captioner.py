@@ -131,10 +131,8 @@ class Captioner:
         """What is wrong with an answer, and the wish for another, in words of the kind that the answer has."""
         words = len(text.split())
         found = f"Your description has {tokens} tokens in {words} words"
-        if cut:
-            found, wish = f"{found} and was cut off before its end", "shorter"
-        else:
-            wish = "shorter" if tokens > self.limits[1] else "with more of what is to be seen"
+        found += " and was cut off before its end" if cut else ""
+        wish = "shorter" if cut or tokens > self.limits[1] else "with more of what is to be seen"
         return f"{found}. {self._demand(words / tokens)} Write it again, {wish}. Answer with the description alone."
 
 

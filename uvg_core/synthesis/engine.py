@@ -24,7 +24,7 @@ from ..io import make_folder, write_text
 from ..media.video import probe
 from .captioner import Captioner
 from .chat import EndpointError, LengthError
-from .record import ClipRecord, Record, place, plain
+from .record import ClipRecord, Record, place
 
 RECORD = "synthesis.json"
 
@@ -258,7 +258,7 @@ class _DataSet:
 
     def _make(self, job: ClipJob, clip: Path, detail: Path, known: ClipRecord | None) -> None:
         """The clip and its record; a caption stays only where the same settings give the same clip again."""
-        record, settings = self.record, plain(self.generator.settings)
+        record, settings = self.record, self.generator.settings
         if known is not None and (known.seed != job.seed or record.generators[known.generator] != settings):
             # Before the clip: a run that ends between the two must not leave a clip with another's record.
             del record.clips[job.name]
@@ -275,7 +275,7 @@ class _DataSet:
 
     def _keep(self, job: ClipJob, **facts: Any) -> None:
         clips = self.record.clips
-        clips[job.name] = replace(clips[job.name], **facts)  # type: ignore[type-var, unused-ignore]
+        clips[job.name] = replace(clips[job.name], **facts)
         self.record.write(self.out / RECORD)
 
 

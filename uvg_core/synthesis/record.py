@@ -60,16 +60,16 @@ class Record:
             ) from None
 
     def write(self, path: Path) -> None:
-        plain = asdict(self)  # type: ignore[call-overload]
+        plain = asdict(self)
         write_text(path, json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
 
     def require_same(self, path: Path, generator: Mapping[str, Any], captioner: Mapping[str, Any] | None) -> None:
         """Raise UniViGUError, naming what differs, when the last run here had other settings."""
         differences = [
             f"{name} was {shown(before.get(name))} and is {shown(now.get(name))}"
-            for earlier, wanted in ((self.generators, generator), (self.captioners, captioner))
-            if earlier and wanted is not None
-            for before, now in [(earlier[-1], plain(wanted))]
+            for earlier, now in ((self.generators, generator), (self.captioners, captioner))
+            if earlier and now is not None
+            for before in earlier[-1:]
             for name in {**before, **now}
             if name not in _FOR_PEOPLE and before.get(name) != now.get(name)
         ]
@@ -80,14 +80,8 @@ class Record:
             )
 
 
-def plain(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they come back from JSON."""
-    values: dict[str, Any] = json.loads(json.dumps(wanted))
-    return values
-
-
-def place(earlier: list[dict[str, Any]], wanted: Mapping[str, Any]) -> int:
+def place(earlier: list[dict[str, Any]], now: Mapping[str, Any]) -> int:
     """The place of the settings in use, at the end of the list."""
-    if earlier[-1:] != [now := plain(wanted)]:
-        earlier.append(now)
+    if earlier[-1:] != [now]:
+        earlier.append(dict(now))
     return len(earlier) - 1

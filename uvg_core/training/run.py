@@ -106,10 +106,8 @@ def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
         (config.keep.sample_every, "keep.sample_every", "0"),
     ):
         if wanted:
-            raise UniViGUError(
-                f"{entry} needs whole weights, and under FSDP every process holds only a part of them. Set {entry}: "
-                f"{instead}"
-            )
+            why = "needs whole weights, and under FSDP every process holds only a part of them"
+            raise UniViGUError(f"{entry} {why}. Set {entry}: {instead}")
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -151,10 +149,9 @@ def open_data(
 def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
-    usual = TextLimits.of(run)
-    other = plugged_in(config, run)
-    if other is not None:
+    if (other := plugged_in(config, run)) is not None:
         return other
+    usual = TextLimits.of(run)
     found = survey(
         config.data,
         run,
@@ -172,10 +169,9 @@ def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
 
     None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
     kind, colon, argument = config.data.partition(":")
-    for entry in entry_points(group="uvg_core.data") if colon else ():
-        if entry.name == kind:
-            source: Source | None = entry.load()(argument, config, run)
-            return source
+    for entry in entry_points(group="uvg_core.data", name=kind) if colon else ():
+        source: Source | None = entry.load()(argument, config, run)
+        return source
     return None
 
 

@@ -6,22 +6,18 @@ Legend: B batch, L text tokens, V vocabulary rows.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, token_log_likelihood
-from ..flow.embedding import embed_tokens, rounding_logits
+from ..flow.embedding import embed_tokens, embedding_losses
 from ..flow.time import model_time_from_sigma, tau_from_sigma
-from ..model import PassOptions, UniViGU
-from ..model.block import Call, Streams
-from ..model.transformer import Hooks
+from ..model import Hooks, Pass, PassOptions, UniViGU
 from .config import Loss
 from .plan import Batch
 
@@ -109,14 +105,10 @@ class Objective(nn.Module):
     def _embedding(self, velocity: Tensor, z: Tensor, batch: Batch) -> Tensor:
         """Velocity error and anchor per token ``[B,L]``, see ``flow/embedding.py``."""
         matrix = self.model.token_embedding.weight
-        rows = embed_tokens(matrix, batch.target)
-        error = (velocity.float() - velocity_target(rows, batch.text_noise)).square().mean(-1)
-        estimate = z.float() - batch.sigma_text[:, None, None] * velocity.float()
-        logits = rounding_logits(matrix, estimate)
-        anchor = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), reduction="none").view(error.shape)
+        error, anchor = embedding_losses(velocity, z, batch.target, matrix, batch.text_noise, batch.sigma_text)
         return error + self.loss.anchor * anchor
 
 
-def _recomputed(_: int, run: Any, call: Call) -> Streams:
-    streams: Streams = checkpoint(partial(run), call, use_reentrant=False)
-    return streams
+def _recomputed(_: int, run: Any, x: Tensor, at: Pass) -> Tensor:
+    out: Tensor = checkpoint(run, x, at, use_reentrant=False)
+    return out

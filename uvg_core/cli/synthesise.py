@@ -29,7 +29,7 @@ def synthesise(
     size: Size,
     shown: Bars,
 ) -> int:
-    """prompts give a data set: clips, prompts, and detailed captions by a language model"""
+    """Build a data set from prompts: clips, and detailed captions written by a language model."""
     pipe = model.pipeline(checkpoint, shown, video.null_embedding)
     fps, watch = given(video.fps, pipe.config.run.fps), steps_on(shown, "generating")
 

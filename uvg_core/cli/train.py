@@ -20,5 +20,5 @@ class Train:
 
 
 def train(own: Train, shown: Bars) -> int:
-    """train in stages: generate, recall, refine"""
+    """Train in stages: generate, recall, refine."""
     return run.run(own.config, shown, say, resume=own.resume, accept_changes=own.accept_changes)

@@ -257,7 +257,7 @@ def beside_core(rig: Rig) -> list[dict[str, Any]]:
         if spec is None or spec.origin is None:
             raise NotRun("diffusers is not installed")
         (frames, side), config = rig.scale.beside_core, rig.scale.config
-        arguments = {"video": [frames, side, side], "longer": [frames + 1, side, side], "text": (side // 2) ** 2}
+        arguments = {"video": [frames, side, side], "text": (side // 2) ** 2}
         width = {name: getattr(config, name) for name in ("dim", "ffn_dim", "num_heads", "text_dim")}
         arguments |= {"extra": str(Path(spec.origin).parents[1]), "device": rig.device.type, "dtype": "bfloat16"}
         arguments |= {"turns": rig.scale.turns, "width": width}

@@ -71,15 +71,17 @@ def ask(evaluator: Evaluator, question: str) -> dict[str, Any]:
         return {str(wanted): stable(evaluator, wanted) for wanted in STABLE}
     if question == "ending":
         return {f"{steps} steps, temperature {heat:g}": ending(evaluator, steps, heat) for steps, heat in ENDING}
-    answers: dict[str, Any] = {}
+    return by_steps(evaluator)
+
+
+def by_steps(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """Each job at several numbers of steps."""
     jobs: dict[str, Callable[[int], Any]] = {
         "understanding": lambda steps: evaluator.video_to_text(steps).to_json(),
         "generation": lambda steps: evaluator.text_to_video(steps).to_json(),
         "joint": lambda steps: evaluator.joint(steps)[0].to_json(),
     }
-    for name, job in jobs.items():
-        answers[name] = {str(steps): job(steps) for steps in STEPS}
-    return answers
+    return {name: {str(steps): job(steps) for steps in STEPS} for name, job in jobs.items()}
 
 
 def by_kind(evaluator: Evaluator, seen: Sequence[World | None]) -> dict[str, list[int]]:

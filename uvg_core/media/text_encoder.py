@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer
 
 SPIECE = "spiece_model"  # the tokenizer inside ComfyUI's files of text encoders
 SHARED = "shared.weight"
+EMBEDDED = "encoder.embed_tokens.weight"  # the same tensor again
 KNOWS_FP8 = ("cpu", "cuda")
 # Wan's own names for umT5 (models_t5_umt5-xxl-enc-bf16.pth) and Hugging Face's.
 _ORIGINAL = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
@@ -40,24 +41,25 @@ _ORIGINAL_NAME = re.compile(r"^(?:blocks\.([0-9]{1,4})\.)?(.+)\.weight$")
 
 def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Sizes of a umT5 encoder from its weights (Hugging Face naming)."""
+    attention, feed_forward = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
     try:
-        vocabulary, width = weights["shared.weight"].shape
-        bias = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-        inner = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
-        wide = weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
-    except KeyError as error:
-        raise UniViGUError(f"the text encoder is not a umT5 encoder: tensor {error} is missing") from None
-    except (ValueError, IndexError, ZeroDivisionError):
-        raise UniViGUError("the text encoder is not a umT5 encoder: its tensors have other shapes") from None
-    layers = 1 + max(int(match[1]) for name in weights if (match := re.match(r"encoder\.block\.([0-9]{1,4})\.", name)))
+        vocabulary, width = weights[SHARED].shape
+        buckets, heads = weights[f"{attention}.relative_attention_bias.weight"].shape
+        d_kv = weights[f"{attention}.q.weight"].shape[0] // heads
+        d_ff = weights[f"{feed_forward}.wi_0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise UniViGUError(
+            f"the text encoder is not a umT5 encoder: a tensor is missing or has another shape ({error})"
+        ) from None
+    layers = {match[1] for name in weights if (match := re.match(r"encoder\.block\.([0-9]{1,4})\.", name))}
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "num_heads": bias.shape[1],
-        "d_kv": inner // bias.shape[1],
-        "d_ff": wide,
-        "num_layers": layers,
-        "relative_attention_num_buckets": bias.shape[0],
+        "num_heads": heads,
+        "d_kv": d_kv,
+        "d_ff": d_ff,
+        "num_layers": 1 + max(map(int, layers)),
+        "relative_attention_num_buckets": buckets,
     }
 
 
@@ -172,15 +174,12 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
 
 def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put layers that keep fp8 and half-precision weights as stored into the encoder; all its tensors by name."""
-    layers = {
-        f"{name}.weight": module
-        for name, module in encoder.named_modules()
-        if type(module) in _STORED and not name.endswith(("relative_attention_bias", "encoder.embed_tokens"))
-    }
+    layers = {f"{name}.weight": module for name, module in encoder.named_modules() if type(module) in _STORED}
     tensors: dict[str, Tensor] = {}
     for name, weight in found.items():
         layer: Any = layers.get(name)
-        if layer is not None and weight.dtype in _SMALL_DTYPES and weight.shape == layer.weight.shape:
+        small = weight.dtype in _SMALL_DTYPES and not name.endswith(("relative_attention_bias.weight", EMBEDDED))
+        if layer is not None and small and weight.shape == layer.weight.shape:
             kept = _STORED[type(layer)](weight, scales.get(name))
             encoder.set_submodule(name.removesuffix(".weight"), kept)
             tensors[name.removesuffix("weight") + "stored"] = kept.stored
@@ -190,9 +189,9 @@ def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Map
     encoder.set_submodule("encoder.embed_tokens", shared)
     end = "stored" if isinstance(shared, StoredEmbedding) else "weight"
     tensors[f"encoder.embed_tokens.{end}"] = tensors[f"shared.{end}"]
-    if not any(isinstance(module, _Stored) for module in encoder.modules()):
-        return tensors
-    return {name: tensor if name.endswith(".stored") else tensor.float() for name, tensor in tensors.items()}
+    if any(name.endswith(".stored") for name in tensors):
+        tensors = {name: tensor if name.endswith(".stored") else tensor.float() for name, tensor in tensors.items()}
+    return tensors
 
 
 def move_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:

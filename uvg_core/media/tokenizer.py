@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,16 +37,6 @@ class Tokenizer:
         except RuntimeError as error:
             raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
         self.proto, self.run = model, run
-
-    @classmethod
-    def from_file(cls, path: Path, run: RunConfig) -> Tokenizer:
-        """From ``spiece.model`` of a Wan or umT5 folder."""
-        if not path.is_file():
-            raise UniViGUError(f"{path}: no such file; expected the SentencePiece model of the umT5 tokenizer")
-        try:
-            return cls(path.read_bytes(), run)
-        except UniViGUError as error:
-            raise UniViGUError(f"{path}: {error}") from None
 
     @property
     def size(self) -> int:

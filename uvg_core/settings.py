@@ -62,7 +62,9 @@ def setting(
         limits: ``ge``, ``gt``, ``le``, ``lt`` and other arguments of pydantic's ``Field``; what it does not know is
             kept for ``about``.
     """
-    known = {name: limits.pop(name) for name in ("ge", "gt", "le", "lt", "multiple_of", "max_length") if name in limits}
+    known: dict[str, Any] = {
+        name: limits.pop(name) for name in ("ge", "gt", "le", "lt", "multiple_of", "max_length") if name in limits
+    }
     known |= {"default": default} if factory is None else {"default_factory": factory}
     return Field(description=help, json_schema_extra={"auto": auto, "expected": expected, **limits}, **known)
 
@@ -99,9 +101,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     Raises UniViGUError, naming the file, where it cannot be read or is something else."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        pass
-
+    Loader: Any = type("Loader", (yaml.SafeLoader,), {})
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
     )

@@ -8,7 +8,7 @@ Legend: B batch, S rows of the prompt condition, E encoder width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,7 +72,7 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
             f"the text encoder needs transformers, which does not import ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
-    kinds: dict[str, tuple[Any, Any]] = {
+    kinds: dict[str, tuple[Callable[..., nn.Module], Any]] = {
         "umT5": (transformers.UMT5EncoderModel, transformers.UMT5Config),
         "release": (transformers.T5EncoderModel, transformers.T5Config),
     }
@@ -169,7 +169,8 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
     if missing:
         raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
     tensors = {name: tensors[name] for name in encoder.state_dict()}
-    return with_weights(encoder, tensors, "the text encoder's tensors do not fit each other")
+    with_weights(encoder, tensors, "the text encoder's tensors do not fit each other")
+    return encoder
 
 
 def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,7 +225,7 @@ class TextEncoder:
         # The matrices may be elsewhere (``StoredLinear``); norms are where the work is done.
         device = next(self.encoder.get_submodule("encoder.final_layer_norm").parameters()).device
         ids, mask = ids.to(device), mask.to(device)
-        states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        states: Tensor = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.text_states != "umT5":
             return states
         return F.pad(states * mask[..., None].to(states.dtype), (0, 0, 0, rows - states.shape[1]))

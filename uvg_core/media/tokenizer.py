@@ -54,7 +54,7 @@ class Tokenizer:
         eos, pad = self.run.eos_token, self.run.pad_token
         if self.run.end_of_text != "skip" and eos in row:
             row = row[: row.index(eos)]
-        return self._pieces.decode([i for i in row if i not in (pad, eos) and 0 <= i < self.size]).strip()
+        return str(self._pieces.decode([i for i in row if i not in (pad, eos) and 0 <= i < self.size])).strip()
 
     def stream(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.

@@ -142,7 +142,7 @@ class LatentCodec:
         Raises UniViGUError where the VAE gives numbers that are not finite."""
         weight = next(self.vae.parameters())
         raw = from_latent_space(latents.float(), self.latent_space).to(weight.device, weight.dtype)
-        video = self.vae.decode(raw).sample.float()
+        video: Tensor = self.vae.decode(raw).sample.float()
         if not bool(video.isfinite().all()):
             raise UniViGUError(
                 "the VAE decoded values that are not numbers; expected finite ones. The latent or the VAE's file is "

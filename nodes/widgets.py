@@ -97,7 +97,13 @@ def captioning() -> list[Any]:
         widget(Sampling, "length"),
         widget(Sampling, "steps", max=1000),
         seed(),
-        widget(Sampling, "temperature", max=10, step=0.05),
+        widget(
+            Sampling,
+            "temperature",
+            max=10,
+            step=0.05,
+            tooltip="0 always takes the likeliest word. Below 0: what the checkpoint recommends.",
+        ),
         widget(Sampling, "top_p", min=0.01, step=0.01),
         widget(
             Sampling,

@@ -128,9 +128,9 @@ def _is_too_large(tensors: Mapping[str, Tensor], config: CheckpointConfig) -> bo
         return False
     run, network = config.run, config.model
     latent = ((run.frames - 1) // 4 + 1, run.height // 8, run.width // 8)
-    one = {"rows": 1, "video": video_tokens(latent, network), "text": run.text_length, "logits": 1}
-    weights = 2 * comfy.utils.calculate_parameters(tensors)
-    needed = weights + pass_bytes(network, itemsize=2, **one) + SPARE
+    weights, video = 2 * comfy.utils.calculate_parameters(tensors), video_tokens(latent, network)
+    needed = weights + SPARE
+    needed += pass_bytes(network, rows=1, video=video, text=run.text_length, itemsize=2, logits=1)
     return bool(needed > comfy.model_management.get_total_memory(device))
 
 

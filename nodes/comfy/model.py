@@ -206,7 +206,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, self.held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
-        """What a pass needs beside the weights (``uvg_core/model/sizes.py``).
+        """What a pass needs beside the weights (``uvg_core/model/memory.py``).
 
         A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
         are not known yet, as if all of it were video."""
@@ -267,8 +267,8 @@ class UniViGUModel(comfy.model_base.WAN21):
         watched = self.float16.wants(self, options)
         out, text = forward()
         if watched and not all_finite(out, *(text.logits if text is not None else ())):
-            if run is not None and run.cache is not None:
-                run.cache.clear()  # what was kept in passing is not finite either
+            if run is not None and run.options.cache is not None:
+                run.options.cache.clear()  # what was kept in passing is not finite either
             del out, text
             self.float16.widen(self, tuple(x.shape))
             out, text = forward()

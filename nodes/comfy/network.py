@@ -5,7 +5,6 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.model import Hooks, PassOptions, UniViGU
-from ...uvg_core.model.block import Call, Streams
+from ...uvg_core.model import Hooks, Pass, PassOptions, UniViGU
 from ...uvg_core.model.modulation import Modulation, modulate
+from ...uvg_core.model.options import RunBlock
 from ...uvg_core.model.rope import rotate
+from ...uvg_core.model.streams import TEXT, VIDEO, join, split
 from ...uvg_core.sampling.start import as_text_content
 
 
@@ -121,7 +121,7 @@ class HostedNetwork(UniViGU):
     def clean_text(self, tokens: Tensor) -> Tensor:
         """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
         flow."""
-        return as_text_content(self, tokens, checked=True)
+        return as_text_content(self, tokens)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def weights_of(config: ModelConfig) -> dict[str, Tensor]:
     return UniViGU(config, attention=optimized_attention, device="meta").state_dict()
 
 
-def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
+def _hooks(network: HostedNetwork, latent: Tensor, options: dict[str, Any]) -> Hooks:
     """ComfyUI's patches for one forward pass, under the names that plain Wan gives them."""
     patches = options.get("patches", {})
     replaced = options.get("patches_replace", {}).get("dit", {})
@@ -149,32 +149,33 @@ def _hooks(network: HostedNetwork, x: Tensor, options: dict[str, Any]) -> Hooks:
             out = patch({"x": out, **seen, "transformer_options": options})
         return out
 
-    def around(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+    def around(index: int, run: RunBlock, x: Tensor, at: Pass) -> Tensor:
         options["block_index"] = index
         replacement = replaced.get(("double_block", index))
-        out = run(call) if replacement is None else _replaced(replacement, run, call, options)
+        out = run(x, at) if replacement is None else _replaced(replacement, run, x, at, options)
         for patch in after_block:
+            video, text = _apart(out, at)
             seen = {
-                "img": out.video,
-                "uvg_text": out.text,
-                "x": x,
-                "vec": call.e.video,
+                "img": video,
+                "uvg_text": text,
+                "x": latent,
+                "vec": at.times[VIDEO],
                 "block_index": index,
                 "img_offset": 0,
                 "transformer_options": options,
             }
             changed = patch(seen)
-            out = Streams(changed["img"], changed.get("uvg_text", out.text))
+            out = torch.cat([changed["img"], changed.get("uvg_text", text)], 1)
         return out
 
     return Hooks(
         attention=attend_patched if after_attention else attend,
         cross_attention=attend,
         block=around,
-        text_alone=not (replaced or after_attention or after_block),
+        drop_video=not (replaced or after_attention or after_block),
         in_place=not (replaced or after_block),  # else somebody looks at what goes into a block
-        rotate=rotate if comfy.model_management.in_training else _rotate,
-        modulate=_fused_modulate if x.is_cuda and not comfy.model_management.in_training else modulate,
+        rotate=None if comfy.model_management.in_training else _rotate,
+        modulate=_fused_modulate if latent.is_cuda and not comfy.model_management.in_training else None,
         scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in "tyx"),
         shift=tuple(rope.get(f"shift_{axis}", 0.0) for axis in "tyx"),
     )
@@ -190,41 +191,48 @@ def _fused_modulate(norm: torch.nn.LayerNorm, x: Tensor, modulation: Modulation)
     return out
 
 
-def _rotate(x: Tensor, rotations: Tensor, heads: int, pairs: str) -> Tensor:
+def _rotate(x: Tensor, rotations: Tensor, text: int, heads: int) -> Tensor:
     """``rotate`` by core's kernels (one pass on CUDA), under the names that plain Wan and the half-split models use:
-    written over ``x``, which may be a part of a tensor, or where there is no kernel for that, not."""
-    kitchen, name = comfy.quant_ops.ck, "apply_rope1" if pairs == "interleaved" else "apply_rope_split_half1"
-    turn = getattr(kitchen, name, None)
-    if turn is None:  # an older comfy-kitchen
-        return rotate(x, rotations, heads, pairs)
-    split, known = x.unflatten(-1, (heads, -1)), rotations[None, :, None]
-    over = getattr(kitchen, f"{name}_", None)
-    if over is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        over(split, known)
-        return x
-    turned: Tensor = turn(split, known)
-    return turned.flatten(-2)
+    written over ``x``, or where there is no kernel for that, not. ``rotations`` are matrices."""
+    kitchen, names = comfy.quant_ops.ck, ("apply_rope1", "apply_rope_split_half1")
+    if not all(hasattr(kitchen, name) for name in names):  # an older comfy-kitchen
+        return rotate(x, torch.complex(rotations[..., 0, 0], rotations[..., 1, 0]), text, heads)
+    in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    in_place = in_place and all(hasattr(kitchen, f"{name}_") for name in names)
+    parts, turned = split(x, text), []
+    matrices = rotations[None, :, None].split([part.shape[1] for _, part in parts], 1)
+    for (stream, part), known in zip(parts, matrices, strict=True):
+        turn = getattr(kitchen, names[stream] + "_" * in_place)
+        turned.append(turn(part.unflatten(-1, (heads, -1)), known))
+    return x if in_place else join([part.flatten(-2) for part in turned])
 
 
-def _replaced(patch: Any, run: Callable[[Call], Streams], call: Call, options: dict[str, Any]) -> Streams:
+def _apart(x: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
+    """The tokens of the video and of the text, for patches."""
+    video = x.shape[1] - at.text
+    return x[:, :video].contiguous(), x[:, video:].contiguous()
+
+
+def _replaced(patch: Any, run: RunBlock, x: Tensor, at: Pass, options: dict[str, Any]) -> Tensor:
     """One block through a ``patches_replace`` function, which may call the block or not."""
+    video, text = _apart(x, at)
 
     def original(args: dict[str, Any]) -> dict[str, Any]:
-        x = Streams(args["img"], args.get("uvg_text", call.x.text))
-        e = Streams(args.get("vec", call.e.video), call.e.text)
-        out = run(call._replace(x=x, e=e, context=args.get("txt", call.context)))
-        return {"img": out.video, "uvg_text": out.text}
+        given = torch.cat([args["img"], args.get("uvg_text", text)], 1)
+        vectors = torch.stack([args.get("vec", at.times[VIDEO]), at.times[TEXT]])
+        out = run(given, at._replace(times=vectors, context=args.get("txt", at.context)))
+        return dict(zip(("img", "uvg_text"), _apart(out, at), strict=True))
 
     args = {
-        "img": call.x.video,
-        "uvg_text": call.x.text,
-        "txt": call.context,
-        "vec": call.e.video,
-        "pe": call.rotations.video,
+        "img": video,
+        "uvg_text": text,
+        "txt": at.context,
+        "vec": at.times[VIDEO],
+        "pe": at.rotations[: video.shape[1]],
         "transformer_options": options,
     }
     out = patch(args, {"original_block": original})
-    return Streams(out["img"], out.get("uvg_text", call.x.text))
+    return torch.cat([out["img"], out.get("uvg_text", text)], 1)
 
 
 def run_facts(carrier: Any) -> RunConfig:

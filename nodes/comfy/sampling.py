@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import comfy.model_management
@@ -22,7 +22,6 @@ from ...uvg_core.flow.schedule import video_sigmas
 from ...uvg_core.flow.time import sigma_from_model_time
 from ...uvg_core.model import PassOptions, Prediction, VideoCache
 from ...uvg_core.sampling import Sampling
-from ...uvg_core.sampling.denoiser import BOTH, Moment, Want
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
 from ...uvg_core.settings import Number, Text, setting, settings
@@ -49,15 +48,15 @@ class TextRun:
     content: Tensor
     time: Tensor
     mask: Tensor | None
-    want: Want
-    video_clean: bool
-    cache: VideoCache | None = None
+    options: PassOptions
     closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
     seen: list[Tensor] = field(default_factory=list)
 
     def _wanted(self, passes: Sequence[int]) -> list[int]:
         """Which chunks of a batch are a conditional pass whose logits are asked for."""
-        return [n for n, index in enumerate(passes) if index == 0] if self.want.logits and not self.closed else []
+        return (
+            [n for n, index in enumerate(passes) if index == 0] if self.options.want_logits and not self.closed else []
+        )
 
     def for_batch(self, device: torch.device, passes: Sequence[int]) -> TextInput:
         """The text for a batch that holds one chunk per entry of ``passes`` (0 conditional, 1 not)."""
@@ -71,7 +70,7 @@ class TextRun:
             repeated(self.content),
             repeated(self.time),
             None if self.mask is None else repeated(self.mask),
-            PassOptions(self.want.velocity, logits, self.video_clean, self.cache),
+            replace(self.options, want_logits=logits),
         )
 
     def take(self, text: TextInput, passes: Sequence[int]) -> None:
@@ -134,39 +133,37 @@ class HostDenoiser:
         patcher = self._guider.inner_model.current_patcher
         return self._free_memory(device) - (patcher.model_size() if patcher.is_dynamic() else 0)
 
-    def __call__(
-        self, video: VideoStream, text: TextStream, at: Moment, want: Want = BOTH, cache: VideoCache | None = None
-    ) -> Prediction:
+    def __call__(self, video: VideoStream, text: TextStream, step: int, options: PassOptions) -> Prediction:
         """The guided prediction. Raises UniViGUError where no prompt is active at the first step."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if not self._may_reuse:
             self._last_logits = None  # a vocabulary for each token, which this pass needs no more
         latent = video.latent
         self._shape = list(latent.shape)
-        times = [torch.full(latent.shape[:1], time, device=latent.device) for time in (at.time_video, at.time_text)]
-        run = TextRun(text.content, times[1], text.mask, want, video.held, cache)
+        times = [torch.full(latent.shape[:1], s.model_time(step), device=latent.device) for s in (video, text)]
+        run = TextRun(text.content, times[1], text.mask, options)
 
         def close(args: Mapping[str, Any]) -> Any:
             run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose
             return args["conds_out"]
 
-        options = {
+        model_options = {
             **self._options,
             "transformer_options": {**self._options.get("transformer_options", {}), TEXT_RUN: run},
             "sampler_pre_cfg_function": [close, *self._options.get("sampler_pre_cfg_function", [])],
         }
         sigma = sigma_from_model_time(times[0])
-        denoised = self._guider(latent, sigma, model_options=options, seed=self._seed)
-        velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if want.velocity else None
-        if want.logits and run.logits is not None:
+        denoised = self._guider(latent, sigma, model_options=model_options, seed=self._seed)
+        velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if options.want_velocity else None
+        if options.want_logits and run.logits is not None:
             self._last_logits = run.logits
-        if want.logits and self._last_logits is None:
+        if options.want_logits and self._last_logits is None:
             raise UniViGUError(
                 "no prompt is active at the first step, so that the text has nothing to follow; remove the timestep "
                 "range from the positive prompt"
             )
         # A patch that reuses an earlier step in place of the network (EasyCache) reuses that step's text as well.
-        return Prediction(velocity, self._last_logits if want.logits else None)
+        return Prediction(velocity, self._last_logits if options.want_logits else None)
 
 
 @dataclass(frozen=True)

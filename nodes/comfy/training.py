@@ -34,11 +34,11 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.sheet import SheetRow, draw_sheet
 from ...uvg_core.model import UniViGU
 from ...uvg_core.training.config import TrainConfig
-from ...uvg_core.training.metrics import draw_samples
+from ...uvg_core.training.metrics import StepMetrics, draw_samples
 from ...uvg_core.training.objective import plain_attention
 from ...uvg_core.training.run import make_accelerator
 from ...uvg_core.training.start import lora_weights, require_vocabulary, save_lora
-from ...uvg_core.training.trainer import Callbacks, Step, Trainer
+from ...uvg_core.training.trainer import Callbacks, Trainer
 from .conditioning import encode_prompt, tokenizer_of
 from .latents import decode_latent, encode_pixels, require_video_vae
 from .network import latent_format_of, network_of, weights_of
@@ -220,8 +220,7 @@ def _learn(target: Target, data: Shards, config: TrainConfig, keeper: _Keeper, p
     accelerator = _accelerator(config)
     watch = _Watch(target, data, config, progress)
     facts = CheckpointConfig(network.config, target.run)
-    callbacks = Callbacks(watch, log.info, save=lambda _: None)  # what was learnt is asked for below
-    trainer = Trainer(config, network, data, facts, accelerator, callbacks)
+    trainer = Trainer(config, network, data, facts, accelerator, Callbacks(watch, log.info), writes=False)
     try:
         _run(trainer, keeper, progress)
         learnt = trainer.learnt()
@@ -259,48 +258,48 @@ class _Watch:
     progress: Progress
     losses: list[float] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
-    _recent: deque[Step] = field(default_factory=lambda: deque(maxlen=SHOWN_STEPS))
+    _recent: deque[StepMetrics] = field(default_factory=lambda: deque(maxlen=SHOWN_STEPS))
     _caption: str = ""
 
-    def __call__(self, step: Step) -> None:
-        self.losses.append(step.loss)
-        self._recent.append(step)
-        self.progress.step(step.step, step.steps)
-        ends = step.step == step.steps
-        every = self.config.keep.sample_every
-        if every and (ends or step.step % every == 0):
-            self._sample(step)
-        numbers, left = self._lines(step)
+    def __call__(self, metrics: StepMetrics, trainer: Trainer) -> None:
+        self.losses.append(metrics.loss)
+        self._recent.append(metrics)
+        step, steps, every = metrics.step, self.config.steps, self.config.keep.sample_every
+        self.progress.step(step, steps)
+        ends = step == steps
+        if every and (ends or step % every == 0):
+            self._sample(step, trainer)
+        numbers, left = self._lines(step, steps)
         self.progress.text(f"{numbers}\n{left}{self._caption}", last=ends)
-        if ends or step.step % max(1, step.steps // 10) == 0:
+        if ends or step % max(1, steps // 10) == 0:
             log.info("%s, %s", numbers, left)
 
-    def _lines(self, step: Step) -> tuple[str, str]:
+    def _lines(self, step: int, steps: int) -> tuple[str, str]:
         """Mean losses, and the time that is left: two short lines, as wide as a node."""
-        numbers = [f"{step.step}/{step.steps}"]
+        numbers = [f"{step}/{steps}"]
         for name in ("loss", "video", "text"):
             known = [value for value in (getattr(one, name) for one in self._recent) if not math.isnan(value)]
             if known:
                 numbers.append(f"{name} {sum(known) / len(known):.3f}")
         seconds = sum(one.seconds for one in self._recent) / len(self._recent)
-        left = round(seconds * (step.steps - step.step))
+        left = round(seconds * (steps - step))
         return " ".join(numbers), f"{left // 60}:{left % 60:02} left"
 
-    def _sample(self, step: Step) -> None:
+    def _sample(self, step: int, trainer: Trainer) -> None:
         def cancelled(*_: object) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
-        with step.average() as network:
-            drawn = draw_samples(network, self.data, self.config, self.target.run, step.step, cancelled)
+        with trainer.averaged() as network:
+            drawn = draw_samples(network, self.data, self.config, self.target.run, step, cancelled)
         words = tokenizer_of(self.target.clip).text
         rows = []
         for name in dict.fromkeys([*drawn.clips, *drawn.texts]):
             ids, latent = drawn.texts.get(name), drawn.clips.get(name)
             pixels = None if latent is None else self._pixels(latent)
             rows.append(SheetRow(name.replace("_", " "), pixels, "" if ids is None else words(ids.cpu())))
-        picture = draw_sheet(rows, title=f"step {step.step} of {step.steps}: {drawn.truth.name}")
+        picture = draw_sheet(rows, title=f"step {step} of {self.config.steps}: {drawn.truth.name}")
         self.pictures.append(picture)
-        self.progress.picture(step.step, step.steps, picture)
+        self.progress.picture(step, self.config.steps, picture)
         caption = drawn.texts.get("video_to_text")
         self._caption = "" if caption is None else f", says: {words(caption.cpu())}"
 

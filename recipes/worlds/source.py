@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from uvg_core.config import RunConfig
-from uvg_core.data.sources import TrainingClip, digest, fingerprint
+from uvg_core.data.sources import TrainingClip, digest
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import TrainConfig
 
@@ -37,10 +37,6 @@ class WorldSource:
 
     def __len__(self) -> int:
         return self.count
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self)
 
     def key(self, index: int) -> str:
         settings = [self.side, self.frames, self.seed, self.pairs, self.held_out, self.split]

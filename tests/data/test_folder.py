@@ -10,7 +10,6 @@ import torch
 from uvg_core.config import RunConfig
 from uvg_core.data import folder as reasons
 from uvg_core.data.folder import Survey, TextLimits, survey
-from uvg_core.data.sources import FolderSource
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import write_video
 
@@ -124,8 +123,7 @@ def test_retiming_is_said(tmp_path: Path) -> None:
     assert found.retimed == "2 of 3 clips are retimed from 24, 30 fps to 8 fps"
     assert found.retimed in str(found).splitlines()
     assert "1 of 3 clips longer than 1.12 s: their beginning is used" in str(found).splitlines()
-    source = FolderSource(found)
-    film = source.item(source.survey.usable.index(next(p for p in found.usable if p.name == "film.mp4")))
+    film = found.item(found.usable.index(next(p for p in found.usable if p.name == "film.mp4")))
     assert film.pixels.shape == (9, 32, 48, 3)
     shades = film.pixels.float().mean((1, 2, 3))
     expected = torch.linspace(20, 220, 48)[::3][:9]  # every third of 24 makes 8 a second

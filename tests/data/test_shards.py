@@ -19,11 +19,12 @@ from recipes.worlds.grammar import is_held_out, parse
 from recipes.worlds.source import WorldSource
 from uvg_core import io as files
 from uvg_core.config import RunConfig
+from uvg_core.data import build as building
 from uvg_core.data.build import build_shards, shard_clips
 from uvg_core.data.encoders import Encoders
-from uvg_core.data.folder import survey
+from uvg_core.data.folder import Survey, survey
 from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
-from uvg_core.data.sources import FolderSource, TrainingClip, fingerprint
+from uvg_core.data.sources import TrainingClip, fingerprint
 from uvg_core.errors import UniViGUError
 from uvg_core.media.text_encoder import TextEncoder
 from uvg_core.media.video import write_video
@@ -195,8 +196,11 @@ def test_layout_of_a_shard(made: Made, build, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_batch_and_shard_size_do_not_matter(made: Made, build, tmp_path: Path, batch: int) -> None:
-    shards, _ = build(made, batch=batch, per_shard=3)
+def test_batch_and_shard_size_do_not_matter(
+    made: Made, build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(building, "MOST_TOGETHER", batch)
+    shards, _ = build(made, per_shard=3)
     other = build_shards(made, Fake().encoders(), tmp_path / "other", per_shard=7)
     assert all_same(shards, other)
 
@@ -273,10 +277,13 @@ def test_the_empty_prompt_is_mended_too(made: Made, build, tmp_path: Path, said:
     assert "uvg-empty" in said[0]
 
 
-def test_a_stopped_build_goes_on(made: Made, build, tmp_path: Path, said: list[str]) -> None:
+def test_a_stopped_build_goes_on(
+    made: Made, build, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = Fake(fail_after=6)
+    monkeypatch.setattr(building, "MOST_TOGETHER", 1)
     with pytest.raises(KeyboardInterrupt):
-        build(made, fake, batch=1)
+        build(made, fake)
     assert fake.released == 1
     assert set(stamps(tmp_path)) == {INDEX, EMPTY, "uvg-shard-00000.safetensors"}
     with pytest.raises(UniViGUError, match="found 4 clips of 10"):
@@ -418,12 +425,12 @@ def test_a_folder_of_clips(tmp_path: Path, build, said: list[str]) -> None:
         write_video(data / f"{number}.mp4", pixels, 8.0)
         (data / f"{number}.txt").write_text("a red ball")
 
-    def source() -> FolderSource:
-        return FolderSource(survey(data, run, tokens))
+    def source() -> Survey:
+        return survey(data, run, tokens)
 
     shards, fake = build(source(), per_shard=2)
     assert (len(shards), fake.clips) == (6, 6)
-    assert source().fingerprint == fingerprint(source())
+    assert fingerprint(source()) == fingerprint(source())
     before = stamps(tmp_path)
     (data / "3.txt").write_text("a red balloon")
     shards, fake = build(source(), per_shard=2)
@@ -450,7 +457,8 @@ def test_a_world_depends_on_its_number_alone() -> None:
         assert torch.equal(again.pixels, items[i].pixels)
         assert again.prompt == items[i].prompt
         assert source.key(i) == larger.key(i)
-    assert source.fingerprint != larger.fingerprint != WorldSource(60, side=16, frames=5, seed=1).fingerprint
+    other = WorldSource(60, side=16, frames=5, seed=1)
+    assert fingerprint(source) != fingerprint(larger) != fingerprint(other)
     assert any(WorldSource(6, seed=1).item(i).detail != items[i].detail for i in range(6))
     shown = [parse(larger.item(i).detail or "") for i in range(60)]
     found = [world for world in shown if world is not None]
@@ -471,7 +479,7 @@ def test_shard_sizes() -> None:
     assert 50 < shard_clips(RunConfig()) < 200
 
 
-def test_the_embedded_model(tmp_path: Path) -> None:
+def test_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint's own parts: the same latents alone and together, and conditions as the encoder gives them."""
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
@@ -489,8 +497,10 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     encoders = Encoders.from_components(checkpoint)
     assert encoders.fingerprint == Encoders.from_components(parts("umT5")).fingerprint
     assert encoders.fingerprint != Encoders.from_components(parts("release")).fingerprint
-    together = build_shards(source, encoders, tmp_path / "together", batch=4)
-    alone = build_shards(source, encoders, tmp_path / "alone", batch=1)
+    monkeypatch.setattr(building, "MOST_TOGETHER", 4)
+    together = build_shards(source, encoders, tmp_path / "together")
+    monkeypatch.setattr(building, "MOST_TOGETHER", 1)
+    alone = build_shards(source, encoders, tmp_path / "alone")
     assert len(together) == 5
     with checkpoint.using("vae") as vae:
         codec = LatentCodec(vae, checkpoint.config.model.latent_space)

@@ -75,7 +75,7 @@ def test_euler_is_off_kappa_by_what_is_known() -> None:
         stays, gaps = 1.0, []
         for i in range(steps):
             gaps.append(abs((1 - stays) - path.kappa(i / steps)))
-            stays *= 1 - path.euler_jump(i / steps, (i + 1) / steps)
+            stays *= 1 - path.jump("euler", i / steps, (i + 1) / steps)
         assert max(gaps) == pytest.approx(known, abs=2e-3)
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
-from uvg_core.model import Hooks, PassOptions, Prediction, VideoCache
-from uvg_core.model.block import Call, Streams
-from uvg_core.model.kv_cache import free_memory
+from uvg_core.model import Hooks, Pass, PassOptions, Prediction, VideoCache
+from uvg_core.model.memory import free_memory
 from uvg_core.sampling.video_cache import CachePolicy
 
 HELD = PassOptions(video_clean=True)
@@ -130,7 +129,7 @@ def test_it_takes_no_room_from_weights_where_float8_needs_none(
 def test_the_machines_memory_is_no_bottomless_pit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux tells how much is left; other systems do not, and then nothing is refused."""
     told = tmp_path / "meminfo"
-    monkeypatch.setattr("uvg_core.model.kv_cache.MEMORY_OF_LINUX", told)
+    monkeypatch.setattr("uvg_core.model.memory.MEMORY_OF_LINUX", told)
     assert free_memory(torch.device("cpu")) == math.inf
     told.write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  2000 kB\n")
     assert free_memory(torch.device("cpu")) == pytest.approx(0.7 * 2000 * 1024)
@@ -222,7 +221,8 @@ def test_auto_never_rounds(one_way: UniViGU) -> None:
         cache = CachePolicy.of(setting, one_way.config).cache(one_way)
         assert cache is not None
         cache.free_bytes = lambda _: 1000.0
-        cache.keep(torch.ones(1, 300, 2), torch.ones(1, 300, 2), 1, 0)
+        cache.begin(1, 300, 1)
+        cache.keep(torch.ones(1, 300, 2), torch.ones(1, 300, 2), 0)
         assert cache.fp8 is fp8
 
 
@@ -275,10 +275,10 @@ def test_another_place_is_refused() -> None:
 def test_a_pass_that_broke_off_leaves_nothing_behind(one_way: UniViGU, clean: dict[str, Tensor]) -> None:
     cache = VideoCache()
 
-    def breaks(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+    def breaks(index: int, run: Callable[..., Tensor], x: Tensor, at: Pass) -> Tensor:
         if index == 1:
             raise KeyboardInterrupt
-        return run(call)
+        return run(x, at)
 
     with pytest.raises(KeyboardInterrupt):
         one_way(**clean, options=PassOptions(cache=cache, hooks=Hooks(block=breaks)))

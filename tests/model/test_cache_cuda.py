@@ -97,7 +97,7 @@ def test_what_does_not_fit_goes_to_the_host() -> None:
 
 
 def test_memory_that_a_process_may_not_take_is_not_free() -> None:
-    from uvg_core.model.kv_cache import free_memory
+    from uvg_core.model.memory import free_memory
 
     device = torch.device("cuda:0")
     whole = free_memory(device)

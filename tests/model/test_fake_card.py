@@ -16,9 +16,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from uvg_core.config import ModelConfig
-from uvg_core.model import Hooks, PassOptions, Prediction, UniViGU, sdpa_attention
+from uvg_core.model import Hooks, Pass, PassOptions, Prediction, UniViGU, sdpa_attention
 from uvg_core.model.memory import pass_bytes, video_tokens
-from uvg_core.model.rope import rotate, rotate_in_place, text_rotations, turns, video_rotations
+from uvg_core.model.rope import rotate, rotate_in_place, rotations, text_angles, video_angles
 
 needs_a_fake_card = pytest.mark.skipif(bool(fake_card.missing()), reason=fake_card.missing() or "-")
 RELEASED = ModelConfig()
@@ -104,7 +104,7 @@ def test_memory_is_what_was_said(card: FakeCard, frames: int, text: int, job: st
     )
     heard = len(range(rows)[logits]) if isinstance(logits, slice) else rows * logits
     tokens = video_tokens((latents, 60, 104), RELEASED)
-    said = pass_bytes(RELEASED, rows=rows, video=tokens, text=text, itemsize=2, logits=heard)
+    said = pass_bytes(RELEASED, rows=rows, video=tokens, text=text, itemsize=2, logits=heard, velocity=velocity)
     assert said == pytest.approx(card.beside, rel=0.05)
     if (frames, job) == (81, "text to video"):
         assert card.beside < 0.95e9
@@ -114,9 +114,9 @@ def test_memory_is_what_was_said(card: FakeCard, frames: int, text: int, job: st
 def test_blocks_that_are_looked_at_keep_what_they_are_given(card: FakeCard) -> None:
     model, seen = released(card, 2), []
 
-    def watch(index: int, run: Any, call: Any) -> Any:
-        out = run(call)
-        seen.append((call.in_place, out.video.untyped_storage()._cdata == call.x.video.untyped_storage()._cdata))
+    def watch(index: int, run: Any, x: Tensor, at: Pass) -> Tensor:
+        out: Tensor = run(x, at)
+        seen.append((at.in_place, out.untyped_storage()._cdata == x.untyped_storage()._cdata))
         return out
 
     one_pass(card, model, options=PassOptions(hooks=Hooks(block=watch)))
@@ -128,18 +128,20 @@ def test_blocks_that_are_looked_at_keep_what_they_are_given(card: FakeCard) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_turning_in_place_is_turning(dtype: torch.dtype) -> None:
+def test_rotating_in_place_is_rotating(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     whole = torch.randn(2, 12 + 5, 48, generator=g).to(dtype)
-    video, text = video_rotations((2, 2, 3), 24), text_rotations(5, 24)
-    expected = torch.cat([rotate(whole[:, :12], video, 2, "interleaved"), rotate(whole[:, 12:], text, 2, "half")], 1)
-    assert torch.equal(rotate(whole[:, 12:], turns(text), 2, "half"), expected[:, 12:])
-    with torch.no_grad():
-        part = whole[:, :12]
-        assert rotate_in_place(part, video, 2, "interleaved") is part
-        rotate_in_place(whole[:, 12:], text, 2, "half")
+    video, text = rotations(video_angles((2, 2, 3), 24)), rotations(text_angles(5, 24))
+    both = torch.cat([video, text])
+    parts = rotate(whole[:, :12], video, 0, 2), rotate(whole[:, 12:], text, 5, 2)
+    expected = rotate(whole, both, 5, 2)
+    assert torch.equal(expected, torch.cat(parts, 1))
+    assert expected.dtype == dtype
+    part = whole[:, :12]
+    assert rotate_in_place(part, video, 0, 2) is part
+    rotate_in_place(whole[:, 12:], text, 5, 2)
     assert torch.equal(whole, expected)
-    assert rotate_in_place(part, video, 2, "interleaved") is not part  # a gradient may be asked for
+    assert rotate(whole, both, 5, 2) is not whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,10 +14,9 @@ from torch import nn
 
 from uvg_core import ModelConfig, UniViGU, UniViGUError
 from uvg_core.checkpoint.keys import from_native
-from uvg_core.model import Hooks, PassOptions, sdpa_attention
+from uvg_core.model import Hooks, Pass, PassOptions, sdpa_attention
 from uvg_core.model.attention import XformersAttention
-from uvg_core.model.block import Call, Streams
-from uvg_core.model.rope import video_rotations
+from uvg_core.model.rope import matrices, rotations, video_angles
 
 
 def test_empty_text_is_plain_wan() -> None:
@@ -140,8 +139,7 @@ def test_no_layer_of_a_block_is_called_twice(network: UniViGU, inputs: dict[str,
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda *_, name=name: count(name))
     network(**inputs)
-    streams = ("norm1", "norm2")  # no weights, once for each stream
-    assert calls == {name: 2 if name.endswith(streams) else 1 for name in layers}
+    assert calls == dict.fromkeys(layers, 1)
 
 
 def test_patches_are_made_in_float32_whatever_the_rest_is(inputs: dict[str, torch.Tensor]) -> None:
@@ -249,11 +247,11 @@ def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]
     seen: list[int] = []
     attended: list[str] = []
 
-    def block(index: int, run: Callable[[Call], Streams], call: Call) -> Streams:
+    def block(index: int, run: Callable[..., torch.Tensor], x: torch.Tensor, at: Pass) -> torch.Tensor:
         seen.append(index)
-        assert call.x.video.shape[1] == 12
-        assert call.x.text.shape[1] == 5
-        return run(call)
+        assert x.shape[1] == 12 + 5
+        assert at.text == 5
+        return run(x, at)
 
     def named(name: str) -> Callable[..., torch.Tensor]:
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask: object = None):
@@ -270,7 +268,7 @@ def test_hooks_stand_around_blocks_and_attention(inputs: dict[str, torch.Tensor]
     assert attended == ["self", "cross"] * 2
 
     skipped = model(
-        **inputs, options=PassOptions(hooks=Hooks(block=lambda index, run, call: call.x if index == 1 else run(call)))
+        **inputs, options=PassOptions(hooks=Hooks(block=lambda index, run, x, at: x if index == 1 else run(x, at)))
     )
     assert not torch.allclose(skipped.velocity, plain.velocity)
 
@@ -285,10 +283,16 @@ def test_logits_of_some_rows(inputs: dict[str, torch.Tensor]) -> None:
 
 
 def test_rotary_positions_can_be_scaled_and_shifted() -> None:
-    plain = video_rotations((3, 4, 5), 24)
-    assert torch.equal(video_rotations((3, 4, 5), 24, scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0)), plain)
-    far = video_rotations((5, 4, 5), 24).view(5, 20, 12, 2, 2)
-    doubled = video_rotations((3, 4, 5), 24, scale=(2.0, 1.0, 1.0)).view(3, 20, 12, 2, 2)
+    plain = video_angles((3, 4, 5), 24)
+    assert torch.equal(video_angles((3, 4, 5), 24, scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0)), plain)
+    far = rotations(video_angles((5, 4, 5), 24)).view(5, 20, 12)
+    doubled = rotations(video_angles((3, 4, 5), 24, scale=(2.0, 1.0, 1.0))).view(3, 20, 12)
     torch.testing.assert_close(doubled, far[::2])
-    moved = video_rotations((3, 4, 5), 24, shift=(2.0, 0.0, 0.0)).view(3, 20, 12, 2, 2)
+    moved = rotations(video_angles((3, 4, 5), 24, shift=(2.0, 0.0, 0.0))).view(3, 20, 12)
     torch.testing.assert_close(moved, far[2:])
+
+
+def test_matrices_and_complex_numbers_are_the_same_rotations() -> None:
+    angles, pair = video_angles((3, 4, 5), 24), torch.randn(2)
+    turned = torch.view_as_real(rotations(angles) * torch.view_as_complex(pair))
+    torch.testing.assert_close(matrices(angles) @ pair, turned)

@@ -52,6 +52,7 @@ def test_the_peak_is_what_was_said(
     with torch.no_grad(), Alive() as alive:
         model(**given, options=PassOptions(want_velocity=velocity, want_logits=logits))
     heard = len(range(rows)[logits]) if isinstance(logits, slice) else rows * logits
-    said = pass_bytes(WIDE, rows=rows, video=64 * frames, text=text, itemsize=dtype.itemsize, logits=heard)
+    counts = {"rows": rows, "video": 64 * frames, "text": text, "logits": heard}
+    said = pass_bytes(WIDE, **counts, itemsize=dtype.itemsize, velocity=velocity)
     assert alive.peak <= 1.2 * said
     assert said <= 1.2 * alive.peak

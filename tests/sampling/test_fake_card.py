@@ -142,7 +142,7 @@ def test_a_job_stays_on_the_card_and_waits_for_it_once(card: FakeCard, job: str)
     # Over the bus go random numbers, tokens and the answers to checks: nothing large, and nothing from a pass.
     assert all(copy.nbytes <= 256 * 1536 * 4 for copy in card.copies)
     passes = {copy.where.rpartition(" ")[2] for copy in card.copies if "/model/" in copy.where}
-    assert passes == ({"text_rotations"} if config is AS_RELEASED else set())
+    assert passes == ({"text_angles"} if config is AS_RELEASED else set())
     assert 0.9 * most < card.beside < most
 
 

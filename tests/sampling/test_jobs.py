@@ -10,7 +10,7 @@ from tiny_networks import TINY, random_network
 from uvg_core import ModelConfig, Prediction, State, UniViGU, UniViGUError
 from uvg_core.flow.discrete import MixturePath
 from uvg_core.model import sdpa_attention
-from uvg_core.sampling.denoiser import GuidedDenoiser
+from uvg_core.sampling.guidance import GuidedDenoiser
 from uvg_core.sampling.loop import run
 from uvg_core.sampling.start import generators
 from uvg_core.sampling.streams import TextStream, VideoStream
@@ -148,7 +148,7 @@ def test_both_passes_of_guidance_as_one_batch_or_two(
     together = clips()
     assert set(rows) == {4}
     rows.clear()
-    monkeypatch.setattr("uvg_core.sampling.denoiser.CPU_TOGETHER", 0)
+    monkeypatch.setattr("uvg_core.sampling.guidance.CPU_TOGETHER", 0)
     apart = clips()
     assert set(rows) == {2}
     for one, two in zip(together, apart, strict=True):

@@ -29,11 +29,13 @@ from uvg_core.synthesis.engine import (
     NO_CLIP,
     PROMPT_LENGTH,
     ClipJob,
+    Generator,
     SynthesisReport,
     plan,
     read_prompts,
     synthesise,
 )
+from uvg_core.synthesis.settings import Chat
 
 pytest.importorskip("httpx")
 Image = pytest.importorskip("PIL.Image")
@@ -123,12 +125,13 @@ def waits() -> Waits:
 
 
 @pytest.fixture
-def connect(script: Script, waits: Waits) -> Iterator[Callable[..., ChatClient]]:
+def connect(script: Script, waits: Waits, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatClient]]:
     clients: list[ChatClient] = []
 
-    def connect(url: str = "", **options: Any) -> ChatClient:
-        usual = {"key": KEY, "retries": 3, "note": waits.notes.append, "sleep": waits.seconds.append}
-        clients.append(ChatClient(url or script.url, "some-model", **{**usual, **options}))
+    def connect(url: str = "", *, key: str | None = KEY, cache: Path | None = None, **options: Any) -> ChatClient:
+        monkeypatch.setenv("OPENAI_API_KEY", key or "")
+        chat = Chat(**{"endpoint": url or script.url, "llm": "some-model", "retries": 3, **options})
+        clients.append(ChatClient(chat, cache=cache, note=waits.notes.append, sleep=waits.seconds.append))
         return clients[-1]
 
     yield connect
@@ -161,9 +164,9 @@ def clip(tmp_path: Path) -> Path:
 def test_the_model_sees_instructions_prompt_and_frames(
     script: Script, connect: Callable[..., ChatClient], clip: Path
 ) -> None:
-    captioner = Captioner(
-        connect(options={"temperature": 0.5}), words, LIMITS, frames=3, side=16, instructions="Describe."
-    )
+    (clip.parent / "system.txt").write_text("Describe.")
+    chat = {"frames_shown": 3, "frame_side": 16, "instructions": clip.parent / "system.txt"}
+    captioner = Captioner(connect(llm_options='{"temperature": 0.5}', **chat), words, LIMITS)
     assert captioner.caption("a gray square", clip).text == GOOD
     (body,) = script.asked
     assert (body["model"], body["temperature"], script.paths) == ("some-model", 0.5, ["/v1/chat/completions"])
@@ -187,7 +190,7 @@ def test_the_model_sees_instructions_prompt_and_frames(
 def test_no_more_frames_are_shown_than_there_are(
     connect: Callable[..., ChatClient], script: Script, clip: Path
 ) -> None:
-    Captioner(connect(key=None), words, LIMITS, frames=100).caption("x", clip)
+    Captioner(connect(key=None, frames_shown=100), words, LIMITS).caption("x", clip)
     assert len(script.asked[0]["messages"][1]["content"]) == 1 + FRAMES
     assert script.keys == [None]
 
@@ -253,7 +256,7 @@ def test_a_failure_that_passes_is_tried_again(
 
 def test_silence_is_given_up_and_tried_again(script: Script, connect: Callable[..., ChatClient], waits: Waits) -> None:
     script.answers = ["silence"]
-    assert connect(timeout=0.2).answer(QUESTION).text == GOOD
+    assert connect(llm_timeout=0.2).answer(QUESTION).text == GOOD
     assert "it timed out" in waits.notes[0]
 
 
@@ -311,8 +314,8 @@ def test_a_failure_of_one_clip_is_not_tried_again(
 
 def test_a_missing_key_is_named(script: Script, connect: Callable[..., ChatClient]) -> None:
     script.usual = failed(401, "who are you")
-    with pytest.raises(EndpointError, match="SOME_KEY is not set: no key sent"):
-        connect(key=None, key_name="SOME_KEY").answer(QUESTION)
+    with pytest.raises(EndpointError, match="OPENAI_API_KEY is not set: no key sent"):
+        connect(key=None).answer(QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +343,7 @@ def test_nobody_there(connect: Callable[..., ChatClient], waits: Waits) -> None:
     ("options", "said"),
     [
         ({"key": "a\nb"}, "holds characters that no key has"),
-        ({"options": {"model": "other", "stream": True}}, "name model, stream"),
+        ({"llm_options": '{"model": "other", "stream": true}'}, "name model, stream"),
         ({"url": "http://ho\u0007st/v1"}, "cannot be used"),
     ],
 )
@@ -386,7 +389,7 @@ def test_a_length_that_is_never_right(
     script: Script, connect: Callable[..., ChatClient], clip: Path, tmp_path: Path
 ) -> None:
     script.usual = answered("never enough")
-    captioner = Captioner(connect(cache=tmp_path / "cache"), words, LIMITS, attempts=3)
+    captioner = Captioner(connect(cache=tmp_path / "cache", attempts=3), words, LIMITS)
     with pytest.raises(LengthError, match="had 2, 2, 2 tokens; expected 5 to 8"):
         captioner.caption("a prompt", clip)
     assert len(script.asked) == 3
@@ -405,7 +408,7 @@ def test_what_was_asked_before_costs_nothing(
     script.answers = [answered("too short")]
 
     def caption(prompt: str = "a prompt", frames: int = 3, **options: Any) -> str:
-        return Captioner(connect(cache=cache, **options), words, LIMITS, frames=frames).caption(prompt, clip).text
+        return Captioner(connect(cache=cache, frames_shown=frames, **options), words, LIMITS).caption(prompt, clip).text
 
     assert caption() == caption() == caption(url=script.url + "/", key="another") == GOOD
     assert len(script.asked) == 2
@@ -415,7 +418,7 @@ def test_what_was_asked_before_costs_nothing(
     # Whatever is sent counts: words, pictures, options.
     caption("another prompt")
     caption(frames=2)
-    caption(options={"temperature": 0})
+    caption(llm_options='{"temperature": 0}')
     write_video(clip, pixels(1), 8)
     caption()
     assert len(script.asked) == 6
@@ -456,10 +459,17 @@ def studio() -> Studio:
 
 @pytest.fixture
 def go(studio: Studio, connect: Callable[..., ChatClient], tmp_path: Path) -> Callable[..., SynthesisReport]:
-    def go(jobs: list[ClipJob] = JOBS, *, captions: bool = True, side: int = 16, **options: Any) -> SynthesisReport:
-        captioner = Captioner(connect(), words, LIMITS, frames=2, side=side, attempts=2) if captions else None
-        usual = {"generator": SETTINGS, "count": words, "prompt_tokens": (0, 6)}
-        return synthesise(jobs, tmp_path / "out", studio, captioner, **{**usual, **options})
+    def go(
+        jobs: list[ClipJob] = JOBS,
+        *,
+        captions: bool = True,
+        side: int = 16,
+        generator: dict[str, Any] = SETTINGS,
+        **options: Any,
+    ) -> SynthesisReport:
+        client = connect(frames_shown=2, frame_side=side, attempts=2)
+        captioner = Captioner(client, words, LIMITS) if captions else None
+        return synthesise(jobs, tmp_path / "out", Generator(studio, generator, words, (0, 6)), captioner, **options)
 
     return go
 
@@ -517,7 +527,7 @@ def test_a_second_run_does_what_is_missing(
     third.with_suffix(".detail.txt").write_text("by hand")
     notes: list[str] = []
     report = go(note=notes.append)
-    assert (report.made, report.complete) == ((JOBS[1], JOBS[2]), (JOBS[0],))
+    assert (report.made, report.complete) == ([JOBS[1], JOBS[2]], [JOBS[0]])
     assert studio.made[3:] == [PROMPTS[2]]
     assert len(script.asked) == 4
     assert first.with_suffix(".txt").read_text() == PROMPTS[0] + "\n"
@@ -556,7 +566,7 @@ def test_other_settings_are_not_mixed_unasked(
     # A clip that is made with other settings than before loses the caption of the other clip.
     (tmp_path / "out" / f"{JOBS[0].name}.mp4").unlink()
     script.usual = answered("a b c d e f g")
-    assert go(generator=other).made == (JOBS[0],)
+    assert go(generator=other).made == [JOBS[0]]
     assert (tmp_path / "out" / f"{JOBS[0].name}.detail.txt").read_text() == "a b c d e f g\n"
 
 
@@ -587,7 +597,7 @@ def test_what_fails_is_left_out_and_counted(
         ("refused", NO_CAPTION),
     ]
     assert report.failed
-    assert report.made == (jobs[4],)
+    assert report.made == [jobs[4]]
     first, *lines = str(report).splitlines()
     assert first.startswith("5 clips: 1 made, 0 complete before, 4 left out (1 prompt outside the token limits, 1 clip")
     assert "7 tokens; expected 0 to 6" in lines[0]

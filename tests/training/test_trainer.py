@@ -53,7 +53,7 @@ class Stop:
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def __call__(self, step: Any) -> bool:
+    def __call__(self, step: Any, trainer: Any) -> bool:
         return bool(step.step >= self.after)
 
 
@@ -125,7 +125,7 @@ def test_killed_between_checkpoints_it_repeats_the_lost_steps(folder: Path) -> N
     make_trainer(make_config(folder, out=str(folder / "whole")), data).run()
     config = make_config(folder)
 
-    def kill(step: Any) -> bool:
+    def kill(step: Any, trainer: Any) -> bool:
         if step.step == 5:  # checkpoints are at 2 and 4
             raise KeyboardInterrupt
         return False
@@ -303,7 +303,7 @@ def test_what_is_logged_as_rate_is_the_rate(folder: Path) -> None:
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_entries_twice(folder: Path) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
 
-    def killed(step: Any) -> None:
+    def killed(step: Any, trainer: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

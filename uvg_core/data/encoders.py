@@ -1,4 +1,4 @@
-"""What turns clips and texts into what training reads."""
+"""VAE, text encoder and tokenizer as training wants them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ class Encoders:
     def from_components(cls, parts: Components) -> Encoders:
         """A checkpoint's VAE, text encoder and tokenizer. One part at a time is on the device, until another is
         needed or ``release`` is called. Hashes the weights: some seconds where they are large."""
-        stack = ExitStack()
-        on_device: dict[str, Any] = {}
+        stack, on_device = ExitStack(), dict[str, Any]()
         tokenizer, space, text_states = parts.tokenizer, parts.config.model.latent_space, parts.text_states
 
         def release() -> None:
@@ -85,10 +84,9 @@ def fingerprint_of(parts: Components) -> str:
     small ones (norms, biases) and of every sixteenth other; training on it would have changed those too."""
     run = parts.config.run
     sizes = [run.frames, run.height, run.width, run.fps, run.context_length, run.pad_token, run.eos_token]
-    facts: list[Any] = [parts.config.model.latent_space, parts.text_states, sizes]
-    facts.append(hashlib.sha256(parts.tokenizer.proto).hexdigest())
-    facts += [_weights_digest(one.path, one.prefix) for one in (parts.files.vae, parts.files.encoder)]
-    return digest(facts)
+    tokenizer = hashlib.sha256(parts.tokenizer.proto).hexdigest()
+    weights = [_weights_digest(one.path, one.prefix) for one in (parts.files.vae, parts.files.encoder)]
+    return digest([parts.config.model.latent_space, parts.text_states, sizes, tokenizer, *weights])
 
 
 def _weights_digest(path: Path, prefix: str) -> str:

@@ -1,18 +1,19 @@
-"""A folder of clips and captions as training data: ``clip.mp4``, ``clip.txt`` (the prompt) and, for the second stage,
-``clip.detail.txt`` (the detailed caption). Surveying it is quick: headers, first frames and texts, no full decoding.
-"""
+"""A folder of clips as training data: ``clip.mp4``, ``clip.txt`` (the prompt) and, for the stage refine,
+``clip.detail.txt`` (the detailed caption)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import RunConfig
 from ..errors import UniViGUError
-from ..media.video import ClipInfo, find_clips, probe
+from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
 from ..pipeline.folders import text_files
 from ..progress import Report
+from .sources import TrainingClip, digest
 
 # Why a clip is left out; where several reasons hold, the first in this order is reported.
 NO_CAPTION = "without a caption"
@@ -62,15 +63,12 @@ class TextLimits:
         longest = min(run.text_length, run.context_length)
         for name, (fewest, _) in (("prompts", self.prompt), ("detailed captions", self.detail)):
             if fewest > longest:
-                raise UniViGUError(
-                    f"{name} must have {fewest} tokens at least, but this model reads {longest} at most; lower the "
-                    "limit"
-                )
+                found = f"{name} must have {fewest} tokens at least, but this model reads {longest} at most"
+                raise UniViGUError(f"{found}; lower the limit")
         return TextLimits(*((fewest, min(most, longest)) for fewest, most in (self.prompt, self.detail)))
 
 
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(NamedTuple):
     """A clip that training does not see: its name, one of the reasons above, and what was found."""
 
     name: str
@@ -98,7 +96,8 @@ class ClipFile:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data folder holds. ``str()`` is the report: a line of counts, then one line per reason and per remark.
+    """What a data folder holds: a ``Source`` of the usable clips, of each the model's frames at the model's rate from
+    its beginning. ``str()`` is the report: a line of counts, then one line per reason and per remark.
 
     usable         in the order of their paths
     left_out       each with the first reason that holds
@@ -107,10 +106,32 @@ class Survey:
 
     folder: Path
     run: RunConfig
-    limits: TextLimits
-    usable: tuple[ClipFile, ...]
-    left_out: tuple[LeftOut, ...]
-    unused_details: tuple[LeftOut, ...]
+    usable: list[ClipFile]
+    left_out: list[LeftOut]
+    unused_details: list[LeftOut]
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def key(self, index: int) -> str:
+        """Over name, size, time of change, texts, and the size and rate that pixels are brought to."""
+        clip, run = self.usable[index], self.run
+        file = [clip.name, clip.size, clip.changed]
+        return digest([file, clip.prompt, clip.detail, run.frames, run.height, run.width, run.fps])
+
+    def name(self, index: int) -> str:
+        return self.usable[index].name
+
+    def item(self, index: int) -> TrainingClip:
+        """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
+        file, run = self.usable[index], self.run
+        clip = read_clip(file.path, ClipSpec(run.frames, run.height, run.width, run.fps))
+        if too_short(file.name, clip.info, run):
+            raise UniViGUError(
+                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.info.duration:.2f} "
+                f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"
+            )
+        return TrainingClip(clip.pixels, file.prompt, file.detail, file.name)
 
     @property
     def retimed(self) -> str:
@@ -130,8 +151,7 @@ class Survey:
         total = len(self.usable) + len(self.left_out)
         lines = [f"{self.folder}: {_clips(total)}, {len(self.usable)} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
-        if self.retimed:
-            lines.append(self.retimed)
+        lines += [self.retimed] if self.retimed else []
         seconds = self.run.frames / self.run.fps
         long = sum(clip.info.duration > seconds + 1 / self.run.fps for clip in self.usable)
         if long:
@@ -170,32 +190,37 @@ def survey(
             f"{root}: found no videos here; expected clips such as clip.mp4, each with its prompt in clip.txt"
         )
     limits = (limits or TextLimits.of(run)).within(run)
-    usable: list[ClipFile] = []
-    left_out: list[LeftOut] = []
-    unused: list[LeftOut] = []
+    found = Survey(root, run, [], [], [])
     for number, (path, text) in enumerate(zip(clips, text_files(clips), strict=True)):
         report("surveying the clips", number, len(clips))
         name = path.relative_to(root).as_posix()
         try:
             prompt = _text(text, tokens, limits.prompt, (NO_CAPTION, EMPTY_CAPTION, PROMPT_LENGTH))
-            detail, refused = _detail(text.with_suffix(".detail.txt"), tokens, limits.detail)
-            if need_detail and refused is not None:
-                raise refused
-            if refused is not None and refused.args[0] != NO_DETAIL:
-                unused.append(LeftOut(name, *refused.args))
-            info, stat = _probed(path, run), path.stat()
-            usable.append(ClipFile(path, name, prompt, detail, info, stat.st_size, stat.st_mtime_ns))
-        except _Refused as why:
-            left_out.append(LeftOut(name, *why.args))
-        except OSError as error:
-            left_out.append(LeftOut(name, UNREADABLE, error.strerror or str(error)))
+            detail, reasons = None, (NO_DETAIL, NO_DETAIL, DETAIL_LENGTH)
+            try:
+                detail = _text(text.with_suffix(".detail.txt"), tokens, limits.detail, reasons)
+            except _Unusable as why:
+                if need_detail:
+                    raise
+                if why.args[0] != NO_DETAIL:
+                    found.unused_details.append(LeftOut(name, *why.args))
+            info, stat = probe(path), path.stat()
+            short = too_short(name, info, run)
+            if short is None:
+                found.usable.append(ClipFile(path, name, prompt, detail, info, stat.st_size, stat.st_mtime_ns))
+            else:
+                found.left_out.append(short)
+        except _Unusable as why:
+            found.left_out.append(LeftOut(name, *why.args))
+        except (UniViGUError, OSError) as error:
+            found.left_out.append(LeftOut(name, UNREADABLE, getattr(error, "strerror", None) or str(error)))
     report("surveying the clips", len(clips), len(clips))
-    if not usable:
+    if not found.usable:
         texts = "its prompt in clip.txt" + (" and its detailed caption in clip.detail.txt" if need_detail else "")
         expected = f"clips of at least {run.frames} frames at {run.fps:g} fps, each with {texts}"
         lines = [f"{root}: none of {_clips(len(clips))} can be trained on; expected {expected}. Left out were"]
-        raise UniViGUError("\n".join(lines + tally(left_out)))
-    return Survey(root, run, limits, tuple(usable), tuple(left_out), tuple(unused))
+        raise UniViGUError("\n".join(lines + tally(found.left_out)))
+    return found
 
 
 def too_short(name: str, info: ClipInfo, run: RunConfig) -> LeftOut | None:
@@ -221,44 +246,25 @@ def tally(left_out: Iterable[LeftOut]) -> list[str]:
     return lines
 
 
-class _Refused(Exception):
-    """A clip, or its detailed caption, cannot be used: ``args`` are the reason and what was found."""
+class _Unusable(Exception):
+    """Of a text: ``args`` are the reason and what was found."""
 
 
 def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[str, str, str]) -> str:
-    """A text within the limits; ``reasons``: for one that is missing, one that is empty, and one of another length."""
+    """A text within the limits. ``reasons``: for one that is missing, one that is empty, and one of another length."""
     missing, empty, other_length = reasons
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
-        raise _Refused(missing) from None
+        raise _Unusable(missing) from None
     except UnicodeDecodeError as error:
-        raise _Refused(BAD_TEXT, f"byte {error.start} of {path.name}") from None
+        raise _Unusable(BAD_TEXT, f"byte {error.start} of {path.name}") from None
     if not text:
-        raise _Refused(empty)
+        raise _Unusable(empty)
     length = len(tokens(text))
     if not limits[0] <= length <= limits[1]:
-        raise _Refused(f"{other_length} ({limits[0]}-{limits[1]})", f"{length} tokens")
+        raise _Unusable(f"{other_length} ({limits[0]}-{limits[1]})", f"{length} tokens")
     return text
-
-
-def _detail(path: Path, tokens: Tokens, limits: tuple[int, int]) -> tuple[str | None, _Refused | None]:
-    """The detailed caption, or why there is none to use."""
-    try:
-        return _text(path, tokens, limits, (NO_DETAIL, NO_DETAIL, DETAIL_LENGTH)), None
-    except _Refused as refused:
-        return None, refused
-
-
-def _probed(path: Path, run: RunConfig) -> ClipInfo:
-    try:
-        info = probe(path)
-    except UniViGUError as error:
-        raise _Refused(UNREADABLE, str(error)) from None
-    short = too_short("", info, run)
-    if short is not None:
-        raise _Refused(short.reason, short.found)
-    return info
 
 
 def _clips(count: int) -> str:

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,6 +37,7 @@ from .sources import digest
 
 FORMAT, VERSION = "uni-vigu shards", 1
 INDEX, EMPTY = "index.json", "uvg-empty.safetensors"
+SMALL = 2**32  # bytes of a cache that is read into memory unasked
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class Sample:
 class Shards(Dataset[Sample]):
     """A cache folder as a data set. Files are mapped, not loaded: it may be larger than memory.
 
-    With ``in_memory`` everything is read once, at half the size of what ``Sample`` holds. May be handed to the workers
-    of a DataLoader, forked or spawned: each opens the files itself, when it first reads from them.
+    With ``in_memory`` everything is read once, at half the size of what ``Sample`` holds; None does that where all
+    files together are under 4 GiB. May be handed to the workers of a DataLoader.
 
     Raises UniViGUError when the folder holds no whole cache: ``build_shards`` makes one, and checks more (here each
     file's size and header, not its checksum).
     """
 
-    def __init__(self, folder: str | Path, *, in_memory: bool = False) -> None:
-        self.folder, self.in_memory = Path(folder), in_memory
+    def __init__(self, folder: str | Path, *, in_memory: bool | None = False) -> None:
+        self.folder = Path(folder)
         index = Index.read(self.folder)
         there = sum(shard.items for shard in index.shards) if index else 0
         if index is None or index.items != there:
@@ -78,74 +79,65 @@ class Shards(Dataset[Sample]):
                 "build finish"
             )
         for shard in (index.empty, *index.shards):
-            fault = shard.fault(self.folder, thorough=False)
-            if fault:
+            if fault := shard.fault(self.folder, thorough=False):
                 raise UniViGUError(f"{self.folder / shard.file}: the shard {fault}; build the cache again to mend it")
-        self._shards = tuple(shard for shard in index.shards if shard.clips)
+        self.in_memory = sum(shard.bytes for shard in index.shards) < SMALL if in_memory is None else in_memory
+        self._shards = [shard for shard in index.shards if shard.clips]
         self._starts = [0, *accumulate(shard.clips for shard in self._shards)]
         self._open: dict[str, _OpenShard] = {}
-        self._process = os.getpid()
         self.fingerprint = digest([index.source, index.encoders])
-        self.left_out = tuple(one for shard in index.shards for one in shard.left_out)
+        self.left_out = [one for shard in index.shards for one in shard.left_out]
         self.details = sum(shard.details for shard in self._shards)
         self.longest_prompt = max((shard.longest_prompt for shard in self._shards), default=0)
         self.longest_detail = max((shard.longest_detail for shard in self._shards), default=0)
-        empty = _OpenShard(self.folder / EMPTY, in_memory=True)
+        empty = self._opened(EMPTY).parts
         self.empty_ids: Tensor = empty["ids"][:].long()
         self.empty_states: Tensor = empty["states"][:].float()
-        for shard in self._shards if in_memory else ():
+        for shard in self._shards if self.in_memory else ():
             self._opened(shard.file)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"clip {index} of {len(self)}")
+        index = range(len(self))[index]  # raises IndexError
         number = bisect_right(self._starts, index) - 1
         shard, row = self._opened(self._shards[number].file), index - self._starts[number]
-        detail_ids = shard.ragged("detail_id", row).long()
+        detail_ids = shard.rows("detail_id", row).long()
         has_detail = len(detail_ids) > 0
         return Sample(
-            latent=shard["latents"][row].float(),
-            prompt_ids=shard.ragged("prompt_id", row).long(),
-            prompt_states=shard.ragged("prompt_state", row).float(),
+            latent=shard.parts["latents"][row].float(),
+            prompt_ids=shard.rows("prompt_id", row).long(),
+            prompt_states=shard.rows("prompt_state", row).float(),
             detail_ids=detail_ids if has_detail else None,
-            detail_states=shard.ragged("detail_state", row).float() if has_detail else None,
+            detail_states=shard.rows("detail_state", row).float() if has_detail else None,
             name=shard.names[row],
         )
 
     def _opened(self, file: str) -> _OpenShard:
-        if self._process != os.getpid() and not self.in_memory:  # forked: what is mapped belongs to the parent
-            self._open, self._process = {}, os.getpid()
         if file not in self._open:
             self._open[file] = _OpenShard(self.folder / file, self.in_memory)
         return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": {}}
+        return {**vars(self), "_open": {}}  # a process that it is sent to opens the files itself
 
 
 class _OpenShard:
-    """A shard that is mapped or, ``in_memory``, read: by name, something that gives tensors by index and slice and
-    reads no more than is asked for."""
+    """A shard's ``parts`` by name: tensors or, mapped, slices that read no more than is asked for."""
 
     def __init__(self, path: Path, in_memory: bool) -> None:
         file: Any = safe_open(path, "pt")
         self.names: list[str] = json.loads((file.metadata() or {}).get("names", "[]"))
-        names = list(file.keys())
-        self._tensors = {name: file.get_tensor(name).clone() for name in names} if in_memory else {}
-        self._file: Any = None if in_memory else file
+        self.parts: dict[str, Any] = {}
+        for name in list(file.keys()):
+            # A copy: what get_tensor gives is mapped too.
+            self.parts[name] = file.get_tensor(name).clone() if in_memory else file.get_slice(name)
 
-    def __getitem__(self, name: str) -> Any:
-        return self._tensors[name] if self._file is None else self._file.get_slice(name)
-
-    def ragged(self, name: str, row: int) -> Tensor:
-        """Row ``row`` of rows of different lengths that are stored as one tensor and its offsets."""
-        begin, end = self[f"{name}_offsets"][row : row + 2].tolist()
-        rows: Tensor = self[f"{name}s"][begin:end]
+    def rows(self, name: str, clip: int) -> Tensor:
+        """A clip's rows of what has a different number of them in each: one tensor and its offsets."""
+        begin, end = self.parts[f"{name}_offsets"][clip : clip + 2].tolist()
+        rows: Tensor = self.parts[f"{name}s"][begin:end]
         return rows
 
 
@@ -168,29 +160,19 @@ class ShardEntry:
     sha256: str = ""
     left_out: tuple[LeftOut, ...] = ()
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ShardEntry:
-        return cls(**{**data, "left_out": tuple(LeftOut(*one) for one in data["left_out"])})
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "left_out": [list(vars(one).values()) for one in self.left_out]}
-
     def fault(self, folder: Path, thorough: bool) -> str:
         """What is wrong with the file, '' for nothing; only ``thorough`` reads all of it."""
         path = folder / self.file
-        if not path.is_file():
-            return "is missing"
         try:
-            size = path.stat().st_size
-            if size != self.bytes:
+            if (size := path.stat().st_size) != self.bytes:
                 return f"has {size} bytes instead of {self.bytes}"
             if SafetensorsFile(path).metadata.get("content") != self.content:
                 return "holds other clips than the index says"  # a build was stopped between the two
             return "does not match its checksum" if thorough and sha256_of(path) != self.sha256 else ""
-        except UniViGUError:
-            return "has a damaged header"
-        except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
+        except FileNotFoundError:
+            return "is missing"
+        except (UniViGUError, OSError) as error:
+            return f"cannot be read ({error})"
 
 
 @dataclass(frozen=True)
@@ -204,8 +186,7 @@ class Index:
     shards: tuple[ShardEntry, ...]
 
     def write(self, folder: Path) -> None:
-        entries = {"empty": self.empty.to_json(), "shards": [shard.to_json() for shard in self.shards]}
-        data = {"format": FORMAT, "version": VERSION, **vars(self), **entries}
+        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
         write_text(folder / INDEX, json.dumps(data, indent=1, ensure_ascii=False))
 
     @classmethod
@@ -215,33 +196,29 @@ class Index:
         Raises UniViGUError for an index of something else."""
         path = folder / INDEX
         try:
-            text = path.read_text(encoding="utf-8")
+            data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UniViGUError(f"{path}: cannot be read ({error}). Delete it, or choose another cache folder") from None
-        try:
-            data = json.loads(text)
-        except ValueError:
+        except ValueError:  # cut off, where shards lie beside it
             data = {"format": FORMAT} if any(folder.glob("uvg-shard-*.safetensors")) else None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UniViGUError(
                 f"{path}: found an index of something else, expected one of training shards or none. Choose another "
                 "folder for the cache"
             )
-        if data.get("version") != VERSION:
-            return None
         try:
-            shards = tuple(ShardEntry.from_json(entry) for entry in data["shards"])
-            return cls(data["source"], data["encoders"], data["items"], ShardEntry.from_json(data["empty"]), shards)
-        except (KeyError, TypeError):
+            return TypeAdapter(cls).validate_python(data) if data.get("version") == VERSION else None
+        except ValidationError:
             return None
 
 
-def sha256_of(path: Path) -> str:
-    """A file's checksum, in hex."""
+def sha256_of(*paths: Path) -> str:
+    """The checksum of one file, or of several one after the other, in hex."""
     result = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            result.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                result.update(block)
     return result.hexdigest()

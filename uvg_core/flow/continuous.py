@@ -6,11 +6,7 @@ what the network predicts. The embedding flow of the text uses the same function
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
-
-Velocity = Callable[[Tensor, float], Tensor]
 
 
 def interpolate(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -23,7 +19,7 @@ def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
     return noise - data
 
 
-def clean_estimate(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:
+def clean_estimate(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
     """The data that the velocity points at: x - sigma * velocity."""
     return x - sigma * velocity
 

@@ -12,6 +12,7 @@ Legend: B batch, L tokens, V rows of the vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,30 +44,10 @@ class MixturePath:
 
     def kappa(self, tau: float) -> float:
         """Probability that a token is already the data token, for tau in [0, 1]."""
-        return tau**self.exponent
-
-    def slope(self, tau: float) -> float:
-        """d kappa / d tau; infinite at tau = 0 when the exponent is below 1."""
-        if tau == 0 and self.exponent < 1:
-            return math.inf
-        return self.exponent * tau ** (self.exponent - 1)
-
-    def bridge_jump(self, tau: float, tau_next: float) -> float:
-        """Exact jump probability over a step: the share of what is left of kappa. Its marginal follows kappa at any
-        number of steps, and the last step (tau_next = 1) jumps for sure."""
-        left = 1 - self.kappa(tau)
-        return 1.0 if left <= 0 else (self.kappa(tau_next) - self.kappa(tau)) / left
-
-    def euler_jump(self, tau: float, tau_next: float) -> float:
-        """The release's rule: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)); the last step jumps
-        for sure. Off kappa at few steps; kept for comparison. See ``require_rule`` for where it has no meaning."""
-        left = 1 - self.kappa(tau)
-        if tau_next >= 1 or left <= 0:
-            return 1.0
-        return -math.expm1(-(tau_next - tau) * self.slope(tau) / left)
+        return math.pow(tau, self.exponent)
 
     def require_rule(self, rule: str) -> None:
-        """Raise UniViGUError for a rule that there is not, or not on this path."""
+        """Raise UniViGUError for a rule that does not exist, or not on this path."""
         if rule not in ("bridge", "euler"):
             raise UniViGUError(f"text rule is {rule!r}; expected bridge (exact) or euler (the release's)")
         if rule == "euler" and self.exponent < 1:
@@ -77,9 +58,19 @@ class MixturePath:
             )
 
     def jump(self, rule: str, tau: float, tau_next: float) -> float:
-        """Jump probability by ``rule``: ``bridge`` or ``euler``."""
+        """Jump probability over a step; the last step (tau_next = 1) jumps for sure.
+
+        ``bridge`` is exact: the share of what is left of kappa; its marginal follows kappa at any number of steps.
+        ``euler`` is the release's: a constant rate over the step, 1 - exp(-h kappa' / (1 - kappa)). It is off kappa at
+        few steps and kept for comparison; see ``require_rule`` for where it has no meaning."""
         self.require_rule(rule)
-        return self.bridge_jump(tau, tau_next) if rule == "bridge" else self.euler_jump(tau, tau_next)
+        left = 1 - self.kappa(tau)
+        if tau_next >= 1 or left <= 0:
+            return 1.0
+        if rule == "bridge":
+            return (self.kappa(tau_next) - self.kappa(tau)) / left
+        slope = self.exponent * math.pow(tau, self.exponent - 1)
+        return -math.expm1(-(tau_next - tau) * slope / left)
 
 
 def source_tokens(
@@ -95,15 +86,33 @@ def source_tokens(
     Drawn on the generator's device and moved, so that a seed gives the same tokens everywhere."""
     if mask_token is not None:
         return torch.full(shape, mask_token, dtype=torch.long, device=device)
-    drawn = torch.randint(vocab_size, shape, generator=generator, device=generator.device)
-    return sent(drawn, device)
+    return sent(torch.randint(vocab_size, shape, generator=generator, device=generator.device), device)
+
+
+def _chances(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform numbers from the generator's device, so that a seed gives the same ones everywhere."""
+    return sent(torch.rand(shape, generator=generator, device=generator.device), device)
 
 
 def corrupt(tokens: Tensor, tau_B: Tensor, path: MixturePath, source: Tensor, generator: torch.Generator) -> Tensor:
     """A sample of the path at times ``tau_B``: each token is kept with probability kappa, else taken from source."""
-    keep = sent(torch.rand(tokens.shape, generator=generator, device=generator.device), tokens.device)
     kappa = sent(tau_B.pow(path.exponent), tokens.device)
-    return torch.where(keep < kappa[:, None], tokens, source)
+    return torch.where(_chances(tokens.shape, generator, tokens.device) < kappa[:, None], tokens, source)
+
+
+def _chunks(rows: Tensor, forbidden: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Logits ``[N,V]`` in float32, a piece at a time, with ``forbidden`` at -inf."""
+    step = max(1, CHUNK_NUMBERS // rows.shape[-1])
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float()
+        if forbidden is not None:
+            part = without(part, forbidden)
+        yield slice(start, start + step), part
+
+
+def without(logits: Tensor, token: int) -> Tensor:
+    """The logits with a token at -inf."""
+    return logits.index_fill(-1, torch.full((1,), token, device=logits.device), -math.inf)
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -140,16 +149,10 @@ def draw_clean_tokens(
         raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
     if not 0 < top_p <= 1:
         raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
-    rows = logits.flatten(0, -2)
+    rows, peaks = logits.flatten(0, -2), []
     drawn = torch.empty(rows.shape[0], dtype=torch.long, device=logits.device)
-    chance = sent(torch.rand(rows.shape[0], 1, generator=generator, device=generator.device), logits.device)
-    peaks = []
-    step = max(1, CHUNK_NUMBERS // rows.shape[-1])
-    for start in range(0, rows.shape[0], step):
-        chunk = slice(start, start + step)
-        part = rows[chunk].float()
-        if forbidden is not None:
-            part = part.index_fill(-1, torch.full((1,), forbidden, device=part.device), -math.inf)
+    chance = _chances((rows.shape[0], 1), generator, logits.device)
+    for chunk, part in _chunks(rows, forbidden):
         highest = part.amax(-1, keepdim=True)
         peaks.append(highest)
         if temperature == 0:
@@ -176,8 +179,7 @@ def jump_step(tokens: Tensor, clean: Tensor, probability: float, generator: torc
     already nothing changes, which is what the law says."""
     if probability >= 1:
         return clean
-    chance = sent(torch.rand(tokens.shape, generator=generator, device=generator.device), tokens.device)
-    return torch.where(chance < probability, clean, tokens)
+    return torch.where(_chances(tokens.shape, generator, tokens.device) < probability, clean, tokens)
 
 
 def token_log_likelihood(logits: Tensor, tokens: Tensor, forbidden: int | None = None) -> Tensor:
@@ -185,12 +187,7 @@ def token_log_likelihood(logits: Tensor, tokens: Tensor, forbidden: int | None =
 
     ``forbidden``: an id that is no word (the mask token), with no share in the probabilities, as in
     ``draw_clean_tokens``."""
-    rows, picks = logits.flatten(0, -2), tokens.flatten()
-    step = max(1, CHUNK_NUMBERS // rows.shape[-1])
-    parts = []
-    for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step].float()
-        if forbidden is not None:
-            part = part.index_fill(-1, torch.full((1,), forbidden, device=part.device), -math.inf)
-        parts.append(-F.cross_entropy(part, picks[start : start + step], reduction="none"))
-    return torch.cat(parts).view(tokens.shape)
+    picks = tokens.flatten()
+    chunks = _chunks(logits.flatten(0, -2), forbidden)
+    losses = [F.cross_entropy(part, picks[chunk], reduction="none") for chunk, part in chunks]
+    return -torch.cat(losses).view(tokens.shape)

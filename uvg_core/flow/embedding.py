@@ -11,19 +11,20 @@ Legend: B batch, L tokens, V rows, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .continuous import velocity_target
+from .continuous import clean_estimate, velocity_target
 from .discrete import CHUNK_NUMBERS
 
 
 def normalised_rows(matrix_VD: Tensor) -> Tensor:
     """E with every row at length sqrt(D), i.e. unit variance per coordinate; float32."""
-    return F.normalize(matrix_VD.float(), dim=-1) * matrix_VD.shape[-1] ** 0.5
+    return F.normalize(matrix_VD.float(), dim=-1) * math.sqrt(matrix_VD.shape[-1])
 
 
 def embed_tokens(matrix_VD: Tensor, tokens_BL: Tensor) -> Tensor:
@@ -51,16 +52,16 @@ def nearest_tokens(embed: Callable[[Tensor], Tensor], count: int, vectors_BLD: T
 def rounding_logits(matrix_VD: Tensor, vectors_BLD: Tensor) -> Tensor:
     """Logits ``[B,L,V]`` of the token given a clean estimate: cosine similarity, sharpened by sqrt(D)."""
     rows = normalised_rows(matrix_VD)
-    return vectors_BLD.float() @ rows.T / matrix_VD.shape[-1] ** 0.5
+    return vectors_BLD.float() @ rows.T / math.sqrt(matrix_VD.shape[-1])
 
 
 def embedding_losses(
     velocity_BLD: Tensor, z_BLD: Tensor, tokens_BL: Tensor, matrix_VD: Tensor, noise_BLD: Tensor, sigma_B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Velocity loss and anchor: (mean squared error against noise - row, rounding cross-entropy of the clean
+    """Velocity loss and anchor ``[B,L]``: (mean squared error against noise - row, rounding cross-entropy of the clean
     estimate that the velocity implies)."""
-    data = embed_tokens(matrix_VD, tokens_BL)
-    velocity_loss = F.mse_loss(velocity_BLD.float(), velocity_target(data, noise_BLD))
-    estimate = z_BLD - sigma_B[:, None, None] * velocity_BLD.float()
-    anchor = F.cross_entropy(rounding_logits(matrix_VD, estimate).flatten(0, 1), tokens_BL.flatten())
-    return velocity_loss, anchor
+    velocity = velocity_BLD.float()
+    error = (velocity - velocity_target(embed_tokens(matrix_VD, tokens_BL), noise_BLD)).square().mean(-1)
+    logits = rounding_logits(matrix_VD, clean_estimate(z_BLD.float(), velocity, sigma_B[:, None, None]))
+    anchor = F.cross_entropy(logits.flatten(0, 1), tokens_BL.flatten(), reduction="none")
+    return error, anchor.view(error.shape)

@@ -29,8 +29,6 @@ def video_sigmas(steps: int, shift: float = 3.0) -> Tensor:
 
 def text_times(steps: int) -> Tensor:
     """Path times of the text, ``steps + 1`` values in [0, 1], float64, from 0 (noise) to 1 (words), evenly."""
-    if steps < 1:
-        raise UniViGUError(f"steps is {steps}; expected at least 1")
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 

@@ -37,7 +37,7 @@ class XformersAttention:
     """
 
     def __init__(self) -> None:
-        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
+        from xformers.ops import memory_efficient_attention
 
         self._attend = memory_efficient_attention
         self._works = True
@@ -46,8 +46,8 @@ class XformersAttention:
         if not (self._works and q.is_cuda and mask is None):
             return sdpa_attention(q, k, v, heads, mask)
         try:
-            split = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
-            return rearrange(self._attend(*split), "b n h d -> b n (h d)")
+            out: Tensor = self._attend(*(rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v)))
+            return out.flatten(2)
         except Exception as error:  # whatever an optional package throws, the run goes on
             self._works = False
             log.warning("xformers attention failed (%s); using torch's attention from here on", error)

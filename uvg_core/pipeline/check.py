@@ -28,7 +28,7 @@ from ..media.vae import SPATIAL, TEMPORAL, latent_shape
 from ..media.video import ClipSpec, read_clip
 from ..model import PassOptions, UniViGU
 from ..sampling import GuidedDenoiser, Ranking, Sampling, Size, text_to_video, video_to_text
-from ..sampling.start import as_text_content
+from ..sampling.start import as_text_content, require_ids
 from .components import LARGE_BYTES
 from .evidence import Predict, Sample, Verdict, weigh
 from .pipeline import Pipeline, given
@@ -160,6 +160,7 @@ def clocked(network: UniViGU, rounding: str) -> Predict:
     def predict(video: Tensor, ids: Tensor, mask: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         kept, network.config = network.config, config
         try:
+            require_ids(network.config, ids)
             text, still = as_text_content(network, ids), torch.zeros_like(time)
             found = network(video, text, time, still, condition, mask, PassOptions(want_logits=False)).velocity
         finally:

@@ -29,7 +29,7 @@ from ..media.text_encoder import load_encoder, move_encoder
 from ..media.tokenizer import Tokenizer
 from ..media.vae import channels_last, load_vae
 from ..model import UniViGU
-from ..model.kv_cache import SHARE_OF_FREE, free_memory
+from ..model.memory import SHARE_OF_FREE, free_memory
 from ..progress import Report
 from .locate import IN_CHECKPOINT, ComponentFile, Places, find_component_files
 

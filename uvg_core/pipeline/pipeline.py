@@ -21,8 +21,7 @@ from ..media.text_encoder import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU
-from ..model.kv_cache import free_memory
-from ..model.memory import pass_bytes, video_tokens
+from ..model.memory import free_memory, pass_bytes, video_tokens
 from ..progress import Report, counted_calls
 from ..sampling import (
     GuidedDenoiser,
@@ -346,7 +345,7 @@ class Pipeline:
         def job(network: UniViGU) -> Tensor:
             nonlocal rows
             video, itemsize = video_tokens(latent.shape[2:], config), network.computes_in(latent).itemsize
-            one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1)
+            one = pass_bytes(config, rows=1, video=video, text=length, itemsize=itemsize, logits=1, velocity=False)
             rows = max(1, min(rows, int(min(free_memory(self.device) / one, 8))))
             while True:
                 try:

@@ -1,13 +1,12 @@
 """Samplers: the three jobs over one loop, ranking, and templates."""
 
-from .denoiser import Denoiser, GuidedDenoiser
-from .joint import JointResult, joint
+from .denoiser import Denoiser
+from .guidance import GuidedDenoiser
+from .jobs import JointResult, joint, text_to_video, video_to_text
 from .loop import State
 from .rank import caption_likelihood
 from .settings import Ranking, Sampling, Size
 from .template import fill_template
-from .text_to_video import text_to_video
-from .video_to_text import video_to_text
 
 __all__ = [
     "Denoiser",

@@ -8,19 +8,19 @@ classification are rankings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
 from ..flow.continuous import interpolate, velocity_target
-from ..flow.discrete import MixturePath, corrupt, sent, source_tokens, token_log_likelihood
-from ..flow.time import sigma_from_tau, text_model_time_from_tau
-from ..model import VideoCache
-from .denoiser import Denoiser, Moment, Want
+from ..flow.discrete import MixturePath, corrupt, sent, token_log_likelihood
+from ..flow.time import sigma_from_tau
+from ..model import PassOptions, VideoCache
+from .denoiser import Denoiser
 from .settings import RANKING, Ranking
-from .start import as_text_content, require_ids
+from .start import as_text_content, mask_token, require_ids, text_noise
 from .streams import TextStream, VideoStream
 from .video_cache import CachePolicy
 
@@ -73,16 +73,17 @@ def caption_likelihood(
     require_ids(config, tokens)
     tokens = sent(tokens, video.device)
     cache = _filled(denoise, video, tokens, policy.cache(denoise, cache))
-    losses, generator = _TextLoss(denoise, video, cache), torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     batch = settings.batch or min(8, max(1, LOGITS_AT_ONCE // (tokens.shape[1] * config.text_out_dim)))
     total = torch.zeros(len(tokens), device=video.device)
     for sample in range(settings.samples):
         tau = (sample + float(torch.rand((), generator=generator))) / settings.samples
         keep_seed = int(torch.randint(2**31, (), generator=generator))
-        noise = losses.noise(tokens.shape[1], generator)
+        noise = sent(text_noise(config, tokens.shape[1], generator), video.device)
+        draw = _Draw(tau, noise, keep_seed)
         for start in range(0, len(tokens), batch):
             part = slice(start, start + batch)
-            total[part] += losses(tokens[part], tau, keep_seed, noise)
+            total[part] += _losses(denoise, video, tokens[part], draw, cache)
         if callback is not None and callback(sample + 1, settings.samples) is False:
             break
     if not bool(total.isfinite().all()):
@@ -97,48 +98,38 @@ def _filled(denoise: Denoiser, video: Tensor, tokens: Tensor, cache: VideoCache 
     """The cache filled by one row, for all candidates; None where there was no room: another batch must not try again
     with its own rows."""
     if cache is not None and not cache.filled:
-        text = TextStream(as_text_content(denoise, tokens[:1], checked=True))
-        denoise(VideoStream(video), text, Moment(0, 1, 0.0, 0.0), Want(False, False), cache)
+        text = TextStream(as_text_content(denoise, tokens[:1]))
+        denoise(VideoStream(video), text, 0, PassOptions(False, False, True, cache))
     return cache if cache is not None and cache.filled else None
 
 
-@dataclass(frozen=True)
-class _TextLoss:
-    """The text flow's loss of candidates for one clip."""
+class _Draw(NamedTuple):
+    """What all candidates are corrupted with: path time, pure noise ``[1,L]`` or ``[1,L,D]``, and which of their
+    positions it takes."""
 
-    denoise: Denoiser
-    video: Tensor
-    cache: VideoCache | None
+    tau: float
+    noise: Tensor
+    keep_seed: int
 
-    def noise(self, length: int, generator: torch.Generator) -> Tensor:
-        """What all candidates are corrupted with: vectors ``[1,L,D]`` or source tokens ``[1,L]``."""
-        config = self.denoise.config
-        if config.text_flow == "embedding":
-            return sent(torch.randn(1, length, config.dim, generator=generator), self.video.device)
-        vocabulary, mask, device = config.vocab_size, self._mask_token, self.video.device
-        return source_tokens((1, length), vocab_size=vocabulary, mask_token=mask, generator=generator, device=device)
 
-    @property
-    def _mask_token(self) -> int | None:
-        return self.denoise.config.mask_token if self.denoise.config.source == "mask" else None
-
-    def __call__(self, tokens: Tensor, tau: float, keep_seed: int, noise: Tensor) -> Tensor:
-        """``[K]`` losses of ``tokens`` ``[K,L]`` at path time ``tau``."""
-        if self.denoise.config.text_flow == "embedding":
-            data = as_text_content(self.denoise, tokens, checked=True)
-            noise = noise.expand_as(data)
-            content = interpolate(data, noise, torch.tensor(sigma_from_tau(tau)))
-            velocity = self._predicted(content, tau)
-            return (velocity.float() - velocity_target(data, noise)).square().sum((1, 2))
+def _losses(denoise: Denoiser, video: Tensor, tokens: Tensor, draw: _Draw, cache: VideoCache | None) -> Tensor:
+    """The text flow's losses ``[K]`` of ``tokens`` ``[K,L]`` in one draw."""
+    config, data = denoise.config, as_text_content(denoise, tokens)
+    if config.text_flow == "embedding":
+        noise = draw.noise.expand_as(data)
+        content = interpolate(data, noise, torch.tensor(sigma_from_tau(draw.tau)))
+    else:
         # One row of random numbers for everybody: the same positions are noise in every candidate.
-        path, when, keeping = MixturePath(self.denoise.config.kappa_exponent), torch.tensor([tau]), torch.Generator()
-        rows = [corrupt(row[None], when, path, noise, keeping.manual_seed(keep_seed)) for row in tokens]
-        logits = self._predicted(torch.cat(rows), tau)
-        return -token_log_likelihood(logits, tokens, self._mask_token).sum(1)  # a word is never the mask token
-
-    def _predicted(self, content: Tensor, tau: float) -> Tensor:
-        video = VideoStream(self.video.expand(len(content), -1, -1, -1, -1))
-        at = Moment(0, 1, 0.0, text_model_time_from_tau(tau))
-        logits = self.denoise(video, TextStream(content), at, Want(velocity=False), self.cache).logits
-        assert logits is not None
-        return logits
+        path, tau, keep = MixturePath(config.kappa_exponent), torch.tensor([draw.tau]), torch.Generator()
+        rows = [corrupt(row[None], tau, path, draw.noise, keep.manual_seed(draw.keep_seed)) for row in tokens]
+        content = torch.cat(rows)
+    stream, text = (
+        VideoStream(video.expand(len(tokens), -1, -1, -1, -1)),
+        TextStream(content, (draw.tau,), rounded=True),
+    )
+    options = PassOptions(want_velocity=False, video_clean=True, cache=cache)
+    predicted = denoise(stream, text, 0, options).logits
+    assert predicted is not None
+    if config.text_flow == "embedding":
+        return (predicted.float() - velocity_target(data, noise)).square().sum((1, 2))
+    return -token_log_likelihood(predicted, tokens, mask_token(config)).sum(1)  # a word is never the mask token

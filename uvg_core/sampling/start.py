@@ -14,9 +14,9 @@ from ..flow.discrete import MixturePath, sent, source_tokens
 from ..flow.embedding import normalised_rows
 from ..flow.schedule import checked_sigmas, video_sigmas
 from .denoiser import Denoiser
-from .settings import Sampling
-from .streams import TextStream, TextUpdate, VideoStream
-from .text_updates import EmbeddingEuler, JumpProcess, ReleaseRedraw
+from .settings import SAMPLING, Sampling
+from .streams import TextStream, VideoStream
+from .text_updates import EmbeddingEuler, JumpProcess, TextUpdate
 
 # Added to seeds: a caller who draws the video's noise from the same seed must not get the same numbers for the text.
 TEXT_SEEDS = 0x7E87_57EA_0000
@@ -38,12 +38,9 @@ def require_ids(config: ModelConfig, tokens: Tensor) -> None:
         )
 
 
-def as_text_content(network: Any, tokens: Tensor, *, checked: bool = False) -> Tensor:
-    """What a network (or ``Denoiser``) takes for clean tokens ``[B,L]``: the ids, or rows of E with the embedding flow.
-
-    ``checked``: the ids are known to be in the vocabulary; else UniViGUError is raised where they are not."""
-    if not checked:
-        require_ids(network.config, tokens)
+def as_text_content(network: Any, tokens: Tensor) -> Tensor:
+    """What a network (or ``Denoiser``) takes for clean tokens ``[B,L]`` of its vocabulary (``require_ids``): the ids,
+    or rows of E with the embedding flow."""
     return normalised_rows(network.embed(tokens)) if network.config.text_flow == "embedding" else tokens
 
 
@@ -57,13 +54,11 @@ def noisy_video(noise: Tensor, settings: Sampling, sigmas: Schedule | None) -> V
 
 def clean_text(denoise: Denoiser, tokens: Tensor | None, mask: Tensor | None, like: Tensor) -> TextStream:
     """The text stream held clean; None is an empty stream, which makes the network plain Wan."""
-    rows, config = like.shape[0], denoise.config
+    rows = like.shape[0]
     if tokens is None:
-        if config.text_flow == "embedding":
-            return TextStream(torch.zeros(rows, 0, config.dim, device=like.device))
-        return TextStream(torch.zeros(rows, 0, dtype=torch.long, device=like.device))
-    require_ids(config, tokens)  # before they go to a card
-    content = as_text_content(denoise, sent(tokens, like.device).expand(rows, -1), checked=True)
+        tokens = torch.zeros(1, 0, dtype=torch.long)
+    require_ids(denoise.config, tokens)  # before they go to a card
+    content = as_text_content(denoise, sent(tokens, like.device).expand(rows, -1))
     # A mask that hides nothing only keeps attention from its fastest kernels.
     mask = None if mask is None or bool(mask.all()) else sent(mask, like.device).expand(rows, -1)
     return TextStream(content, mask=mask)
@@ -86,70 +81,71 @@ def noisy_text(
     Raises UniViGUError for settings that the flow does not have, and what does not fit the batch or the vocabulary."""
     config, rows, length = denoise.config, like.shape[0], settings.text_length
     assert length is not None
-    seeds = [settings.seed + row for row in range(rows)] if seeds is None else list(seeds)
-    if len(seeds) != rows:
-        raise UniViGUError(f"found {len(seeds)} seeds for a batch of {rows}; expected one number, or one per row")
-    pins, pinned, anchor = _pins(fixed, rows, length), None, None
-    if pins is not None:
-        words = pins.clamp(min=0)
-        require_ids(config, words)
-        pinned = sent(pins >= 0, like.device)
-        anchor = as_text_content(denoise, sent(words, like.device), checked=True)
-    draws = generators(seeds)
-    update: TextUpdate
-    if config.text_flow == "embedding":
-        noise = [torch.randn(length, config.dim, generator=generator) for generator in draws]
-        update = _embedding_update(denoise, settings)
-    else:
-        mask = config.mask_token if config.source == "mask" else None
-        noise = [source_tokens((length,), vocab_size=config.vocab_size, mask_token=mask, generator=g) for g in draws]
-        update = _discrete_update(config, settings, draws, pinned)
-    content = sent(torch.stack(noise), like.device)
+    draws = generators([settings.seed + row for row in range(rows)] if seeds is None else seeds)
+    if len(draws) != rows:
+        raise UniViGUError(f"found {len(draws)} seeds for a batch of {rows}; expected one number, or one per row")
+    pinned = anchor = None
+    if fixed is not None:
+        ids = _fixed_ids(fixed, rows, length)
+        require_ids(config, ids.clamp(min=0))
+        pinned = sent(ids >= 0, like.device)
+        anchor = as_text_content(denoise, sent(ids.clamp(min=0), like.device))
+    noise = torch.cat([text_noise(config, length, generator) for generator in draws])
+    update = _update(denoise, settings, draws, pinned)
+    content = sent(noise, like.device)
     return TextStream(content, tuple(taus.tolist()), update=update, pinned=pinned, anchor=anchor, rounded=rounded)
 
 
-def _embedding_update(denoise: Denoiser, settings: Sampling) -> TextUpdate:
-    usual = Sampling().resolved()
-    for name in ("temperature", "top_p", "text_update", "stop_when_stable"):
-        if getattr(settings, name) != getattr(usual, name):
+def text_noise(config: ModelConfig, length: int, generator: torch.Generator) -> Tensor:
+    """Pure noise of the text flow for one row: source tokens ``[1,L]`` or vectors ``[1,L,D]``."""
+    if config.text_flow == "embedding":
+        return torch.randn(1, length, config.dim, generator=generator)
+    vocabulary, mask = config.vocab_size, mask_token(config)
+    return source_tokens((1, length), vocab_size=vocabulary, mask_token=mask, generator=generator)
+
+
+def mask_token(config: ModelConfig) -> int | None:
+    """The id that noise is made of and no word is, None where there is none."""
+    return config.mask_token if config.source == "mask" else None
+
+
+def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator], pinned: Tensor | None) -> TextUpdate:
+    """The rule of the checkpoint's flow. Raises UniViGUError for settings that the flow does not have."""
+    config, usual = denoise.config, SAMPLING.resolved()
+    if config.text_flow == "embedding":
+        names = ("temperature", "top_p", "text_update", "stop_when_stable")
+        if any(getattr(settings, name) != getattr(usual, name) for name in names):
             raise UniViGUError(
                 "temperature, top_p, stop_when_stable and text_update belong to the discrete text flow; this "
                 "checkpoint has the embedding flow: leave them at their defaults"
             )
-    return EmbeddingEuler(denoise.embed, denoise.config.token_rows)
-
-
-def _discrete_update(
-    config: ModelConfig, settings: Sampling, draws: list[torch.Generator], pinned: Tensor | None
-) -> TextUpdate:
+        return EmbeddingEuler(denoise.embed, config.token_rows)
     assert settings.temperature is not None
-    shared: dict[str, Any] = {
-        "generators": draws,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "forbidden": config.mask_token if config.source == "mask" else None,
-    }
-    if settings.text_update == "release":
-        return ReleaseRedraw(**shared)
-    path, stable = MixturePath(config.kappa_exponent), settings.stop_when_stable
-    return JumpProcess(path=path, rule=settings.text_update, stop_when_stable=stable, pinned=pinned, **shared)
+    return JumpProcess(
+        path=MixturePath(config.kappa_exponent),
+        generators=draws,
+        rule=settings.text_update,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        forbidden=mask_token(config),
+        stop_when_stable=0 if settings.text_update == "release" else settings.stop_when_stable,
+        pinned=pinned,
+    )
 
 
-def _pins(fixed: Fixed | None, rows: int, length: int) -> Tensor | None:
+def _fixed_ids(fixed: Fixed, rows: int, length: int) -> Tensor:
     """Pinned ids ``[B,L]``, -1 where free."""
-    if fixed is None:
-        return None
-    if isinstance(fixed, Mapping):
-        pinned = torch.full((length,), -1, dtype=torch.long)
-        for position, token in fixed.items():
-            if not 0 <= position < length:
-                raise UniViGUError(f"fixed pins position {position}; the text has positions 0 to {length - 1}")
-            pinned[position] = token
-    else:
-        pinned = torch.as_tensor(fixed, dtype=torch.long)
-        if pinned.shape not in ((length,), (1, length), (rows, length)):
+    if not isinstance(fixed, Mapping):
+        ids = torch.as_tensor(fixed, dtype=torch.long)
+        if ids.shape not in ((length,), (1, length), (rows, length)):
             raise UniViGUError(
-                f"fixed has shape {list(pinned.shape)}; expected [{length}] or [{rows}, {length}] ids, "
+                f"fixed has shape {list(ids.shape)}; expected [{length}] or [{rows}, {length}] ids, "
                 "-1 where the model may choose"
             )
-    return pinned.expand(rows, length)
+        return ids.expand(rows, length)
+    ids = torch.full((length,), -1, dtype=torch.long)
+    for position, token in fixed.items():
+        if not 0 <= position < length:
+            raise UniViGUError(f"fixed pins position {position}; the text has positions 0 to {length - 1}")
+        ids[position] = token
+    return ids.expand(rows, length)

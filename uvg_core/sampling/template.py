@@ -11,11 +11,11 @@ from torch import Tensor
 from ..errors import UniViGUError
 from ..media.tokenizer import Tokenizer, blanks
 from .denoiser import Denoiser
+from .jobs import video_to_text
 from .loop import Callback, State
 from .rank import caption_likelihood
 from .settings import FEW_DRAWS, SAMPLING, Ranking, Sampling
 from .video_cache import CachePolicy
-from .video_to_text import video_to_text
 
 MAX_COMBINATIONS = 16
 
@@ -67,7 +67,7 @@ def fill_template(
     """
     settings = settings.resolved(captions=True)
     policy = CachePolicy.of(settings.video_cache, denoise.config)
-    shared = policy.cache(denoise) if policy.kept and not policy.refresh else None
+    shared = policy.cache(denoise) if policy.once else None
     stopped = False
 
     def watch(step: int, state: State) -> object:
@@ -80,8 +80,8 @@ def fill_template(
     for fixed in _pinned(tokenizer, template, longest_blank, settings.text_length or 0):
         candidates.append(video_to_text(denoise, video, settings, fixed=fixed, cache=shared, callback=watch)[0])
         if stopped:
-            return candidates[0][None]
-    if len(candidates) == 1:
+            break
+    if stopped or len(candidates) == 1:
         return candidates[0][None]
     ranking = replace(ranking, seed=settings.seed, video_cache="off" if shared is None else "static")
     scores = caption_likelihood(denoise, video, torch.stack(candidates), ranking, cache=shared)

@@ -1,4 +1,4 @@
-"""How noisy text moves on in a step: the exact jump process, the release's redraw, the embedding flow.
+"""How noisy text moves on in a step: the jump process of the discrete flow, Euler steps of the embedding flow.
 
 Every row of a batch has a random generator of its own, so that a batch of two is two batches of one.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..flow.continuous import euler_step
-from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood
+from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log_likelihood, without
 from ..flow.embedding import nearest_tokens
 from ..flow.time import sigma_from_tau
 
@@ -20,49 +20,41 @@ from ..flow.time import sigma_from_tau
 SURE = 0.9
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenDraws:
-    """Tokens that jump to words drawn from the network's posterior; see ``draw_clean_tokens`` for the settings."""
+class TextUpdate:
+    """A rule by which noisy text moves on."""
 
-    generators: Sequence[torch.Generator]
-    temperature: float = 1.0
-    top_p: float = 1.0
-    forbidden: int | None = None
-    finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
-    final_pass = False
-    settled = False
+    @property
+    def final_pass(self) -> bool:
+        """Whether it asks for a pass at time 0 after the last step."""
+        return False
 
-    def jumped(self, content: Tensor, logits: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """Each position takes its drawn word with ``probability``, row by row with the row's own numbers; and the
-        words that were drawn."""
-        rows, words = [], []
-        for tokens, row, generator in zip(content, logits, self.generators, strict=True):
-            clean = draw_clean_tokens(
-                row,
-                generator=generator,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                forbidden=self.forbidden,
-                checks=self.finite,
-            )
-            rows.append(jump_step(tokens, clean, probability, generator))
-            words.append(clean)
-        return torch.stack(rows), torch.stack(words)
+    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
+        """The text stream's content after ``step``, from the network's prediction."""
+        raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further step would change the words."""
+        return False
 
     def checks(self) -> list[Tensor]:
-        found = list(self.finite)
-        self.finite.clear()
-        return found
+        """Whether what was predicted since the last call is finite: boolean scalars."""
+        return []
 
     def words(self, content: Tensor) -> Tensor:
+        """Token ids ``[B,L]`` to show for a content."""
         return content
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
+        """The content after the final pass."""
         return content
 
 
+NO_UPDATE = TextUpdate()
+
+
 @dataclass
-class _Same:
+class _Stable:
     """How many steps in a row drew the same words and were sure of them."""
 
     steps: int = 0
@@ -77,8 +69,13 @@ class _Same:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpProcess(TokenDraws):
-    """The discrete mixture path; ``rule`` is ``bridge`` (exact) or ``euler`` (the release's in video-to-text).
+class JumpProcess(TextUpdate):
+    """The discrete mixture path: tokens jump to words drawn from the network's posterior (``draw_clean_tokens``), each
+    row of the batch by its own of ``generators``.
+
+    ``rule`` is ``bridge`` (exact), ``euler`` (the release's in video-to-text) or ``release`` (the release's in joint
+    runs: every token is redrawn and the draw is taken with probability i / (N - 1); after the last step one pass at
+    time 0 for both streams, and its most likely tokens).
 
     With ``stop_when_stable`` n > 0 the text is settled as soon as n steps in a row draw the same words and are sure of
     them: at every position that is not ``pinned`` ``[B,L]`` the word's probability (at temperature 1, whatever the
@@ -89,64 +86,72 @@ class JumpProcess(TokenDraws):
     """
 
     path: MixturePath
+    generators: Sequence[torch.Generator]
     rule: str = "bridge"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    forbidden: int | None = None
     stop_when_stable: int = 0
     pinned: Tensor | None = None
-    same: _Same = field(default_factory=lambda: _Same())
+    stable: _Stable = field(default_factory=_Stable)
+    finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
 
     def __post_init__(self) -> None:
-        self.path.require_rule(self.rule)
+        if not self.final_pass:
+            self.path.require_rule(self.rule)
 
     @property
-    def settled(self) -> bool:  # type: ignore[override]
-        return self.stop_when_stable > 0 and self.same.steps >= self.stop_when_stable
+    def final_pass(self) -> bool:
+        return self.rule == "release"
+
+    @property
+    def settled(self) -> bool:
+        return 0 < self.stop_when_stable <= self.stable.steps
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
-        probability = self.path.jump(self.rule, times[step], times[step + 1])
-        moved, words = self.jumped(content, logits, probability)
+        if self.final_pass:
+            probability = step / (len(times) - 2) if len(times) > 2 else 1.0
+        else:
+            probability = self.path.jump(self.rule, times[step], times[step + 1])
+        moved, drawn = [], []
+        for tokens, row, generator in zip(content, logits, self.generators, strict=True):
+            clean = draw_clean_tokens(
+                row,
+                generator=generator,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                forbidden=self.forbidden,
+                checks=self.finite,
+            )
+            moved.append(jump_step(tokens, clean, probability, generator))
+            drawn.append(clean)
+        words = torch.stack(drawn)
         if self.stop_when_stable:
             sure = token_log_likelihood(logits, words, self.forbidden).exp() >= SURE
             if self.pinned is not None:
                 words, sure = words.masked_fill(self.pinned, 0), sure | self.pinned
-            self.same.count(words, sure)
-        return words if self.settled else moved
+            self.stable.count(words, sure)
+        return words if self.settled else torch.stack(moved)
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseRedraw(TokenDraws):
-    """The release's joint rule: every token is redrawn from the softmax and the draw is taken with probability
-    i / (N - 1); after the last step one pass at time 0 for both streams, and its most likely tokens."""
-
-    final_pass = True
-
-    def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
-        steps = len(times) - 1
-        return self.jumped(content, logits, step / (steps - 1) if steps > 1 else 1.0)[0]
+    def checks(self) -> list[Tensor]:
+        found = list(self.finite)
+        self.finite.clear()
+        return found
 
     def finish(self, content: Tensor, logits: Tensor) -> Tensor:
-        if self.forbidden is not None:
-            logits = logits.index_fill(-1, torch.full((1,), self.forbidden, device=logits.device), -torch.inf)
-        return logits.argmax(-1)
+        return (logits if self.forbidden is None else without(logits, self.forbidden)).argmax(-1)
 
 
 @dataclass(frozen=True)
-class EmbeddingEuler:
+class EmbeddingEuler(TextUpdate):
     """The embedding flow: an Euler step along the predicted velocity, words by the nearest of E's ``count`` rows."""
 
     embed: Callable[[Tensor], Tensor]
     count: int
-    final_pass = False
-    settled = False
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         here, there = sigma_from_tau(times[step]), sigma_from_tau(times[step + 1])
         return euler_step(content, logits.to(content.dtype), here, there)
 
-    def checks(self) -> list[Tensor]:
-        return []
-
     def words(self, content: Tensor) -> Tensor:
         return nearest_tokens(self.embed, self.count, content)
-
-    def finish(self, content: Tensor, logits: Tensor) -> Tensor:
-        return content

@@ -34,10 +34,8 @@ class CachePolicy:
         checkpoints with ``v2t_attention: one_way``, as long as float8 is not needed to keep it on the device. ``auto``:
         static where that is exact, and then never in float8, else off. Raises UniViGUError for anything else."""
         exact = config.v2t_attention == "one_way"
-        if text == "off" or (text == "auto" and not exact):
-            return cls(False)
-        if text in ("static", "auto"):
-            return cls(True, rounds=text == "static")
+        if text in ("off", "static", "auto"):
+            return cls(text == "static" or (text == "auto" and exact), rounds=text == "static")
         match = re.fullmatch(r"refresh=([1-9][0-9]{0,3})", text)
         if match is None:
             raise UniViGUError(
@@ -45,19 +43,17 @@ class CachePolicy:
             )
         return cls(True, 0 if exact else int(match[1]), reads_text=not exact, rounds=True)
 
+    @property
+    def once(self) -> bool:
+        """Whether the clip is looked at once, so that several runs may share a cache."""
+        return self.kept and not self.refresh
+
     def cache(self, model: Any, shared: VideoCache | None = None) -> VideoCache | None:
         """The cache for a run of ``model``: the ``shared`` one where the clip is looked at once, else an empty one;
         None where the run needs none or the model can use none."""
-        if shared is not None and self.kept and not self.refresh:
+        if shared is not None and self.once:
             return shared
         if not self.kept:
             return None
         cache: VideoCache | None = model.video_cache(reads_text=self.reads_text, fp8=None if self.rounds else False)
         return cache
-
-    def due(self, step: int) -> bool:
-        """Whether ``step`` (from 0) looks at the clip anew, whatever is kept of it."""
-        return self.refresh > 0 and step % self.refresh == 0
-
-
-EXACT = CachePolicy(False)

@@ -1,8 +1,4 @@
-"""Detailed captions from a language model that sees.
-
-``Captioner`` leads the conversation: it shows frames of a clip and asks again until the caption has the length that is
-wanted.
-"""
+"""Detailed captions from a language model that sees: it is asked again until a caption has the length wanted."""
 
 from __future__ import annotations
 
@@ -13,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
 from ..media.video import ClipSpec, probe, read_clip
 from .chat import Answer, ChatClient, LengthError
+from .settings import ANSWERS, Chat
 
 INSTRUCTIONS = """\
 You write the captions of a data set of short videos. You are shown frames of one video, in order and evenly spread in \
@@ -47,45 +43,36 @@ class Captioner:
     """Detailed captions of clips, within limits of length.
 
     Args:
-        chat: whom to ask. count: tokens of a text in the checkpoint's own vocabulary, end-of-text included.
-        limits: fewest and most tokens of a caption, both included. attempts: answers asked for before giving up.
-        frames: shown of each clip, evenly spread in time. side: pixels of their longer side, at most.
-        instructions: the system prompt.
+        client: whom to ask. count: tokens of a text in the checkpoint's own vocabulary, end-of-text included.
+        limits: fewest and most tokens of a caption, both included.
 
-    Raises UniViGUError without Pillow.
+    How many frames are shown and how often it asks is said in the client's settings. Raises UniViGUError for a file of
+    instructions that cannot be read.
     """
 
-    def __init__(
-        self,
-        chat: ChatClient,
-        count: Callable[[str], int],
-        limits: tuple[int, int],
-        *,
-        attempts: int = 4,
-        frames: int = 8,
-        side: int = 512,
-        instructions: str = INSTRUCTIONS,
-    ) -> None:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UniViGUError(
-                f"frames are sent as JPEG, which needs Pillow, which does not import ({error}): pip install pillow"
-            ) from None
-        self._image = Image
-        self.chat, self.count, self.limits, self.attempts = chat, count, limits, attempts
-        self.frames, self.side, self.instructions = frames, side, instructions
+    def __init__(self, client: ChatClient, count: Callable[[str], int], limits: tuple[int, int]) -> None:
+        self.client, self.chat, self.count, self.limits = client, client.chat, count, limits
+        self.instructions = INSTRUCTIONS
+        if path := self.chat.instructions:
+            try:
+                self.instructions = path.read_text("utf-8-sig").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UniViGUError(
+                    f"{path}: cannot be read ({error}); pass a UTF-8 file with the system prompt"
+                ) from None
+            if not self.instructions:
+                raise UniViGUError(f"{path}: it is empty; write what the language model shall do, or leave it out")
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that captions depend on."""
         return {
-            "llm": self.chat.model,
-            "llm_options": self.chat.options,
+            "llm": self.chat.llm,
+            "llm_options": self.client.options,
             "instructions": self.instructions,
             "tokens": list(self.limits),
-            "frames_shown": self.frames,
-            "frame_side": self.side,
+            "frames_shown": self.chat.frames_shown,
+            "frame_side": self.chat.frame_side,
         }
 
     def caption(self, prompt: str, clip: Path) -> Caption:
@@ -93,18 +80,18 @@ class Captioner:
         ``ChatClient.answer`` does."""
         fewest, most = self.limits
         messages = self._opening(prompt, clip)
-        heard: list[tuple[int, Answer]] = []
+        answers: list[Answer] = []
         counts: list[str] = []
-        for _ in range(self.attempts):
-            answer = self.chat.answer(messages)
-            heard.append((len(messages), answer))
-            text = one_line(answer.text)
+        for _ in range(self.chat.attempts):
+            answer = self.client.answer(messages)
+            answers.append(answer)
+            text = " ".join(answer.text.split())
             tokens = self.count(text)
             if fewest <= tokens <= most and not answer.cut:
                 # Only conversations that ended well are kept: a later run shall try a failed one afresh.
-                for length, known in heard:
-                    self.chat.remember(messages[:length], known)
-                return Caption(text, tokens, len(heard))
+                for number, known in enumerate(answers):  # each added two messages to the first two
+                    self.client.remember(messages[: 2 + 2 * number], known)
+                return Caption(text, tokens, len(answers))
             counts.append(f"{tokens}{' (cut off)' if answer.cut else ''}")
             messages = [
                 *messages,
@@ -112,21 +99,21 @@ class Captioner:
                 {"role": "user", "content": self._again(text, tokens, answer.cut)},
             ]
         raise LengthError(
-            f"the answers of {self.chat.model!r} had {', '.join(counts)} tokens; expected {fewest} to {most}. Allow "
+            f"the answers of {self.chat.llm!r} had {', '.join(counts)} tokens; expected {fewest} to {most}. Allow "
             "more answers with --attempts, or other lengths with --min-tokens and --max-tokens"
         )
 
     def _opening(self, prompt: str, clip: Path) -> list[dict[str, Any]]:
         info = probe(clip)
-        scale = min(1.0, self.side / max(info.height, info.width))
+        scale = min(1.0, self.chat.frame_side / max(info.height, info.width))
         height, width = (max(1, round(scale * length)) for length in (info.height, info.width))
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
-        pixels = read_clip(clip, ClipSpec(min(self.frames, info.frames), height, width)).pixels
+        pixels = read_clip(clip, ClipSpec(min(self.chat.frames_shown, info.frames), height, width)).pixels
         text = (
             f"The prompt: {prompt}\nThe video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"
         )
-        pictures = [{"type": "image_url", "image_url": {"url": self._data_url(frame)}} for frame in pixels]
+        pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in pixels]
         return [
             {"role": "system", "content": self.instructions},
             {"role": "user", "content": [{"type": "text", "text": text}, *pictures]},
@@ -144,22 +131,28 @@ class Captioner:
         """What is wrong with an answer, and the wish for another, in words of the kind that the answer has."""
         words = len(text.split())
         found = f"Your description has {tokens} tokens in {words} words"
-        if cut:
-            found, wish = f"{found} and was cut off before its end", "shorter"
-        else:
-            wish = "shorter" if tokens > self.limits[1] else "with more of what is to be seen"
+        found += " and was cut off before its end" if cut else ""
+        wish = "shorter" if cut or tokens > self.limits[1] else "with more of what is to be seen"
         return f"{found}. {self._demand(words / tokens)} Write it again, {wish}. Answer with the description alone."
 
-    def _data_url(self, frame_HWC: Tensor) -> str:
-        """A frame as JPEG in a data URL; uint8 ``[H,W,3]``."""
-        memory = bytearray(frame_HWC.numel())  # the way to Pillow that needs no numpy
-        torch.frombuffer(memory, dtype=torch.uint8).copy_(frame_HWC.flatten())
-        file = io.BytesIO()
-        size = frame_HWC.shape[1], frame_HWC.shape[0]
-        self._image.frombytes("RGB", size, bytes(memory)).save(file, "JPEG", quality=92, subsampling=0)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+def _data_url(frame_HWC: Tensor) -> str:
+    """A frame as JPEG in a data URL; uint8 ``[H,W,3]``."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame_HWC.numpy()).save(file, "JPEG", quality=92, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def one_line(text: str) -> str:
-    """A text without line breaks, its words parted by single spaces."""
-    return " ".join(text.split())
+def make_captioner(
+    chat: Chat, out: Path, count: Callable[[str], int], limits: tuple[int, int], note: Callable[[str], object]
+) -> Captioner | None:
+    """None without an endpoint. Raises UniViGUError for settings that do not fit each other."""
+    if chat.endpoint is None:
+        for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):
+            if getattr(chat, name) is not None:
+                raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
+        return None
+    client = ChatClient(chat, cache=chat.cache or out / ANSWERS, note=lambda text: note(f"     {text}"))
+    return Captioner(client, count, limits)

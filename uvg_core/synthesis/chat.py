@@ -1,11 +1,11 @@
-"""A client of any OpenAI-compatible ``/chat/completions``: one request, one answer, with retries and answers kept on
-disk."""
+"""A client of any OpenAI-compatible ``/chat/completions``, with retries, and answers kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,27 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UniViGUError
 from ..io import make_folder, write_text
+from .settings import KEY_NAME, Chat
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 LONGEST_ASKED_WAIT = 300.0  # a Retry-After beyond this ends the run: it can be taken up again then
 LONGEST_CONNECT = 15.0  # seconds; a model may think for minutes, a connection stands or does not
 
-_AGAIN = (408, 409, 425, 429)
-_FOR_EVERY_CLIP = (401, 402, 404, 405)
 _RESERVED = ("model", "messages", "stream", "n")
 # Reasoning that servers without a parser for it leave in front of the answer.
 # Some templates hold its first tag back; an answer that was cut off may lack the last.
 _THINKING = re.compile(r"\A(?:.*?</think(?:ing)?>|\s*<think(?:ing)?>.*)", re.DOTALL)
 
 
-class CaptionError(UniViGUError):
+class ChatError(UniViGUError):
+    """No answer. ``passing``: worth another try, after ``wait`` seconds where the server asks for that."""
+
+    def __init__(self, message: str, *, passing: bool = False, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.passing, self.wait = passing, wait
+
+
+class CaptionError(ChatError):
     """This clip got no caption; another may."""
 
 
@@ -39,16 +46,8 @@ class LengthError(CaptionError):
     """The model answered, but never within the limits."""
 
 
-class EndpointError(UniViGUError):
+class EndpointError(ChatError):
     """No clip will get a caption before the user puts something right."""
-
-
-class _Passing(Exception):
-    """Worth another try. ``wait`` is what the server asks for, in seconds; ``last`` what to raise when tries are up."""
-
-    def __init__(self, last: UniViGUError, wait: float | None = None) -> None:
-        super().__init__(str(last))
-        self.last, self.wait = last, wait
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,10 @@ class ChatClient:
     """One endpoint and one model.
 
     Args:
-        url: the endpoint's base, e.g. ``http://127.0.0.1:8000/v1``, or the whole address of its chat completions.
-        model: as the endpoint names it.
-        key: sent as a bearer token; None sends none. Never written, never part of a message. ``key_name``: the
-            environment variable it came from, for messages.
-        options: further entries of every request, e.g. ``{"temperature": 0.7}``.
+        chat: endpoint and model, the variable with the key, further entries of every request, how long an answer may
+            take, and how often failures that may pass are tried again. The key is sent as a bearer token; it is never
+            written, and never part of a message.
         cache: folder of answers, made if missing; None keeps none.
-        timeout: seconds that an answer may take. retries: tries after the first, for failures that may pass.
         note: called with one line before each wait. sleep: called with seconds.
 
     Raises UniViGUError at once for an address, a key, options or a cache that cannot be used, or without httpx.
@@ -77,15 +73,9 @@ class ChatClient:
 
     def __init__(
         self,
-        url: str,
-        model: str,
+        chat: Chat,
         *,
-        key: str | None = None,
-        key_name: str = "OPENAI_API_KEY",
-        options: Mapping[str, Any] | None = None,
         cache: Path | None = None,
-        timeout: float = 120.0,
-        retries: int = 5,
         note: Callable[[str], object] = lambda _: None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -95,24 +85,28 @@ class ChatClient:
             raise UniViGUError(
                 f"captions from an endpoint need httpx, which does not import ({error}): pip install httpx"
             ) from None
-        self._httpx = httpx
-        self._url = chat_address(url)
-        # A query may hold a secret.
-        self.address = urlunsplit((*urlsplit(self._url)[:3], "", ""))
-        self.model, self.options, self.cache, self.retries = model, dict(options or {}), cache, retries
-        self._key, self._key_name, self._note, self._sleep = (key or "").strip(), key_name, note, sleep
-        taken = [name for name in _RESERVED if name in self.options]
-        if taken:
-            raise UniViGUError(f"the options of the request name {', '.join(taken)}, which this program sets itself")
+        if not chat.llm:
+            raise UniViGUError(
+                f"--endpoint {chat.endpoint} needs --llm MODEL: which of its models shall see the clips?"
+            )
+        self._httpx, self.chat, self.model, self.cache = httpx, chat, chat.llm, cache
+        self._note, self._sleep = note, sleep
+        self._key_name = chat.api_key_env or KEY_NAME
+        self._key = os.environ.get(self._key_name, "").strip()
+        if chat.api_key_env and not self._key:
+            raise UniViGUError(f"the environment variable {self._key_name} is not set; put the endpoint's key there")
         if not (self._key.isascii() and self._key.isprintable()):
-            raise UniViGUError(f"the key in {key_name} holds characters that no key has; set it anew")
+            raise UniViGUError(f"the key in {self._key_name} holds characters that no key has; set it anew")
+        self.options = _options(chat.llm_options)
+        self._url = chat_address(chat.endpoint or "")
+        self.address = urlunsplit((*urlsplit(self._url)[:3], "", ""))  # a query may hold a secret
         if cache is not None:
             make_folder(cache, "choose another for the answers with --cache")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
+        timeout = httpx.Timeout(chat.llm_timeout, connect=min(chat.llm_timeout, LONGEST_CONNECT))
         try:
             httpx.URL(self._url)
-            self._client = httpx.Client(headers=headers, timeout=limits)
+            self._client = httpx.Client(headers=headers, timeout=timeout)
         except (httpx.InvalidURL, ValueError, ImportError) as error:  # the proxies of the environment count too
             raise UniViGUError(
                 f"{self.address} cannot be used ({error}); check the address, and the variables HTTP_PROXY, "
@@ -127,20 +121,20 @@ class ChatClient:
 
         Raises CaptionError when the model refuses or the server fails on this conversation, EndpointError when it
         would fail on every one."""
-        known = self._known(messages)
-        if known is not None:
-            return known
-        for tried in range(self.retries + 1):
+        tried, known = 0, self._known(messages)
+        while known is None:
             try:
-                return self._try(self._body(messages))
-            except _Passing as trouble:
-                if tried == self.retries:
-                    times = f"tried {tried + 1} times" if tried else "tried once"
-                    raise type(trouble.last)(f"{trouble.last} ({times})") from None
-                wait = min(FIRST_WAIT * 2**tried, LONGEST_WAIT) if trouble.wait is None else trouble.wait
-                self._note(f"{trouble}; trying again in {wait:.3g} s ({tried + 1} of {self.retries})")
+                known = self._ask(messages)
+            except ChatError as error:
+                tried += 1
+                if not error.passing:
+                    raise
+                if tried > self.chat.retries:
+                    raise type(error)(f"{error} (tried {'once' if tried == 1 else f'{tried} times'})") from None
+                wait = min(FIRST_WAIT * 2 ** (tried - 1), LONGEST_WAIT) if error.wait is None else error.wait
+                self._note(f"{error}; trying again in {wait:.3g} s ({tried} of {self.chat.retries})")
                 self._sleep(wait)
-        raise AssertionError("the last try returns or raises")
+        return known
 
     def remember(self, messages: Sequence[Mapping[str, Any]], answer: Answer) -> None:
         """Keep an answer for ``answer`` to find."""
@@ -156,64 +150,50 @@ class ChatClient:
         return cache / f"{hashlib.sha256(sent).hexdigest()}.json"
 
     def _known(self, messages: Sequence[Mapping[str, Any]]) -> Answer | None:
-        entry = None if self.cache is None else self._entry(self.cache, messages)
-        if entry is None or not entry.exists():
+        if self.cache is None or not (entry := self._entry(self.cache, messages)).exists():
             return None
         try:
-            found = Answer(**json.loads(entry.read_text("utf-8")))
-            if not isinstance(found.text, str) or not isinstance(found.cut, bool):
-                raise TypeError("entries of another type")
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            found = json.loads(entry.read_text("utf-8"))
+            return Answer(str(found["text"]), bool(found["cut"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             self._note(f"{entry}: cannot be read ({error}); asking anew")
             return None
-        return found
 
-    def _try(self, body: Mapping[str, Any]) -> Answer:
+    def _ask(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
+        """One request."""
         httpx = self._httpx
         try:
-            response = self._client.post(self._url, json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise _Passing(
-                EndpointError(
-                    f"{self.address} cannot be reached ({error or type(error).__name__}); start the server, or check "
-                    "the address and the network"
-                )
-            ) from None
+            response = self._client.post(self._url, json=self._body(messages))
         except httpx.RequestError as error:
             found = "it timed out" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-            raise _Passing(
-                CaptionError(f"{self.address} gave no answer ({found}); --llm-timeout gives it more time")
-            ) from None
-        if not response.is_success:
-            self._refused(response)
+            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
+                how = "start the server, or check the address and the network"
+                raise EndpointError(f"{self.address} cannot be reached ({found}); {how}", passing=True) from None
+            how = "--llm-timeout gives it more time"
+            raise CaptionError(f"{self.address} gave no answer ({found}); {how}", passing=True) from None
         try:
             data = response.json()
-        except (ValueError, RecursionError):
-            raise _Passing(
-                CaptionError(
-                    f"{self.address} answered something that is not JSON ({self._shown(response.text)}); is this an "
-                    "OpenAI-compatible endpoint?"
-                )
-            ) from None
+        except (ValueError, RecursionError):  # a proxy's page, or nothing
+            data = response.text
+        if not response.is_success:
+            self._refused(response, self._shortened(_words(data)))
         return self._read(data)
 
-    def _refused(self, response: Any) -> NoReturn:
-        status, said = response.status_code, self._said(response)
-        found = f"{self.address} answered {status}{': ' if said else ''}{said}"
-        broke = status == 402 or "insufficient_quota" in response.text
-        if (status in _AGAIN and not broke) or status >= 500:
+    def _refused(self, response: Any, words: str) -> NoReturn:
+        status = response.status_code
+        found = f"{self.address} answered {status}{': ' if words else ''}{words}"
+        if status == 402 or (status < 500 and "insufficient_quota" in response.text):
+            raise EndpointError(f"{found}; the account has no credit left: top it up, then run the same command again")
+        if status in (408, 409, 425, 429) or status >= 500:
             wait = _retry_after(response.headers.get("retry-after", ""))
             if wait is not None and wait > LONGEST_ASKED_WAIT:
                 raise EndpointError(f"{found}; it asks to wait {wait:.0f} s: run the same command again after that")
-            raise _Passing(CaptionError(f"{found}; run the same command again later"), wait)
-        if broke:
-            raise EndpointError(f"{found}; the account has no credit left: top it up, then run the same command again")
+            raise CaptionError(f"{found}; run the same command again later", passing=True, wait=wait)
         if status == 401:
-            how = (
-                f"the key in {self._key_name} was refused" if self._key else f"{self._key_name} is not set: no key sent"
-            )
+            name = self._key_name
+            how = f"the key in {name} was refused" if self._key else f"{name} is not set: no key sent"
             raise EndpointError(f"{found}; {how}. Set that environment variable, or name another with --api-key-env")
-        if status in _FOR_EVERY_CLIP or 300 <= status < 400:
+        if status in (404, 405) or 300 <= status < 400:
             raise EndpointError(
                 f"{found}; check the address (most end in /v1) and that the endpoint has a model {self.model!r}"
             )
@@ -229,36 +209,33 @@ class ChatClient:
             message, ending = choice["message"], choice.get("finish_reason")
             content, refusal = message.get("content"), message.get("refusal")
         except (LookupError, TypeError, AttributeError):
-            error = data.get("error") if isinstance(data, dict) else None
-            said = f"an error: {self._shown(_words(error))}" if error else "JSON without choices[0].message"
-            raise _Passing(CaptionError(f"{self.address} answered {said}; expected a chat completion")) from None
+            found = "JSON without choices[0].message"
+            if isinstance(data, str):
+                found = f"something that is not JSON ({self._shortened(data)})"
+            elif isinstance(data, dict) and data.get("error"):
+                found = f"an error: {self._shortened(_words(data))}"
+            raise CaptionError(f"{self.address} answered {found}; expected a chat completion", passing=True) from None
         if isinstance(content, list):  # of parts, as some servers write it
-            content = "".join(part["text"] for part in content if isinstance(part, dict) and _is_text(part.get("text")))
-        text = _THINKING.sub("", _writable(content)).strip() if _is_text(content) else ""
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        # JSON can carry halves of surrogate pairs, which neither file nor request can.
+        text = content.encode("utf-8", "replace").decode("utf-8") if isinstance(content, str) else ""
+        text = _THINKING.sub("", text).strip()
         if refusal or ending == "content_filter":
-            why = refusal if _is_text(refusal) else "its content filter stepped in"
-            raise CaptionError(f"{self.model!r} refused to describe the clip: {self._shown(why)}")
+            why = refusal if isinstance(refusal, str) else "its content filter stepped in"
+            raise CaptionError(f"{self.model!r} refused to describe the clip: {self._shortened(why)}")
         if not text and ending == "length":
             raise CaptionError(
                 f"the answer of {self.model!r} was cut off before its first word; let it write more, e.g. "
                 """--llm-options '{"max_tokens": 4000}'"""
             )
         if not text:
-            raise _Passing(CaptionError(f"{self.model!r} at {self.address} gave an empty answer"))
+            raise CaptionError(f"{self.model!r} at {self.address} gave an empty answer", passing=True)
         return Answer(text, ending == "length")
 
-    def _said(self, response: Any) -> str:
-        """The server's own words about a failure."""
-        try:
-            return self._shown(_words(response.json()))
-        except (ValueError, RecursionError):  # a proxy's page, or nothing
-            return self._shown(response.text)
-
-    def _shown(self, text: str) -> str:
+    def _shortened(self, text: str) -> str:
         """One line for a message, without the key, which some servers repeat."""
         line = " ".join(text.split())
-        if self._key:
-            line = line.replace(self._key, "***")
+        line = line.replace(self._key, "***") if self._key else line
         return line if len(line) <= 300 else f"{line[:299]}…"
 
 
@@ -276,19 +253,23 @@ def chat_address(url: str) -> str:
         raise UniViGUError("the endpoint's address holds a user name; pass the key with --api-key-env instead")
     if not usable:
         raise UniViGUError(f"{url!r} is no endpoint; expected an address like http://127.0.0.1:8000/v1")
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def _writable(text: str) -> str:
-    """A text that UTF-8 can write: JSON can carry halves of surrogate pairs, which neither file nor request can."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _options(text: str | None) -> dict[str, Any]:
+    try:
+        options = json.loads(text or "{}")
+        json.dumps(options, allow_nan=False)  # Python's own reader knows numbers that JSON does not
+        if not isinstance(options, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        example = '{"temperature": 0.7}'
+        raise UniViGUError(f"--llm-options {text!r} is not a JSON object ({error}); expected e.g. {example}") from None
+    taken = [name for name in _RESERVED if name in options]
+    if taken:
+        raise UniViGUError(f"the options of the request name {', '.join(taken)}, which this program sets itself")
+    return options
 
 
 def _words(data: Any) -> str:
@@ -308,7 +289,6 @@ def _retry_after(value: str) -> float | None:
             moment = parsedate_to_datetime(value)
         except (TypeError, ValueError):
             return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=timezone.utc)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         seconds = (moment - datetime.now(timezone.utc)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,8 +1,8 @@
 """A data set from a list of prompts: ``clip.mp4``, ``clip.txt`` (the brief prompt), ``clip.detail.txt`` (the detailed
-caption), as ``folder.py`` reads them (arXiv 2604.08121, the training data of both stages).
+caption), as ``data/folder.py`` reads them (arXiv 2604.08121, the training data of both stages).
 
-A checkpoint makes the clips, a language model that sees them writes the captions. Every file is written whole, and
-``synthesis.json`` says what each clip came from; running the same command again does what is not done yet.
+Every file is written whole, and ``synthesis.json`` says what each clip came from; running the same command again does
+what is not done yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -24,7 +24,7 @@ from ..io import make_folder, write_text
 from ..media.video import probe
 from .captioner import Captioner
 from .chat import EndpointError, LengthError
-from .record import ClipRecord, Record, place, plain
+from .record import ClipRecord, Record, place
 
 RECORD = "synthesis.json"
 
@@ -33,7 +33,6 @@ NO_CLIP = "clip could not be made"
 CAPTION_LENGTH = "caption never within the token limits"
 NO_CAPTION = "no caption from the language model"
 
-_MADE, _COMPLETE, _UNCAPTIONED = "made", "complete", "uncaptioned"
 # What fails so often in succession fails for a reason that the next clip shares.
 _IN_A_ROW = 3
 _SLUG = 40  # letters of the prompt in a file's name
@@ -88,6 +87,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Generator:
+    """What makes the clips.
+
+    make           writes the clip of a job, whole or not at all
+    settings       everything that clips depend on, plain values for the record
+    count          tokens of a prompt, end-of-text included
+    prompt_tokens  fewest and most that a prompt may have
+    """
+
+    make: Callable[[ClipJob, Path], object]
+    settings: Mapping[str, Any]
+    count: Callable[[str], int]
+    prompt_tokens: tuple[int, int]
+
+
+@dataclass
 class SynthesisReport:
     """What became of each job.
 
@@ -100,12 +115,12 @@ class SynthesisReport:
     ``str()`` gives the counts by reason and, on a line each, the problems.
     """
 
-    made: tuple[ClipJob, ...]
-    complete: tuple[ClipJob, ...]
-    uncaptioned: tuple[ClipJob, ...]
-    problems: tuple[Problem, ...]
     total: int
-    stopped: str | None
+    made: list[ClipJob] = field(default_factory=list)
+    complete: list[ClipJob] = field(default_factory=list)
+    uncaptioned: list[ClipJob] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -119,7 +134,7 @@ class SynthesisReport:
             reasons = Counter(problem.reason for problem in self.problems)
             named = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             counts.append(f"{len(self.problems)} left out ({named})")
-        untouched = self.total - sum(map(len, (self.made, self.complete, self.uncaptioned, self.problems)))
+        untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
             counts.append(f"{untouched} not begun")
         lines = [f"{self.total} clip{'' if self.total == 1 else 's'}: {', '.join(counts)}"]
@@ -133,22 +148,15 @@ class SynthesisReport:
 def synthesise(
     jobs: Sequence[ClipJob],
     out: Path,
-    make: Callable[[ClipJob, Path], object],
+    generator: Generator,
     captioner: Captioner | None,
     *,
-    generator: Mapping[str, Any],
-    count: Callable[[str], int],
-    prompt_tokens: tuple[int, int],
     anyway: bool = False,
-    on_job: Callable[[int, ClipJob], object] = lambda index, job: None,
     note: Callable[[str], object] = lambda _: None,
 ) -> SynthesisReport:
     """Make what is missing of each job in the folder ``out``: clip, prompt, and with a captioner its caption.
 
-    ``make(job, path)`` writes a clip, whole or not at all; ``generator`` are the settings it works with, plain values
-    for the record. ``count`` gives the tokens of a prompt, end-of-text included, ``prompt_tokens`` the fewest and most
-    it may have. ``anyway`` goes on in a folder that was made with other settings. ``on_job(index, job)`` is called
-    before each job, index from 0; ``note`` with a line for the user.
+    ``anyway`` goes on in a folder that was made with other settings. ``note`` is called with lines for the user.
 
     A job that fails is left out and the work goes on, except where every job would fail: an endpoint that refuses or
     is not there, memory that does not suffice, or the same step failing three times in a row. Raises UniViGUError for
@@ -157,34 +165,31 @@ def synthesise(
     make_folder(out, "choose another with --out")
     record = Record.read(out / RECORD)
     if not anyway:
-        record.require_same(generator, None if captioner is None else captioner.settings)
-    ended: dict[str, list[ClipJob]] = {_MADE: [], _COMPLETE: [], _UNCAPTIONED: []}
-    problems: list[Problem] = []
-    stopped, last, in_a_row = None, "", 0
+        record.require_same(out / RECORD, generator.settings, None if captioner is None else captioner.settings)
+    data_set = _DataSet(out, generator, captioner, record, note)
+    report = SynthesisReport(len(jobs))
+    recent: list[str] = []  # reasons of failures since a job was done
     for index, job in enumerate(jobs):
-        on_job(index, job)
+        note(f"[{index + 1}/{len(jobs)}] {job.name}: {job.prompt}")
         try:
-            how = _job(job, out, make, captioner, record, generator, count, prompt_tokens, note)
+            done = data_set.complete(job, report)
         except _LeftOut as left:
             message = str(left.error)
-            problems.append(Problem(job, left.reason, message))
+            report.problems.append(Problem(job, left.reason, message))
             note(f"     left out, {left.reason}: {message}")
             if isinstance(left.error, EndpointError):
-                stopped = message
+                report.stopped = message
                 break
-            if left.reason == PROMPT_LENGTH:
-                continue
-            in_a_row = in_a_row + 1 if left.reason == last else 1
-            last = left.reason
-            if in_a_row == _IN_A_ROW and last in (NO_CLIP, NO_CAPTION):
-                stopped = f"{last}, {_IN_A_ROW} times in a row; the last time: {message}"
+            if left.reason != PROMPT_LENGTH:
+                recent.append(left.reason)
+            if left.reason in (NO_CLIP, NO_CAPTION) and recent[-_IN_A_ROW:] == _IN_A_ROW * [left.reason]:
+                report.stopped = f"{left.reason}, {_IN_A_ROW} times in a row; the last time: {message}"
                 break
         else:
-            ended[how].append(job)
-            if how != _COMPLETE:
-                last = ""
-    made, complete, uncaptioned = (tuple(group) for group in ended.values())
-    return SynthesisReport(made, complete, uncaptioned, tuple(problems), len(jobs), stopped)
+            done.append(job)
+            if done is not report.complete:
+                recent.clear()
+    return report
 
 
 class _LeftOut(Exception):
@@ -195,94 +200,83 @@ class _LeftOut(Exception):
         self.reason, self.error = reason, error
 
 
-def _job(
-    job: ClipJob,
-    out: Path,
-    make: Callable[[ClipJob, Path], object],
-    captioner: Captioner | None,
-    record: Record,
-    generator: Mapping[str, Any],
-    count: Callable[[str], int],
-    prompt_tokens: tuple[int, int],
-    note: Callable[[str], object],
-) -> str:
-    """Do what is missing of one job; returns how it ended. Raises _LeftOut."""
-    tokens, (fewest, most) = count(job.prompt), prompt_tokens
-    if not fewest <= tokens <= most:
-        raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
-    clip, detail = out / f"{job.name}.mp4", out / f"{job.name}.detail.txt"
-    try:
-        fresh = _clip(job, clip, detail, make, record, generator, note)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise  # the next clip is of the same size
-    except UniViGUError as error:
-        raise _LeftOut(NO_CLIP, error) from error
-    except Exception as error:  # one bad clip must not cost the others; the report names it
-        named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise _LeftOut(NO_CLIP, named) from error
-    if _has_text(detail):
-        return _MADE if fresh else _COMPLETE
-    if captioner is None:
-        return _UNCAPTIONED
-    try:
-        caption = captioner.caption(job.prompt, clip)
-        write_text(detail, caption.text + "\n")
-    except UniViGUError as error:
-        raise _LeftOut(CAPTION_LENGTH if isinstance(error, LengthError) else NO_CAPTION, error) from error
-    index = place(record.captioners, captioner.settings)
-    record.clips[job.name] = replace(
-        record.clips[job.name], captioner=index, caption_tokens=caption.tokens, answers=caption.answers
-    )
-    record.write()
-    note(f"     {caption.tokens} tokens: {caption.text}")
-    return _MADE
+@dataclass(frozen=True)
+class _DataSet:
+    out: Path
+    generator: Generator
+    captioner: Captioner | None
+    record: Record
+    note: Callable[[str], object]
 
+    def complete(self, job: ClipJob, report: SynthesisReport) -> list[ClipJob]:
+        """Do what is missing of one job; returns where in the report it belongs. Raises _LeftOut."""
+        tokens, (fewest, most) = self.generator.count(job.prompt), self.generator.prompt_tokens
+        if not fewest <= tokens <= most:
+            raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
+        clip = self.out / f"{job.name}.mp4"
+        prompt, detail = clip.with_suffix(".txt"), clip.with_suffix(".detail.txt")
+        known = self.record.clips.get(job.name)
+        fresh = known is None or not self._is_whole(clip, known)
+        try:
+            if fresh:
+                self._make(job, clip, detail, known)
+            if not _has_text(prompt):
+                write_text(prompt, job.prompt + "\n")
+        except (torch.OutOfMemoryError, MemoryError):
+            raise  # the next clip is of the same size
+        except UniViGUError as error:
+            raise _LeftOut(NO_CLIP, error) from error
+        except Exception as error:  # one bad clip must not cost the others; the report names it
+            named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise _LeftOut(NO_CLIP, named) from error
+        if _has_text(detail):
+            return report.made if fresh else report.complete
+        if self.captioner is None:
+            return report.uncaptioned
+        try:
+            caption = self.captioner.caption(job.prompt, clip)
+            write_text(detail, caption.text + "\n")
+        except UniViGUError as error:
+            raise _LeftOut(CAPTION_LENGTH if isinstance(error, LengthError) else NO_CAPTION, error) from error
+        index = place(self.record.captioners, self.captioner.settings)
+        self._keep(job, captioner=index, caption_tokens=caption.tokens, answers=caption.answers)
+        self.note(f"     {caption.tokens} tokens: {caption.text}")
+        return report.made
 
-def _clip(
-    job: ClipJob,
-    clip: Path,
-    detail: Path,
-    make: Callable[[ClipJob, Path], object],
-    record: Record,
-    generator: Mapping[str, Any],
-    note: Callable[[str], object],
-) -> bool:
-    """Let clip and prompt of a job be there; returns whether the clip had to be made."""
-    known = record.clips.get(job.name)
-    fresh = known is None or not _stands(clip, known, note)
-    if fresh:
-        if known is not None and (known.seed != job.seed or record.generators[known.generator] != plain(generator)):
+    def _is_whole(self, clip: Path, known: ClipRecord) -> bool:
+        """Whether a clip that was made before is there and whole."""
+        if not clip.exists():
+            return False
+        try:
+            frames = probe(clip).frames
+            problem = "" if frames == known.frames else f"{clip}: found {frames} frames, expected {known.frames}"
+        except UniViGUError as error:
+            problem = str(error)
+        if problem:
+            self.note(f"     {problem}; made anew")
+        return not problem
+
+    def _make(self, job: ClipJob, clip: Path, detail: Path, known: ClipRecord | None) -> None:
+        """The clip and its record; a caption stays only where the same settings give the same clip again."""
+        record, settings = self.record, self.generator.settings
+        if known is not None and (known.seed != job.seed or record.generators[known.generator] != settings):
             # Before the clip: a run that ends between the two must not leave a clip with another's record.
             del record.clips[job.name]
-            record.write()
+            record.write(self.out / RECORD)
             known = None
         if known is None and detail.exists():
-            # It describes another clip. The same settings give the same clip again, and its caption stays true.
-            note(f"     {detail}: removed, since the clip is made anew")
+            self.note(f"     {detail}: removed, since the clip is made anew")
             detail.unlink()
-        make(job, clip)
-        index, frames = place(record.generators, generator), probe(clip).frames
-        kept = known if known is not None and detail.exists() else ClipRecord(job.prompt, job.seed, frames, index)
-        record.clips[job.name] = replace(kept, frames=frames, generator=index)
-        record.write()
-    prompt = clip.with_suffix(".txt")
-    if not _has_text(prompt):
-        write_text(prompt, job.prompt + "\n")
-    return fresh
+        self.generator.make(job, clip)
+        index, frames = place(record.generators, settings), probe(clip).frames
+        if known is None or not detail.exists():
+            record.clips[job.name] = ClipRecord(job.prompt, job.seed, frames, index)
+        self._keep(job, frames=frames, generator=index)
 
-
-def _stands(clip: Path, known: ClipRecord, note: Callable[[str], object]) -> bool:
-    """Whether a clip that was made before is there and whole."""
-    if not clip.exists():
-        return False
-    try:
-        frames = probe(clip).frames
-        problem = "" if frames == known.frames else f"{clip}: found {frames} frames, expected {known.frames}"
-    except UniViGUError as error:
-        problem = str(error)
-    if problem:
-        note(f"     {problem}; made anew")
-    return not problem
+    def _keep(self, job: ClipJob, **facts: Any) -> None:
+        clips = self.record.clips
+        clips[job.name] = replace(clips[job.name], **facts)
+        self.record.write(self.out / RECORD)
 
 
 def _has_text(path: Path) -> bool:

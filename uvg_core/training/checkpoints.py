@@ -18,7 +18,6 @@ from .config import TrainConfig, changed
 
 FOLDER = "checkpoints"
 FACTS = "run.json"
-_NAME = re.compile(r"step_(\d+)")
 
 
 def prepare(out: Path) -> None:
@@ -30,10 +29,10 @@ def prepare(out: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def steps_kept(out: Path) -> list[Path]:
+def finished(out: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    found = [path for path in (out / FOLDER).glob("step_*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file()]
-    return sorted(found, key=step_of)
+    folders = [path for path in (out / FOLDER).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted((path for path in folders if (path / FACTS).is_file()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -43,8 +42,7 @@ def step_of(checkpoint: Path) -> int:
 
 def newest(out: Path) -> Path | None:
     """The newest finished checkpoint of a run."""
-    kept = steps_kept(out)
-    return kept[-1] if kept else None
+    return next(reversed(finished(out)), None)
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
@@ -81,20 +79,20 @@ def require_startable(
         )
     facts = read(last)
     differences = changed(facts["config"], config.to_dict())
-    if data is not None and facts["data"] != data:
+    if data not in (None, facts["data"]):
         differences.append("data: the clips, their texts or what encodes them have changed")
     if facts["global_batch"] != global_batch:
         differences.append(
             f"clips a step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
         )
-    if differences and accept is not None:
-        accept(f"{last}: going on with other settings:\n  " + "\n  ".join(differences))
-    elif differences:
+    listed = "\n  ".join(["", *differences])
+    if differences and accept is None:
         raise UniViGUError(
-            f"{last}: this run was started with other settings; going on would not be the same run. Changed:\n  "
-            + "\n  ".join(differences)
-            + "\nPut them back, go on all the same with --accept-changes, or start a new run in another out"
+            f"{last}: this run was started with other settings; going on would not be the same run. Changed:{listed}\n"
+            "Put them back, go on all the same with --accept-changes, or start a new run in another out"
         )
+    if differences and accept is not None:
+        accept(f"{last}: going on with other settings:{listed}")
     return last
 
 
@@ -104,26 +102,24 @@ def load(checkpoint: Path, accelerator: Any) -> None:
     try:
         accelerator.load_state(str(checkpoint))
     except Exception as error:  # of four libraries, each with errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UniViGUError(
-            f"{checkpoint}: cannot be read ({reason}): it is damaged, or of another network or optimizer. Remove it, "
-            "and --resume takes the one before"
+            f"{checkpoint}: cannot be read ({_reason(error)}): it is damaged, or of another network or optimizer. "
+            "Remove it, and --resume takes the one before"
         ) from error
     accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many batches they had
 
 
-def write(out: Path, accelerator: Any, facts: dict[str, Any], keep: int) -> Path | None:
+def write(out: Path, accelerator: Any, facts: dict[str, Any], keep: int) -> Path:
     """Write the state of all processes; returns the checkpoint's folder. The newest ``keep`` stay.
 
     Raises UniViGUError when the system refuses (full disk); earlier checkpoints stay as they are."""
     final = out / FOLDER / f"step_{facts['step']:08d}"
-    part = out / FOLDER / f".step_{facts['step']:08d}.part"
+    part = out / FOLDER / f".{final.name}.part"
     try:
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        # A full disk shows up as SafetensorError or RuntimeError too, from the libraries that write.
         accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -131,17 +127,19 @@ def write(out: Path, accelerator: Any, facts: dict[str, Any], keep: int) -> Path
             flushed(*(path for path in part.rglob("*") if path.is_file()))
             shutil.rmtree(final, ignore_errors=True)
             part.replace(final)
-            for old in steps_kept(out)[:-keep]:
+            for old in finished(out)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
-    except Exception as error:
+    except Exception as error:  # a full disk shows up as SafetensorError or RuntimeError too
         shutil.rmtree(part, ignore_errors=True)
         before = newest(out)
         kept = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else lines[0]
         raise UniViGUError(
-            f"{final}: could not be written ({reason}); nothing was left under that name, and {kept}. Free some space, "
-            "or lower keep.checkpoints, and --resume"
+            f"{final}: could not be written ({_reason(error)}); nothing was left under that name, and {kept}. Free "
+            "some space, or lower keep.checkpoints, and --resume"
         ) from error
     return final
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)

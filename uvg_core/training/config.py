@@ -1,18 +1,9 @@
-"""The configuration of a training run: one YAML file, validated before any work.
-
-    stage: recall
-    model: models/base.safetensors
-    data: clips/
-    out: runs/recall
-    steps: 2000
-
-Every section below is a settings class (see ``settings.py``); a key that none of them knows is an error that names the
-nearest one.
-"""
+"""The configuration of a training run: one YAML file, validated before any work. Every section below is a settings
+class (see ``settings.py``); a key that none of them knows is an error that names the nearest one."""
 
 from __future__ import annotations
 
-import typing
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -271,7 +262,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in a YAML file."""
-        return typing.cast(dict[str, Any], _plain(asdict(self)))  # type: ignore[call-overload]
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 # What may differ between a run and its continuation: where and how often things are written, and how the same sums
@@ -282,23 +274,19 @@ FREE_AT_RESUME = ("out", "cache", "wan", "device", "batch", "accumulate", "compi
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``name: old -> new`` for every setting that a continued run may not change."""
-
-    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            if prefix or key not in FREE_AT_RESUME:
-                found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return found
-
-    before, after = flat(old), flat(new)
+    before, after = (
+        _flat({name: value for name, value in values.items() if name not in FREE_AT_RESUME}) for values in (old, new)
+    )
     names = sorted(before.keys() | after.keys())
     return [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries of sections by their names in full: ``optimizer.rate``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:

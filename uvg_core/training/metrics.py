@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 
 BUCKETS = 4  # of sigma, from clean to noise
 SAMPLE_STEPS = 12
+STRIP = 8  # frames of a clip in the picture of a sample
 
 
 @dataclass(frozen=True)
 class StepMetrics:
     """One step's numbers: weighted loss; mean losses of each stream, of each job and of each quarter of sigma.
 
-    A mean over no clips is NaN, and absent from the file."""
+    Over the whole global batch; ``seconds``: of this step. A mean over no clips is NaN, and absent from the file."""
 
     step: int
     loss: float
@@ -49,37 +50,35 @@ class StepMetrics:
         cls, step: int, config: TrainConfig, plans: Sequence[SamplePlan], losses: Tensor, **numbers: float
     ) -> StepMetrics:
         """From the losses ``[clips,2]`` of a step, in the order of its plans."""
-        video, text = losses[:, 0].tolist(), losses[:, 1].tolist()
-        groups: dict[str, list[float]] = {}
-        for plan, of_video, of_text in zip(plans, video, text, strict=True):
+        groups: dict[str, list[float]] = {"video": [], "text": []}
+        for plan, (video, text) in zip(plans, losses.tolist(), strict=True):
             for stream, makes, loss, sigma in (
-                ("video", plan.makes_video, of_video, plan.sigma_video),
-                ("text", plan.makes_text, of_text, plan.sigma_text),
+                ("video", plan.makes_video, video, plan.sigma_video),
+                ("text", plan.makes_text, text, plan.sigma_text),
             ):
                 if makes:
-                    quarter = min(BUCKETS - 1, int(sigma * BUCKETS))
-                    for name in (stream, f"{stream}/{plan.job}", f"{stream}/sigma_{quarter / BUCKETS:.2f}"):
+                    quarter = min(BUCKETS - 1, int(sigma * BUCKETS)) / BUCKETS
+                    for name in (stream, f"{stream}/{plan.job}", f"{stream}/sigma_{quarter:.2f}"):
                         groups.setdefault(name, []).append(loss)
-        means = {name: sum(values) / len(values) for name, values in groups.items()}
-        mean_video, mean_text = means.pop("video", math.nan), means.pop("text", math.nan)
-        parts = ((config.loss.video, mean_video), (config.loss.text, mean_text))
-        loss = sum(weight * mean for weight, mean in parts if not math.isnan(mean))
-        return cls(step, loss, mean_video, mean_text, means, **numbers)
+        means = {name: _mean(values) for name, values in groups.items()}
+        video, text = means.pop("video"), means.pop("text")
+        weighted = config.loss.video * video, config.loss.text * text
+        return cls(step, sum(part for part in weighted if not math.isnan(part)), video, text, means, **numbers)
 
     def to_json(self) -> str:
-        numbers = {name: value for name, value in asdict(self).items() if name != "means"}
-        flat = {**numbers, **self.means}
+        flat = {**asdict(self), **self.means}
+        del flat["means"]
         return json.dumps({n: float(f"{v:.6g}") if isinstance(v, float) else v for n, v in flat.items() if v == v})
 
 
 @dataclass(frozen=True)
 class Drawn:
     """What the network makes of one clip of the data. ``clips``: latents ``[1,C,F,H,W]``, the truth's own and those
-    made by each job; ``texts``: ids ``[L]`` in the same way, None where the truth has none."""
+    made by each job; ``texts``: ids ``[L]`` in the same way."""
 
     truth: Sample
     clips: dict[str, Tensor]
-    texts: dict[str, Tensor | None]
+    texts: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -89,45 +88,37 @@ def draw_samples(
     """All three jobs (one in the stage ``generate``) on one clip of the data, another at every ``step``, in the run's
     precision. ``callback`` as in ``sampling/loop.py``."""
     device = next(model.parameters()).device
+    truth = data[step % len(data)]
+    states, ids = truth.detail_states, truth.detail_ids
+    if states is None or ids is None:
+        states, ids = truth.prompt_states, truth.prompt_ids
+
+    def guided(states: Tensor) -> GuidedDenoiser:
+        contexts = torch.zeros(2, run.context_length, model.config.text_dim)
+        contexts[0, : len(states)] = states
+        contexts[1, : len(data.empty_states)] = data.empty_states
+        context, null = contexts.to(device).split(1)
+        return GuidedDenoiser.of(model, context, null, sampling)
+
+    noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
+    sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)
+    text = None if config.stage == "generate" else ids[None].to(device)
+    clips, texts = {"truth": truth.latent[None]}, {"truth": ids}
     # What learns is in float32 among weights that may not be: they only work together under autocast.
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
     with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
-        return _drawn(model, data, config.stage, run, step, callback)
-
-
-def _drawn(model: UniViGU, data: Shards, stage: str, run: RunConfig, step: int, callback: Callback | None) -> Drawn:
-    device = next(model.parameters()).device
-    truth = data[step % len(data)]
-    has_detail = truth.detail_states is not None
-    states = truth.detail_states if has_detail else truth.prompt_states
-    told = truth.detail_ids if has_detail else truth.prompt_ids
-    assert states is not None
-
-    def context(states: Tensor) -> Tensor:
-        rows = torch.zeros(1, run.context_length, model.config.text_dim)
-        rows[0, : len(states)] = states
-        return rows.to(device)
-
-    noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
-    null = context(data.empty_states)
-    sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)
-    text = None if stage == "generate" or told is None else told[None].to(device)
-    clips: dict[str, Tensor] = {"truth": truth.latent[None]}
-    texts: dict[str, Tensor | None] = {"truth": told}
-    prompted = GuidedDenoiser.of(model, context(states), null, sampling)
-    clips["text_to_video"] = text_to_video(prompted, noise, sampling, text=text, callback=callback)
-    if stage != "generate":
-        reading = replace(sampling, temperature=run.text_temperature)
-        clip = truth.latent[None].to(device)
-        texts["video_to_text"] = video_to_text(GuidedDenoiser(model), clip, reading, callback=callback)[0]
-        briefed = GuidedDenoiser.of(model, context(truth.prompt_states), null, sampling)
-        both = joint(briefed, noise, sampling, callback=callback)
-        clips["joint"], texts["joint"] = both.video, both.text[0]
+        clips["text_to_video"] = text_to_video(guided(states), noise, sampling, text=text, callback=callback)
+        if config.stage != "generate":
+            reading = replace(sampling, temperature=run.text_temperature)
+            clip = truth.latent[None].to(device)
+            texts["video_to_text"] = video_to_text(GuidedDenoiser(model), clip, reading, callback=callback)[0]
+            both = joint(guided(truth.prompt_states), noise, sampling, callback=callback)
+            clips["joint"], texts["joint"] = both.video, both.text[0]
     return Drawn(truth, clips, texts)
 
 
 class MetricsLogger:
-    """Writes entries and samples into the run's folder; kept by the main process alone."""
+    """Writes metrics and samples into the run's folder; kept by the main process alone."""
 
     def __init__(
         self,
@@ -138,95 +129,85 @@ class MetricsLogger:
     ) -> None:
         self.config, self.facts, self.decode, self.tokens_to_text = config, facts, decode, tokens_to_text
         self.path = config.out_folder / "losses.jsonl"
-        self._board: Any = None
         self._begins: int | None = None  # the first step that is written from here on
         self._recent: list[StepMetrics] = []
 
-    @property
+    @cached_property
     def board(self) -> Any:
         """TensorBoard's writer; None where tensorboard is not installed."""
-        if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                log.warning("tensorboard is not installed: losses are written to %s only", self.path)
-                self._board = False
-            else:
-                self._board = SummaryWriter(  # type: ignore[no-untyped-call]
-                    str(self.config.out_folder / "tensorboard"), purge_step=self._begins
-                )
-        return self._board or None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.warning("tensorboard is not installed: losses are written to %s only", self.path)
+            return None
+        folder = self.config.out_folder / "tensorboard"
+        return SummaryWriter(str(folder), purge_step=self._begins)  # type: ignore[no-untyped-call, unused-ignore]
 
-    def write(self, entry: StepMetrics) -> str:
-        """Keep an entry; the line to show, or nothing between two of them."""
+    def write(self, metrics: StepMetrics) -> str:
+        """Keep a step's metrics; the line to show, or nothing between two of them."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(entry.to_json() + "\n")
+                file.write(metrics.to_json() + "\n")
         except OSError as error:
             raise UniViGUError(
                 f"{self.path}: could not be written ({error.strerror}); checkpoints stay. Free some space and --resume"
             ) from None
-        self._recent.append(entry)
+        self._recent.append(metrics)
         every = self.config.keep.log_every
-        if not every or entry.step % every:
+        if not every or metrics.step % every:
             return ""
         recent, self._recent = self._recent, []
-        shown = {name: _mean([getattr(e, name) for e in recent]) for name in ("loss", "video", "text", "seconds")}
+        shown = {name: _mean([getattr(one, name) for one in recent]) for name in ("loss", "video", "text", "seconds")}
         if self.board is not None:
-            names = sorted({name for e in recent for name in e.means})
-            shown_too = {name: _mean([e.means[name] for e in recent if name in e.means]) for name in names}
-            learning = {"rate": entry.rate, "gradient": _mean([e.gradient for e in recent])}
-            for name, value in {**shown, **shown_too, **learning}.items():
-                if value == value:
-                    self.board.add_scalar(name if "/" in name else f"all/{name}", value, entry.step)
+            names = sorted({name for one in recent for name in one.means})
+            values = {name: _mean([one.means.get(name, math.nan) for one in recent]) for name in names}
+            values |= {f"all/{name}": value for name, value in shown.items()}
+            values |= {"all/rate": metrics.rate, "all/gradient": _mean([one.gradient for one in recent])}
+            for name, value in values.items():
+                if not math.isnan(value):
+                    self.board.add_scalar(name, value, metrics.step)
             self.board.flush()
-        words = [f"{name} {shown[name]:.4f}" for name in ("loss", "video", "text") if shown[name] == shown[name]]
-        return f"step {entry.step}/{self.config.steps}  {'  '.join(words)}  {shown['seconds']:.2f} s"
+        losses = [f"{name} {value:.4f}" for name, value in shown.items() if name != "seconds" and not math.isnan(value)]
+        return f"step {metrics.step}/{self.config.steps}  {'  '.join(losses)}  {shown['seconds']:.2f} s"
 
     def rewind(self, step: int) -> None:
         """Drop entries after ``step``: they belong to a part of the run that was lost and is done again."""
         self._begins = step + 1
         if self.path.exists():
             lines = self.path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
+            write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
     def sample(self, step: int, model: UniViGU, data: Shards) -> None:
         """One clip of the data: generated from its text, captioned, and both at once from its prompt.
 
         Pictures go to ``samples/`` and TensorBoard, words to TensorBoard and ``samples/step_N.txt``."""
         drawn = draw_samples(model, data, self.config, self.facts.run, step)
-        self._keep(step, drawn.truth, drawn.clips, {name: self._words(ids) for name, ids in drawn.texts.items()})
-
-    def _words(self, ids: Tensor | None) -> str:
-        return "" if ids is None or self.tokens_to_text is None else self.tokens_to_text(ids.cpu())
-
-    def _keep(self, step: int, truth: Sample, clips: dict[str, Tensor], words: dict[str, str]) -> None:
+        to_text = self.tokens_to_text or (lambda _: "")
+        lines = "".join(f"{name}: {to_text(ids.cpu())}\n" for name, ids in drawn.texts.items())
         folder = self.config.out_folder / "samples"
         folder.mkdir(exist_ok=True)
-        words_of_jobs = "".join(f"{name}: {text}\n" for name, text in words.items())
-        write_text(folder / f"step_{step:08d}.txt", f"{truth.name}\n{words_of_jobs}")
+        write_text(folder / f"step_{step:08d}.txt", f"{drawn.truth.name}\n{lines}")
         if self.board is not None:
-            self.board.add_text("samples", words_of_jobs.replace("\n", "  \n"), step)
+            self.board.add_text("samples", lines.replace("\n", "  \n"), step)
         if self.decode is None:
             return
-        strips = torch.cat([_strip(self.decode(latent.float().cpu())) for latent in clips.values()])
+        strips = torch.cat([_strip(self.decode(latent.float().cpu())) for latent in drawn.clips.values()])
         if self.board is not None:
             self.board.add_image("samples", strips, step, dataformats="HWC")
         from PIL import Image
 
-        with written_whole(Path(folder) / f"step_{step:08d}.png") as path:
+        with written_whole(folder / f"step_{step:08d}.png") as path:
             Image.fromarray(strips.numpy()).save(path)
 
 
-def _strip(pixels_THWC: Tensor, most: int = 8) -> Tensor:
+def _strip(pixels_THWC: Tensor) -> Tensor:
     """Frames side by side ``[H,n*W,3]``, evenly spread."""
-    picks = torch.linspace(0, len(pixels_THWC) - 1, min(most, len(pixels_THWC))).round().long()
+    picks = torch.linspace(0, len(pixels_THWC) - 1, min(STRIP, len(pixels_THWC))).round().long()
     return torch.cat(list(pixels_THWC[picks]), 1).cpu()
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]
+    known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 

@@ -1,27 +1,23 @@
 """The losses of one batch, clip by clip (paper, section 3.3), as a module of its own: what wraps a network for many
 devices then sees every use of its weights.
 
-Legend: B batch, C F H W latent, L text tokens, V vocabulary rows, D width.
+Legend: B batch, L text tokens, V vocabulary rows.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, token_log_likelihood
-from ..flow.embedding import embed_tokens, rounding_logits
+from ..flow.embedding import embed_tokens, embedding_losses
 from ..flow.time import model_time_from_sigma, tau_from_sigma
-from ..model import PassOptions, UniViGU
-from ..model.block import Call, Streams
-from ..model.transformer import Hooks
+from ..model import Hooks, Pass, PassOptions, UniViGU
 from .config import Loss
 from .plan import Batch
 
@@ -44,7 +40,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask[:, None]
-    return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
+    out: Tensor = rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
+    return out
 
 
 def generalised_kl(
@@ -74,18 +71,16 @@ class Objective(nn.Module):
         self.hooks = Hooks(block=_recomputed) if checkpointing else Hooks()
 
     def forward(self, batch: Batch) -> Losses:
-        config, has_text = self.model.config, batch.text.shape[1] > 0
-        embeds = has_text and config.text_flow == "embedding"
-        sigma_video = batch.sigma_video[:, None, None, None, None]
-        video = interpolate(batch.latents, batch.noise, sigma_video)
-        text: Tensor | None = batch.text if has_text else None
-        if embeds:
+        has_text, embeds = batch.text.shape[1] > 0, self.model.config.text_flow == "embedding"
+        video = interpolate(batch.latents, batch.noise, batch.sigma_video[:, None, None, None, None])
+        text = batch.text
+        if has_text and embeds:
             rows = embed_tokens(self.model.token_embedding.weight, batch.target)
             text = interpolate(rows, batch.text_noise, batch.sigma_text[:, None, None])
         clean = batch.makes_video == 0 if batch.video_clean is None else batch.video_clean
         velocity, logits = self.model(
             video,
-            text,
+            text if has_text else None,
             model_time_from_sigma(batch.sigma_video),
             model_time_from_sigma(batch.sigma_text),
             batch.context,
@@ -96,7 +91,6 @@ class Objective(nn.Module):
         video_loss = error.square().flatten(1).mean(1)
         if not has_text:
             return Losses(video_loss, torch.zeros_like(video_loss))
-        assert text is not None
         with torch.autocast(error.device.type, enabled=False):
             nats = self._embedding(logits, text, batch) if embeds else self._discrete(logits, batch)
         return Losses(video_loss, (nats * batch.weight).sum(1) / batch.weight.sum(1))
@@ -111,15 +105,10 @@ class Objective(nn.Module):
     def _embedding(self, velocity: Tensor, z: Tensor, batch: Batch) -> Tensor:
         """Velocity error and anchor per token ``[B,L]``, see ``flow/embedding.py``."""
         matrix = self.model.token_embedding.weight
-        rows = embed_tokens(matrix, batch.target)
-        error = (velocity.float() - velocity_target(rows, batch.text_noise)).square().mean(-1)
-        estimate = z.float() - batch.sigma_text[:, None, None] * velocity.float()
-        logits = rounding_logits(matrix, estimate)
-        anchor = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), reduction="none").view(error.shape)
+        error, anchor = embedding_losses(velocity, z, batch.target, matrix, batch.text_noise, batch.sigma_text)
         return error + self.loss.anchor * anchor
 
 
-def _recomputed(index: int, run: Any, call: Call) -> Streams:
-    del index
-    streams: Streams = checkpoint(partial(run), call, use_reentrant=False)
-    return streams
+def _recomputed(_: int, run: Any, x: Tensor, at: Pass) -> Tensor:
+    out: Tensor = checkpoint(run, x, at, use_reentrant=False)
+    return out

@@ -1,20 +1,22 @@
-"""Optimizers and the course of their rate."""
+"""Optimizers, the course of their learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UniViGUError
 from .config import Optimizer
 
 
 def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
-    """The rate of step ``step`` (counted from 0) as a share of the peak: a linear climb, then a cosine."""
+    """The learning rate of step ``step`` (counted from 0) as a fraction of the peak: a linear climb, then a cosine."""
     if step < optimizer.warmup:
         return (step + 1) / (optimizer.warmup + 1)
     done = (step - optimizer.warmup) / max(1, (optimizer.horizon or steps) - optimizer.warmup)
@@ -22,47 +24,82 @@ def rate_at(optimizer: Optimizer, step: int, steps: int) -> float:
 
 
 def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two with Muon. Each group's ``peak_lr`` is its peak rate.
+    """One optimizer, or two with Muon. Each group's ``peak_lr`` is its peak learning rate.
 
     Weight decay holds for matrices only. Muon (momentum, orthogonalised; https://kellerjordan.github.io/posts/muon)
     takes the matrices inside the blocks, AdamW everything else."""
     if not weights:
         raise UniViGUError("nothing learns: the chosen stage and `trains` leave no weight to train")
-    muon = {n: w for n, w in weights.items() if wanted.kind == "muon" and n.startswith("blocks.") and w.ndim == 2}
-    rest = {name: weight for name, weight in weights.items() if name not in muon}
-    # The modulation tables are six vectors, or two, side by side.
-    are_matrices = {name: weight.ndim > 1 and not name.endswith("modulation") for name, weight in rest.items()}
-    matrices = [weight for name, weight in rest.items() if are_matrices[name]]
-    vectors = [weight for name, weight in rest.items() if not are_matrices[name]]
+    muon: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, weight in weights.items():
+        if wanted.kind == "muon" and name.startswith("blocks.") and weight.ndim == 2:
+            muon.append(weight)
+        elif weight.ndim > 1 and not name.endswith("modulation"):  # whose tables are vectors side by side
+            matrices.append(weight)
+        else:
+            vectors.append(weight)
     groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay, "peak_lr": wanted.rate}
         for params, decay in ((matrices, wanted.weight_decay), (vectors, 0.0))
         if params
     ]
     made: list[torch.optim.Optimizer] = []
-    if groups:
-        made.append(_adamw(groups, wanted))
+    if groups and wanted.kind == "adamw8bit":
+        require_bitsandbytes()
+        import bitsandbytes
+
+        made.append(bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas))
+    elif groups:
+        made.append(torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True))
     if muon:
-        params = {"params": list(muon.values()), "peak_lr": wanted.muon_rate}
+        params = {"params": muon, "peak_lr": wanted.muon_rate}
         made.append(torch.optim.Muon([params], lr=wanted.muon_rate, weight_decay=wanted.weight_decay))
     return made
 
 
 def require_bitsandbytes() -> None:
     """Raise UniViGUError where bitsandbytes is not installed."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UniViGUError(
-            "optimizer.kind is adamw8bit, which needs a GPU and bitsandbytes: pip install it, or use adamw"
-        ) from None
+    if find_spec("bitsandbytes") is None:
+        how = "needs a GPU and bitsandbytes: pip install it, or use adamw"
+        raise UniViGUError(f"optimizer.kind is adamw8bit, which {how}")
 
 
-def _adamw(groups: list[dict[str, Any]], wanted: Optimizer) -> torch.optim.Optimizer:
-    if wanted.kind == "adamw8bit":
-        require_bitsandbytes()
-        import bitsandbytes
+class Average:
+    """Exponential moving average of the weights that learn, in float32; early on it forgets faster."""
 
-        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=wanted.rate, betas=wanted.betas)
-        return eight_bit
-    return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas, fused=True)
+    # torch.optim.swa_utils.AveragedModel copies the whole network instead, frozen weights too, in the dtypes it has.
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
+        self.weights, self.decay, self.count = weights, decay, 0
+        self.means = {name: weight.detach().clone().float() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.count += 1
+        change = 1 - min(self.decay, self.count / (self.count + 10))
+        for name, weight in self.weights.items():
+            self.means[name].lerp_(weight.float(), change)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights for the length of a block."""
+        latest = {name: weight.clone() for name, weight in self.weights.items()}
+        self._put(self.means)
+        try:
+            yield
+        finally:
+            self._put(latest)
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        for name, mean in self.means.items():
+            mean.copy_(state["means"][name])

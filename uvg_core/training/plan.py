@@ -3,29 +3,27 @@
 Everything random is a pure function of (seed, stage, position), where position counts clips since the start of the run:
 stages with one seed do not draw the same again. A continued run draws what an uninterrupted one would have drawn, and
 it does not matter how a global batch is split over processes and accumulation steps.
-
-Legend: B batch, C F H W latent, L text tokens, S rows and E width of the prompt condition.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig, RunConfig
+from ..data.shards import Sample
 from ..errors import UniViGUError
 from ..flow.discrete import MixturePath, corrupt, source_tokens
 from ..flow.schedule import shift_sigmas
 from ..flow.time import tau_from_sigma
 from .config import Times, TrainConfig
-
-if TYPE_CHECKING:
-    from ..data.shards import Sample
 
 JOBS = ("text_to_video", "video_to_text", "joint")
 
@@ -53,7 +51,7 @@ class Order:
 
 
 def draw_sigma(times: Times, generator: torch.Generator) -> float:
-    """A noise share in [0, 1] of the given distribution."""
+    """A noise level in [0, 1] of the given distribution."""
     u = torch.rand(2, generator=generator, dtype=torch.float64)
     normal = torch.randn((), generator=generator, dtype=torch.float64)
     if times.kind == "uniform" or float(u[1]) < times.uniform_share:
@@ -65,7 +63,7 @@ def draw_sigma(times: Times, generator: torch.Generator) -> float:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What one clip of a step is used for. ``sigma_video``, ``sigma_text``: noise shares, 0 where held clean."""
+    """What one clip of a step is used for. ``sigma_video``, ``sigma_text``: noise levels, 0 where held clean."""
 
     position: int
     job: str
@@ -89,7 +87,9 @@ def plan_sample(config: TrainConfig, position: int) -> SamplePlan:
     generator = stream_of(config.seed, config.stage, "lot", position)
     u = torch.rand(5, generator=generator).tolist()
     shares = [getattr(config.jobs, name) for name in JOBS]
-    job = JOBS[0] if config.stage == "generate" else JOBS[_choice(shares, u[0])]
+    reached = list(accumulate(share / sum(shares) for share in shares))
+    last = max(index for index, share in enumerate(shares) if share > 0)
+    job = JOBS[0] if config.stage == "generate" else JOBS[min(last, bisect(reached, u[0]))]
     sigma_video, sigma_text = draw_sigma(config.video_times, generator), draw_sigma(config.text_times, generator)
     if job == "joint" and u[1] < config.joint_shared:
         sigma_text = sigma_video
@@ -102,15 +102,6 @@ def plan_sample(config: TrainConfig, position: int) -> SamplePlan:
         detailed=u[3] < config.detail_share,
         without_text=job == "text_to_video" and (config.stage == "generate" or u[4] < config.empty_text),
     )
-
-
-def _choice(shares: Sequence[float], u: float) -> int:
-    reached, total = 0.0, sum(shares)
-    for index, share in enumerate(shares):
-        reached += share / total
-        if u < reached:
-            return index
-    return max(i for i, share in enumerate(shares) if share > 0)
 
 
 @dataclass(frozen=True)
@@ -143,9 +134,8 @@ class Batch:
     video_clean: bool | None = None
 
     def to(self, device: torch.device) -> Batch:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
-        return Batch(**{**parts, **moved})
+        tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 class Collator:
@@ -158,68 +148,64 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], plans: Sequence[SamplePlan]) -> Batch:
         rows = [self._row(sample, plan) for sample, plan in zip(samples, plans, strict=True)]
-        parts: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        tensors: dict[str, Any] = {
+            field.name: torch.stack([getattr(row, field.name) for row in rows]) for field in fields(Batch)[:-2]
+        }
         clean = {plan.sigma_video == 0 for plan in plans}
-        return Batch(
-            **parts,
-            hides=not bool(parts["mask"].all()),
-            video_clean=clean.pop() if len(clean) == 1 else None,
-        )
+        video_clean = clean.pop() if len(clean) == 1 else None
+        return Batch(**tensors, hides=not tensors["mask"].all(), video_clean=video_clean)
 
-    def _row(self, sample: Sample, plan: SamplePlan) -> dict[str, Tensor]:
+    def _row(self, sample: Sample, plan: SamplePlan) -> Batch:
+        """The tensors of one clip, without the first dimension."""
         generator = stream_of(self.config.seed, self.config.stage, "noise", plan.position)
         latent = sample.latent.float()
         noise = torch.randn(latent.shape, generator=generator)
-        has_detail = sample.detail_ids is not None and sample.detail_states is not None
-        is_detailed = plan.detailed and has_detail
-        given_ids = sample.detail_ids if is_detailed else sample.prompt_ids
-        given_states = sample.detail_states if is_detailed else sample.prompt_states
-        assert given_ids is not None
-        assert given_states is not None
-        if self.config.stage == "refine" and plan.makes_text:
-            # The brief prompt is what is known, the detailed caption what is to be seen (paper, section 3.3).
-            given_states, written = sample.prompt_states, sample.detail_ids
-            if written is None:
-                raise UniViGUError(f"{sample.name}: there is no detailed caption, and the stage refine writes them")
-        else:
-            written = given_ids
-        context = torch.zeros(self.run.context_length, self.model.text_dim)
+        states, written = self._texts(sample, plan)
         if plan.dropped:
-            given_states = self.empty if plan.makes_video else given_states[:0]
-        context[: len(given_states)] = given_states
+            states = self.empty if plan.makes_video else states[:0]
+        context = torch.zeros(self.run.context_length, self.model.text_dim)
+        context[: len(states)] = states
 
         length = 0 if self.config.stage == "generate" else self.run.text_length
+        written = written if length else written[:0]
         target = torch.full((length,), self.run.pad_token, dtype=torch.long)
-        mask = torch.zeros(length, dtype=torch.bool)
-        weight = torch.ones(length)
+        target[: len(written)] = written
+        weight = torch.full((length,), self.config.loss.padding)
+        weight[: len(written)] = 1
+        mask = torch.full((length,), plan.makes_text)
+        mask[: len(written)] = not plan.without_text
         text, text_noise = target, torch.empty(length, 0)
-        if length:
-            target[: len(written)] = written
-            mask[:] = True
-            weight[len(written) :] = self.config.loss.padding
-            if not plan.makes_text:
-                mask[len(written) :] = False
-            if plan.without_text:
-                mask[:] = False
-            if self.model.text_flow == "embedding":
-                text_noise = torch.randn(length, self.model.dim, generator=generator)
-            else:
-                source = source_tokens(
-                    (1, length), vocab_size=self.model.vocab_size, mask_token=self.mask_token, generator=generator
-                )
-                tau = torch.tensor([tau_from_sigma(plan.sigma_text)])
-                text = corrupt(target[None], tau, self.path, source, generator)[0]
-        return {
-            "latents": latent,
-            "noise": noise,
-            "sigma_video": torch.tensor(plan.sigma_video),
-            "sigma_text": torch.tensor(plan.sigma_text),
-            "context": context,
-            "target": target,
-            "text": text,
-            "text_noise": text_noise,
-            "mask": mask,
-            "weight": weight,
-            "makes_video": torch.tensor(float(plan.makes_video)),
-            "makes_text": torch.tensor(float(plan.makes_text)),
-        }
+        if length and self.model.text_flow == "embedding":
+            text_noise = torch.randn(length, self.model.dim, generator=generator)
+        elif length:
+            source = source_tokens(
+                (1, length), vocab_size=self.model.vocab_size, mask_token=self.mask_token, generator=generator
+            )
+            tau = torch.tensor([tau_from_sigma(plan.sigma_text)])
+            text = corrupt(target[None], tau, self.path, source, generator)[0]
+        return Batch(
+            latents=latent,
+            noise=noise,
+            sigma_video=torch.tensor(plan.sigma_video),
+            sigma_text=torch.tensor(plan.sigma_text),
+            context=context,
+            target=target,
+            text=text,
+            text_noise=text_noise,
+            mask=mask,
+            weight=weight,
+            makes_video=torch.tensor(float(plan.makes_video)),
+            makes_text=torch.tensor(float(plan.makes_text)),
+        )
+
+    def _texts(self, sample: Sample, plan: SamplePlan) -> tuple[Tensor, Tensor]:
+        """The rows of the prompt condition, and the ids that the text stream is to become."""
+        is_refined = self.config.stage == "refine" and plan.makes_text
+        if sample.detail_ids is None or sample.detail_states is None:
+            if is_refined:
+                raise UniViGUError(f"{sample.name}: there is no detailed caption, and the stage refine writes them")
+            return sample.prompt_states, sample.prompt_ids
+        # In refine the brief prompt is what is known, the detailed caption what is to be seen (paper, section 3.3).
+        is_given = plan.detailed and not is_refined
+        states = sample.detail_states if is_given else sample.prompt_states
+        return states, sample.detail_ids if is_given or is_refined else sample.prompt_ids

@@ -1,15 +1,14 @@
-"""``python -m uvg_core train``: from a configuration file to a trained network or LoRA."""
+"""One training run, from its configuration to the written file: data, network, trainer."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
-from ..data.sources import FolderSource, Source
+from ..data.sources import Source
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
 from ..pipeline.components import Components
@@ -29,9 +28,9 @@ from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config
 from .objective import plain_attention
-from .requirements import clips_a_step, is_sharded, require_packages, require_whole_weights
-from .start import require_vocabulary, starting_facts, starting_network
-from .trainer import Callbacks, Say, Step, Trainer, TrainResult, Watch
+from .optimizers import require_bitsandbytes
+from .start import require_peft, require_vocabulary, starting_facts, starting_network
+from .trainer import Callbacks, Say, Trainer, TrainResult, Watch, clips_a_step
 
 
 def train(
@@ -47,7 +46,10 @@ def train(
 
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
-    _require_ready(config, accelerator, resume, accept_changes)
+    accept = (lambda _: None) if accept_changes else None
+    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
+    require_packages(config)
+    require_whole_weights(config, accelerator)
     facts = starting_facts(config)
     parts = Components(
         config.model,
@@ -60,31 +62,52 @@ def train(
         require_vocabulary(facts.model, parts.tokenizer.size, config.model)
     data = open_data(config, parts, accelerator, say=say, progress=progress)
     on_cpu = accelerator.device.type == "cpu"
+    in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
     model = starting_network(
         config,
         vocab_size=parts.tokenizer.size,
         attention=plain_attention if on_cpu else None,
-        dtype=torch.float32
-        if config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
-        else None,
+        dtype=torch.float32 if in_float32 else None,
     )
-    facts = replace(facts, model=model.config)
 
     def decode(latent: Tensor) -> Tensor:
         with parts.using("vae") as vae:
             return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
     callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
-    trainer = Trainer(config, model, data, facts, accelerator, callbacks)
+    trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
     return trainer.run(resume, accept_changes)
 
 
-def _require_ready(config: TrainConfig, accelerator: Any, resume: bool, accept_changes: bool) -> None:
-    """Raise UniViGUError for what would end the run after hours of preparing its data."""
-    accept = (lambda _: None) if accept_changes else None
-    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
-    require_packages(config)
-    require_whole_weights(config, accelerator)
+def is_sharded(accelerator: Any) -> bool:
+    """Whether each process holds only a part of the weights (FSDP)."""
+    return "FSDP" in str(accelerator.distributed_type)
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Raise UniViGUError for a package that the run needs and that is not installed."""
+    if config.trains == "lora":
+        require_peft()
+    if config.optimizer.kind == "adamw8bit":
+        require_bitsandbytes()
+    if config.optimizer.kind == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UniViGUError(
+            f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
+        )
+
+
+def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
+    """Raise UniViGUError for what needs whole weights where processes hold parts of them."""
+    if not is_sharded(accelerator):
+        return
+    for wanted, entry, instead in (
+        (config.optimizer.ema, "optimizer.ema", "0"),
+        (config.optimizer.kind == "muon", "optimizer.kind", "adamw"),
+        (config.keep.sample_every, "keep.sample_every", "0"),
+    ):
+        if wanted:
+            why = "needs whole weights, and under FSDP every process holds only a part of them"
+            raise UniViGUError(f"{entry} {why}. Set {entry}: {instead}")
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -108,28 +131,25 @@ def open_data(
     config: TrainConfig, parts: Components, accelerator: Any, *, say: Say = print, progress: Report | None = None
 ) -> Shards:
     """The shards of ``config.data``, built by the main process where they are missing or out of date."""
+    data = None
     if accelerator.is_main_process:
-        source = make_source(config, parts, say)
-        per_shard = shard_clips(parts.config.run)
-        build_shards(
-            source,
+        data = build_shards(
+            make_source(config, parts, say),
             Encoders.from_components(parts),
             config.cache_folder,
-            per_shard=per_shard,
+            per_shard=shard_clips(parts.config.run),
+            in_memory=None,
             progress=progress,
             say=say,
         )
     accelerator.wait_for_everyone()
-    data = Shards(config.cache_folder)
-    small = sum(path.stat().st_size for path in config.cache_folder.glob("*.safetensors")) < 2**32
-    return Shards(config.cache_folder, in_memory=True) if small else data
+    return data or Shards(config.cache_folder, in_memory=None)
 
 
 def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
-    other = plugged_in(config, run)
-    if other is not None:
+    if (other := plugged_in(config, run)) is not None:
         return other
     usual = TextLimits.of(run)
     found = survey(
@@ -140,7 +160,7 @@ def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
         need_detail=config.stage == "refine",
     )
     say(str(found))
-    return FolderSource(found)
+    return found
 
 
 def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
@@ -149,27 +169,20 @@ def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
 
     None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
     kind, colon, argument = config.data.partition(":")
-    for entry in entry_points(group="uvg_core.data") if colon else ():
-        if entry.name == kind:
-            source: Source | None = entry.load()(argument, config, run)
-            return source
+    for entry in entry_points(group="uvg_core.data", name=kind) if colon else ():
+        source: Source | None = entry.load()(argument, config, run)
+        return source
     return None
 
 
 # The command line
 
 
-def run(path: Path, shown: Callable[..., object], say: Say, *, resume: bool, accept_changes: bool) -> int:
+def run(path: Path, progress: Report, say: Say, *, resume: bool, accept_changes: bool) -> int:
     """Train as the configuration file at ``path`` says; 130 where the user stopped it."""
     config = load_config(path)
-    learning: list[bool] = []  # not empty from the first step on
-    with _stopping(say, learning) as asked:
-
-        def watch(_: Step) -> bool:
-            learning[:] = [True]
-            return bool(asked)
-
-        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=shown, watch=watch)
+    with _stopping(say) as watch:
+        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=progress, watch=watch)
     if not result.finished:
         say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
         return 130
@@ -179,20 +192,26 @@ def run(path: Path, shown: Callable[..., object], say: Say, *, resume: bool, acc
 
 
 @contextmanager
-def _stopping(say: Say, learning: list[bool]) -> Iterator[list[int]]:
+def _stopping(say: Say) -> Iterator[Watch]:
     """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once, and so does the
     first while the data are being prepared: the cache goes on where it was."""
-    asked: list[int] = []
+    learning = asked = False
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def ask(*_: object) -> None:
+        nonlocal asked
         if asked or not learning:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked = True
         say("stopping after this step; once more to stop without keeping it")
+
+    def watch(*_: object) -> bool:
+        nonlocal learning
+        learning = True
+        return asked
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield watch
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,15 @@ LORA_PREFIX = "diffusion_model."
 # What a network that grows out of a Wan base is known to run on.
 WAN_RUN = RunConfig(text_states="umT5", checked="trained from a Wan base, on normalised latents and umT5 states")
 SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
-_LORA_WEIGHT = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight")
+
+
+def starting_facts(config: TrainConfig) -> CheckpointConfig:
+    """What the starting file says of itself, with the sizes that ``config.clip`` states instead.
+
+    A Wan base says nothing of texts: the released model's sizes are the defaults there."""
+    facts = CheckpointConfig(ModelConfig(vocab_size=0), WAN_RUN) if _is_base(config) else read_config(config.model)
+    stated = {name: value for name, value in asdict(config.clip).items() if value is not None}
+    return replace(facts, run=replace(facts.run, **stated))
 
 
 def starting_network(
@@ -39,10 +49,9 @@ def starting_network(
     A Wan base gets a text half for ``vocab_size`` tokens; a Uni-ViGU file keeps its own, or gets a fresh one
     (``text_half: fresh``). Raises UniViGUError for a file that does not fit, or one of another vocabulary.
     """
-    weights = open_weights(config.model)
     flows: dict[str, Any] = {"text_flow": config.text_flow, "source": config.source}
-    if find_network(weights).layout in WAN_LAYOUTS:
-        chosen = {key: value for key, value in flows.items() if value is not None}
+    flows = {name: value for name, value in flows.items() if value is not None}
+    if _is_base(config):
         model = init_from_wan(
             config.model,
             vocab_size=vocab_size,
@@ -50,24 +59,27 @@ def starting_network(
             embedding_std=config.embedding_std,
             dtype=dtype,
             attention=attention,
-            **chosen,
+            **flows,
         )
+    elif config.text_half == "fresh":
+        model = with_fresh_text(load_model(config.model, dtype=dtype, attention=attention), vocab_size, config)
     else:
-        fresh = config.text_half == "fresh"
-        model = load_model(config.model, dtype=dtype, attention=attention, **({} if fresh else flows))
-        if fresh:
-            model = with_fresh_text(model, vocab_size, config)
+        model = load_model(config.model, dtype=dtype, attention=attention, **flows)
         require_vocabulary(model.config, vocab_size, config.model)
     rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
-    for name, value in rules.items():
-        kept = getattr(model.config, name)
-        if config.trains == "lora" and value not in (None, kept):
-            raise UniViGUError(
-                f"{name} is {value}, and {config.model} runs with {kept}: a LoRA cannot carry it to where it is used. "
-                f"Leave {name} out, or train all or text"
-            )
-    model.config = replace(model.config, **{name: value for name, value in rules.items() if value is not None})
+    rules = {name: value for name, value in rules.items() if value not in (None, getattr(model.config, name))}
+    if rules and config.trains == "lora":
+        name, value = next(iter(rules.items()))
+        raise UniViGUError(
+            f"{name} is {value}, and {config.model} runs with {getattr(model.config, name)}: a LoRA cannot carry it to "
+            f"where it is used. Leave {name} out, or train all or text"
+        )
+    model.config = replace(model.config, **rules)
     return model.train()
+
+
+def _is_base(config: TrainConfig) -> bool:
+    return find_network(open_weights(config.model)).layout in WAN_LAYOUTS
 
 
 def require_vocabulary(model: ModelConfig, vocab_size: int, path: str | Path) -> None:
@@ -105,14 +117,20 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
     """Mark what learns, in float32, and freeze the rest; ``lora`` puts peft's layers in (in place).
 
     In the ``generate`` stage the text half has no part in the forward pass and stays frozen too."""
-    model.requires_grad_(False)
+    model.requires_grad_(config.trains == "all")
     if config.trains == "lora":
+        require_peft()
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = config.lora
+        alpha: Any = lora.alpha  # peft says int, and divides: any number does
+        wanted = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=LORA_LAYERS)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)  # peft draws one half of each pair; the same seed must give the same run
-            _inject_lora(model, config.lora)
+            inject_adapter_in_model(wanted, model)
     for name, weight in model.named_parameters():
         in_text_half = ".ffn_t." in name if config.trains == "lora" else is_text_half(name)
-        learns = weight.requires_grad if config.trains == "lora" else config.trains == "all" or in_text_half
+        learns = weight.requires_grad or (config.trains == "text" and in_text_half)
         weight.requires_grad_(learns and not (config.stage == "generate" and in_text_half))
         if weight.requires_grad:
             weight.data = weight.data.float()
@@ -121,20 +139,8 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
 
 def require_peft() -> None:
     """Raise UniViGUError where peft is not installed."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"') from None
-
-
-def _inject_lora(model: UniViGU, lora: Lora) -> None:
-    require_peft()
-    from peft import LoraConfig, inject_adapter_in_model
-
-    # peft says int, and divides: any number does.
-    alpha: Any = lora.alpha
-    wanted = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=LORA_LAYERS)
-    inject_adapter_in_model(wanted, model)
+    if find_spec("peft") is None:
+        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"')
 
 
 def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
@@ -142,7 +148,7 @@ def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
     ``alpha``."""
     found: dict[str, Tensor] = {}
     for name, weight in state.items():
-        match = _LORA_WEIGHT.fullmatch(name)
+        match = re.fullmatch(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.default\.weight", name)
         if match is not None:
             found[f"{LORA_PREFIX}{match['layer']}.{match['half']}.weight"] = weight.detach().cpu().contiguous()
             found[f"{LORA_PREFIX}{match['layer']}.alpha"] = torch.tensor(lora.alpha)
@@ -162,20 +168,8 @@ def save_network(path: str | Path, state: Mapping[str, Tensor], config: TrainCon
     The file appears whole or not at all."""
     start = open_weights(config.model)
     network = find_network(start)
-    others: dict[str, Pending] = {}
-    if network.layout not in WAN_LAYOUTS:
-        for name in network.others:
-            others[name] = Pending(start.tensors[name], lambda name=name: start.read(name))  # type: ignore[misc]
+    names = () if network.layout in WAN_LAYOUTS else network.others
+    others = {name: Pending(start.tensors[name], partial(start.read, name)) for name in names}
     prefix = "model.diffusion_model." if others else ""
     pending = {prefix + name: _pending(weight, None) for name, weight in state.items()}
     write_safetensors(path, {**pending, **others}, {"config": facts.to_json(), "format": "pt"})
-
-
-def starting_facts(config: TrainConfig) -> CheckpointConfig:
-    """What the starting file says of itself, with the sizes that ``config.clip`` states instead.
-
-    A Wan base says nothing of texts: the released model's sizes are the defaults there."""
-    is_base = find_network(open_weights(config.model)).layout in WAN_LAYOUTS
-    facts = CheckpointConfig(ModelConfig(vocab_size=0), WAN_RUN) if is_base else read_config(config.model)
-    stated = {name: value for name, value in asdict(config.clip).items() if value is not None}
-    return replace(facts, run=replace(facts.run, **stated))

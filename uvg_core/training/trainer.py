@@ -1,7 +1,5 @@
 """The training loop, for every stage, on one CPU, one GPU or many of them.
 
-    python -m uvg_core train CONFIG.yaml [--resume]
-
 A step takes ``batch`` x processes x ``accumulate`` clips. What is drawn for each is a function of its position alone
 (``plan.py``), and losses are means over the whole global batch: one process and many give the same curve, and a
 continued run goes on as if it had never stopped.
@@ -14,73 +12,49 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import CheckpointConfig
+from ..config import CheckpointConfig, RunConfig
 from ..data.shards import Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
-from .average import Average
 from .config import TrainConfig
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
-from .optimizers import make_optimizers, rate_at
+from .optimizers import Average, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
-from .requirements import clips_a_step, require_usable_texts
 from .start import choose_trainable, save_lora, save_network
 
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a finished step tells whoever watches: numbers of the whole global batch.
-
-    ``video``, ``text``: mean losses of the clips that make them (NaN where none does); ``seconds``: of this step.
-    ``average``: gives the averaged network for the length of a block, to sample from.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    video: float
-    text: float
-    rate: float
-    gradient: float
-    seconds: float
-    average: Callable[[], Any] = field(repr=False, compare=False)
-
-
-# Returns True to stop here; what has been learnt is kept.
-Watch = Callable[[Step], bool | None]
-# Takes what was learnt, weights by name on the CPU; gives the file that it wrote, if any.
-Save = Callable[[dict[str, Tensor]], Path | None]
+# Gets a step's metrics and the trainer; returns True to stop here. What has been learnt is kept.
+Watch = Callable[[StepMetrics, "Trainer"], bool | None]
+# Settings of a card that say how clips were drawn; and rules of the network, where they were changed.
+_CARD = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")
+_RULES = ("v2t_attention", "kappa_exponent")
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a run reports to, and where its results go.
+    """What a run reports to.
 
     watch           called after every step on every process
     say             gets lines for people, on the main process
     decode          latents ``[1,16,F,h,w]`` -> pixels, for the samples that are kept; None keeps captions only
     tokens_to_text  ids -> words, for the same
-    save            takes what was learnt, in place of all that is written into the run's folder, checkpoints too: for a
-                    network that did not come from a file, and a run that cannot be resumed
     """
 
     watch: Watch | None = None
     say: Say = print
     decode: Callable[[Tensor], Tensor] | None = None
     tokens_to_text: Callable[[Tensor], str] | None = None
-    save: Save | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +64,6 @@ class TrainResult:
     step: int
     steps: int
     file: Path | None
-    checkpoint: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -104,6 +77,8 @@ class Trainer:
         model: as ``starting_network`` gives it; what learns is chosen here. data: its shards.
         facts: what the written file will say of itself (sizes of a run, card).
         accelerator: Hugging Face's; made by whoever starts the run, once per process.
+        writes: False writes nothing into the run's folder, checkpoints neither: for a network that did not come from a
+            file, and a run that cannot be resumed. ``learnt`` gives the weights.
     """
 
     def __init__(
@@ -114,10 +89,12 @@ class Trainer:
         facts: CheckpointConfig,
         accelerator: Any,
         callbacks: Callbacks | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         callbacks = callbacks or Callbacks()
         self.config, self.data, self.facts, self.accelerator = config, data, facts, accelerator
-        self.watch, self.save = callbacks.watch, callbacks.save
+        self.watch, self.writes = callbacks.watch, writes
         self.say: Say = callbacks.say if accelerator.is_main_process else lambda _: None
         require_usable_texts(config, data, facts.run)
         self.network = choose_trainable(model, config)
@@ -125,24 +102,27 @@ class Trainer:
         objective = Objective(model, config.loss, checkpointing=config.checkpointing)
         if config.compiled:
             model.compile()
-        learns = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        optimizers = make_optimizers(learns, config.optimizer)
+        optimizers = make_optimizers(_learning(model), config.optimizer)
         self.objective, *self.optimizers = accelerator.prepare(objective, *optimizers)
-        self.average = self._average()
+        self.average: Average | None = None
+        if config.optimizer.ema:
+            self.average = Average(_learning(self._bare), config.optimizer.ema)
+            accelerator.register_for_checkpointing(self.average)
         self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
-        self._kept: Path | None = None  # the newest checkpoint
-        is_logged = accelerator.is_main_process and self.save is None
+        self._checkpoint: Path | None = None  # the newest one
+        is_logged = accelerator.is_main_process and writes
         self.logger = MetricsLogger(config, facts, callbacks.decode, callbacks.tokens_to_text) if is_logged else None
 
-    def _average(self) -> Average | None:
-        if not self.config.optimizer.ema:
-            return None
-        bare = self.accelerator.unwrap_model(self.objective).model
-        learns = {name: weight for name, weight in bare.named_parameters() if weight.requires_grad}
-        average = Average(learns, self.config.optimizer.ema)
-        self.accelerator.register_for_checkpointing(average)
-        return average
+    @property
+    def _bare(self) -> UniViGU:
+        """The network without what accelerate wraps it in."""
+        model: UniViGU = self.accelerator.unwrap_model(self.objective).model
+        return model
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     # One step
 
@@ -167,21 +147,22 @@ class Trainer:
         if config.trains == "lora" and config.lora.dropout:  # the only randomness that is not drawn with the plans
             stream = stream_of(config.seed, config.stage, "dropout", self.step, accelerator.process_index)
             torch.manual_seed(stream.initial_seed())
-        makes_video = max(1, sum(plan.makes_video for plan in plans))
-        makes_text = max(1, sum(plan.makes_text for plan in plans))
         # Each process's backward pass is averaged over processes and accumulation steps: undone by this factor.
         scale = accelerator.num_processes * config.accumulate
+        video_clips = max(1, sum(plan.makes_video for plan in plans))
+        text_clips = max(1, sum(plan.makes_text for plan in plans))
         rows: list[Tensor] = []
         norm = 0.0
         for batch in batches:
             with accelerator.accumulate(self.objective):
                 batch = batch.to(accelerator.device)
                 losses = self.objective(batch)
-                loss = config.loss.video * (losses.video * batch.makes_video).sum() / makes_video
-                loss = loss + config.loss.text * (losses.text * batch.makes_text).sum() / makes_text
+                loss = config.loss.video * (losses.video * batch.makes_video).sum() / video_clips
+                loss = loss + config.loss.text * (losses.text * batch.makes_text).sum() / text_clips
                 gathered = accelerator.gather(torch.stack([losses.video, losses.text], 1).detach().float())
-                first = sum(map(len, rows))
-                self._require_finite(gathered, plans[first : first + len(gathered)])
+                bad = (~gathered.isfinite().all(1)).nonzero()[:, 0] + sum(map(len, rows))
+                if len(bad):
+                    raise self._broken("the loss is not a number", [plans[i] for i in bad.tolist()])
                 rows.append(gathered.cpu())
                 accelerator.backward(loss * scale)
                 if accelerator.sync_gradients:
@@ -194,16 +175,11 @@ class Trainer:
                     optimizer.zero_grad(set_to_none=True)
         return torch.cat(rows), norm
 
-    def _require_finite(self, losses: Tensor, plans: list[SamplePlan]) -> None:
-        bad = ~losses.isfinite().all(1)
-        if bool(bad.any()):
-            raise self._broken("the loss is not a number", [plans[i] for i in bad.nonzero()[:, 0].tolist()])
-
     def _broken(self, what: str, plans: list[SamplePlan]) -> UniViGUError:
         names = list(dict.fromkeys(self.data[self.order.clip(plan.position)].name for plan in plans))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         found = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
-        if self.save is not None:
+        if not self.writes:
             return UniViGUError(f"{found}anything. Look at the clips, or lower the learning rate")
         last = checkpoints.newest(self.config.out_folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
@@ -228,9 +204,8 @@ class Trainer:
             while self.step < config.steps and not stopped:
                 started = time.perf_counter()
                 rate = rate_at(config.optimizer, self.step, config.steps)
-                for optimizer in self.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate * group["peak_lr"]
+                for group in self._groups:
+                    group["lr"] = rate * group["peak_lr"]
                 plans, batches = coming.result()
                 if self.step + 1 < config.steps:
                     coming = pool.submit(self._prepared, self.step + 1)
@@ -238,48 +213,42 @@ class Trainer:
                 if self.average is not None:
                     self.average.update()
                 self.step += 1
-                stopped = self._after(plans, losses, norm, rate, time.perf_counter() - started)
-        checkpoint = self._checkpoint()
-        return TrainResult(self.step, config.steps, self.write(), checkpoint)
+                numbers = {"rate": rate * config.optimizer.rate, "gradient": norm}
+                seconds = time.perf_counter() - started
+                stopped = self._after(StepMetrics.of(self.step, config, plans, losses, seconds=seconds, **numbers))
+        if self.writes:
+            self._write_checkpoint()
+        return TrainResult(self.step, config.steps, self.write() if self.writes else None)
 
-    def _after(self, plans: list[SamplePlan], losses: Tensor, norm: float, rate: float, seconds: float) -> bool:
-        """MetricsLogger, checkpoint and whoever watches; whether to stop."""
-        config, keep = self.config, self.config.keep
-        rate *= config.optimizer.rate
-        entry = StepMetrics.of(self.step, config, plans, losses, rate=rate, gradient=norm, seconds=seconds)
+    def _after(self, metrics: StepMetrics) -> bool:
+        """Log, checkpoint and whoever watches; whether to stop."""
+        keep = self.config.keep
         if self.logger is not None:
-            line = self.logger.write(entry)
-            if line:
+            if line := self.logger.write(metrics):
                 self.say(line)
             if keep.sample_every and self.step % keep.sample_every == 0:
                 with self.averaged() as model:
                     self.logger.sample(self.step, model, self.data)
-        if keep.checkpoint_every and self.step % keep.checkpoint_every == 0 and self.step < config.steps:
-            self._checkpoint()
+        is_due = keep.checkpoint_every and self.step % keep.checkpoint_every == 0
+        if self.writes and is_due and self.step < self.config.steps:
+            self._write_checkpoint()
         if self.watch is None:
             return False
-        finished = Step(
-            self.step, config.steps, entry.loss, entry.video, entry.text, rate, norm, seconds, average=self.averaged
-        )
         # One process that wants to stop stops all of them.
-        wants = torch.tensor([float(bool(self.watch(finished)))], device=self.accelerator.device)
+        wants = torch.tensor([float(bool(self.watch(metrics, self)))], device=self.accelerator.device)
         return bool(self.accelerator.reduce(wants) > 0)
 
     @contextmanager
     def averaged(self) -> Iterator[UniViGU]:
         """The network with averaged weights (where there are any), in eval mode, for the length of a block."""
-        model: UniViGU = self.accelerator.unwrap_model(self.objective).model
-        model.eval()
+        model = self._bare.eval()
         try:
-            if self.average is None:
+            with self.average.in_place() if self.average else nullcontext():
                 yield model
-            else:
-                with self.average.in_place():
-                    yield model
         finally:
             model.train()
 
-    # What is kept
+    # Checkpoints and results
 
     def _begin(self, resume: bool, accept_changes: bool) -> None:
         folder = self.config.out_folder
@@ -295,41 +264,30 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.prepare(folder)
         self.accelerator.wait_for_everyone()
-        if last is None:
-            if resume:
-                self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
-            if self.logger is not None:
-                self.logger.rewind(0)
-            return
-        settings = [
-            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-            for optimizer in self.optimizers
-        ]
-        checkpoints.load(last, self.accelerator)
-        for optimizer, groups in zip(self.optimizers, settings, strict=True):  # this run's, not the checkpoint's
-            for group, values in zip(optimizer.param_groups, groups, strict=True):
+        if last is not None:
+            settings = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
+            checkpoints.load(last, self.accelerator)
+            for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
-        self.step = checkpoints.step_of(last)
-        self._kept = last
+            self.step, self._checkpoint = step, last
+            self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
+        elif resume:
+            self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
         if self.logger is not None:
             self.logger.rewind(self.step)
-        self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
 
-    def _checkpoint(self) -> Path | None:
+    def _write_checkpoint(self) -> None:
         """Write the whole state under a temporary name, rename it, and let the oldest go."""
+        if self._checkpoint is not None and checkpoints.step_of(self._checkpoint) == self.step:
+            return  # writing it again would put the only copy at risk
         config = self.config
-        if self.save is not None:
-            return None
-        if self._kept is not None and checkpoints.step_of(self._kept) == self.step:
-            return self._kept  # writing it again would put the only copy at risk
         facts = {
             "step": self.step,
             "global_batch": self.global_batch,
             "data": self.data.fingerprint,
             "config": config.to_dict(),
         }
-        self._kept = checkpoints.write(config.out_folder, self.accelerator, facts, config.keep.checkpoints)
-        return self._kept
+        self._checkpoint = checkpoints.write(config.out_folder, self.accelerator, facts, config.keep.checkpoints)
 
     def learnt(self) -> dict[str, Tensor]:
         """The averaged weights by name, on the CPU: the whole network's, or those of its LoRA."""
@@ -340,46 +298,59 @@ class Trainer:
             return {name.removeprefix("model."): state[name].detach().clone().cpu() for name in wanted}
 
     def write(self) -> Path | None:
-        """What was learnt, given to ``save``, or as ``model.safetensors`` or ``lora.safetensors``; on the main process,
-        the file's path."""
-        config, state = self.config, self.learnt()
+        """Write what was learnt as ``model.safetensors`` or ``lora.safetensors``; the file, on the main process."""
+        config, state, card = self.config, self.learnt(), self.card()
         if not self.accelerator.is_main_process:
             return None
-        if self.save is not None:
-            return self.save(state)
-        card = {**self.facts.card, self._entry(): self.card()}
         if config.trains == "lora":
             path = config.out_folder / "lora.safetensors"
-            save_lora(path, state, config.lora, {"uvg_training": json.dumps(self.card())})
-        else:
-            path = config.out_folder / "model.safetensors"
-            bare = self.accelerator.unwrap_model(self.objective).model
-            save_network(path, state, config, CheckpointConfig(bare.config, self.facts.run, card))
+            save_lora(path, state, config.lora, {"uvg_training": json.dumps(card)})
+            return path
+        path = config.out_folder / "model.safetensors"
+        # The second run of a stage in a model's life is told of as "refine 2".
+        names = (config.stage if number == 1 else f"{config.stage} {number}" for number in count(1))
+        entry = next(name for name in names if name not in self.facts.card)
+        card = {**self.facts.card, entry: card}
+        save_network(path, state, config, CheckpointConfig(self._bare.config, self.facts.run, card))
         return path
-
-    def _entry(self) -> str:
-        """Where the card tells of this run: ``refine``, or ``refine 2`` for the second such run of a model's life."""
-        name, number = self.config.stage, 1
-        while name in self.facts.card:
-            number += 1
-            name = f"{self.config.stage} {number}"
-        return name
 
     def card(self) -> dict[str, Any]:
         """What a file says about how it was trained."""
-        config = self.config
-        names = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")
-        rules = {name: getattr(config, name) for name in ("v2t_attention", "kappa_exponent")}
+        plain = self.config.to_dict()
         return {
-            **{name: getattr(config, name) for name in names},
+            **{name: plain[name] for name in _CARD},
             "step": self.step,
             "global_batch": self.global_batch,
             "clips": len(self.data),
-            "jobs": asdict(config.jobs),
-            "dropout": asdict(config.dropout),
-            "loss": asdict(config.loss),
-            "video_times": asdict(config.video_times),
-            "optimizer": config.optimizer.kind,
-            "rate": config.optimizer.rate,
-            **{name: value for name, value in rules.items() if value is not None},
+            **{name: plain[name] for name in ("jobs", "dropout", "loss", "video_times")},
+            "optimizer": self.config.optimizer.kind,
+            "rate": self.config.optimizer.rate,
+            **{name: plain[name] for name in _RULES if plain[name] is not None},
         }
+
+
+def clips_a_step(config: TrainConfig, accelerator: Any) -> int:
+    """How many clips all processes take together for one step."""
+    return config.batch * config.accumulate * int(accelerator.num_processes)
+
+
+def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> None:
+    """Raise UniViGUError for clips without the texts that the stage needs, or texts that the model cannot hold."""
+    if config.stage == "refine" and data.details < len(data):
+        raise UniViGUError(
+            f"{config.data}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the stage "
+            "refine learns to write them; add clip.detail.txt files, or train recall"
+        )
+    longest = {"prompt": data.longest_prompt}
+    if config.stage == "refine" or config.detail_share:
+        longest["detailed caption"] = data.longest_detail
+    for what, tokens in longest.items():
+        if config.stage != "generate" and tokens > run.text_length:
+            raise UniViGUError(
+                f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream {run.text_length}; "
+                "leave long ones out with tokens, or set clip.text_length"
+            )
+
+
+def _learning(model: UniViGU) -> dict[str, torch.nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -75,17 +75,17 @@ def fused_kernels() -> dict[str, float]:
     modulation = hosted.Modulation(*parts)
     norm = torch.nn.LayerNorm(64, 1e-6, elementwise_affine=False)
     found = {"modulate": distance(hosted._fused_modulate(norm, x, modulation), hosted.modulate(norm, x, modulation))}
-    turns = {"interleaved": rope.video_rotations((1, 1, 7), 32), "half": rope.text_rotations(7, 32)}
+    angles = {"interleaved": (0, rope.video_angles((1, 1, 7), 32)), "half": (7, rope.text_angles(7, 32))}
     kernels = {name: getattr(comfy.quant_ops.ck, name) for name in KITCHEN}
     without = {name: kernel for name, kernel in kernels.items() if not name.endswith("_")}
-    for pairs, rotations in turns.items():
-        expected = rope.rotate(x, rotations, 2, pairs)
+    for pairs, (text, angle) in angles.items():
+        expected = rope.rotate(x, rope.rotations(angle), text, 2)
         made = []
         for known in (kernels, without, {}):  # an older comfy-kitchen lacks those that write over what they are given
             room = torch.zeros(2, 9, 64)
             room[:, 1:8] = x
             with mock.patch.object(comfy.quant_ops, "ck", SimpleNamespace(**known)):
-                made.append(hosted._rotate(room[:, 1:8], rotations, 2, pairs))
+                made.append(hosted._rotate(room[:, 1:8], rope.matrices(angle), text, 2))
             in_place = made[-1].data_ptr() == room[:, 1:8].data_ptr()
             assert in_place == (known is kernels)
             assert not room[:, ::8].any()

@@ -82,7 +82,7 @@ def measure(
     tokens = torch.randint(VOCABULARY, (1, text), generator=generator).to(place)
 
     def joint(want_logits: bool) -> Any:
-        stream = bridge.TextInput(tokens, clock, None, core.model.PassOptions(want_logits=want_logits))
+        stream = bridge.TextInput(tokens, clock, None, core.model.PassOptions(), (want_logits,))
         return ours(small, clock, context, dict(options), text_stream=stream)
 
     jobs = {

@@ -27,6 +27,7 @@ import argparse
 import json
 import math
 import shutil
+import socket
 import ssl
 import sys
 import time
@@ -110,6 +111,7 @@ class Client:
         if not usable or address.scheme not in ("http", "https"):
             raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
         self.server = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
+        self._address = address.hostname, address.port or (443 if address.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
         self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
 
@@ -128,7 +130,10 @@ class Client:
         with ExitStack() as stack:
             # Before queueing, to miss nothing. Where the server cannot be reached at all, queueing reports it.
             with suppress(OSError, ValueError, WebSocketException):
-                opened = connect(url, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
+                # With a socket of our own, the library cannot follow redirects to other servers.
+                connection = socket.create_connection(self._address, HTTP_SECONDS)
+                connection.settimeout(None)
+                opened = connect(url, sock=connection, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
                 websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:

@@ -46,7 +46,8 @@ def aligned(covered: Tensor, centre: Tensor, gyration: Tensor) -> Tensor:
     grid = (centre[:, None, None] + offset * gyration[:, None, None, None]) / covered.shape[-1] * 2 - 1
     patch = F.grid_sample(covered[:, None], grid, mode="bilinear", align_corners=False).mean(0).flatten()
     patch = patch - patch.mean()
-    return patch / patch.norm().clamp(min=1e-6)
+    length: Tensor = patch.norm().clamp(min=1e-6)
+    return patch / length
 
 
 def kind_scores(patch: Tensor) -> Tensor:

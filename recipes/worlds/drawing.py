@@ -135,7 +135,8 @@ def cover(kind: str, x: Tensor, y: Tensor, radius: Tensor, image: Tensor | None 
         distance = (from_centre - (1 + RING_HOLE) / 2).abs() - (1 - RING_HOLE) / 2
     else:
         distance = _polygon_distance(u, v, POLYGONS[kind])
-    return (0.5 - distance * radius).clamp(0, 1)
+    coverage: Tensor = (0.5 - distance * radius).clamp(0, 1)
+    return coverage
 
 
 def coverage(kind: str, at: Placement, side: int) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from ..config import CheckpointConfig, ModelConfig, RunConfig, shown
+from ..config import CheckpointConfig, ModelConfig, RunConfig
 from ..errors import UniViGUError
 from ..model.rope import frequencies
+from ..settings import shown
 from .detect import Checkpoint, open_checkpoint
 from .facts import EXPORT_AGAIN, Overrides, run_and_card, stated_facts
 

@@ -112,7 +112,8 @@ def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def _lengths(weight: Tensor) -> Tensor:
     """The norm of each row."""
-    return weight.flatten(1).norm(dim=1)
+    lengths: Tensor = weight.flatten(1).norm(dim=1)
+    return lengths
 
 
 def _rows(values: Tensor, weight: Tensor) -> Tensor:

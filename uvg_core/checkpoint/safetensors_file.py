@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import shown
 from ..errors import UniViGUError
+from ..settings import shown
 from .weight_file import Place, Stored, WeightFile, are_counts, damaged, is_shape
 
 _HEADER_LIMIT = 100_000_000  # as in the safetensors format

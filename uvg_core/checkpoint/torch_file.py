@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..config import shown
 from ..errors import UniViGUError
+from ..settings import shown
 from .inert_values import Named, StandIn, Storage, View
 from .torch_form import contents
 from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Place, Stored, WeightFile, damaged

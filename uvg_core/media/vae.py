@@ -105,7 +105,7 @@ def vae_bytes(vae: Any, tower: str, frames: int, height: int, width: int) -> flo
     return float(height * width * itemsize * (_NUMBERS[tower] * vae.config.base_dim + 2 * 3 * frames))
 
 
-def channels_last(vae: Any) -> Any:
+def channels_last(vae: nn.Module) -> nn.Module:
     """Lay a VAE's convolutions out as CPUs want them (in place): 1.5 times as fast there, the same numbers to 1e-5."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for layer in vae.modules():

@@ -162,7 +162,9 @@ def rounded_times(network: UniViGU, rounding: str) -> Predict:
         try:
             require_ids(network.config, ids)
             text, still = as_text_content(network, ids), torch.zeros_like(time)
-            found = network(video, text, time, still, condition, mask, PassOptions(want_logits=False)).velocity
+            found: Tensor | None = network(
+                video, text, time, still, condition, mask, PassOptions(want_logits=False)
+            ).velocity
         finally:
             network.config = kept
         assert found is not None

@@ -50,7 +50,8 @@ def memory_of(frame: Any, channels: int) -> Tensor:
     """A packed 8-bit frame's memory as ``[H,W,channels]``, shared; rows may be padded in memory, never in the view."""
     plane = frame.planes[0]
     rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
-    return rows[: frame.height, : frame.width * channels].unflatten(1, (frame.width, channels))
+    pixels: Tensor = rows[: frame.height, : frame.width * channels].unflatten(1, (frame.width, channels))
+    return pixels
 
 
 def upright(frame: Any) -> Tensor:

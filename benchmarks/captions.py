@@ -52,12 +52,12 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
             def made(model: UniViGU, kind: str = kind, **settings: Any) -> VideoCache | None:
                 return plain(model, **{**settings, "fp8": bool(kind)})
 
-            UniViGU.video_cache = made  # type: ignore[method-assign]
+            UniViGU.video_cache = made  # type: ignore[method-assign, assignment]
             started = time.perf_counter()
             try:
                 tally = evaluator.video_to_text(steps, video_cache=policy).to_json()
             finally:
-                UniViGU.video_cache = plain  # type: ignore[method-assign]
+                UniViGU.video_cache = plain  # type: ignore[method-assign, assignment]
             seconds = time.perf_counter() - started
             found["settings"][f"{kept}, {steps} steps"] = {**tally, "seconds": round(seconds, 2)}
             print(f"{kept:18s} {steps:3d} steps  {100 * tally['mean']:5.1f} %  {seconds:6.1f} s", flush=True)
@@ -88,7 +88,7 @@ def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]
     for name, cache in caches.items():
         jobs[f"fill, {name}"] = partial(fill, cache)
         jobs[f"text, {name}"] = partial(run, cache)
-    peaks = {name: peak(job, device) for name, job in jobs.items()}
+    peaks: dict[str, float] = {name: peak(job, device) for name, job in jobs.items()}
     times = in_turn(jobs, args.turns, device)
     return {
         "seconds": {name: statistics.median(values) for name, values in times.items()},

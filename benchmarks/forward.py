@@ -63,11 +63,12 @@ def measure(
         operations=comfy.ops.disable_weight_init, **width,
     ).eval()  # fmt: skip
     theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
-    diffusers = WanTransformer3DModel(
+    diffusers: Any = WanTransformer3DModel(
         num_attention_heads=width["num_heads"], attention_head_dim=width["dim"] // width["num_heads"], in_channels=16,
         out_channels=16, text_dim=width["text_dim"], freq_dim=256, ffn_dim=width["ffn_dim"], num_layers=blocks,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads",
-    ).eval().to(place, kind)  # fmt: skip
+    )  # fmt: skip
+    diffusers = diffusers.eval().to(place, kind)
     keys = pack_module("uvg_core.checkpoint.keys")
     names = {keys.from_native(name, "diffusers"): name for name in theirs.state_dict()}
     diffusers.load_state_dict({name: weights[names[name]] for name in diffusers.state_dict()})
@@ -81,7 +82,7 @@ def measure(
     tokens = torch.randint(VOCABULARY, (1, text), generator=generator).to(place)
 
     def joint(want_logits: bool) -> Any:
-        stream = bridge.TextInput(tokens, clock, None, core.model.PassOptions(want_logits=want_logits))
+        stream = bridge.TextInput(tokens, clock, None, core.model.PassOptions(), (want_logits,))
         return ours(small, clock, context, dict(options), text_stream=stream)
 
     jobs = {

@@ -171,8 +171,9 @@ def peak_against_estimate(rows: int, logits: int, rig: Rig) -> float:
             options=PassOptions(want_logits=slice(0, logits) if logits else False),
         )
 
-    sizes = {"video": video_tokens(rig.scale.size, config), "text": rig.scale.text, "itemsize": 2}
-    return rig.count(once).peak / pass_bytes(config, rows=rows, logits=logits, **sizes)
+    video, text = video_tokens(rig.scale.size, config), rig.scale.text
+    estimate = pass_bytes(config, rows=rows, video=video, text=text, itemsize=2, logits=logits)
+    return rig.count(once).peak / estimate
 
 
 def peak_of(job: str, rig: Rig) -> float:

@@ -102,12 +102,11 @@ class Rig:
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
         """Noise, context and null context."""
-        scale, like = self.scale, {"device": self.device}
-        width = scale.config.text_dim
+        scale, device, width = self.scale, self.device, self.scale.config.text_dim
         return {
-            "noise": torch.zeros(1, scale.config.in_dim, *scale.size, **like).normal_(),
-            "context": torch.zeros(1, scale.context, width, **like).normal_(),
-            "null_context": torch.zeros(1, scale.context, width, **like),
+            "noise": torch.zeros(1, scale.config.in_dim, *scale.size, device=device).normal_(),
+            "context": torch.zeros(1, scale.context, width, device=device).normal_(),
+            "null_context": torch.zeros(1, scale.context, width, device=device),
         }
 
     def words(self, rows: int = 1) -> Tensor:

@@ -44,7 +44,8 @@ def fp8_file(path: Path, config: Any) -> Path:
         return pattern.repeat(-(-count // pattern.numel()))[:count].reshape(shape)
 
     weights = UniViGU(config, attention=sdpa_attention, device="meta").state_dict()
-    pending, layers = {}, []
+    pending: dict[str, Any] = {}
+    layers = []
     for name, weight in weights.items():
         entries = packed(name, Stored.like(weight.shape, torch.bfloat16), partial(noise, weight.shape), "fp8")
         pending |= entries

@@ -99,11 +99,15 @@ def stable(evaluator: Evaluator, wanted: int) -> dict[str, Any]:
     with evaluator.pipe.network() as model:
         for index in range(len(evaluator.latents)):
             steps: list[int] = []
+
+            def count(step: int, _: object, steps: list[int] = steps) -> None:
+                steps.append(step)
+
             ids = video_to_text(
                 GuidedDenoiser(model),
                 evaluator.latents[index : index + 1],
                 Sampling(seed=index, stop_when_stable=wanted).resolved(evaluator.run, captions=True),
-                callback=lambda step, _, steps=steps: steps.append(step),
+                callback=count,
             )
             taken += len(steps)
             texts.append(evaluator.pipe.tokenizer.text(ids[0]))

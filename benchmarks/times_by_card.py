@@ -4,7 +4,7 @@
 
 The operations of every pass are counted by torch on a network of the released size without weights (multiply-adds of
 matrix products and attention, two each), and divided by ``--share`` of what the card's tensor cores do at most in
-bfloat16. It prints the table of docs/comfyui.md. Not counted: the text encoder, the VAE, loading, and weights that come
+bfloat16. It prints the table of docs/costs.md. Not counted: the text encoder, the VAE, loading, and weights that come
 from the machine's memory at every step because they do not fit on the card.
 """
 
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uvg_core import ModelConfig, RunConfig, UniViGU
 from uvg_core.media.vae import latent_shape
-from uvg_core.model import VideoCache
+from uvg_core.model import PassOptions, VideoCache
 
 # 10^12 operations a second: dense bfloat16 with sums in float32, at the boost clock, of NVIDIA's whitepapers on Ada and
 # Blackwell; the 3060, which none of them lists, from 28 multiprocessors, 512 operations a clock each, 1.777 GHz.
@@ -44,22 +44,23 @@ def operations(network: UniViGU, frames: int, run: RunConfig) -> Passes:
     no_prompt = context[:, :1]
     noisy, clean = torch.full((1,), 500.0, device="meta"), torch.zeros(1, device="meta")
 
-    def count(length: int, times: tuple[torch.Tensor, torch.Tensor], prompt: torch.Tensor, **wanted: object) -> int:
+    def count(length: int, times: tuple[torch.Tensor, torch.Tensor], prompt: torch.Tensor, options: PassOptions) -> int:
         text = torch.zeros(1, length, dtype=torch.long, device="meta")
         with FlopCounterMode(display=False) as counted:
-            network(latent, text, *times, prompt, **wanted)
+            network(latent, text, *times, prompt, options=options)
         return int(counted.get_total_flops())
 
-    words = {"want_velocity": False, "want_logits": True}
     cache = VideoCache(fp8=False, place="device", free_bytes=lambda _: float("inf"))
-    caption = count(run.text_length, (clean, noisy), no_prompt, **words)
-    count(run.text_length, (clean, noisy), no_prompt, cache=cache, **words)  # fills it
+    words, cached = PassOptions(want_velocity=False), PassOptions(want_velocity=False, cache=cache)
+    no_words = PassOptions(want_logits=False)
+    caption = count(run.text_length, (clean, noisy), no_prompt, words)
+    count(run.text_length, (clean, noisy), no_prompt, cached)  # fills it
     return Passes(
-        video=count(PROMPT, (noisy, clean), context, want_logits=False),
+        video=count(PROMPT, (noisy, clean), context, no_words),
         caption=caption,
-        cached=count(run.text_length, (clean, noisy), no_prompt, cache=cache, **words),
-        joint=count(run.text_length, (noisy, noisy), context)
-        + count(run.text_length, (noisy, noisy), context, want_logits=False),
+        cached=count(run.text_length, (clean, noisy), no_prompt, cached),
+        joint=count(run.text_length, (noisy, noisy), context, PassOptions())
+        + count(run.text_length, (noisy, noisy), context, no_words),
     )
 
 

@@ -14,7 +14,7 @@ from .comfy.captions import GeneratedText
 from .comfy.latents import empty_latent, nearest_words, nested, streams_of
 from .comfy.network import network_of, run_facts
 from .media import sized
-from .types import CATEGORY, UvgText
+from .types import UvgText, output, schema
 from .widgets import read, widget
 
 LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
@@ -24,28 +24,23 @@ class UniViGUEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Tokens of the text stream (embedding flow only). 0: what the checkpoint was trained with."
-        return io.Schema(
-            node_id="UniViGUEmptyLatent",
-            display_name="Empty Uni-ViGU Latent",
-            category=CATEGORY,
-            description="An empty clip; for checkpoints with the embedding text flow, with a text stream beside it.",
+        return schema(
+            cls,
+            "Empty Uni-ViGU Latent",
+            "An empty clip; for checkpoints with the embedding text flow, with a text stream beside it.",
             inputs=[
                 widgets.model("Says what kind of latent is needed."),
-                widget(Size, "width", step=16),
-                widget(Size, "height", step=16),
-                widget(Size, "frames", max=1025),
+                *widgets.size(),
                 widget(Sampling, "text_length", tooltip=tooltip),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once."),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The empty clip, for the samplers."),
-                io.Float.Output(
-                    display_name="fps",
-                    tooltip="Frames a second that the checkpoint was trained with, for Create Video.",
-                ),
-                io.Float.Output(
-                    display_name="enlarge",
-                    tooltip="How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for "
+                output(io.Float, "fps", "Frames a second that the checkpoint was trained with, for Create Video."),
+                output(
+                    io.Float,
+                    "enlarge",
+                    "How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for "
                     "very small clips.",
                 ),
             ],
@@ -67,19 +62,18 @@ class UniViGUEmptyLatent(io.ComfyNode):
 class UniViGUSplitLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUSplitLatent",
-            display_name="Split Uni-ViGU Latent",
-            category=CATEGORY,
-            description="Takes a latent of two streams (embedding text flow) apart: the video, and the words nearest "
+        return schema(
+            cls,
+            "Split Uni-ViGU Latent",
+            "Takes a latent of two streams (embedding text flow) apart: the video, and the words nearest "
             "to the text stream's vectors.",
             inputs=[
                 widgets.model("The model that the latent was sampled with."),
                 io.Latent.Input("latent", tooltip="A sampled latent with a text stream."),
             ],
             outputs=[
-                io.Latent.Output(display_name="video", tooltip="The video alone, for VAE Decode."),
-                UvgText.Output(display_name="text", tooltip="The tokens, for Text Decoder."),
+                output(io.Latent, "video", "The video alone, for VAE Decode."),
+                output(UvgText, "text", "The tokens, for Text Decoder."),
             ],
         )
 

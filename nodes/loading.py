@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.pipeline.locate import DOWNLOADS
+from ..uvg_core.pipeline.locate import DOWNLOADS, ENCODER, VAE
 from ..uvg_core.settings import Number, setting, settings
 from . import widgets
 from .comfy.folders import file_names, file_path, fingerprint
 from .comfy.latents import belong_to, fit_preview
-from .comfy.loading import WEIGHT_DTYPES, load_encoder, load_network, load_vae, parts_of
+from .comfy.loading import WEIGHT_DTYPES, components_in, load_encoder, load_network, load_vae
 from .comfy.lora import apply_lora
 from .comfy.names import FROM_CHECKPOINT
 from .comfy.network import network_of, run_facts
 from .comfy.saving import output_file, save_checkpoint
 from .comfy.showing import Progress
-from .types import CATEGORY
+from .types import output, schema
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +30,14 @@ log = logging.getLogger(__name__)
 class UniViGULoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        own = FROM_CHECKPOINT
-        return io.Schema(
-            node_id="UniViGULoader",
-            display_name="Load Uni-ViGU",
-            category=CATEGORY,
-            description="Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
+        def choice(name: str, options: Iterable[str], tooltip: str, **more: Any) -> Any:
+            own = FROM_CHECKPOINT
+            return io.Combo.Input(name, options=[own, *options], default=own, tooltip=tooltip, **more)
+
+        return schema(
+            cls,
+            "Load Uni-ViGU",
+            "Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
             search_aliases=["uni-vigu loader", "wan text video understanding"],
             inputs=[
                 io.Combo.Input(
@@ -42,33 +46,25 @@ class UniViGULoader(io.ComfyNode):
                     tooltip="From models/uni_vigu, models/diffusion_models or models/checkpoints. uvg_tiny is the "
                     "small model that comes with the pack.",
                 ),
-                io.Combo.Input(
+                choice(
                     "text_encoder",
-                    options=[own, *file_names("text_encoder")],
-                    default=own,
-                    tooltip="The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
+                    file_names("text_encoder"),
+                    "The umT5 that Wan uses; only all-in-one checkpoints carry their own.",
                 ),
-                io.Combo.Input(
-                    "vae",
-                    options=[own, *file_names("vae")],
-                    default=own,
-                    tooltip="The Wan 2.1 VAE; only all-in-one checkpoints carry their own.",
-                ),
-                io.Combo.Input(
+                choice("vae", file_names("vae"), "The Wan 2.1 VAE; only all-in-one checkpoints carry their own."),
+                choice(
                     "latent_space",
-                    options=[own, *LATENT_SPACES],
-                    default=own,
+                    LATENT_SPACES,
+                    "normalised: Wan's mean and std per channel. raw: none, as the release's script does. If pictures "
+                    "look washed out or noisy, try the other one.",
                     advanced=True,
-                    tooltip="normalised: Wan's mean and std per channel. raw: none, as the release's script does. If "
-                    "pictures look washed out or noisy, try the other one.",
                 ),
-                io.Combo.Input(
+                choice(
                     "text_states",
-                    options=[own, *TEXT_STATES],
-                    default=own,
+                    TEXT_STATES,
+                    "umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. release: "
+                    "one position bias for all layers and padding kept, as in the release's script.",
                     advanced=True,
-                    tooltip="umT5: as everywhere in the field, and what is taken where the checkpoint says nothing. "
-                    "release: one position bias for all layers and padding kept, as in the release's script.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -102,14 +98,13 @@ class UniViGULoader(io.ComfyNode):
     def execute(
         cls, checkpoint: str, text_encoder: str, vae: str, latent_space: str, text_states: str, weight_dtype: str
     ) -> io.NodeOutput:
-        path = file_path("checkpoint", checkpoint)
-        own = FROM_CHECKPOINT
-        carried = parts_of(path) if own in (text_encoder, vae) else set()
-        for part, chosen in (("text encoder", text_encoder), ("VAE", vae)):
-            if chosen == own and part not in carried:
+        path, own = file_path("checkpoint", checkpoint), FROM_CHECKPOINT
+        carried = components_in(path) if own in (text_encoder, vae) else set()
+        for component, chosen in ((ENCODER, text_encoder), (VAE, vae)):
+            if chosen == own and component not in carried:
                 raise UniViGUError(
-                    f"{checkpoint} does not carry a {part}; choose the one that Wan 2.1 uses in the widget "
-                    f"{part.replace(' ', '_').lower()}. To get it: {DOWNLOADS[part]}"
+                    f"{checkpoint} does not carry a {component}; choose the one that Wan 2.1 uses in the widget "
+                    f"{component.replace(' ', '_').lower()}. To get it: {DOWNLOADS[component]}"
                 )
         model = load_network(path, weight_dtype, None if latent_space == own else latent_space)
         run = run_facts(model)
@@ -121,7 +116,7 @@ class UniViGULoader(io.ComfyNode):
         )
         decoder = load_vae(path if vae == own else file_path("vae", vae))
         fit_preview(model, decoder)
-        belong_to(decoder, run_facts(model))
+        belong_to(decoder, run)
         return io.NodeOutput(model, clip, decoder)
 
 
@@ -140,11 +135,10 @@ class Strengths:
 class UniViGULoraLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGULoraLoader",
-            display_name="Load Uni-ViGU LoRA",
-            category=CATEGORY,
-            description="Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
+        return schema(
+            cls,
+            "Load Uni-ViGU LoRA",
+            "Applies a Wan2.1 1.3B or Uni-ViGU LoRA, with a strength for each half, and says what matched.",
             inputs=[
                 widgets.model(),
                 io.Combo.Input(
@@ -152,12 +146,11 @@ class UniViGULoraLoader(io.ComfyNode):
                     options=file_names("lora"),
                     tooltip="From models/loras: a LoRA for Wan2.1 1.3B or for Uni-ViGU.",
                 ),
-                widgets.widget(Strengths, "strength_video", step=0.05),
-                widgets.widget(Strengths, "strength_text", step=0.05),
+                *widgets.each(Strengths, step=0.05),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the LoRA on it."),
-                io.String.Output(display_name="report", tooltip="How many layers matched, and which did not."),
+                output(io.String, "report", "How many layers matched, and which did not."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -179,11 +172,10 @@ class UniViGULoraLoader(io.ComfyNode):
 class UniViGUSave(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUSave",
-            display_name="Save Uni-ViGU",
-            category=CATEGORY,
-            description="Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
+        return schema(
+            cls,
+            "Save Uni-ViGU",
+            "Writes the model, with the LoRAs that are on it, as one native file that every loader reads.",
             is_output_node=True,
             inputs=[
                 widgets.model("What is saved; LoRAs on it are merged in."),
@@ -202,7 +194,7 @@ class UniViGUSave(io.ComfyNode):
                 widgets.clip("Puts the text encoder into the file (all-in-one).", optional=True),
                 widgets.vae("Puts the VAE into the file (all-in-one).", optional=True),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="The path of the file.")],
+            outputs=[output(io.String, "file", "The path of the file.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -213,6 +205,6 @@ class UniViGUSave(io.ComfyNode):
         kind = "diffusion_models" if clip is None and vae is None else "checkpoints"
         path = output_file(filename_prefix, kind)
         progress = Progress(cls.hidden.unique_id, steps=100)
-        save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, progress.step)
+        save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, partial(progress, "saving"))
         progress.text(f"saved {path}", last=True)
         return io.NodeOutput(str(path))

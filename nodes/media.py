@@ -22,7 +22,7 @@ from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
 from .comfy.folders import file_state
 from .comfy.showing import input_directory
-from .widgets import widget
+from .widgets import size, widget
 
 
 @settings
@@ -58,17 +58,7 @@ def size_widgets() -> list[Any]:
     tooltip = (
         "At most this many (4n+1); a shorter clip gives as many as it has. 0: what the checkpoint was trained with."
     )
-    return [
-        widget(Size, "width", step=16),
-        widget(Size, "height", step=16),
-        widget(Size, "frames", max=1025, tooltip=tooltip),
-        widget(Rate, "fps", display_name="fps (-1 = auto)", step=0.5),
-    ]
-
-
-def folder_widgets() -> list[Any]:
-    """The widgets that name a folder of clips."""
-    return [widget(Folder, "folder"), widget(Folder, "subfolders")]
+    return [*size(tooltip=tooltip), widget(Rate, "fps", display_name="fps (-1 = auto)", step=0.5)]
 
 
 def sized(run: RunConfig, size: Size) -> RunConfig:

@@ -9,18 +9,17 @@ from comfy_api.latest import io
 from ..uvg_core.media.null_embedding import read_null_embedding
 from . import widgets
 from .comfy.conditioning import encode_prompt
-from .comfy.folders import NO_FILE, file_names, file_path, fingerprint
-from .types import CATEGORY
+from .comfy.folders import NO_FILE, file_path, fingerprint
+from .types import schema
 
 
 class UniViGUTextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUTextEncode",
-            display_name="Uni-ViGU Prompt",
-            category=CATEGORY,
-            description="A prompt for both ways into the model: the text encoder's states, and the words themselves in "
+        return schema(
+            cls,
+            "Uni-ViGU Prompt",
+            "A prompt for both ways into the model: the text encoder's states, and the words themselves in "
             "the text stream.",
             search_aliases=["clip text encode", "prompt"],
             inputs=[
@@ -36,15 +35,11 @@ class UniViGUTextEncode(io.ComfyNode):
                     tooltip="What the text stream reads, where it should differ from the prompt, e.g. a detailed "
                     "caption. Empty: the prompt. (For an empty text stream, use CLIP Text Encode.)",
                 ),
-                io.Combo.Input(
-                    "null_embedding",
-                    options=[NO_FILE, *file_names("null_embedding")],
-                    default=NO_FILE,
-                    optional=True,
+                widgets.null_embedding(
+                    "Where text is empty: a file with the prompt's states to take instead, for the negative prompt of "
+                    "the released model its empty_context_t5_emb.pt. From models/embeddings, models/text_encoders or "
+                    "models/uni_vigu.",
                     advanced=True,
-                    tooltip="Where text is empty: a file with the prompt's states to take instead, for the negative "
-                    "prompt of the released model its empty_context_t5_emb.pt. From models/embeddings, "
-                    "models/text_encoders or models/uni_vigu.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the samplers, or as a hint for Video-to-Text Denoise.")],

@@ -9,19 +9,18 @@ from comfy_api.latest import io
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
 from ..uvg_core.sampling import Sampling, State, joint
-from ..uvg_core.sampling.loop import spread
 from ..uvg_core.settings import Whole, setting, settings
 from . import widgets
-from .comfy.captions import GeneratedText, RecordedStep, describe
+from .comfy.captions import Recorder, describe
 from .comfy.conditioning import tokenizer_of, with_tokens_of
 from .comfy.latents import require_video_latent, streams_of
 from .comfy.network import network_of, run_facts
 from .comfy.sampling import (
+    SAMPLERS,
     SCHEDULERS,
     Conditions,
     Core,
     HostDenoiser,
-    core_samplers,
     guided_until,
     prepare_noise,
     run_job,
@@ -29,7 +28,7 @@ from .comfy.sampling import (
     with_shift,
 )
 from .comfy.showing import Progress
-from .types import CATEGORY, UvgText
+from .types import UvgText, output, schema
 from .widgets import read, widget
 
 
@@ -60,17 +59,16 @@ def video_widgets() -> list[Any]:
 
 def generated_text() -> Any:
     tooltip = "The tokens, for Text Decoder, with the steps that were recorded."
-    return UvgText.Output(display_name="text", tooltip=tooltip)
+    return output(UvgText, "text", tooltip)
 
 
 class UniFlowSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniFlowSampler",
-            display_name="Uni-Flow Sampler",
-            category=CATEGORY,
-            description="Text to video. ComfyUI's own samplers; both passes of guidance see the positive prompt's text "
+        return schema(
+            cls,
+            "Uni-Flow Sampler",
+            "Text to video. ComfyUI's own samplers; both passes of guidance see the positive prompt's text "
             "stream, as in the release.",
             search_aliases=["ksampler", "text to video"],
             inputs=[
@@ -79,7 +77,7 @@ class UniFlowSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From Empty Uni-ViGU Latent, or an encoded clip to change."),
                 widgets.seed(),
                 *video_widgets(),
-                widget(Core, "sampler", options=core_samplers()),
+                widget(Core, "sampler", options=SAMPLERS),
                 widget(Core, "scheduler", options=SCHEDULERS),
                 widget(Core, "denoise", step=0.01),
                 guidance_end(),
@@ -110,11 +108,10 @@ class UniFlowSampler(io.ComfyNode):
 class VideoToTextDenoise(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="VideoToTextDenoise",
-            display_name="Video-to-Text Denoise",
-            category=CATEGORY,
-            description="Describes a clip: the video is held clean, the text forms from noise. The text shows in the "
+        return schema(
+            cls,
+            "Video-to-Text Denoise",
+            "Describes a clip: the video is held clean, the text forms from noise. The text shows in the "
             "node while it forms.",
             search_aliases=["caption video", "describe video", "vqa"],
             inputs=[
@@ -147,36 +144,28 @@ class VideoToTextDenoise(io.ComfyNode):
         template: str = "",
         **inputs: Any,
     ) -> io.NodeOutput:
-        sampling, recording = read(Sampling, inputs), read(Recording, inputs)
         progress = Progress(cls.hidden.unique_id)
 
         def report(step: int, steps: int, words: str) -> None:
-            progress.step(step, steps)
+            progress("captioning", step, steps)
             progress.text(words)
 
-        done = describe(
-            model,
-            clip,
-            latent["samples"],
-            sampling,
-            hint=hint,
-            template=template,
-            record=recording.record,
-            report=report,
+        sampling, record = read(Sampling, inputs), read(Recording, inputs).record
+        text, words = describe(
+            model, clip, latent["samples"], sampling, hint=hint, template=template, record=record, report=report
         )
-        progress.text(done.text, last=True)
-        return io.NodeOutput(done.generated)
+        progress.text(words, last=True)
+        return io.NodeOutput(text)
 
 
 class JointSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         hidden = {"optional": True, "advanced": True}
-        return io.Schema(
-            node_id="JointSampler",
-            display_name="Joint Sampler",
-            category=CATEGORY,
-            description="From a brief prompt, a clip and its caption at once, on one clock. The preview shows the "
+        return schema(
+            cls,
+            "Joint Sampler",
+            "From a brief prompt, a clip and its caption at once, on one clock. The preview shows the "
             "clip, the node the text.",
             search_aliases=["text and video", "t2vt"],
             inputs=[
@@ -221,41 +210,38 @@ class JointSampler(io.ComfyNode):
         clip: Any | None = None,
         **inputs: Any,
     ) -> io.NodeOutput:
-        sampling = read(Sampling, inputs).resolved(run_facts(model))
-        steps, shift = sampling.steps, sampling.shift
-        assert steps is not None
-        assert shift is not None
+        sampling = read(Sampling, {"seed": seed, **inputs}).resolved(run_facts(model))
+        assert sampling.steps is not None
+        assert sampling.shift is not None
         video = streams_of(latent)[0]
         require_video_latent(video, network_of(model).config)
-        sigmas = video_sigmas(steps, shift)
-        shifted = with_shift(model, shift)
+        sigmas, shifted = video_sigmas(sampling.steps, sampling.shift), with_shift(model, sampling.shift)
         tokenizer = None if clip is None else tokenizer_of(clip)
-        progress = Progress(cls.hidden.unique_id, shifted, steps)
-        wanted, recorded = spread(steps, read(Recording, inputs).record), []
+        progress = Progress(cls.hidden.unique_id, shifted, sampling.steps)
+        recorder = Recorder(sampling.steps, read(Recording, inputs).record)
 
         def watch(step: int, state: State) -> None:
             progress.video(step, state.steps, state.estimate, state.latent)
             if tokenizer is not None:
                 progress.text(tokenizer.text(state.tokens[0]))
-            if step in wanted:
-                seen = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
-                recorded.append(RecordedStep(step, state.steps, state.sigma, state.tokens.cpu(), seen.half()))
+            if recorder.wants(state):
+                estimate = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
+                recorder.add(state, state.sigma, estimate.half())
 
         def job(denoise: HostDenoiser, noise: Any, _: Any) -> tuple[Any, Any]:
             seeds = [(seed + row) % widgets.SEEDS for row in latent.get("batch_index") or range(len(video))]
             return joint(denoise, noise, sampling, seeds=seeds, callback=watch)
 
-        samples, text = run_job(
+        samples, tokens = run_job(
             guided_until(shifted, sampling.guidance_end, sigmas),
             job,
             Conditions(positive, negative, sampling.guidance_scale),
+            sampling,
             noise=prepare_noise({**latent, "samples": video}, seed),
             latent=video,
             sigmas=sigmas,
-            seed=seed,
-            text_length=sampling.text_length,
         )
-        text = text.cpu()
+        text = recorder.text(tokens)
         if tokenizer is not None:
-            progress.text(tokenizer.text(text[0]), last=True)
-        return io.NodeOutput({**latent, "samples": samples}, GeneratedText(text, tuple(recorded)))
+            progress.text(tokenizer.text(text.tokens[0]), last=True)
+        return io.NodeOutput({**latent, "samples": samples}, text)

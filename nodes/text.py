@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +21,7 @@ from .comfy.latents import decode_latent, require_video_latent
 from .comfy.network import network_of
 from .comfy.showing import Progress
 from .media import as_image
-from .types import CATEGORY, UvgText
+from .types import UvgText, output, schema
 from .widgets import read, widget
 
 
@@ -28,14 +29,12 @@ class UniViGUTextDecoder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Tokens, from Video-to-Text Denoise, Joint Sampler or Split Uni-ViGU Latent."
-        output = io.String.Output(display_name="text", is_output_list=True, tooltip="A list with one text per clip.")
-        return io.Schema(
-            node_id="UniViGUTextDecoder",
-            display_name="Text Decoder",
-            category=CATEGORY,
-            description="Tokens to words: one text per clip of the batch.",
+        return schema(
+            cls,
+            "Text Decoder",
+            "Tokens to words: one text per clip of the batch.",
             inputs=[UvgText.Input("text", tooltip=tooltip), widgets.clip()],
-            outputs=[output],
+            outputs=[output(io.String, "text", "A list with one text per clip.", is_output_list=True)],
         )
 
     @classmethod
@@ -47,11 +46,10 @@ class UniViGUTextDecoder(io.ComfyNode):
 class UniViGURankCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGURankCaptions",
-            display_name="Rank Captions",
-            category=CATEGORY,
-            description="Which of these texts fits the clip best? Scores are minus the text flow's loss; all texts "
+        return schema(
+            cls,
+            "Rank Captions",
+            "Which of these texts fits the clip best? Scores are minus the text flow's loss; all texts "
             "meet the same noise.",
             search_aliases=["classify video", "text video matching"],
             inputs=[
@@ -63,9 +61,9 @@ class UniViGURankCaptions(io.ComfyNode):
                 widgets.seed(Ranking),
             ],
             outputs=[
-                io.String.Output(display_name="best", tooltip="The text that fits best."),
-                io.String.Output(display_name="scores", tooltip="All texts, best first, with score and share."),
-                io.Image.Output(display_name="plot", tooltip="The scores as a picture."),
+                output(io.String, "best", "The text that fits best."),
+                output(io.String, "scores", "All texts, best first, with score and share."),
+                output(io.Image, "plot", "The scores as a picture."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -80,7 +78,7 @@ class UniViGURankCaptions(io.ComfyNode):
         if not candidates:
             raise UniViGUError("there is no text to rank; write one text a line")
         progress = Progress(cls.hidden.unique_id, steps=ranking.samples)
-        found = rank(model, clip, video, candidates, ranking, progress.step)
+        found = rank(model, clip, video, candidates, ranking, partial(progress, "ranking"))
         scores, shares = found.tolist(), found.softmax(0).tolist()
         order = sorted(range(len(candidates)), key=lambda n: -scores[n])
         best = candidates[order[0]]
@@ -109,20 +107,17 @@ class Sheet:
 class UniViGUTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUTrajectory",
-            display_name="Uni-Flow Trajectory",
-            category=CATEGORY,
-            description="How text, and the clip of a joint run, took shape: the recorded steps as pictures.",
+        return schema(
+            cls,
+            "Uni-Flow Trajectory",
+            "How text, and the clip of a joint run, took shape: the recorded steps as pictures.",
             inputs=[
                 UvgText.Input(
                     "text", tooltip="From Joint Sampler or Video-to-Text Denoise, with their recorded steps."
                 ),
                 widgets.clip(),
                 widgets.vae("Shows the clip of a joint run beside the text.", optional=True),
-                widget(Sheet, "title", optional=True),
-                widget(Sheet, "layout", optional=True),
-                widget(Sheet, "columns", optional=True),
+                *[widget(Sheet, name, optional=True) for name in ("title", "layout", "columns")],
                 widget(Sheet, "cell", step=8, optional=True),
             ],
             outputs=[io.Image.Output(tooltip="One picture, or one for each step.")],

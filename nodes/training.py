@@ -26,38 +26,38 @@ from ..uvg_core.data.folder import (
 from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.video import ClipSpec
+from ..uvg_core.progress import Report
 from ..uvg_core.sampling import Size
-from ..uvg_core.settings import Flag, Text, setting, settings
 from ..uvg_core.training.config import TRAINABLE, Keep, Lora, Optimizer, TrainConfig
 from . import widgets
 from .comfy.conditioning import tokenizer_of
 from .comfy.network import network_of, run_facts
 from .comfy.showing import Progress
-from .comfy.training import Target, best_precision, blocked, require_parts, train
-from .media import Folder, as_image, folder_widgets, info_of, sized, state_of
+from .comfy.training import OutputFile, TrainingRun, best_precision, blocked, require_components
+from .media import Folder, as_image, info_of, sized, state_of
 from .media import read as read_video
-from .types import CATEGORY, LoraModel, LossMap
+from .types import LoraModel, LossMap, output, schema
 from .widgets import read, widget
 
 log = logging.getLogger(__name__)
 
 WARMUP = 100  # steps at most, a tenth of the run at most
+ANY_LENGTH = TextLimits((0, 10**6), (0, 10**6))  # that the model reads: which are long enough is for users to say
 
 
 class UniViGULoadClips(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGULoadClips",
-            display_name="Load Training Clips",
-            category=CATEGORY,
-            description="The clips of a folder with their texts: clip.mp4, its prompt clip.txt, its detailed caption "
+        return schema(
+            cls,
+            "Load Training Clips",
+            "The clips of a folder with their texts: clip.mp4, its prompt clip.txt, its detailed caption "
             "clip.detail.txt. Says what it left out, and why.",
             search_aliases=["load video dataset", "training data"],
             inputs=[
                 widgets.model("Says how long clips and texts may be."),
                 widgets.clip("The CLIP, from Load Uni-ViGU: it counts the tokens."),
-                *folder_widgets(),
+                *widgets.each(Folder),
                 io.Boolean.Input(
                     "need_details",
                     default=False,
@@ -72,22 +72,17 @@ class UniViGULoadClips(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(
-                    display_name="videos",
+                output(
+                    io.Video, "videos", "The clips; they are read from disk when they are needed.", is_output_list=True
+                ),
+                output(io.String, "prompts", "The text of clip.txt, one for each clip.", is_output_list=True),
+                output(
+                    io.String,
+                    "details",
+                    "The text of clip.detail.txt; empty for a clip without one.",
                     is_output_list=True,
-                    tooltip="The clips; they are read from disk when they are needed.",
                 ),
-                io.String.Output(
-                    display_name="prompts", is_output_list=True, tooltip="The text of clip.txt, one for each clip."
-                ),
-                io.String.Output(
-                    display_name="details",
-                    is_output_list=True,
-                    tooltip="The text of clip.detail.txt; empty for a clip without one.",
-                ),
-                io.String.Output(
-                    display_name="report", tooltip="How many clips there are, which were left out, and why."
-                ),
+                output(io.String, "report", "How many clips there are, which were left out, and why."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -106,26 +101,17 @@ class UniViGULoadClips(io.ComfyNode):
             folder.path,
             run,
             tokenizer_of(clip).ids,
-            limits=most_tokens(run),
+            limits=ANY_LENGTH,
             need_detail=need_details,
             recursive=folder.subfolders,
-            progress=progress.report,
+            progress=progress,
         )
         log.info("%s", found)
         report = str(found).removeprefix(f"{found.folder}: ")
         progress.text(report, last=True)
-        return io.NodeOutput(
-            [InputImpl.VideoFromFile(str(pair.path)) for pair in found.usable],
-            [pair.prompt for pair in found.usable],
-            [pair.detail or "" for pair in found.usable],
-            report,
-        )
-
-
-def most_tokens(run: RunConfig) -> TextLimits:
-    """Texts of any length that the model reads: which are long enough is for users to say."""
-    most = min(run.text_length, run.context_length)
-    return TextLimits((0, most), (0, most))
+        videos = [InputImpl.VideoFromFile(str(pair.path)) for pair in found.usable]
+        texts = [pair.prompt for pair in found.usable], [pair.detail or "" for pair in found.usable]
+        return io.NodeOutput(videos, *texts, report)
 
 
 @dataclass(frozen=True)
@@ -138,8 +124,7 @@ class ConnectedClips:
     run: RunConfig
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "details"):
-            texts = getattr(self, name)
+        for name, texts in (("prompts", self.prompts), ("details", self.details)):
             if len(texts) != len(self.videos):
                 raise UniViGUError(
                     f"found {len(self.videos)} videos and {len(texts)} {name}; expected one for each video: connect "
@@ -162,16 +147,14 @@ class ConnectedClips:
     def item(self, index: int) -> TrainingClip:
         run = self.run
         pixels, note = read_video(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
-        log.info("%s", note)  # retimed, resized, cropped: said where the clip is read
+        log.info("%s", note)  # retimed, resized, cropped
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
-    def require_usable(
-        self, tokens: Callable[[str], list[int]], need_details: bool, report: Callable[[int, int], object]
-    ) -> None:
+    def require_usable(self, tokens: Callable[[str], list[int]], need_details: bool, progress: Report) -> None:
         """Raise UniViGUError that names every clip that cannot be trained on, before any of them is decoded."""
         faults = []
         for index in range(len(self)):
-            report(index, len(self))
+            progress("checking the clips", index, len(self))
             faults.append(self._fault(index, tokens, need_details))
         found = [fault for fault in faults if fault is not None]
         if found:
@@ -181,50 +164,35 @@ class ConnectedClips:
             )
 
     def _fault(self, index: int, tokens: Callable[[str], list[int]], need_details: bool) -> LeftOut | None:
-        name, run, limits = self.name(index), self.run, most_tokens(self.run)
-        if not self.prompts[index].strip():
+        name, most = self.name(index), min(self.run.text_length, self.run.context_length)
+        prompt, detail = self.prompts[index].strip(), self.details[index].strip()
+        if not prompt:
             return LeftOut(name, NO_CAPTION)
-        if need_details and not self.details[index].strip():
+        if need_details and not detail:
             return LeftOut(name, NO_DETAIL)
-        for text, (_, most), reason in (
-            (self.prompts[index], limits.prompt, PROMPT_LENGTH),
-            (self.details[index], limits.detail, DETAIL_LENGTH),
-        ):
-            length = len(tokens(text.strip()))
-            if length > most:
-                return LeftOut(name, f"{reason} (at most {most})", f"{length} tokens")
+        for text, reason in ((prompt, PROMPT_LENGTH), (detail, DETAIL_LENGTH)):
+            if len(tokens(text)) > most:
+                return LeftOut(name, f"{reason} (at most {most})", f"{len(tokens(text))} tokens")
         try:
-            return too_short(name, info_of(self.videos[index]), run)
+            return too_short(name, info_of(self.videos[index]), self.run)
         except UniViGUError as error:
             return LeftOut(name, UNREADABLE, str(error))
 
 
-@settings
-class File:
-    """Where a trained network goes."""
-
-    filename_prefix: Text = setting(
-        "Of the checkpoint, and of what is kept when you cancel: in output/loras, output/diffusion_models or "
-        "output/checkpoints.",
-        default="uni_vigu_trained",
-    )
-    all_in_one: Flag = setting("Puts CLIP and VAE into the checkpoint as well.", default=True)
-
-
 def train_config(inputs: Mapping[str, Any]) -> TrainConfig:
     """The run that the node's inputs stand for; what they do not say is as everywhere."""
-    lora = read(Lora, inputs)
+    rank = read(Lora, inputs).rank
     return read(
         TrainConfig,
         inputs,
         model="MODEL",
         data="the connected clips",
         out="nowhere",
-        # Where details are learnt, half of the clips are generated from them; recall learns what it is told.
+        # Where details are learnt, half of the clips are generated from them; recall learns the prompt itself.
         detail_share=0.5 if inputs["stage"] == "refine" else 0.0,
         precision=best_precision(),
         optimizer=read(Optimizer, inputs, warmup=min(WARMUP, inputs["steps"] // 10)),
-        lora=Lora(rank=lora.rank, alpha=float(lora.rank)),
+        lora=Lora(rank=rank, alpha=float(rank)),
         keep=read(Keep, inputs, checkpoint_every=0, log_every=0),
     )
 
@@ -233,11 +201,10 @@ class UniViGUTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = "Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with."
-        return io.Schema(
-            node_id="UniViGUTrain",
-            display_name="Train Uni-ViGU",
-            category=CATEGORY,
-            description="Trains on clips and their texts, both streams at once. Loss and samples show in the node; "
+        return schema(
+            cls,
+            "Train Uni-ViGU",
+            "Trains on clips and their texts, both streams at once. Loss and samples show in the node; "
             "what was learnt is kept when you cancel.",
             search_aliases=["train lora", "fine-tune", "knowledge recall", "capability refinement"],
             is_output_node=True,
@@ -292,8 +259,8 @@ class UniViGUTrain(io.ComfyNode):
                     max=10**6,
                     tooltip="Steps between samples: a clip generated, captioned, and both at once. 0: none.",
                 ),
-                widget(File, "filename_prefix"),
-                widget(File, "all_in_one", advanced=True),
+                widget(OutputFile, "filename_prefix"),
+                widget(OutputFile, "all_in_one", advanced=True),
                 widget(
                     TrainConfig,
                     "accumulate",
@@ -312,16 +279,15 @@ class UniViGUTrain(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LoraModel.Output(
-                    display_name="lora",
-                    tooltip="The LoRA, for Load LoRA Model and Save LoRA Weights; with text and all there is none.",
+                output(
+                    LoraModel,
+                    "lora",
+                    "The LoRA, for Load LoRA Model and Save LoRA Weights; with text and all there is none.",
                 ),
-                LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="How many steps there were."),
-                io.String.Output(
-                    display_name="checkpoint", tooltip="The path of the file that text and all write; empty with lora."
-                ),
-                io.Image.Output(display_name="samples", is_output_list=True, tooltip="A picture of each sample."),
+                output(LossMap, "loss", "The loss of every step, for Plot Loss Graph."),
+                output(io.Int, "steps", "How many steps there were."),
+                output(io.String, "checkpoint", "The path of the file that text and all write; empty with lora."),
+                output(io.Image, "samples", "A picture of each sample.", is_output_list=True),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -338,16 +304,15 @@ class UniViGUTrain(io.ComfyNode):
         **lists: list[Any],
     ) -> io.NodeOutput:
         inputs = {name: values[0] for name, values in lists.items()}
-        require_parts(model[0], clip[0], vae[0], inputs["trains"])
-        config, file = train_config(inputs), read(File, inputs)
-        run = sized(run_facts(model[0]), read(Size, inputs))
-        clips = ConnectedClips(videos, prompts, details or [""] * len(videos), run)
-        progress = Progress(cls.hidden.unique_id)
-        clips.require_usable(tokenizer_of(clip[0]).ids, config.stage == "refine", progress.step)
-        target = Target(model[0], clip[0], vae[0], run, file.filename_prefix, file.all_in_one)
-        learnt = train(target, clips, config, progress)
-        lora = learnt.lora or blocked(
-            f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {learnt.file}"
+        require_components(model[0], clip[0], vae[0], inputs["trains"])
+        config, progress = train_config(inputs), Progress(cls.hidden.unique_id)
+        sizes = sized(run_facts(model[0]), read(Size, inputs))
+        clips = ConnectedClips(videos, prompts, details or [""] * len(videos), sizes)
+        clips.require_usable(tokenizer_of(clip[0]).ids, config.stage == "refine", progress)
+        run = TrainingRun(model[0], clip[0], vae[0], sizes, config, read(OutputFile, inputs), progress)
+        run.train(clips)
+        lora = run.lora or blocked(
+            f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {run.file}"
         )
-        samples = [as_image(picture) for picture in learnt.samples] or blocked(None)
-        return io.NodeOutput(lora, {"loss": learnt.losses}, config.steps, str(learnt.file or ""), samples)
+        samples = [as_image(picture) for picture in run.pictures] or blocked(None)
+        return io.NodeOutput(lora, {"loss": run.losses}, config.steps, str(run.file or ""), samples)

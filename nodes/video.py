@@ -23,24 +23,22 @@ from .media import (
     Rate,
     as_pixels,
     fitting,
-    folder_widgets,
     size_widgets,
     state_of,
 )
 from .media import read as read_video
-from .types import CATEGORY
-from .widgets import read, widget
+from .types import output, schema
+from .widgets import read
 
 
 class UniViGUEncodeVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Says what 0 (auto) means. Needed only with a VAE that is not from Load Uni-ViGU."
-        return io.Schema(
-            node_id="UniViGUEncodeVideo",
-            display_name="Encode Video for Uni-ViGU",
-            category=CATEGORY,
-            description="Samples, retimes, resizes and crops a clip to what the model reads, encodes it, and says what "
+        return schema(
+            cls,
+            "Encode Video for Uni-ViGU",
+            "Samples, retimes, resizes and crops a clip to what the model reads, encodes it, and says what "
             "it did. Only the frames needed are decoded.",
             search_aliases=["vae encode video"],
             inputs=[
@@ -51,9 +49,7 @@ class UniViGUEncodeVideo(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(tooltip="The clip, clean, for Video-to-Text Denoise and Rank Captions."),
-                io.String.Output(
-                    display_name="note", tooltip="Which frames were taken, and how they were resized and cropped."
-                ),
+                output(io.String, "note", "Which frames were taken, and how they were resized and cropped."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -83,11 +79,10 @@ class Files:
 class UniViGUCaptionFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniViGUCaptionFolder",
-            display_name="Caption Folder",
-            category=CATEGORY,
-            description="Writes a .txt beside every clip of a folder, as trainers expect them.",
+        return schema(
+            cls,
+            "Caption Folder",
+            "Writes a .txt beside every clip of a folder, as trainers expect them.",
             search_aliases=["batch caption", "dataset caption"],
             is_output_node=True,
             not_idempotent=True,
@@ -95,23 +90,20 @@ class UniViGUCaptionFolder(io.ComfyNode):
                 widgets.model(),
                 widgets.clip(),
                 widgets.vae(),
-                *folder_widgets(),
-                widget(Files, "overwrite"),
-                widget(Files, "prefix"),
-                widget(Files, "template"),
+                *widgets.each(Folder),
+                *widgets.each(Files),
                 *size_widgets(),
                 *widgets.captioning(),
                 widgets.video_cache(),
             ],
             outputs=[
-                io.String.Output(
-                    display_name="captions",
+                output(
+                    io.String,
+                    "captions",
+                    "A list of all captions in the folder, those that were there before included.",
                     is_output_list=True,
-                    tooltip="A list of all captions in the folder, those that were there before included.",
                 ),
-                io.String.Output(
-                    display_name="report", tooltip="How many clips were captioned, skipped and failed, and why."
-                ),
+                output(io.String, "report", "How many clips were captioned, skipped and failed, and why."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -133,7 +125,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
                 progress.text(f"{file.name}\n{words}")
 
             latent = encode_pixels(vae, read_clip(file, spec).pixels)
-            text = describe(model, clip, latent, sampling, template=files.template, report=show).text
+            _, text = describe(model, clip, latent, sampling, template=files.template, report=show)
             progress.text(f"{file.name}\n{text}")
             return text
 
@@ -143,7 +135,7 @@ class UniViGUCaptionFolder(io.ComfyNode):
             overwrite=files.overwrite,
             prefix=files.prefix,
             recursive=folder.subfolders,
-            on_clip=lambda index, total, _: progress.step(index, total),
+            on_clip=lambda index, total, _: progress("captioning", index, total),
         )
         progress.text(str(report), last=True)
         if report.failed and not (report.written or report.skipped):

@@ -13,8 +13,9 @@ from annotated_types import Gt
 from comfy_api.latest import io
 from pydantic.fields import FieldInfo
 
-from ..uvg_core.sampling import Sampling
+from ..uvg_core.sampling import Sampling, Size
 from ..uvg_core.settings import about, choices, fields_of, kind_of, limits
+from .comfy.folders import NO_FILE, file_names
 
 Class = TypeVar("Class")
 
@@ -42,6 +43,11 @@ def widget(cls: type, name: str, **changes: Any) -> Any:
         changes |= {key: kind(changes.get(key, given[key])) for key in ("default", "min", "max")}
     make = {int: io.Int, float: io.Float, bool: io.Boolean, str: io.String}[kind]
     return make.Input(name, **{**given, **changes})
+
+
+def each(cls: type, **changes: Any) -> list[Any]:
+    """A widget for each field of a settings class."""
+    return [widget(cls, name, **changes) for name in fields_of(cls)]
 
 
 def read(cls: type[Class], inputs: Mapping[str, Any], **more: Any) -> Class:
@@ -81,6 +87,17 @@ def vae(tooltip: str = "The Wan VAE, from Load Uni-ViGU.", **options: Any) -> An
     return io.Vae.Input("vae", tooltip=tooltip, **options)
 
 
+def null_embedding(tooltip: str, **options: Any) -> Any:
+    files = [NO_FILE, *file_names("null_embedding")]
+    return io.Combo.Input("null_embedding", options=files, default=NO_FILE, optional=True, tooltip=tooltip, **options)
+
+
+def size(**changes: Any) -> list[Any]:
+    """The widgets of a clip's size."""
+    sides = [widget(Size, side, step=16) for side in ("width", "height")]
+    return [*sides, widget(Size, "frames", **{"max": 1025, **changes})]
+
+
 def clean_latent() -> Any:
     return io.Latent.Input("latent", tooltip="A clean video latent, from Encode Video for Uni-ViGU.")
 
@@ -97,7 +114,13 @@ def captioning() -> list[Any]:
         widget(Sampling, "length"),
         widget(Sampling, "steps", max=1000),
         seed(),
-        widget(Sampling, "temperature", max=10, step=0.05),
+        widget(
+            Sampling,
+            "temperature",
+            max=10,
+            step=0.05,
+            tooltip="0 always takes the likeliest word. Below 0: what the checkpoint recommends.",
+        ),
         widget(Sampling, "top_p", min=0.01, step=0.01),
         widget(
             Sampling,

@@ -370,12 +370,14 @@ class FakeEvent:
     def __init__(self, *args: Any, card: Any = None, **kwargs: Any) -> None:
         self.card, self.recorded_by = card, ""
 
-    def record(self, stream: FakeStream | None = None) -> None:
-        self.recorded_by = (stream or torch.cuda.current_stream()).name
+    def record(self, stream: Any = None) -> None:
+        current: Any = stream or torch.cuda.current_stream()
+        self.recorded_by = current.name
         self.card.orders.append((self.recorded_by, "records an event"))
 
-    def wait(self, stream: FakeStream | None = None) -> None:
-        (stream or torch.cuda.current_stream()).wait_event(self)
+    def wait(self, stream: Any = None) -> None:
+        current: Any = stream or torch.cuda.current_stream()
+        current.wait_event(self)
 
     def synchronize(self) -> None:
         self.card.waits[("synchronize", FakeCard.where())] += 1

@@ -41,12 +41,22 @@ class GeneratedText:
     record: tuple[RecordedStep, ...] = ()
 
 
-@dataclass(frozen=True)
-class Description:
-    """What came of a clip: ``generated`` for the sockets, ``text`` the first clip's words."""
+class Recorder:
+    """Keeps ``record`` steps of a run, spread evenly; where a run ends early, as many of its last ones."""
 
-    generated: GeneratedText
-    text: str
+    def __init__(self, steps: int | None, record: int) -> None:
+        self._wanted = spread(steps or 0, record)
+        self._steps: list[RecordedStep] = []
+
+    def wants(self, state: State) -> bool:
+        return state.step in self._wanted or bool(self._wanted and state.text.settled)
+
+    def add(self, state: State, sigma: float, latent: Tensor | None = None) -> None:
+        self._steps.append(RecordedStep(state.step, state.steps, sigma, state.tokens.cpu(), latent))
+
+    def text(self, tokens: Tensor) -> GeneratedText:
+        """What the run gave, with its recorded steps."""
+        return GeneratedText(tokens.cpu(), tuple(self._steps[-len(self._wanted) :] if self._wanted else ()))
 
 
 def describe(
@@ -59,25 +69,23 @@ def describe(
     template: str = "",
     record: int = 0,
     report: Callable[[int, int, str], object] | None = None,
-) -> Description:
-    """Video-to-text for clean latents ``[B,16,F,h,w]`` in the VAE's space.
+) -> tuple[GeneratedText, str]:
+    """Video-to-text for clean latents ``[B,16,F,h,w]`` in the VAE's space; the tokens, and the first clip's words.
 
     ``hint``: CONDITIONING to look at beside the clip. ``template``: text with blanks for one clip. ``record``: steps to
     keep. ``report``: ``(step, steps, words)`` of the first clip after every step.
     """
     require_video_latent(latent, network_of(model).config)
-    run, tokenizer = run_facts(model), tokenizer_of(clip)
-    sampling = sampling.resolved(run, captions=True)
-    assert sampling.steps is not None
-    wanted, recorded = spread(sampling.steps, record), []
+    tokenizer, sampling = tokenizer_of(clip), sampling.resolved(run_facts(model), captions=True)
+    recorder = Recorder(sampling.steps, record)
     if template.strip() and len(latent) > 1:
         raise UniViGUError(f"found {len(latent)} clips; a template is filled in for one at a time")
 
     def watch(step: int, state: State) -> None:
         if report is not None:
             report(step, state.steps, tokenizer.text(state.tokens[0]))
-        if step in wanted or (record and state.text.settled):
-            recorded.append(RecordedStep(step, state.steps, sigma_from_tau(state.tau), state.tokens.cpu(), None))
+        if recorder.wants(state):
+            recorder.add(state, sigma_from_tau(state.tau))
 
     def job(denoise: HostDenoiser, video: Tensor) -> Tensor:
         if template.strip():
@@ -85,9 +93,8 @@ def describe(
             return fill_template(denoise, tokenizer, template, video, sampling, ranking=ranking, callback=watch)
         return video_to_text(denoise, video, sampling, callback=watch)
 
-    tokens = run_on_clip(model, job, latent, sampling, hint).cpu()
-    kept = recorded[-len(wanted) :] if wanted else []
-    return Description(GeneratedText(tokens, tuple(kept)), tokenizer.text(tokens[0]))
+    text = recorder.text(run_on_clip(model, job, latent, sampling, hint))
+    return text, tokenizer.text(text.tokens[0])
 
 
 def rank(

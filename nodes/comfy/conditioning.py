@@ -70,18 +70,15 @@ def _real_tokens(tokens: Mapping[str, Any], run: RunConfig) -> list[int]:
 def with_tokens_of(positive: list[Any], negative: list[Any]) -> list[Any]:
     """``negative`` with the text stream of ``positive``: both passes of guidance see the same text, as in the
     release."""
-    shared = {key: positive[0][1][key] for key in (TEXT_TOKENS, TEXT_MASK) if positive and key in positive[0][1]}
-    bare = [[c, {k: v for k, v in extra.items() if k not in (TEXT_TOKENS, TEXT_MASK)}] for c, extra in negative]
-    return [[c, extra | shared] for c, extra in bare]
+    keys = (TEXT_TOKENS, TEXT_MASK)
+    shared = {key: positive[0][1][key] for key in keys if positive and key in positive[0][1]}
+    return [[c, {k: v for k, v in extra.items() if k not in keys} | shared] for c, extra in negative]
 
 
-def at_all_times(conditioning: list[Any]) -> list[Any]:
-    """CONDITIONING without timestep ranges: a run that describes a clip has only one time for the video."""
-    return [
-        [c, {k: v for k, v in extra.items() if k not in ("start_percent", "end_percent")}] for c, extra in conditioning
-    ]
-
-
-def no_prompt(model: Any) -> list[Any]:
-    """CONDITIONING of no prompt at all: zeros, as in the release's video-to-text."""
-    return [[torch.zeros(1, 1, network_of(model).config.text_dim), {}]]
+def hint_conditioning(model: Any, hint: list[Any] | None) -> list[Any]:
+    """CONDITIONING to look at beside a clip, without timestep ranges: a run that describes a clip has only one time for
+    the video. No hint is zeros, as in the release's video-to-text."""
+    if not hint:
+        return [[torch.zeros(1, 1, network_of(model).config.text_dim), {}]]
+    ranges = ("start_percent", "end_percent")
+    return [[c, {k: v for k, v in extra.items() if k not in ranges}] for c, extra in hint]

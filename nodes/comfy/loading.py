@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,17 +29,20 @@ from ...uvg_core.checkpoint.quant import (
     is_quantised_in_fp8,
     quantisation_metadata,
     quantise,
+    quantised_layers,
 )
 from ...uvg_core.checkpoint.read import WeightFile, open_weights
 from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
+from ...uvg_core.pipeline.locate import ENCODER, VAE
 from .latents import is_wan_vae
 
 log = logging.getLogger(__name__)
 
 SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+MARKS = ("comfy_quant", "scaled_fp8")  # what core marks quantised layers by, beside metadata
 SPARE = 2e9  # bytes of a card for its context, workspaces, the screen and what ComfyUI keeps around a pass
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -80,44 +82,34 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         tensors, model_options=WEIGHT_DTYPES[weight_dtype], metadata=metadata, disable_dynamic=disable_dynamic
     )
     model.model.squeezed = squeezed
-    if weight_dtype == "fp32":  # quantised weights stay as they are: core would compute in what the card is best at
-        model.model.compute_in(torch.float32)
+    if weight_dtype == "fp32" and model.model.get_dtype_inference() != torch.float32:
+        model.model.manual_cast_dtype = torch.float32  # quantised weights: core computes in what the card is best at
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
     return model
 
 
 def _read(path: str, weights: WeightFile, network: Network) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The network's tensors under native names, scales of fp8 in core's form, and the file's metadata."""
-    metadata = dict(weights.metadata)
+    metadata = {key: text for key, text in weights.metadata.items() if key != METADATA_KEY}
     read: Callable[[str], Tensor] = weights.read
     if Path(path).suffix in (".safetensors", ".sft"):
         read = comfy.utils.load_torch_file(path).__getitem__  # core's reader: memory-mapped as its offload wants it
-    marked = METADATA_KEY in metadata or any(name.endswith(("comfy_quant", "scaled_fp8")) for name in weights.tensors)
+    marked = METADATA_KEY in weights.metadata or any(name.endswith(MARKS) for name in weights.tensors)
     if network.layout == "native" and marked:  # core can tell by itself that layers are scaled
+        prefix, layers = network.prefix, quantised_layers(weights.metadata)
         inside = [name for name in weights.tensors if name not in network.others]  # scales of fp8 too
-        if METADATA_KEY in metadata:
-            metadata[METADATA_KEY] = _without_prefix(metadata[METADATA_KEY], network.prefix)
-        return {strip_wrappers(name).removeprefix(network.prefix): read(name) for name in inside}, metadata
-    metadata.pop(METADATA_KEY, None)
-    tensors = {name: read(stored) for name, stored in network.names.items()}
-    if network.scales:
-        scales = {name: read(stored) for name, stored in network.scales.items()}
-        metadata[METADATA_KEY] = quantisation_metadata(_scaled(tensors, scales))
-    return tensors, metadata
-
-
-def _scaled(tensors: dict[str, Tensor], scales: Mapping[str, Tensor]) -> list[str]:
-    """Put the scales by weight name beside ``tensors`` in core's form, whose layers are returned; what core has no form
-    for becomes numbers."""
-    layers = []
-    for name, scale in scales.items():
-        layer = name.removesuffix(".weight")
+        tensors = {strip_wrappers(name).removeprefix(prefix): read(name) for name in inside}
+        known = {name.removeprefix(prefix): how for name, how in layers.items() if name.startswith(prefix)}
+        return tensors, metadata | ({METADATA_KEY: quantisation_metadata((), known)} if known else {})
+    tensors, scaled = {name: read(stored) for name, stored in network.names.items()}, []
+    for name, stored in network.scales.items():
+        layer, scale = name.removesuffix(".weight"), read(stored)
         if tensors[name].dtype == FP8 and scale.numel() == 1:
             tensors[f"{layer}.weight_scale"] = scale.float().reshape(())
-            layers.append(layer)
-        else:
+            scaled.append(layer)
+        else:  # core has no form for it
             tensors[name] = dequantise(tensors[name], scale).bfloat16()
-    return layers
+    return tensors, metadata | ({METADATA_KEY: quantisation_metadata(scaled)} if scaled else {})
 
 
 def _is_too_large(tensors: Mapping[str, Tensor], config: CheckpointConfig) -> bool:
@@ -136,21 +128,11 @@ def _is_too_large(tensors: Mapping[str, Tensor], config: CheckpointConfig) -> bo
 
 def _in_eight_bits(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """The tensors with the blocks' matrices in fp8, and core's list of those."""
-    made, layers = {}, []
-    for name, tensor in tensors.items():
-        made[name] = tensor
-        if is_quantised_in_fp8(name):
-            layer = name.removesuffix(".weight")
-            made[name], made[f"{layer}.weight_scale"] = quantise(tensor)
-            layers.append(layer)
+    made = dict(tensors)
+    layers = [name.removesuffix(".weight") for name in tensors if is_quantised_in_fp8(name)]
+    for layer in layers:
+        made[f"{layer}.weight"], made[f"{layer}.weight_scale"] = quantise(tensors[f"{layer}.weight"])
     return made, quantisation_metadata(layers)
-
-
-def _without_prefix(quantisation: str, prefix: str) -> str:
-    """Core's list of quantised layers, for a network that was cut out of an all-in-one file."""
-    data = json.loads(quantisation)
-    layers = {k.removeprefix(prefix): v for k, v in data["layers"].items() if k.startswith(prefix)}
-    return json.dumps({**data, "layers": layers})
 
 
 def encoder_target(
@@ -189,27 +171,19 @@ def load_encoder(path: str, release_states: bool, text_dim: int, run: RunConfig,
     tokenizer = stored.get(TOKENIZER_KEY if inside else "spiece_model")
     weights, _ = (inside, None) if inside else comfy.utils.convert_old_quants(stored, metadata=metadata)
     try:
-        sizes = encoder_config(weights)
+        sizes, found = encoder_config(weights), ""
     except UniViGUError as error:
+        sizes, found = {}, str(error)
+    if sizes and sizes["num_layers"] > 1 and SECOND_BIAS not in weights:
+        found = "found a plain T5, expected a umT5 (position biases in every layer)"
+    elif sizes and sizes["d_model"] != text_dim:
+        found = f"this text encoder is {sizes['d_model']} wide; the checkpoint expects {text_dim}"
+    elif sizes and tokenizer is None:
+        found = "the text encoder has no tokenizer in it (tensor spiece_model)"
+    if found:
         raise UniViGUError(
-            f"{path}: {error}. Choose a umT5 text encoder in ComfyUI's layout, such as umt5_xxl_fp8_e4m3fn_scaled or "
-            "umt5_xxl_fp16"
-        ) from None
-    if sizes["num_layers"] > 1 and SECOND_BIAS not in weights:
-        raise UniViGUError(
-            f"{path}: found a plain T5, expected a umT5 (position biases in every layer); choose a file such as "
-            "umt5_xxl_fp8_e4m3fn_scaled"
-        )
-    if sizes["d_model"] != text_dim:
-        raise UniViGUError(
-            f"{path}: this text encoder is {sizes['d_model']} wide; the checkpoint expects {text_dim}. Choose the text "
-            "encoder that belongs to the checkpoint: umT5-XXL (4096) for the released model, 'from the checkpoint' for "
-            "the embedded one"
-        )
-    if tokenizer is None:
-        raise UniViGUError(
-            f"{path}: the text encoder has no tokenizer in it (tensor spiece_model); choose a umT5 file made for "
-            "ComfyUI, such as umt5_xxl_fp8_e4m3fn_scaled"
+            f"{path}: {found}. Choose the text encoder that belongs to the checkpoint: umt5_xxl_fp8_e4m3fn_scaled or "
+            "umt5_xxl_fp16, in ComfyUI's layout, for the released model, 'from the checkpoint' for the embedded one"
         )
     clip = comfy.sd.CLIP(
         encoder_target(sizes, comfy.text_encoders.sd3_clip.t5_xxl_detect(weights), run, release_states),
@@ -244,11 +218,11 @@ def _patcher(load: Callable[..., Any], *arguments: Any, disable_dynamic: bool = 
     return load(*arguments, disable_dynamic=disable_dynamic).patcher
 
 
-def parts_of(path: str) -> set[str]:
-    """Which of ``text encoder`` and ``VAE`` a checkpoint has in it. Raises UniViGUError when it is no Uni-ViGU."""
+def components_in(path: str) -> set[str]:
+    """Which of text encoder and VAE a checkpoint has in it. Raises UniViGUError when it is no Uni-ViGU."""
     weights = open_weights(path)
     require_layout(weights, find_network(weights), UNI_VIGU_LAYOUTS)
-    prefixes = {"text encoder": ENCODER_PREFIX, "VAE": VAE_PREFIX}
+    prefixes = {ENCODER: ENCODER_PREFIX, VAE: VAE_PREFIX}
     return {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in weights.tensors)}
 
 

@@ -31,10 +31,9 @@ from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
-from .names import FOLDER, PACK, TEXT_MASK, TEXT_RUN, TEXT_TOKENS, TEXT_WEIGHT
+from .names import FOLDER, PACK, TEXT_MASK, TEXT_TOKENS, TEXT_WEIGHT
 from .network import HostedNetwork, TextInput, weights_of
 from .precision import Float16Watch, all_finite, inference_dtypes
-from .sampling import TextRun
 
 # In memory around a pass, for each of its rows: latents (noise, masks, sums, what comes and goes), prompt conditions.
 LATENTS, CONDITIONS = 10, 3.5
@@ -85,11 +84,6 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.held: tuple[bool, ...] = ()  # which streams its mask holds clean: see scale_latent_inpaint
         self.float16 = Float16Watch()
         self.squeezed = False  # in fewer bits than the file has, because the card is small
-
-    def compute_in(self, dtype: torch.dtype) -> None:
-        """Compute in another dtype than core has chosen; layers cast their weights as they are called."""
-        if self.get_dtype_inference() != dtype:
-            self.manual_cast_dtype = dtype
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -155,16 +149,15 @@ class UniViGUModel(comfy.model_base.WAN21):
             out["text_tokens"] = comfy.conds.CONDRegular(tokens.to(device))
             if mask is not None:
                 out["text_mask"] = comfy.conds.CONDRegular(mask.int().to(device))
-        shapes, self.held = kwargs.get("latent_shapes"), ()
+        shapes, mask, self.held = kwargs.get("latent_shapes"), kwargs.get("denoise_mask"), ()
         if shapes is None or len(shapes) < 2:
             require_video_latent(kwargs.get("noise"), self.config)
             return out
         self._require_text_stream(shapes[1])
-        self.held = self._held(kwargs.get("denoise_mask"), shapes)
-        return out | {
-            "latent_shapes": comfy.conds.CONDConstant(shapes),
-            "held": comfy.conds.CONDConstant(self.held),
-        }
+        parts = [] if mask is None else comfy.utils.unpack_latents(mask, shapes)
+        self.held = tuple(not bool(part.any()) for part in parts) or (False,) * len(shapes)
+        constants = {"latent_shapes": shapes, "held": self.held}
+        return out | {name: comfy.conds.CONDConstant(value) for name, value in constants.items()}
 
     def _require_text_stream(self, shape: Sequence[int]) -> None:
         """Raise UniViGUError unless the model takes a second stream of that shape."""
@@ -178,13 +171,6 @@ class UniViGUModel(comfy.model_base.WAN21):
                 f"the latent's text stream is {shape[1]} wide; this model expects {self.config.dim}: it was made for "
                 "another model. Make it with Empty Uni-ViGU Latent and this MODEL"
             )
-
-    @staticmethod
-    def _held(mask: Tensor | None, shapes: Sequence[Any]) -> tuple[bool, ...]:
-        """Which streams a mask holds clean as a whole."""
-        if mask is None:
-            return (False,) * len(shapes)
-        return tuple(not bool(part.any()) for part in comfy.utils.unpack_latents(mask, shapes))
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Any:
         """Each stream's own clock: one that is held clean stands at 0."""
@@ -210,27 +196,23 @@ class UniViGUModel(comfy.model_base.WAN21):
 
         A packed latent counts channels as pixels: it is estimated as the video that it holds, or, where its streams
         are not known yet, as if all of it were video."""
-        shapes, config = self.latent_shapes, self.config
+        shapes, config, rows = self.latent_shapes, self.config, input_shape[0]
         if len(input_shape) == 3 and shapes is not None and len(shapes) > 1:
-            input_shape = [input_shape[0], *shapes[0][1:]]
-        if len(input_shape) == 3:
-            video = -(-math.prod(input_shape[1:]) // (config.in_dim * math.prod(config.patch_size)))
-        else:
-            video = video_tokens(input_shape[2:], config)
-        rows = input_shape[0]
+            input_shape = [rows, *shapes[0][1:]]
+        patch = config.in_dim * math.prod(config.patch_size)
+        packed = len(input_shape) == 3
+        video = -(-math.prod(input_shape[1:]) // patch) if packed else video_tokens(input_shape[2:], config)
+        words = self.word_rows
         needed = pass_bytes(
             config,
             rows=rows,
             video=video,
             text=self.text_length,
             itemsize=comfy.model_management.dtype_size(self.get_dtype_inference()),
-            logits=min(rows, max(self.word_rows, rows - self.word_rows))
-            if self.word_rows
-            else 0,  # one pass of guidance has none
+            logits=min(rows, max(words, rows - words)) if words else 0,  # one pass of guidance has none
         )
         # What core keeps around a pass, in float32.
-        latent = video * config.in_dim * math.prod(config.patch_size)
-        needed += 4 * rows * (LATENTS * latent + CONDITIONS * self.run_facts.context_length * config.text_dim)
+        needed += 4 * rows * (LATENTS * video * patch + CONDITIONS * self.run_facts.context_length * config.text_dim)
         if comfy.model_management.xformers_enabled() or comfy.model_management.pytorch_attention_flash_attention():
             return needed
         # Attention that makes (pieces of) the whole matrix: core's own estimate knows about it.
@@ -248,32 +230,19 @@ class UniViGUModel(comfy.model_base.WAN21):
         transformer_options: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Hand the text of a run to the network, and its logits back.
-
-        It happens here, in front of the network, so that a compiled network sees plain arguments: options are not
-        among what torch.compile guards."""
-        options = {} if transformer_options is None else transformer_options
-        run: TextRun | None = options.get(TEXT_RUN)
-        passes = options.get("cond_or_uncond") or [0]
-        if run is not None:
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("text_tokens", "text_mask")}
-        inherited = super()._apply_model
-
-        def forward() -> tuple[Tensor, TextInput | None]:
-            text = None if run is None else run.for_batch(x.device, passes)
-            given = {} if text is None else {"text_stream": text}
-            return inherited(x, t, c_concat, c_crossattn, control, options, **given, **kwargs), text
-
-        watched = self.float16.wants(self, options)
-        out, text = forward()
-        if watched and not all_finite(out, *(text.logits if text is not None else ())):
-            if run is not None and run.options.cache is not None:
-                run.options.cache.clear()  # what was kept in passing is not finite either
-            del out, text
+        """In float16, look at the first step of a run, and where it is not finite make it again in float32."""
+        given = (c_concat, c_crossattn, control, transformer_options)
+        text: TextInput | None = kwargs.get("text_stream")
+        logits = [] if text is None else text.logits
+        before = len(logits)
+        watched = self.float16.wants(self, transformer_options or {})
+        out: Tensor = super()._apply_model(x, t, *given, **kwargs)
+        if watched and not all_finite(out, *logits[before:]):
+            del out, logits[before:]
+            if text is not None and text.options.cache is not None:
+                text.options.cache.clear()  # what was kept in passing is not finite either
             self.float16.widen(self, tuple(x.shape))
-            out, text = forward()
-        if run is not None and text is not None:
-            run.take(text, passes)
+            out = super()._apply_model(x, t, *given, **kwargs)
         return out
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[2]
 EMBEDDED = "uvg_tiny.safetensors"
 FOLDER = "uni_vigu"
-TEXT_RUN = "uni_vigu_text"  # where transformer_options carry the text of a run
 TEXT_TOKENS, TEXT_MASK = "uni_vigu_tokens", "uni_vigu_mask"  # where CONDITIONING carries the held-clean text
 TEXT_WEIGHT = "text_head.head.weight"
 FROM_CHECKPOINT = "from the checkpoint"

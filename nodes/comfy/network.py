@@ -5,6 +5,7 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,14 +32,42 @@ class TextInput:
     """The text of one call of the network, a row for each of its batch: ``content`` ``[B,L]`` ids or ``[B,L,D]``
     vectors, ``time`` ``[B]`` on the network's clock, ``mask`` ``[B,L]``.
 
-    ``logits`` gets those that ``options`` ask for: what ComfyUI's models return is the velocity alone.
+    ``chunks``: the batch's conditions, equally many rows each, and whether their logits are wanted. ``logits`` gets
+    these, a tensor for each: what ComfyUI's models return is the velocity alone.
     """
 
     content: Tensor
     time: Tensor
     mask: Tensor | None
     options: PassOptions
+    chunks: Sequence[bool] = (True,)
     logits: list[Tensor] = field(default_factory=list)
+
+    def for_chunks(self, chunks: Sequence[bool]) -> TextInput:
+        """The same text for each of these conditions."""
+
+        def repeated(part: Tensor) -> Tensor:
+            return torch.cat([part] * len(chunks))
+
+        mask = None if self.mask is None else repeated(self.mask)
+        return replace(self, content=repeated(self.content), time=repeated(self.time), mask=mask, chunks=chunks)
+
+    @property
+    def rows(self) -> int:
+        """Of a condition."""
+        return len(self.content) // len(self.chunks)
+
+    @property
+    def wanted(self) -> slice | bool:
+        """The rows from the first to the last whose logits are wanted."""
+        chunks = [n for n, wanted in enumerate(self.chunks) if wanted]
+        return slice(chunks[0] * self.rows, (chunks[-1] + 1) * self.rows) if chunks else False
+
+    def take(self, logits: Tensor) -> None:
+        """Keep what is wanted of the logits of those rows."""
+        first = self.chunks.index(True)
+        parts = zip(logits.split(self.rows), self.chunks[first:], strict=False)
+        self.logits.extend(part for part, wanted in parts if wanted)
 
 
 class HostedNetwork(UniViGU):
@@ -87,12 +116,14 @@ class HostedNetwork(UniViGU):
         text: Tensor | None = None
         mask, asked = None, PassOptions(want_logits=bool(texts), video_clean=bool(held and held[0]))
         if text_stream is not None:
-            text, mask, time_text = text_stream.content, text_stream.mask, text_stream.time
-            asked = text_stream.options
+            text, time_text = text_stream.content.to(video.device), text_stream.time.to(video.device)
+            mask = None if text_stream.mask is None else text_stream.mask.to(video.device)
+            asked = replace(text_stream.options, want_logits=text_stream.wanted)
         elif texts:
             text = texts[0].transpose(1, 2)
         elif text_tokens is not None:
-            text, mask, time_text = self.clean_text(text_tokens), text_mask, torch.zeros_like(time_video)
+            text, mask = as_text_content(self, text_tokens), text_mask
+            time_text = torch.zeros_like(time_video)
         if context is None:
             context = video.new_zeros(video.shape[0], 1, self.config.text_dim)
 
@@ -109,7 +140,7 @@ class HostedNetwork(UniViGU):
             replace(asked, hooks=_hooks(self, padded, options)),
         )
         if text_stream is not None and logits is not None:
-            text_stream.logits.append(logits)
+            text_stream.take(logits)
         velocity = torch.zeros_like(video) if velocity is None else velocity[:, :, : size[0], : size[1], : size[2]]
         return velocity if not texts or logits is None else [velocity, logits.transpose(1, 2)]
 
@@ -117,11 +148,6 @@ class HostedNetwork(UniViGU):
         """Rows of E, wherever its weights lie; in float32 where nothing else is asked for, since E may be stored in
         fp8, which cannot be indexed on every device."""
         return self.token_embedding(tokens, out_dtype=dtype or torch.float32)
-
-    def clean_text(self, tokens: Tensor) -> Tensor:
-        """What the network takes for clean tokens ``[B,L]`` of its vocabulary: ids, or rows of E with the embedding
-        flow."""
-        return as_text_content(self, tokens)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:

@@ -55,17 +55,13 @@ class Float16Watch:
         """Whether a pass of ``model`` with these transformer options is to be looked at."""
         run, step = options.get("sample_sigmas"), options.get("sigmas")
         if run is None or run is not self._run:
+            self.start(model)
             self._run, self._step = run, step
-            self._undo(model)
-        if step is not self._step or model.get_dtype_inference() != torch.float16:
-            return False
-        if self._weights(model) in self._too_wide:
-            self._compute_in_float32(model, ())
-            return False
-        return True
+        return step is self._step and model.get_dtype_inference() == torch.float16
 
     def start(self, model: Any) -> None:
-        """Begin a run whose passes ask the network directly, in what it would compute in by itself."""
+        """Begin a run, in what the network would compute in by itself or, where that is known to be too small, in
+        float32."""
         self._run = self._step = None
         self._undo(model)
         if model.get_dtype_inference() == torch.float16 and self._weights(model) in self._too_wide:
@@ -92,9 +88,9 @@ class Float16Watch:
             comfy.model_management.load_models_gpu([model.current_patcher], need, minimum_memory_required=need)
             model.manual_cast_dtype = torch.float32  # where a node had set it, loading set it again
         self._chosen = chosen
-        self._cast = [layer for layer in model.diffusion_model.modules() if not _casts(layer)]
+        self._cast = [layer for layer in model.diffusion_model.modules() if not getattr(layer, _flag(layer), True)]
         for layer in self._cast:
-            _set_casts(layer, True)
+            setattr(layer, _flag(layer), True)
 
     def _undo(self, model: Any) -> None:
         if self._chosen is None:
@@ -102,17 +98,11 @@ class Float16Watch:
         if model.manual_cast_dtype == torch.float32:  # else a node has set it since
             (model.manual_cast_dtype,) = self._chosen
         for layer in self._cast:
-            _set_casts(layer, False)
+            setattr(layer, _flag(layer), False)
         self._chosen, self._cast = None, []
 
 
-def _casts(layer: nn.Module) -> bool:
-    """Whether a layer of core's casts its weights to what it is called with, wherever they lie; others need not."""
-    return bool(getattr(layer, "prev_comfy_cast_weights", getattr(layer, "comfy_cast_weights", True)))
-
-
-def _set_casts(layer: Any, casts: bool) -> None:
-    if hasattr(layer, "prev_comfy_cast_weights"):  # it lies elsewhere for now, and casts in any case
-        layer.prev_comfy_cast_weights = casts
-    else:
-        layer.comfy_cast_weights = casts
+def _flag(layer: nn.Module) -> str:
+    """The attribute by which a layer of core's casts its weights to what it is called with: another one while it lies
+    elsewhere, and casts in any case."""
+    return "prev_comfy_cast_weights" if hasattr(layer, "prev_comfy_cast_weights") else "comfy_cast_weights"

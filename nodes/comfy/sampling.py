@@ -1,12 +1,13 @@
-"""The sampling of both streams inside ComfyUI's guider, and core's own."""
+"""uvg_core's jobs inside ComfyUI's guider, and core's own samplers."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import comfy.conds
 import comfy.model_management
 import comfy.model_sampling
 import comfy.patcher_extension
@@ -25,66 +26,40 @@ from ...uvg_core.sampling import Sampling
 from ...uvg_core.sampling.guidance import guided_steps
 from ...uvg_core.sampling.streams import TextStream, VideoStream
 from ...uvg_core.settings import Number, Text, setting, settings
-from .conditioning import at_all_times, no_prompt
-from .names import TEXT_RUN
+from .conditioning import hint_conditioning
 from .network import HostedNetwork, TextInput
 from .showing import preview_of
 
 log = logging.getLogger(__name__)
 
 UNIFORM = "uniform"  # the release's schedule, exactly
+SAMPLERS = comfy.samplers.SAMPLER_NAMES  # other packs add to it
 SCHEDULERS = [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
 
 
-@dataclass
-class TextRun:
-    """The text stream of one step of a run, on its way through ComfyUI's guider, and the logits on their way back.
-    ``content`` ``[B,L]`` ids or ``[B,L,D]`` vectors, ``time`` ``[B]`` on the network's clock.
+class TextCondition(comfy.conds.CONDRegular):  # type: ignore[misc]
+    """The text of one step among the conditions of a prompt, which ComfyUI joins into batches for the network.
 
-    Both passes of guidance see the same text; the logits are the conditional pass's (the mean over several positive
-    conditions, where prompts are combined).
-    """
+    Both passes of guidance see the same text; the logits are the conditional pass's, whose conditions want them."""
 
-    content: Tensor
-    time: Tensor
-    mask: Tensor | None
-    options: PassOptions
-    closed: bool = False  # once the passes of this step are in: what patches ask of the network later is not heard
-    seen: list[Tensor] = field(default_factory=list)
+    def __init__(self, cond: TextInput, wants_logits: bool) -> None:
+        self.cond, self.wants_logits = cond, wants_logits
 
-    def _wanted(self, passes: Sequence[int]) -> list[int]:
-        """Which chunks of a batch are a conditional pass whose logits are asked for."""
-        return (
-            [n for n, index in enumerate(passes) if index == 0] if self.options.want_logits and not self.closed else []
-        )
+    def process_cond(self, batch_size: int, **_: Any) -> TextCondition:
+        return self
 
-    def for_batch(self, device: torch.device, passes: Sequence[int]) -> TextInput:
-        """The text for a batch that holds one chunk per entry of ``passes`` (0 conditional, 1 not)."""
-        wanted, rows = self._wanted(passes), len(self.content)
-        logits = slice(wanted[0] * rows, (wanted[-1] + 1) * rows) if wanted else False
+    def can_concat(self, other: Any) -> bool:
+        return True
 
-        def repeated(part: Tensor) -> Tensor:
-            return torch.cat([part] * len(passes)).to(device)
+    def concat(self, others: Sequence[TextCondition]) -> TextInput:
+        return self.cond.for_chunks([one.wants_logits for one in (self, *others)])
 
-        return TextInput(
-            repeated(self.content),
-            repeated(self.time),
-            None if self.mask is None else repeated(self.mask),
-            replace(self.options, want_logits=logits),
-        )
+    def size(self) -> list[int]:
+        return list(self.cond.content.shape)
 
-    def take(self, text: TextInput, passes: Sequence[int]) -> None:
-        """Keep the logits of the conditional passes among those that the network made of ``for_batch``."""
-        wanted = self._wanted(passes)
-        for logits in text.logits:
-            chunks = logits.split(len(self.content))
-            self.seen += [chunks[n - wanted[0]].to(self.content.device) for n in wanted]
-
-    @property
-    def logits(self) -> Tensor | None:
-        if len(self.seen) < 2:
-            return self.seen[0] if self.seen else None
-        return torch.stack(self.seen).mean(0)
+    def beside(self, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The conditions of a prompt, with this text."""
+        return [{**one, "model_conds": {**one["model_conds"], "text_stream": self}} for one in conditions]
 
 
 class HostDenoiser:
@@ -95,18 +70,17 @@ class HostDenoiser:
         self._guider = guider
         self._options = extra_args["model_options"]
         self._seed = extra_args.get("seed")
-        network = guider.inner_model.diffusion_model
-        self.hosted: HostedNetwork = network  # without guidance, conditions and hooks
-        self.config: ModelConfig = network.config
-        self.embed = network.embed
-        self._last_logits: Tensor | None = None
-        conditions = [cond for conds in guider.conds.values() for cond in conds]
-        in_ranges = any({"timestep_start", "timestep_end"} & cond.keys() for cond in conditions)
-        wrapped = (
-            self._options.get("transformer_options", {}).get("wrappers") or "model_function_wrapper" in self._options
-        )
-        self._may_reuse = bool(in_ranges or wrapped)  # a step's logits in a later step
+        self.network: HostedNetwork = guider.inner_model.diffusion_model  # without guidance, conditions and hooks
+        self.config: ModelConfig = self.network.config
+        self.embed = self.network.embed
         self._shape: list[int] = []  # of the latent in the pass under way
+        self._last_logits: Tensor | None = None
+        options = self._options.get("transformer_options", {})
+        in_ranges = any(
+            {"timestep_start", "timestep_end"} & one.keys() for conds in guider.conds.values() for one in conds
+        )
+        # Whether a step's logits may serve a later step.
+        self._may_reuse = bool(in_ranges or options.get("wrappers") or "model_function_wrapper" in self._options)
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
         """A cache within the memory that ComfyUI has left. None where one does not hold: several prompts, and context
@@ -141,29 +115,41 @@ class HostDenoiser:
         latent = video.latent
         self._shape = list(latent.shape)
         times = [torch.full(latent.shape[:1], s.model_time(step), device=latent.device) for s in (video, text)]
-        run = TextRun(text.content, times[1], text.mask, options)
-
-        def close(args: Mapping[str, Any]) -> Any:
-            run.closed = True  # skip-layer guidance and its like run the network again, worse on purpose
-            return args["conds_out"]
-
-        model_options = {
-            **self._options,
-            "transformer_options": {**self._options.get("transformer_options", {}), TEXT_RUN: run},
-            "sampler_pre_cfg_function": [close, *self._options.get("sampler_pre_cfg_function", [])],
-        }
+        stream, wants_logits = TextInput(text.content, times[1], text.mask, options), options.want_logits is not False
+        prompted, unprompted = TextCondition(stream, wants_logits), TextCondition(stream, False)
         sigma = sigma_from_model_time(times[0])
-        denoised = self._guider(latent, sigma, model_options=model_options, seed=self._seed)
+        denoised = self._guided(latent, sigma, prompted, unprompted)
         velocity = (latent - denoised) / sigma.view(-1, 1, 1, 1, 1) if options.want_velocity else None
-        if options.want_logits and run.logits is not None:
-            self._last_logits = run.logits
-        if options.want_logits and self._last_logits is None:
+        if not wants_logits:
+            return Prediction(velocity, None)
+        if stream.logits:  # several where prompts are combined
+            logits = [one.to(latent.device) for one in stream.logits]
+            self._last_logits = logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+        if self._last_logits is None:
             raise UniViGUError(
                 "no prompt is active at the first step, so that the text has nothing to follow; remove the timestep "
                 "range from the positive prompt"
             )
         # A patch that reuses an earlier step in place of the network (EasyCache) reuses that step's text as well.
-        return Prediction(velocity, self._last_logits if options.want_logits else None)
+        return Prediction(velocity, self._last_logits)
+
+    def _guided(self, latent: Tensor, sigma: Tensor, prompted: TextCondition, unprompted: TextCondition) -> Tensor:
+        """The guider's estimate of the clean latent, with the text beside both prompts."""
+
+        def close(args: Mapping[str, Any]) -> Any:
+            prompted.wants_logits = False  # skip-layer guidance and its like run the network again, worse on purpose
+            return args["conds_out"]
+
+        guider, conds = self._guider, self._guider.conds
+        functions = [close, *self._options.get("sampler_pre_cfg_function", [])]
+        texts = {"positive": prompted}
+        guider.conds = {name: texts.get(name, unprompted).beside(group) for name, group in conds.items()}
+        try:
+            options = {**self._options, "sampler_pre_cfg_function": functions}
+            denoised: Tensor = guider(latent, sigma, model_options=options, seed=self._seed)
+        finally:
+            guider.conds = conds
+        return denoised
 
 
 @dataclass(frozen=True)
@@ -199,16 +185,14 @@ def run_job(
     model: Any,
     job: Job[Result],
     conditions: Conditions,
+    sampling: Sampling,
     *,
     noise: Tensor,
     latent: Tensor,
     sigmas: Tensor,
-    seed: int,
-    text_length: int | None = None,
 ) -> tuple[Tensor, Result]:
     """Run ``job`` with MODEL loaded and patched by ComfyUI; noise and latents inside are in the network's space.
-    ``text_length``: tokens of the job's text, None for what the checkpoint was trained with. Returns the job's latent
-    in the VAE's space, on the CPU, and its result."""
+    ``sampling``: seed and text length. Returns the job's latent in the VAE's space, on the CPU, and its result."""
     guider = comfy.samplers.CFGGuider(model)
     if conditions.negative is None:
         guider.inner_set_conds({"positive": conditions.positive})
@@ -217,9 +201,9 @@ def run_job(
     guider.set_cfg(conditions.guidance)
     host = guider.model_patcher.model  # hooks may have put another one in its place
     usual, sampler = host.run_facts.text_length, _JobSampler(job)
-    host.text_length, host.word_rows = text_length or usual, latent.shape[0]
+    host.text_length, host.word_rows = sampling.text_length or usual, latent.shape[0]
     try:
-        out = guider.sample(noise, latent, sampler, sigmas, seed=seed)
+        out = guider.sample(noise, latent, sampler, sigmas, seed=sampling.seed)
     finally:
         host.text_length, host.word_rows = usual, 0
     return out.to(comfy.model_management.intermediate_device()), sampler.result
@@ -237,17 +221,12 @@ def run_on_clip(
     return run_job(
         model,
         lambda denoise, _, clip: (clip, job(denoise, clip)),
-        Conditions(at_all_times(hint) if hint else no_prompt(model)),
+        Conditions(hint_conditioning(model, hint)),
+        sampling,
         noise=torch.zeros_like(latent),
         latent=latent,
         sigmas=torch.zeros((sampling.steps or 1) + 1),
-        seed=sampling.seed,
-        text_length=sampling.text_length,
     )[1]
-
-
-def core_samplers() -> list[str]:
-    return list(comfy.samplers.SAMPLER_NAMES)
 
 
 def with_shift(model: Any, shift: float) -> Any:
@@ -307,44 +286,32 @@ def sample_with_core(
     steps, shift = sampling.steps, sampling.shift
     assert steps is not None
     assert shift is not None
-    model, scheduler = with_shift(model, shift), "simple" if core.scheduler == UNIFORM else core.scheduler
+    model = with_shift(model, shift)
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     )
     if core.scheduler == UNIFORM:
-        given = planned = video_sigmas(int(steps / core.denoise), shift)[-(steps + 1) :]
+        sigmas = video_sigmas(int(steps / core.denoise), shift)[-(steps + 1) :]
     else:
-        given, planned = None, _core_sigmas(model, steps, core)
-    return comfy.sample.sample(
-        guided_until(model, sampling.guidance_end, planned),
-        prepare_noise({**latent, "samples": samples}, seed),
-        steps,
-        conditions.guidance,
-        core.sampler,
-        scheduler,
-        conditions.positive,
-        conditions.negative,
-        samples,
-        denoise=core.denoise,
-        noise_mask=latent.get("noise_mask"),
-        sigmas=given,
-        callback=preview_of(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-
-
-def _core_sigmas(model: Any, steps: int, core: Core) -> Tensor:
-    sigmas: Tensor = comfy.samplers.KSampler(
-        model,
-        steps=steps,
-        device=model.load_device,
-        sampler=core.sampler,
-        scheduler=core.scheduler,
-        denoise=core.denoise,
-    ).sigmas
+        device, denoise = model.load_device, core.denoise
+        sigmas = comfy.samplers.KSampler(model, steps, device, core.sampler, core.scheduler, denoise).sigmas
     if not bool(sigmas.isfinite().all()):
         raise UniViGUError(
             f"the scheduler {core.scheduler} cannot make {steps} step(s): take more steps or another scheduler"
         )
-    return sigmas
+    return comfy.sample.sample(
+        guided_until(model, sampling.guidance_end, sigmas),
+        prepare_noise({**latent, "samples": samples}, seed),
+        steps,
+        conditions.guidance,
+        core.sampler,
+        "simple",  # sigmas take its place
+        conditions.positive,
+        conditions.negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        sigmas=sigmas,
+        callback=preview_of(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )

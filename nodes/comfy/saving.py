@@ -37,8 +37,8 @@ def save_checkpoint(
     model: Any,
     clip: Any | None,
     vae: Any | None,
-    dtype: str | None,
-    report: Callable[[int, int], Any],
+    dtype: str | None = None,
+    progress: Callable[[int, int], Any] | None = None,
     learnt: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write MODEL, with whatever LoRA is on it, and the parts that are given, as one file of ours.
@@ -46,7 +46,7 @@ def save_checkpoint(
     ``dtype`` as for ``convert``; None keeps what is loaded. Text encoder and VAE stay as they are. ``learnt``: weights
     by name that take the place of MODEL's own.
     """
-    network, run = network_of(model), run_facts(model)
+    network = network_of(model)
     patchers = [model, *([clip.load_model()] if clip is not None else [])]
     comfy.model_management.load_models_gpu(patchers)
     stored = model.model_state_dict_for_saving(network, "diffusion_model.")
@@ -56,19 +56,16 @@ def save_checkpoint(
             "Uni-ViGU: the network was kept in fp8 because the card is small, and is saved so; choose a dtype in Save "
             "Uni-ViGU, and weight_dtype bf16 in Load Uni-ViGU, to keep what its file holds"
         )
-    whole = clip is not None or vae is not None
-    prefix = ALL_IN_ONE_PREFIX if whole else ""
+    prefix = "" if clip is None and vae is None else ALL_IN_ONE_PREFIX
+    chosen = "fp8" if dtype is None and quantised else dtype
     pending: dict[str, Any] = {}
     layers: list[str] = []
     for name, tensor in stored.items():
         if is_companion(name) or scaled_weight(name) in stored:  # a scale is made anew, or none is needed
             continue
-        like = Stored.like(tensor.shape, tensor.dtype)
-        if like.torch_dtype in FP8_DTYPES:
-            like = Stored.like(tensor.shape, torch.bfloat16)
-        chosen = "fp8" if dtype is None and quantised else dtype
+        kept = torch.bfloat16 if tensor.dtype in FP8_DTYPES else tensor.dtype
         origin = learnt if learnt is not None and name in learnt else stored
-        entries = packed(name, like, partial(value_of, origin, name), chosen)
+        entries = packed(name, Stored.like(tensor.shape, kept), partial(value_of, origin, name), chosen)
         pending |= {prefix + entry: value for entry, value in entries.items()}
         if len(entries) > 1:
             layers.append(prefix + name.removesuffix(".weight"))
@@ -77,17 +74,12 @@ def save_checkpoint(
         parts |= {f"text_encoders.{k}": v for k, v in clip.state_dict_for_saving().items() if "logit_scale" not in k}
     if vae is not None:
         parts |= {f"{VAE_PREFIX}{k}": v for k, v in vae.get_sd().items()}
-    for name, tensor in parts.items():
-        pending[name] = Pending(Stored.like(tensor.shape, tensor.dtype), partial(_on_cpu, tensor))
-    config = CheckpointConfig(model=config_of(model), run=run)
-    metadata = {"config": config.to_json(), "format": "pt"}
+    for name, tensor in parts.items():  # core's lazy weights are cast and patched as they are moved
+        pending[name] = Pending(Stored.like(tensor.shape, tensor.dtype), partial(tensor.to, "cpu"))
+    metadata = {"config": CheckpointConfig(config_of(model), run_facts(model)).to_json(), "format": "pt"}
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)
-    write_safetensors(path, pending, metadata, report)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu")  # core's lazy weights are cast and patched here
+    write_safetensors(path, pending, metadata, progress)
 
 
 def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:

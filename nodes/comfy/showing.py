@@ -40,13 +40,10 @@ class Progress:
         self._preview = None if model is None else preview_of(model, steps)
         self._last = 0.0
 
-    def step(self, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Moves the bar: a ``Report`` of uvg_core's."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(done, total)
-
-    def report(self, what: str, done: int, total: int) -> None:
-        """The same, as the core's jobs report."""
-        self.step(done, total)
 
     def video(self, done: int, total: int, estimate: Tensor, latent: Tensor) -> None:
         """A step of a run that forms video: the stock preview of where it points."""

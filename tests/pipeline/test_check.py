@@ -23,7 +23,7 @@ from uvg_core.media.text_encoder import TextEncoder, as_plain_t5, build_encoder,
 from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.media.vae import WAN_LATENT_MEAN, WAN_LATENT_STD, to_latent_space
 from uvg_core.model import UniViGU
-from uvg_core.pipeline.check import clocked, looked_at, shown_clips
+from uvg_core.pipeline.check import loss_size, reference_clips, rounded_times
 from uvg_core.pipeline.evidence import Predict, Sample, Verdict, views, weigh
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Size
 from uvg_core.progress import bars
@@ -112,7 +112,7 @@ def test_weights_at_random_give_no_verdict(samples: list[Sample], seed: int) -> 
     if seed:  # at first its heads are zero
         torch.nn.init.xavier_uniform_(network.head.head.weight)
 
-    predict = clocked(network, "none")
+    predict = rounded_times(network, "none")
     verdict = weigh(predict, predict, samples)
     assert found(verdict) == ("", "", "")
     assert abs(verdict.skill) < 0.1
@@ -143,7 +143,7 @@ def test_clips_weigh_the_same_together_and_alone(samples: list[Sample]) -> None:
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     uneven = [replace(one, ids=[*one.ids, *[2] * k]) for k, one in enumerate(samples)]
-    predict = clocked(network, "none")
+    predict = rounded_times(network, "none")
     alone, together = (views(predict, uneven, "raw", "control", at_once=n).errors for n in (1, 3))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=0)
 
@@ -229,8 +229,8 @@ def test_an_unchecked_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
         (True, "cuda", Size(None, None, 81), (81, 240, 416)),
     ],
 )
-def test_how_much_of_a_clip_is_looked_at(large: bool, device: str, size: Size, expected: tuple[int, int, int]) -> None:
-    assert looked_at(RunConfig(), size, large, torch.device(device)) == expected
+def test_how_much_of_a_clip_is_loss_size(large: bool, device: str, size: Size, expected: tuple[int, int, int]) -> None:
+    assert loss_size(RunConfig(), size, large, torch.device(device)) == expected
 
 
 def test_captions_are_cut_to_what_a_model_reads() -> None:
@@ -239,7 +239,7 @@ def test_captions_are_cut_to_what_a_model_reads() -> None:
 
     for run in (RunConfig(text_length=24, context_length=32), RunConfig()):
         tokenizer = Tokenizer(train_tokenizer(), run)
-        clips = shown_clips(tokenizer, run)
+        clips = reference_clips(tokenizer, run)
         assert len(clips) >= 5
         assert all(clip.path.is_file() for clip in clips)
         assert all(len(tokenizer.ids(clip.caption)) <= min(run.text_length, run.context_length) for clip in clips)

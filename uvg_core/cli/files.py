@@ -93,11 +93,11 @@ def check(
     shown: Bars,
 ) -> None:
     """Check that a checkpoint works, and find out from its losses on real clips how to run it."""
-    from ..pipeline.check import Check
+    from ..pipeline.check import PipelineCheck
 
     for path in filter(None, (own.write, own.json)):
         require_folder(path)
-    found = Check(model.pipeline(checkpoint, shown, video.null_embedding, checking=True), size)
+    found = PipelineCheck(model.pipeline(checkpoint, shown, video.null_embedding, checking=True), size)
     for line in found.lines():
         shown.close()
         print(line, flush=True)

@@ -47,7 +47,11 @@ class Sampling:
     )
     seed: Seed = setting("The same seed gives the same result.", default=0)
     temperature: Number | None = setting(
-        "0 always takes the likeliest word.", default=None, auto=RECOMMENDED, ge=0, expected="0 (greedy) or more"
+        "0 always takes the likeliest word.",
+        default=None,
+        auto=f"{RECOMMENDED} for captions, 1 in joint runs",
+        ge=0,
+        expected="0 (greedy) or more",
     )
     top_p: Number = setting(
         "Words are drawn from the smallest set with this probability.",
@@ -56,7 +60,7 @@ class Sampling:
         le=1,
     )
     text_update: Annotated[str, OneOf(*TEXT_UPDATES)] = setting(
-        "bridge is exact at any number of steps; euler and release are the release's rules.", default="bridge"
+        "bridge is exact at any number of steps; the others are rules of the release.", default="bridge"
     )
     text_length: Whole | None = setting(
         "Tokens of the text stream.", default=None, auto=TRAINED, flag="--length", ge=1, le=4096

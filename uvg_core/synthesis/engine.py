@@ -248,13 +248,13 @@ class _DataSet:
         if not clip.exists():
             return False
         try:
-            frames = probe(clip).frames
-            problem = "" if frames == known.frames else f"{clip}: found {frames} frames, expected {known.frames}"
+            if (frames := probe(clip).frames) == known.frames:
+                return True
+            problem = f"{clip}: found {frames} frames, expected {known.frames}"
         except UniViGUError as error:
             problem = str(error)
-        if problem:
-            self.note(f"     {problem}; made anew")
-        return not problem
+        self.note(f"     {problem}; made anew")
+        return False
 
     def _make(self, job: ClipJob, clip: Path, detail: Path, known: ClipRecord | None) -> None:
         """The clip and its record; a caption stays only where the same settings give the same clip again."""

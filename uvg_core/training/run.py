@@ -185,10 +185,9 @@ def run(path: Path, progress: Report, say: Say, *, resume: bool, accept_changes:
         result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=progress, watch=watch)
     if not result.finished:
         say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
-        return 130
-    if result.file is not None:  # the main process
+    elif result.file is not None:  # the main process
         say(f"done: {result.file}")
-    return 0
+    return 0 if result.finished else 130
 
 
 @contextmanager

@@ -246,7 +246,8 @@ def check_in_float16() -> dict[str, Any]:
     samples = [evidence.Sample("clip", raw, ids, told, told) for _ in range(3)]
 
     def losses(model: Any) -> Any:
-        return bridge.weigh_model(model, samples, None, lambda *_: None, draws=1, at_once=8)
+        check = SimpleNamespace(model=model, null=None, progress=lambda *_: None)
+        return bridge.NodeCheck.weigh(check, samples, draws=1, at_once=8)
 
     with computing_in_float16():
         small = bridge.load_network(path, "fp16", None)
@@ -292,7 +293,7 @@ def squeezed() -> dict[str, Any]:
     saving = pack_module("nodes.comfy.saving")
     small.load_device = torch.device("cpu")
     with mock.patch.object(saving.log, "warning", lambda text, *args: lines.append(text)):
-        bridge.save_checkpoint(model_folder() / "saved.safetensors", small, None, None, None, lambda *_: None)
+        bridge.save_checkpoint(model_folder() / "saved.safetensors", small, None, None)
     return {
         "not as convert": differ,
         "said": said,

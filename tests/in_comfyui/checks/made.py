@@ -133,12 +133,17 @@ def joint(model: Any, positive: list[Any], negative: list[Any], **changes: Any) 
     return run("JointSampler", model=model, positive=positive, negative=negative, **{**given, **changes})
 
 
+def is_text_weight(name: str) -> bool:
+    """Whether a weight, by its name in a model or a file, belongs to the half that plain Wan does not have."""
+    return pack_module("uvg_core.checkpoint.fit").is_text_half(name.rpartition("diffusion_model.")[2])
+
+
 def video_half(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights of a checkpoint that plain Wan has, and the metadata that a file of them would carry."""
     stored = comfy.utils.load_torch_file(path)
     config = core.read_config(path).model
     facts = {name: getattr(config, name) for name in WAN_SIZES}
-    weights = {name: tensor for name, tensor in stored.items() if not bridge.is_text_weight(name)}
+    weights = {name: tensor for name, tensor in stored.items() if not is_text_weight(name)}
     return weights, {"config": json.dumps({"transformer": facts})}
 
 

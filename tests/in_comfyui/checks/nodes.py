@@ -398,7 +398,7 @@ def scaled_files() -> dict[str, Any]:
     for dtype in (None, "bf16", "fp32", "fp8"):
         for kind, learnt, factor in (("saved", None, 1.0), ("learnt", {n: 1.5 * w for n, w in reference.items()}, 1.5)):
             file = model_folder() / f"scaled_{kind}_{dtype}.safetensors"
-            bridge.save_checkpoint(file, model, None, None, dtype, lambda *_: None, learnt=learnt)
+            bridge.save_checkpoint(file, model, None, None, dtype, learnt=learnt)
             again = bridge.load_network(str(file), "default", None)
             found[kind][str(dtype)] = [
                 apart(core.load_model(file, dtype=torch.float32).state_dict(), factor),
@@ -741,7 +741,7 @@ def checked() -> dict[str, Any]:
     comfy.model_management.unload_all_models()
     training, showing = pack_module("nodes.comfy.training"), pack_module("nodes.comfy.showing")
     pixels = (255 * torch.rand(1, 9, 48, 48, 3, generator=torch.Generator().manual_seed(0))).byte()
-    encode = [training._encoders(m, clip, vae, m.model.run_facts).latent(pixels) for m in (judged, right)]
+    encode = [training.encoders(m, clip, vae, m.model.run_facts).latent(pixels) for m in (judged, right)]
     with mock.patch.object(latent_preview, "get_previewer", lambda device, space: previews.append(type(space))):
         previews: list[Any] = []
         for model in (judged, right):

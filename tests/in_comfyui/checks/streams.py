@@ -85,7 +85,8 @@ def masks() -> dict[str, Any]:
     latent = nested_latent(model)
     video = bridge.streams_of(latent)[0]
     video = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
-    words = model.model.diffusion_model.clean_text(torch.tensor([[3, 7, 30, 1, 0]])).transpose(1, 2).float()
+    as_content = pack_module("uvg_core.sampling.start").as_text_content
+    words = as_content(model.model.diffusion_model, torch.tensor([[3, 7, 30, 1, 0]])).transpose(1, 2).float()
     full = {"samples": bridge.nested(video, words)}
     clocks: list[list[float]] = []
 

@@ -16,7 +16,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from check_made import bridge, checkpoint, core, distance, load_embedded, message, model_folder, run
+from check_made import bridge, checkpoint, core, distance, is_text_weight, load_embedded, message, model_folder, run
 from comfy_api.latest import InputImpl, Types
 from worker import node_class, pack_module
 
@@ -187,7 +187,7 @@ def checkpoints(folder: str) -> dict[str, Any]:
     return {
         "where": [Path(path).parent.name for path in (file, bare)],
         "changed": len(changed),
-        "of the video half": [name for name in changed if not bridge.is_text_weight(name)],
+        "of the video half": [name for name in changed if not is_text_weight(name)],
         "vae": distance(parts[2].encode(pixels), again[2].encode(pixels)),
         "lora": [type(lora).__name__, lora.message],
         "samples": [type(samples).__name__, samples.message],
@@ -327,11 +327,12 @@ def breaks_off(folder: str) -> dict[str, Any]:
     parts = load_embedded()
     clips = load(parts, folder)
     training = pack_module("nodes.comfy.training")
-    encoded, save = training._encoded, training.save_checkpoint
+    run_class = training.TrainingRun
+    encode, save = run_class.encode, training.save_checkpoint
     found: dict[str, Any] = {}
 
     def poisoned(*args: Any) -> Any:
-        data = encoded(*args)
+        data = encode(*args)
         read = type(data).__getitem__
 
         class Poisoned(type(data)):  # type: ignore[misc]
@@ -342,13 +343,13 @@ def breaks_off(folder: str) -> dict[str, Any]:
         data.__class__ = Poisoned
         return data
 
-    training._encoded = poisoned
+    run_class.encode = poisoned
     try:
         found["not a number"] = message(
             lambda: train(parts, clips, batch=1, steps=40, seed=1, filename_prefix="poisoned")
         )
     finally:
-        training._encoded = encoded
+        run_class.encode = encode
     folder_paths.filename_list_cache.clear()
     kept = [name for name in folder_paths.get_filename_list("loras") if name.startswith("poisoned")]
     file = Path(folder_paths.get_full_path("loras", kept[0]))

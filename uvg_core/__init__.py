@@ -1,6 +1,6 @@
 """uvg_core: the Uni-ViGU network, its checkpoints, flows and samplers; no ComfyUI in here."""
 
-from .checkpoint import convert, init_from_wan, inspect_checkpoint, load_model, read_config, save_model
+from .checkpoint import Overrides, convert, init_from_wan, inspect_checkpoint, load_model, read_config, save_model
 from .config import CheckpointConfig, ModelConfig, RunConfig
 from .errors import UniViGUError
 from .model import Prediction, UniViGU
@@ -24,6 +24,7 @@ __all__ = [
     "GuidedDenoiser",
     "JointResult",
     "ModelConfig",
+    "Overrides",
     "Prediction",
     "Ranking",
     "RunConfig",

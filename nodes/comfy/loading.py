@@ -17,9 +17,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...uvg_core.checkpoint.config import log_frequencies, say_unchecked, whole_config
-from ...uvg_core.checkpoint.detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
-from ...uvg_core.checkpoint.fit import compare, require_fit
+from ...uvg_core.checkpoint import Overrides
+from ...uvg_core.checkpoint.config import say_unchecked
+from ...uvg_core.checkpoint.detect import Checkpoint, open_checkpoint
+from ...uvg_core.checkpoint.fit import open_network
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
 from ...uvg_core.checkpoint.quant import (
     FP8,
@@ -31,7 +32,6 @@ from ...uvg_core.checkpoint.quant import (
     quantise,
     quantised_layers,
 )
-from ...uvg_core.checkpoint.read import WeightFile, open_weights
 from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
@@ -60,16 +60,10 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
 
     Raises UniViGUError naming the file when it is not one.
     """
-    weights = open_weights(path)
-    network = find_network(weights)
-    require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    config = whole_config(weights, network, latent_space=latent_space)
-    require_fit(weights, network, compare(weights, network, config.model))
-    weights.log_ignored()
-    log_frequencies(weights, network, config.model)
+    checkpoint, config = open_network(path, Overrides(latent_space=latent_space))
     if not config.run.checked:
         say_unchecked(Path(path).name, config.model.latent_space, config.run.text_states or TEXT_STATES[0])
-    tensors, metadata = _read(path, weights, network)
+    tensors, metadata = _read(path, checkpoint)
     metadata["config"] = config.to_json()
     squeezed = weight_dtype == "default" and _is_too_large(tensors, config)
     if squeezed:
@@ -88,8 +82,9 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     return model
 
 
-def _read(path: str, weights: WeightFile, network: Network) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: str, network: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The network's tensors under native names, scales of fp8 in core's form, and the file's metadata."""
+    weights = network.weights
     metadata = {key: text for key, text in weights.metadata.items() if key != METADATA_KEY}
     read: Callable[[str], Tensor] = weights.read
     if Path(path).suffix in (".safetensors", ".sft"):
@@ -220,10 +215,11 @@ def _patcher(load: Callable[..., Any], *arguments: Any, disable_dynamic: bool = 
 
 def components_in(path: str) -> set[str]:
     """Which of text encoder and VAE a checkpoint has in it. Raises UniViGUError when it is no Uni-ViGU."""
-    weights = open_weights(path)
-    require_layout(weights, find_network(weights), UNI_VIGU_LAYOUTS)
+    checkpoint = open_checkpoint(path)
+    checkpoint.require()
+    names = checkpoint.weights.tensors
     prefixes = {ENCODER: ENCODER_PREFIX, VAE: VAE_PREFIX}
-    return {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in weights.tensors)}
+    return {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in names)}
 
 
 def part_of(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

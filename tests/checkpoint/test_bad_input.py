@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uvg_core.checkpoint import convert, init_from_wan, inspect_checkpoint, load_model, read_config, read_part
+from uvg_core.checkpoint import (
+    Overrides,
+    convert,
+    init_from_wan,
+    inspect_checkpoint,
+    load_model,
+    read_config,
+    read_part,
+)
 from uvg_core.errors import UniViGUError
 
 
@@ -162,7 +170,7 @@ def test_two_weights_for_one_place(model, tools, tmp_path):
     weights = tools.weights_of(model)
     torch.save({"module.head.modulation": weights["head.modulation"], **weights}, tmp_path / "x.pth")
     with pytest.raises(UniViGUError, match=r"both stand for head\.modulation"):
-        load_model(tmp_path / "x.pth", num_heads=2)
+        load_model(tmp_path / "x.pth", overrides=Overrides(num_heads=2))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +290,7 @@ def test_views_transposed_and_shared_tensors_are_stored_in_full(tmp_path):
 def test_steps_that_are_none(step, tmp_path):
     torch.save({"model": {"a": torch.ones(2)}, "step": step}, tmp_path / "x.pth")
     report = inspect_checkpoint(tmp_path / "x.pth")
-    assert report.step is None
+    assert report.checkpoint.weights.step is None
     assert "\nstep" not in str(report)
 
 
@@ -317,7 +325,7 @@ def test_odd_block_numbers_are_unexpected_weights(model, tools, tmp_path, number
     report = inspect_checkpoint(path)
     assert not report.complete
     if number != "99999999999":  # this one reads as a file that lacks blocks
-        assert report.unexpected == (f"blocks.{number}.x",)
+        assert report.misfit.unexpected == (f"blocks.{number}.x",)
     with pytest.raises(UniViGUError, match=r"x\.safetensors: .*do not make up a whole network"):
         load_model(path)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from uvg_core.checkpoint import convert, load_model
+from uvg_core.checkpoint import Overrides, convert, load_model
 from uvg_core.checkpoint.quant import dequantise, quantise
 from uvg_core.errors import UniViGUError
 
@@ -98,7 +98,7 @@ def test_files_that_comfyui_saved_are_read(files, tmp_path):
     expected = load_model(files[1])
     for tensors in (core, old):
         save_file(tensors, tmp_path / "x.safetensors")
-        loaded = load_model(tmp_path / "x.safetensors", num_heads=2)
+        loaded = load_model(tmp_path / "x.safetensors", overrides=Overrides(num_heads=2))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True))
 
 
@@ -106,7 +106,7 @@ def test_other_quantisations_are_named(files, tmp_path):
     stored = load_file(files[1])
     save_file(stored | {"blocks.0.ffn.0.weight": torch.zeros(40, 24, dtype=torch.int8)}, tmp_path / "int8.safetensors")
     with pytest.raises(UniViGUError, match=r"blocks.0.ffn.0.weight is stored as I8.*bf16"):
-        load_model(tmp_path / "int8.safetensors", num_heads=2)
+        load_model(tmp_path / "int8.safetensors", overrides=Overrides(num_heads=2))
     save_file(stored | {"blocks.0.ffn.0.weight_scale": torch.ones(40)}, tmp_path / "rows.safetensors")
     with pytest.raises(UniViGUError, match="40 values, expected one per tensor"):
-        load_model(tmp_path / "rows.safetensors", num_heads=2)
+        load_model(tmp_path / "rows.safetensors", overrides=Overrides(num_heads=2))

@@ -5,25 +5,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from uvg_core.checkpoint import inspect_checkpoint
-from uvg_core.checkpoint.read import SafetensorsFile, TorchFile
+from uvg_core.checkpoint.fit import Misfit
+from uvg_core.checkpoint.read import WeightFile
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, sdpa_attention
 
 
 @pytest.fixture(autouse=True)
 def no_weights_are_read(monkeypatch):
-    for kind in (SafetensorsFile, TorchFile):
+    def read(self, name, read=WeightFile.read):
+        assert name.endswith("inv_freq"), f"{name} was read"
+        return read(self, name)
 
-        def read(self, name, read=kind.read):
-            assert name.endswith("inv_freq"), f"{name} was read"
-            return read(self, name)
-
-        monkeypatch.setattr(kind, "read", read)
+    monkeypatch.setattr(WeightFile, "read", read)
 
 
 def test_every_layout(model, tools, tmp_path, layout):
     report = inspect_checkpoint(tools.write_uni_vigu(model, layout, tmp_path))
-    assert report.layout == ("release" if "release" in layout else "native")
+    assert report.checkpoint.layout == ("release" if "release" in layout else "native")
     parts = dict(report.parts)
     if layout == "all-in-one":
         assert (parts.pop("vae"), parts.pop("text encoder umt5xxl")) == (3, 2)
@@ -39,15 +38,15 @@ def test_every_layout(model, tools, tmp_path, layout):
     assert "12 of" not in text
     assert "2 of 12" in text
     assert "discrete (assumed)" in text
-    assert (report.step == 12000) == (layout == "release")
+    assert (report.checkpoint.weights.step == 12000) == (layout == "release")
 
 
 def test_wan_bases(model, tools, tmp_path, wan_layout):
     report = inspect_checkpoint(tools.write_wan(model, wan_layout, tmp_path))
-    assert report.layout == ("diffusers" if "diffusers" in wan_layout else "wan")
+    assert report.checkpoint.layout == ("diffusers" if "diffusers" in wan_layout else "wan")
     assert list(report.parts) == ["video half"]
     assert report.complete == ("diffusers" in wan_layout)  # elsewhere nothing shows the number of heads
-    assert report.missing == report.unexpected == report.misshapen == ()
+    assert report.misfit == Misfit()
     assert "plain Wan base" in str(report)
     assert "vocabulary" not in str(report)
 
@@ -60,9 +59,10 @@ def test_what_does_not_fit_is_listed(model, tools, tmp_path):
     save_file(weights, path, {"config": '{"transformer": {"num_heads": 2, "text_flow": "discrete"}}'})
     report = inspect_checkpoint(path)
     assert not report.complete
-    assert report.missing == ("blocks.1.ffn_t.0.bias",)
-    assert report.unexpected == ("blocks.0.novelty.weight",)
-    assert report.misshapen == ("head.head.bias [3] for [64]",)
+    assert report.misfit.missing == ("blocks.1.ffn_t.0.bias",)
+    assert report.misfit.unexpected == ("blocks.0.novelty.weight",)
+    assert report.misfit.misshapen == (("head.head.bias", (3,), (64,)),)
+    assert "shape             1: head.head.bias [3] for [64]" in str(report)
     assert "text_flow" not in report.assumed
     assert "missing           1: blocks.1.ffn_t.0.bias" in str(report)
 
@@ -82,15 +82,15 @@ def test_what_does_not_fit_is_listed(model, tools, tmp_path):
 def test_foreign_files_are_named(names, kind, tmp_path):
     save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
     report = inspect_checkpoint(tmp_path / "x.safetensors")
-    assert report.layout == "unknown"
+    assert report.checkpoint.layout == "unknown"
     assert f"not recognised: {kind}" in str(report)
     assert names[0] in str(report)
 
 
 def test_the_full_model_is_counted_and_described(monkeypatch):
     """Sizes of design/model.md, section 2, from a table of contents alone."""
-    from uvg_core.checkpoint import inspect
-    from uvg_core.checkpoint.read import Stored, WeightFile
+    from uvg_core.checkpoint import detect
+    from uvg_core.checkpoint.read import Stored
 
     class Table(WeightFile):
         def read(self, name):
@@ -104,7 +104,7 @@ def test_the_full_model_is_counted_and_described(monkeypatch):
         table.tensors = {name: Stored.like(t.shape, torch.bfloat16) for name, t in full.state_dict().items()}
         return table
 
-    monkeypatch.setattr(inspect, "open_weights", opened)
+    monkeypatch.setattr(detect, "open_weights", opened)
     report = inspect_checkpoint("full.safetensors")
     billions = {part: round(count / 1e9, 2) for part, count in report.parts.items()}
     assert billions == {

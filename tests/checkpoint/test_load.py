@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_networks import GOLDEN
 
-from uvg_core.checkpoint import load_model, read_config, read_part, save_model
+from uvg_core.checkpoint import Overrides, load_model, read_config, read_part, save_model
 from uvg_core.errors import UniViGUError
 
 
 def test_every_layout_gives_the_same_network(model, tools, tmp_path, layout):
     path = tools.write_uni_vigu(model, layout, tmp_path)
     heads = {"num_heads": 2} if layout == "bare native" else {}
-    loaded = load_model(path, **heads)
+    loaded = load_model(path, overrides=Overrides(**heads))
     assert not loaded.training
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
     inputs = tools.some_inputs(model.config)
@@ -48,7 +48,9 @@ def test_dtype_on_request_and_by_majority(model, tools, tmp_path):
     assert tools.dtypes(load_model(path, dtype=torch.bfloat16)) == {torch.bfloat16}
     mixed = {n: t if t.ndim == 1 else t.bfloat16() for n, t in tools.weights_of(model).items()}
     save_file(mixed, tmp_path / "mixed.safetensors")
-    assert tools.dtypes(load_model(tmp_path / "mixed.safetensors", num_heads=2)) == {torch.bfloat16}
+    assert tools.dtypes(load_model(tmp_path / "mixed.safetensors", overrides=Overrides(num_heads=2))) == {
+        torch.bfloat16
+    }
 
 
 def test_layers_come_from_the_injected_operations(model, tools, tmp_path):
@@ -76,7 +78,7 @@ def test_text_flow_is_seen_in_the_head_or_stated(make, tools, tmp_path):
     # as many tokens as channels: the shapes say nothing, so the discrete rule holds unless somebody says otherwise
     ambiguous = tools.write_uni_vigu(make(text_flow="embedding", vocab_size=24), "release", tmp_path / "b")
     assert load_model(ambiguous).config.text_flow == "discrete"
-    assert load_model(ambiguous, text_flow="embedding").config.text_flow == "embedding"
+    assert load_model(ambiguous, overrides=Overrides(text_flow="embedding")).config.text_flow == "embedding"
 
 
 def test_arguments_may_not_contradict_the_file(make, tmp_path):
@@ -85,8 +87,8 @@ def test_arguments_may_not_contradict_the_file(make, tmp_path):
     assert load_model(path).config.vocab_size == 31
     for wrong in ({"text_flow": "embedding"}, {"source": "uniform"}, {"num_heads": 3}):
         with pytest.raises(UniViGUError, match=rf"m\.safetensors.*{next(iter(wrong))}"):
-            load_model(path, **wrong)
-    assert load_model(path, latent_space="raw").config.latent_space == "raw"
+            load_model(path, overrides=Overrides(**wrong))
+    assert load_model(path, overrides=Overrides(latent_space="raw")).config.latent_space == "raw"
 
 
 def test_heads_are_asked_for_where_nothing_shows_them(model, tools, tmp_path):
@@ -94,12 +96,12 @@ def test_heads_are_asked_for_where_nothing_shows_them(model, tools, tmp_path):
     with pytest.raises(UniViGUError, match="pass num_heads"):
         load_model(path)
     with pytest.raises(UniViGUError, match="divide width 24"):
-        load_model(path, num_heads=7)
-    assert load_model(path, num_heads=3).config.num_heads == 3
+        load_model(path, overrides=Overrides(num_heads=7))
+    assert load_model(path, overrides=Overrides(num_heads=3)).config.num_heads == 3
     # the release's rotary buffer shows them
     assert load_model(tools.write_uni_vigu(model, "release", tmp_path)).config.num_heads == 2
     with pytest.raises(UniViGUError, match="contradictory"):
-        load_model(tmp_path / "model.pth", num_heads=3)
+        load_model(tmp_path / "model.pth", overrides=Overrides(num_heads=3))
 
 
 def test_wan_rule_of_128_channels_per_head(make, tmp_path):

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from uvg_core import UniViGUError
 from uvg_core.checkpoint import LoraChoice, convert, load_model
 from uvg_core.checkpoint.fit import shapes_of
-from uvg_core.checkpoint.keys import from_native, lora_place, lora_places
+from uvg_core.checkpoint.keys import from_native
 from uvg_core.checkpoint.lora import Lora
+from uvg_core.checkpoint.lora_names import lora_place, lora_places
 from uvg_core.checkpoint.quant import FP8
 from uvg_core.config import ModelConfig
 from uvg_core.training.config import Lora as TrainedLora

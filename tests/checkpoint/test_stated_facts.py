@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from uvg_core import UniViGUError, convert, inspect_checkpoint, load_model, read_config
+from uvg_core.checkpoint import Overrides
 from uvg_core.model.rope import frequencies, rotations, text_angles
 
 STORED = "rotary_emb_text.inv_freq"
@@ -60,7 +61,7 @@ def test_the_formulas_own_frequencies_are_not_worth_a_word(model, tools, tmp_pat
 def test_frequencies_that_are_none(model, tools, tmp_path, stored, says):
     path = with_frequencies(tools, model, tmp_path, stored)
     with pytest.raises(UniViGUError, match=says) as caught:
-        load_model(path, num_heads=2 if len(stored) == 6 else None)
+        load_model(path, overrides=Overrides(num_heads=2 if len(stored) == 6 else None))
     assert path.name in str(caught.value)
 
 
@@ -79,7 +80,7 @@ def test_what_is_asked_for_is_written_and_kept(model, tools, tmp_path):
     original = tools.write_uni_vigu(model, "release", tmp_path)
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     facts = {"text_states": "release", "end_of_text": "skip", "checked": "raw latents and release states fit"}
-    convert(original, first, time_rounding="bfloat16", run=facts)
+    convert(original, first, overrides=Overrides(time_rounding="bfloat16", **facts))
     convert(first, second, dtype="bf16")
     for path in (first, second):
         config = read_config(path)
@@ -87,8 +88,8 @@ def test_what_is_asked_for_is_written_and_kept(model, tools, tmp_path):
         assert {name: getattr(config.run, name) for name in facts} == facts
         report = str(inspect_checkpoint(path))
         assert all(value in report for value in (*facts.values(), "bfloat16"))
-    assert load_model(first, time_rounding="none").config.time_rounding == "none"
-    assert read_config(first, run={"checked": ""}).run == replace(read_config(first).run, checked="")
+    assert load_model(first, overrides=Overrides(time_rounding="none")).config.time_rounding == "none"
+    assert read_config(first, Overrides(checked="")).run == replace(read_config(first).run, checked="")
     assert "never" in str(inspect_checkpoint(original))
     with pytest.raises(UniViGUError, match="text_states is 'plain'"):
-        read_config(first, run={"text_states": "plain"})
+        read_config(first, Overrides(text_states="plain"))

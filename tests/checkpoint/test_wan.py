@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uvg_core.checkpoint import init_from_wan, load_model
+from uvg_core.checkpoint import Overrides, init_from_wan, load_model
 from uvg_core.errors import UniViGUError
 
 
@@ -18,13 +18,13 @@ def wan(model, tools, tmp_path):
 def test_without_text_it_is_the_base_under_every_naming(model, tools, tmp_path, wan_layout):
     path = tools.write_wan(model, wan_layout, tmp_path)
     heads = {} if "diffusers" in wan_layout else {"num_heads": 2}
-    fresh = init_from_wan(path, vocab_size=50, **heads)
+    fresh = init_from_wan(path, vocab_size=50, overrides=Overrides(**heads))
     inputs = tools.some_inputs(model.config, length=0)
     assert torch.equal(fresh(**inputs).velocity, model(**inputs).velocity)
 
 
 def test_text_half_starts_as_copies_zero_and_noise(wan):
-    fresh = init_from_wan(wan, vocab_size=50, source="mask", num_heads=2, seed=3)
+    fresh = init_from_wan(wan, vocab_size=50, overrides=Overrides(source="mask", num_heads=2), seed=3)
     weights = fresh.state_dict()
     copies = {
         "blocks.1.ffn_t.2.weight": "blocks.1.ffn.2.weight",
@@ -45,13 +45,17 @@ def test_text_half_starts_as_copies_zero_and_noise(wan):
 
 
 def test_the_seed_decides(wan):
-    first, same, other = (init_from_wan(wan, vocab_size=50, num_heads=2, seed=s) for s in (1, 1, 2))
+    first, same, other = (
+        init_from_wan(wan, vocab_size=50, overrides=Overrides(num_heads=2), seed=s) for s in (1, 1, 2)
+    )
     assert torch.equal(first.token_embedding.weight, same.token_embedding.weight)
     assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
 
 
 def test_embedding_flow_and_dtype(wan, tools):
-    fresh = init_from_wan(wan, vocab_size=50, text_flow="embedding", num_heads=2, dtype=torch.bfloat16)
+    fresh = init_from_wan(
+        wan, vocab_size=50, overrides=Overrides(text_flow="embedding", num_heads=2), dtype=torch.bfloat16
+    )
     assert fresh.text_head.head.weight.shape == (24, 24)
     assert tools.dtypes(fresh) == {torch.bfloat16}
 
@@ -62,7 +66,7 @@ def test_embedding_flow_and_dtype(wan, tools):
 def test_other_variants_are_refused(wan, name, shape):
     save_file(load_file(wan) | {name: torch.zeros(shape)}, wan)
     with pytest.raises(UniViGUError, match=rf"another Wan variant \({name}\)"):
-        init_from_wan(wan, vocab_size=50, num_heads=2)
+        init_from_wan(wan, vocab_size=50, overrides=Overrides(num_heads=2))
 
 
 def test_image_to_video_channels_are_refused(make, tools, tmp_path):
@@ -88,12 +92,12 @@ def test_incomplete_bases(model, tools, tmp_path):
     del weights["blocks.1.cross_attn.o.bias"]
     save_file(weights, wan)
     with pytest.raises(UniViGUError, match=r"1 missing \(first: blocks.1.cross_attn.o.bias"):
-        init_from_wan(wan, vocab_size=50, num_heads=2)
+        init_from_wan(wan, vocab_size=50, overrides=Overrides(num_heads=2))
 
 
 def test_bad_arguments_and_facts(model, tools, wan, tmp_path):
     with pytest.raises(UniViGUError, match="vocab_size is 0"):
-        init_from_wan(wan, vocab_size=0, num_heads=2)
+        init_from_wan(wan, vocab_size=0, overrides=Overrides(num_heads=2))
     folder = tools.write_wan(model, "diffusers folder", tmp_path / "d")
     (folder / "config.json").write_text("{")
     with pytest.raises(UniViGUError, match=r"config\.json.*JSON"):

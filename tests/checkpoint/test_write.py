@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from uvg_core.checkpoint import convert, load_model, read_config, save_model
+from uvg_core.checkpoint import Overrides, convert, load_model, read_config, save_model
 from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
@@ -50,7 +50,7 @@ def test_convert_reads_every_layout(model, tools, tmp_path, layout):
     path = tools.write_uni_vigu(model, layout, tmp_path)
     target = tmp_path / "converted.safetensors"
     seen = []
-    convert(path, target, num_heads=2, on_progress=lambda done, total: seen.append((done, total)))
+    convert(path, target, overrides=Overrides(num_heads=2), on_progress=lambda done, total: seen.append((done, total)))
     loaded = load_model(target)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     with safe_open(target, "pt") as file:
@@ -72,7 +72,9 @@ def test_convert_to_another_dtype(model, tools, tmp_path, dtype, expected):
 
 def test_converting_carries_run_card_other_metadata_and_overrides(make, tools, tmp_path):
     save_model(make(), tmp_path / "a.safetensors", run=RunConfig(steps=9), card={"x": 1})
-    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype="bf16", latent_space="raw")
+    convert(
+        tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype="bf16", overrides=Overrides(latent_space="raw")
+    )
     config = read_config(tmp_path / "b.safetensors")
     assert (config.run.steps, config.card, config.model.latent_space) == (9, {"x": 1}, "raw")
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from recipes.worlds.grammar import is_held_out, parse
 from recipes.worlds.source import WorldSource
 from uvg_core import io as files
+from uvg_core.checkpoint import Overrides
 from uvg_core.config import RunConfig
 from uvg_core.data import build as building
 from uvg_core.data.build import build_shards, shard_clips
@@ -489,7 +490,7 @@ def test_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from uvg_core.pipeline.pipeline import EMBEDDED_MODEL
 
     def parts(text_states: str) -> Components:
-        return Components(EMBEDDED_MODEL, device="cpu", overrides={"text_states": text_states})
+        return Components(EMBEDDED_MODEL, device="cpu", overrides=Overrides(text_states=text_states))
 
     checkpoint = parts("umT5")
     run = checkpoint.config.run

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tiny_networks import GOLDEN
 
 from uvg_core import UniViGU, load_model
+from uvg_core.checkpoint import Overrides
 from uvg_core.flow.schedule import video_sigmas
 from uvg_core.flow.time import model_time_from_sigma
 
@@ -58,7 +59,7 @@ def test_rounded_clocks_are_the_releases() -> None:
     tensors, _ = read("forward_uniform")
     given = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith("input.")}
     path, rows = GOLDEN / "forward_uniform.safetensors", given["video"].shape[0]
-    plain, rounds = load_model(path), load_model(path, time_rounding="bfloat16")
+    plain, rounds = load_model(path), load_model(path, overrides=Overrides(time_rounding="bfloat16"))
     assert (plain.config.time_rounding, rounds.config.time_rounding) == ("none", "bfloat16")
 
     def told(model: UniViGU, video: float, text: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recipes.worlds.recipe import initialise
-from uvg_core.checkpoint import read_config
+from uvg_core.checkpoint import Overrides, read_config
 from uvg_core.checkpoint.config import say_unchecked
 from uvg_core.checkpoint.convert import convert
 from uvg_core.cli.common import Facts, Model
@@ -191,7 +191,7 @@ def test_a_umt5_runs_as_a_plain_t5_without_a_second_copy() -> None:
 def test_check_decides_on_the_embedded_model_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
     unchecked, written, report = tmp_path / "unchecked.safetensors", tmp_path / "new.safetensors", tmp_path / "r.json"
-    convert(EMBEDDED_MODEL, unchecked, latent_space="raw", run={"checked": "", "text_states": ""})
+    convert(EMBEDDED_MODEL, unchecked, overrides=Overrides(latent_space="raw", checked="", text_states=""))
     assert main(["check", "--model", str(unchecked), "--write", str(written), "--json", str(report)]) == 0
     said = capsys.readouterr().out
     assert "raw latents, umT5 states (assumed); checked: never" in said
@@ -211,7 +211,7 @@ def test_an_unchecked_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
     pytest.importorskip("diffusers")
     say_unchecked.cache_clear()
     path = tmp_path / "unchecked.safetensors"
-    convert(EMBEDDED_MODEL, path, run={"checked": ""})
+    convert(EMBEDDED_MODEL, path, overrides=Overrides(checked=""))
     with bars() as shown:
         for model, lines in ((path, 1), (path, 1), (EMBEDDED_MODEL, 1)):
             Model(model=model).pipeline(Facts(), shown)

@@ -15,6 +15,7 @@ from tiny_wan import SIZE, make_files
 from tiny_worlds import one_world
 
 from uvg_core import ModelConfig
+from uvg_core.checkpoint import Overrides
 from uvg_core.checkpoint.keys import from_native
 from uvg_core.cli.main import main
 from uvg_core.media.vae import LatentCodec
@@ -154,7 +155,7 @@ def test_decoding_falls_back_to_tiles(files: list[str], monkeypatch: pytest.Monk
 def test_latent_space_and_text_states_reach_the_result(files: list[str]) -> None:
     pipe = Pipeline(files[1], Places(wan=files[3]), device="cpu")
     assert pipe.config.model.latent_space == "raw"  # what the release's script does
-    stated = {"latent_space": "normalised", "text_states": "release"}
+    stated = Overrides(latent_space="normalised", text_states="release")
     other = Pipeline(files[1], Places(wan=files[3]), device="cpu", overrides=stated)
     pixels = one_world()
     assert not torch.equal(pipe.encode_clip(pixels), other.encode_clip(pixels))
@@ -169,8 +170,7 @@ def test_a_file_says_how_its_prompts_are_read(files: list[str], tmp_path: Path) 
     pipe = Pipeline(stated, **wan)
     assert pipe.components.text_states == "release"
     assert pipe.tokenizer.text([1, *pipe.tokenizer.ids("red")]) == "red"
-    assert Pipeline(stated, overrides={"text_states": "umT5"}, **wan).components.text_states == "umT5"
-    assert Pipeline(stated, overrides={"run": {"text_states": "umT5"}}, **wan).components.text_states == "umT5"
+    assert Pipeline(stated, overrides=Overrides(text_states="umT5"), **wan).components.text_states == "umT5"
 
 
 def test_guidance_leads_away_from_a_file(files: list[str], tmp_path: Path) -> None:

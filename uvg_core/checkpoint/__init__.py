@@ -3,6 +3,7 @@
 from .build import init_from_wan, load_model
 from .config import read_config
 from .convert import convert
+from .facts import Overrides
 from .inspect import CheckpointReport, inspect_checkpoint
 from .lora import Lora, LoraChoice
 from .read import read_part
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointReport",
     "Lora",
     "LoraChoice",
+    "Overrides",
     "convert",
     "init_from_wan",
     "inspect_checkpoint",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from ..config import ModelConfig
 from ..errors import UniViGUError
 from ..model import UniViGU
 from ..model.attention import Attention
-from .config import log_frequencies, model_config
-from .detect import UNI_VIGU_LAYOUTS, WAN_LAYOUTS, Network, find_network, require_layout
-from .fit import compare, require_fit, video_counterpart, without_text_half
+from .config import model_config
+from .detect import Checkpoint, open_checkpoint
+from .facts import Overrides
+from .fit import compare, open_network, require_fit
+from .keys import part_of
 from .lora import Lora, LoraChoice, open_loras
-from .quant import FP8_DTYPES, dequantise
-from .read import WeightFile, open_weights
+from .quant import FP8_DTYPES
 from .write import Progress
 
 EMBEDDING_STD = 0.02
@@ -26,15 +28,11 @@ WAN_CHANNELS = 16
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    text_flow: str | None = None,
-    source: str | None = None,
-    latent_space: str | None = None,
-    num_heads: int | None = None,
-    time_rounding: str | None = None,
+    overrides: Overrides | None = None,
     operations: Any = nn,
     attention: Attention | None = None,
     on_progress: Progress | None = None,
@@ -47,8 +45,7 @@ def load_model(
             fp8 files written by ``convert``, or a folder with one of these.
         device: where the weights go, one tensor at a time.
         dtype: of all weights; by default the one that most of them are stored in, bfloat16 for fp8 files.
-        text_flow, source, latent_space, num_heads, time_rounding: for files that do not state them. Contradicting the
-            file is an error, except for ``latent_space`` and ``time_rounding``, where the argument wins.
+        overrides: facts that the file does not state, or that take the place of what it states.
         operations, attention: see ``UniViGU``.
         on_progress: called with (bytes read, bytes in all) after each tensor.
         loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``, merged into the weights as they are read
@@ -60,52 +57,34 @@ def load_model(
         UniViGUError: the file is missing, damaged, unsafe, something else than a Uni-ViGU, or incomplete; a LoRA does
             not fit (see ``Lora``).
     """
-    weights = open_weights(path)
-    network = find_network(weights)
-    require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    config, _ = model_config(
-        weights,
-        network,
-        text_flow=text_flow,
-        source=source,
-        latent_space=latent_space,
-        num_heads=num_heads,
-        time_rounding=time_rounding,
-    )
-    require_fit(weights, network, compare(weights, network, config))
-    weights.log_ignored()
-    log_frequencies(weights, network, config)
-    dtype = dtype or usual_dtype(weights, network)
-    merged = open_loras(loras, config)
-
-    sizes = {name: weights.tensors[stored].nbytes for name, stored in network.names.items()}
+    checkpoint, config = open_network(path, overrides)
+    merged = open_loras(loras, config.model)
+    model = _empty(config.model, checkpoint, dtype, operations, attention)
+    sizes = {name: checkpoint.stored(name).nbytes for name in checkpoint.names}
     done, total = 0, sum(sizes.values())
 
     def weight(name: str, empty: Tensor) -> Tensor:
         nonlocal done
-        tensor = read_native(weights, network, name, merged).to(device=device, dtype=empty.dtype)
+        tensor = merged_weight(checkpoint, name, merged).to(device=device, dtype=empty.dtype)
         done += sizes[name]
         if on_progress is not None:
             on_progress(done, total)
         return tensor
 
     # Largest first: what a tensor costs in passing is then never on top of the finished model.
-    order = sorted(network.names, key=lambda name: sizes[name], reverse=True)
-    return _assemble(config, weight, order, dtype, operations, attention).eval().requires_grad_(False)
+    _fill(model, weight, sorted(sizes, key=lambda name: sizes[name], reverse=True))
+    return model.eval().requires_grad_(False)
 
 
 def init_from_wan(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     vocab_size: int,
-    text_flow: str = "discrete",
-    source: str = "uniform",
+    overrides: Overrides | None = None,
     seed: int = 0,
     embedding_std: float = EMBEDDING_STD,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    num_heads: int | None = None,
-    operations: Any = nn,
     attention: Attention | None = None,
 ) -> UniViGU:
     """The starting point of training: a Wan2.1 text-to-video base with a text stream that has learnt nothing yet.
@@ -116,81 +95,74 @@ def init_from_wan(
     Args:
         path: the base in original or ComfyUI naming, or diffusers' (a file, its sharded folder, or the model's root).
         vocab_size: number of tokens of the tokenizer; the ``mask`` source adds a row of its own.
+        overrides: the flow of the text (``discrete`` and ``uniform`` where nothing is given), and the number of heads
+            for a base that is not 128 channels per head and has no config.json.
         dtype: of all weights; by default the one that most of them are stored in.
-        num_heads: for a base that is not 128 channels per head and has no config.json.
 
     Returns a trainable model. Raises UniViGUError when the file is not such a base (image-to-video and other variants
     are refused), is damaged or incomplete.
     """
-    weights = open_weights(path)
-    network = find_network(weights)
-    require_layout(weights, network, WAN_LAYOUTS)
+    checkpoint = open_checkpoint(path)
+    checkpoint.require(wan=True)
     if vocab_size < 1:
         raise UniViGUError(f"vocab_size is {vocab_size}; expected the tokenizer's number of tokens")
-    config, _ = model_config(
-        weights, network, text_flow=text_flow, source=source, num_heads=num_heads, vocab_size=vocab_size
-    )
-    misfit = without_text_half(compare(weights, network, config))
+    config, _ = model_config(checkpoint, overrides or Overrides(), vocab_size)
+    misfit = compare(checkpoint, config)
     if config.in_dim != WAN_CHANNELS or misfit.unexpected:
         found = f"{config.in_dim} input channels" if config.in_dim != WAN_CHANNELS else misfit.unexpected[0]
-        raise UniViGUError(
-            f"{weights.path}: found another Wan variant ({found}), expected the Wan2.1 text-to-video base with "
-            f"{WAN_CHANNELS} input channels: image-to-video, VACE, camera, audio and Wan2.2-5B models do not fit"
+        raise checkpoint.error(
+            f"found another Wan variant ({found}), expected the Wan2.1 text-to-video base with {WAN_CHANNELS} input "
+            "channels: image-to-video, VACE, camera, audio and Wan2.2-5B models do not fit"
         )
-    require_fit(weights, network, misfit)
-    weights.log_ignored()
-    dtype = dtype or usual_dtype(weights, network)
+    require_fit(checkpoint, misfit)
+    checkpoint.weights.log_ignored()
     generator = torch.Generator().manual_seed(seed)
+    model = _empty(config, checkpoint, dtype, nn, attention)
 
-    def weight(name: str, like: Tensor) -> Tensor:
-        origin = video_counterpart(name)
-        if origin is not None:
-            value = read_native(weights, network, origin)
-        elif name == "token_embedding.weight":
-            value = torch.empty(like.shape).normal_(std=embedding_std, generator=generator)
-        else:
-            value = torch.ones(like.shape) if name == "text_head.norm.weight" else torch.zeros(like.shape)
-        return value.to(device=device, dtype=like.dtype)
+    def weight(name: str, empty: Tensor) -> Tensor:
+        value = untrained_weight(name, empty.shape, checkpoint.read, embedding_std, generator)
+        return value.to(device=device, dtype=empty.dtype)
 
-    return _assemble(config, weight, None, dtype, operations, attention)
+    _fill(model, weight, dict(model.named_parameters()))
+    return model
 
 
-def read_native(weights: WeightFile, network: Network, name: str, loras: Sequence[Lora] = ()) -> Tensor:
-    """One weight by its native name, values restored where it is stored with a scale, LoRAs merged into it (float32
-    after either)."""
-    tensor = weights.read(network.names[name])
-    scale = network.scales.get(name)
-    tensor = tensor if scale is None else dequantise(tensor, weights.read(scale))
+def untrained_weight(
+    name: str, shape: torch.Size, video: Callable[[str], Tensor], embedding_std: float, generator: torch.Generator
+) -> Tensor:
+    """A weight of a network whose text half has learnt nothing; ``video`` gives those of the video half by name."""
+    _, origin = part_of(name)
+    if origin is not None:
+        return video(origin)
+    if name == "token_embedding.weight":
+        return torch.empty(shape).normal_(std=embedding_std, generator=generator)
+    return torch.ones(shape) if name == "text_head.norm.weight" else torch.zeros(shape)
+
+
+def merged_weight(checkpoint: Checkpoint, name: str, loras: Sequence[Lora]) -> Tensor:
+    """One weight by its native name, LoRAs merged into it (in float32)."""
+    tensor = checkpoint.read(name)
     for lora in loras:
         tensor = lora.apply(name, tensor)
     return tensor
 
 
-def usual_dtype(weights: WeightFile, network: Network) -> torch.dtype:
-    """The dtype that most weights are stored in; bfloat16 stands in for fp8, which is for storage only."""
-    counts: dict[torch.dtype, int] = {}
-    for stored in (weights.tensors[name] for name in network.names.values()):
-        dtype = stored.torch_dtype
-        if dtype is not None:
-            dtype = torch.bfloat16 if dtype in FP8_DTYPES else dtype
-            counts[dtype] = counts.get(dtype, 0) + stored.numel
-    return max(counts, key=lambda dtype: counts[dtype])
-
-
-def _assemble(
-    config: ModelConfig,
-    weight: Callable[[str, Tensor], Tensor],
-    order: list[str] | None,
-    dtype: torch.dtype,
-    operations: Any,
-    attention: Attention | None,
+def _empty(
+    config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtype | None, operations: Any, attention: Attention | None
 ) -> UniViGU:
-    """Build on the meta device and put weights in; ``weight(name, meta tensor)`` gives each, in ``order``."""
-    model = UniViGU(config, operations=operations, attention=attention, device="meta", dtype=dtype)
+    """The network on the meta device; by default in the dtype that most weights are stored in, where bfloat16 stands
+    in for fp8, which is for storage only."""
+    counts: Counter[torch.dtype | None] = Counter()
+    for stored in map(checkpoint.stored, checkpoint.names):
+        counts[torch.bfloat16 if stored.torch_dtype in FP8_DTYPES else stored.torch_dtype] += stored.numel
+    dtype = dtype or counts.most_common(1)[0][0]
+    return UniViGU(config, operations=operations, attention=attention, device="meta", dtype=dtype)
+
+
+def _fill(model: UniViGU, weight: Callable[[str, Tensor], Tensor], names: Iterable[str]) -> None:
+    """Put weights into a network on the meta device; ``weight(name, meta tensor)`` gives each, in this order."""
     empty = dict(model.named_parameters())
-    state = {name: weight(name, empty[name]) for name in order or empty}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model
+    model.load_state_dict({name: weight(name, empty[name]) for name in names}, strict=True, assign=True)
 
 
 def with_weights(module: Any, weights: Mapping[str, Tensor], problem: str) -> Any:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
 from ..io import require_others
-from .build import read_native
-from .config import log_frequencies, whole_config
-from .detect import UNI_VIGU_LAYOUTS, Network, find_network, require_layout
-from .fit import compare, require_fit
+from .build import merged_weight
+from .detect import Checkpoint, open_checkpoint
+from .facts import Overrides
+from .fit import open_network
 from .lora import Lora, LoraChoice, open_loras
 from .quant import FP8, FP8_DTYPES, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
-from .read import Stored, WeightFile, open_weights
-from .write import ALL_IN_ONE_PREFIX, Pending, Progress, write_safetensors
+from .read import Stored
+from .write import ALL_IN_ONE_PREFIX, Pending, Progress, carried_over, write_safetensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
+_SCALE = Stored.like((), torch.float32)
 
 
 def convert(
@@ -31,12 +31,7 @@ def convert(
     *,
     dtype: str | None = None,
     on_progress: Progress | None = None,
-    text_flow: str | None = None,
-    source: str | None = None,
-    latent_space: str | None = None,
-    num_heads: int | None = None,
-    time_rounding: str | None = None,
-    run: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     loras: Sequence[str | Path | LoraChoice | Lora] = (),
 ) -> list[Lora]:
     """Write a Uni-ViGU checkpoint of any readable layout as native safetensors.
@@ -46,8 +41,7 @@ def convert(
         dtype: ``bf16``, ``fp16``, ``fp32``, or ``fp8``: the blocks' matrices in e4m3 with one scale each, as ComfyUI
             reads it, the rest in bf16. None keeps every tensor as it is stored.
         on_progress: called with (bytes written, bytes in all) after each tensor; raising in it cancels cleanly.
-        text_flow, source, latent_space, num_heads, time_rounding: as for ``load_model``; written into the metadata.
-        run: entries of ``RunConfig`` to write in place of the file's, e.g. ``{"text_states": "release"}``.
+        overrides: as for ``load_model``; written into the metadata.
         loras: as for ``load_model``; weights are rounded, or quantised, after merging.
 
     The other parts of an all-in-one file (VAE, text encoder) are carried over unchanged, step and optimizer are not.
@@ -56,70 +50,52 @@ def convert(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UniViGUError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or None to keep what is stored")
-    weights = open_weights(path)
-    require_others(target, [weights.path])
-    network = find_network(weights)
-    require_layout(weights, network, UNI_VIGU_LAYOUTS)
-    stated = whole_config(
-        weights,
-        network,
-        run,
-        text_flow=text_flow,
-        source=source,
-        latent_space=latent_space,
-        num_heads=num_heads,
-        time_rounding=time_rounding,
-    )
-    require_fit(weights, network, compare(weights, network, stated.model))
-    weights.log_ignored()
-    log_frequencies(weights, network, stated.model)
-    merged = open_loras(loras, stated.model)
+    opened = open_checkpoint(path)
+    require_others(target, [opened.path])
+    checkpoint, config = open_network(opened, overrides)
+    merged = open_loras(loras, config.model)
     require_others(target, [lora.path for lora in merged])
+    weights = checkpoint.weights
 
-    all_in_one = network.prefix == ALL_IN_ONE_PREFIX
+    all_in_one = checkpoint.prefix == ALL_IN_ONE_PREFIX
     prefix = ALL_IN_ONE_PREFIX if all_in_one else ""
     pending: dict[str, Pending] = {}
     layers: list[str] = []
-    for name in network.names:
-        entries = _entries(weights, network, name, dtype, [lora for lora in merged if lora.changes(name)])
+    for name in checkpoint.names:
+        entries = _entries(checkpoint, name, dtype, [lora for lora in merged if lora.changes(name)])
         pending |= {prefix + entry: value for entry, value in entries.items()}
-        if len(entries) > 1:
-            layers.append(prefix + name.removesuffix(".weight"))
+        layers += [prefix + name.removesuffix(".weight")] * (len(entries) > 1)
+    others: dict[str, object] = {}
     if all_in_one:  # elsewhere, what lies beside the network is no part of a model
-        for name in network.others:
-            pending[name] = Pending(weights.tensors[name], partial(weights.read, name))
+        pending |= carried_over(weights, checkpoint.others)
+        quantised = quantised_layers(weights.metadata)
+        others = {layer: entry for layer, entry in quantised.items() if f"{layer}.weight" in checkpoint.others}
 
-    metadata = {**weights.metadata, "config": stated.to_json(), "format": "pt"}
+    metadata = {**weights.metadata, "config": config.to_json(), "format": "pt"}
     metadata.pop(METADATA_KEY, None)
-    others = {n: entry for n, entry in quantised_layers(weights.metadata).items() if f"{n}.weight" in network.others}
-    if layers or (all_in_one and others):
-        metadata[METADATA_KEY] = quantisation_metadata(layers, others if all_in_one else None)
+    if layers or others:
+        metadata[METADATA_KEY] = quantisation_metadata(layers, others)
     write_safetensors(target, pending, metadata, on_progress)
     return merged
 
 
-def _entries(
-    weights: WeightFile, network: Network, name: str, dtype: str | None, loras: Sequence[Lora]
-) -> dict[str, Pending]:
+def _entries(checkpoint: Checkpoint, name: str, dtype: str | None, loras: Sequence[Lora]) -> dict[str, Pending]:
     """What one weight becomes: itself, or two tensors, eight-bit numbers and their scale; native names."""
-    stored = weights.tensors[network.names[name]]
-    scale_name = name.removesuffix(".weight") + ".weight_scale"
-    scale = Stored.like((), torch.float32)
-
-    kept = stored.torch_dtype == FP8 and is_quantised_in_fp8(name) and name in network.scales
-    if kept and dtype is None and loras:
-        dtype = "fp8"
-    if kept and dtype in (None, "fp8") and not loras:  # once is enough: rounding anew would only lose
-        return {
-            name: Pending(stored, partial(weights.read, network.names[name])),
-            scale_name: Pending(scale, lambda: weights.read(network.scales[name]).float().reshape(())),
-        }
-    kept_dtype = torch.bfloat16 if name in network.scales else stored.torch_dtype
-    assert kept_dtype is not None  # require_floats let floating point through only
-    if loras and kept_dtype in FP8_DTYPES:  # without a scale, eight bits are too coarse for what a LoRA adds
-        kept_dtype = torch.bfloat16
-    read = partial(read_native, weights, network, name, loras)
-    return packed(name, Stored.like(stored.shape, kept_dtype), read, dtype)
+    stored = checkpoint.stored(name)
+    kept = stored.torch_dtype
+    assert kept is not None  # require_floats let floating point through only
+    if kept == FP8 and is_quantised_in_fp8(name) and name in checkpoint.scales:
+        dtype = dtype or "fp8"
+        if dtype == "fp8" and not loras:  # once is enough: rounding anew would only lose
+            read_scale = partial(checkpoint.weights.read, checkpoint.scales[name])
+            return {
+                name: Pending(stored, partial(checkpoint.weights.read, checkpoint.names[name])),
+                _scale_name(name): Pending(_SCALE, lambda: read_scale().float().reshape(())),
+            }
+    # Without a scale, eight bits are too coarse for what a LoRA adds.
+    if name in checkpoint.scales or (loras and kept in FP8_DTYPES):
+        kept = torch.bfloat16
+    return packed(name, Stored.like(stored.shape, kept), partial(merged_weight, checkpoint, name, loras), dtype)
 
 
 def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | None) -> dict[str, Pending]:
@@ -132,12 +108,14 @@ def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | Non
             made.append(factor)
             return quantised
 
-        scale_name = name.removesuffix(".weight") + ".weight_scale"
-        scale = Pending(Stored.like((), torch.float32), made.pop)
-        return {name: Pending(Stored.like(like.shape, FP8), numbers), scale_name: scale}
+        return {name: Pending(Stored.like(like.shape, FP8), numbers), _scale_name(name): Pending(_SCALE, made.pop)}
     wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "", like.torch_dtype)
     assert wanted is not None
     return {name: Pending(Stored.like(like.shape, wanted), lambda: _finite(name, read(), wanted))}
+
+
+def _scale_name(name: str) -> str:
+    return name.removesuffix(".weight") + ".weight_scale"
 
 
 def _finite(name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names of the weights: one table, used in both directions.
+"""Names of the weights: one table, used in both directions, and which of them are the text half.
 
 ``native`` follows the original Wan / ComfyUI names, so that Wan files, LoRAs and patches apply to the video half
 unchanged. ``release`` is what the released Uni-ViGU checkpoint uses, ``diffusers`` what Wan2.1 has in diffusers (its
@@ -19,66 +19,70 @@ NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
 TOKENIZER_KEY = "text_encoders.spiece_model"
 VAE_PREFIX = "vae."
-# What trainers put in front of the network's names in LoRA files, one or several of them; after the flat ones, the
-# names have underscores for dots.
-LORA_PREFIXES = ("diffusion_model.", "transformer.", "base_model.", "model.", "pipe.", "dit.", "unet.")
-FLAT_LORA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 # Derived from the sizes, stored by the release all the same.
 DERIVED = re.compile(r"(^|\.)rotary_emb_text\.inv_freq$|(^|\.)rope\.freqs\w*$")
 
-_BLOCK: tuple[tuple[str, str], ...] = (
-    ("scale_shift_table", "modulation"),
-    *(
-        (f"{theirs}.{a}", f"{ours}.{b}")
-        for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
-        for a, b in (
-            ("to_q", "q"),
-            ("to_k", "k"),
-            ("to_v", "v"),
-            ("to_out.0", "o"),
-            ("norm_q", "norm_q"),
-            ("norm_k", "norm_k"),
-        )
-    ),
-    ("norm2", "norm3"),  # the affine norm before cross-attention
-    ("ffn.net.0.proj", "ffn.0"),
-    ("ffn.net.2", "ffn.2"),
-    ("ffn_t.net.0.proj", "ffn_t.0"),
-    ("ffn_t.net.2", "ffn_t.2"),
+VIDEO_HALF = "video half"
+# The text half: a component, the part of the network it belongs to, and the video component it starts as a copy of.
+TEXT_HALF = (
+    ("ffn_t", "text experts", "ffn"),
+    ("token_embedding", "token embedding", None),
+    ("text_head.modulation", "text head", "head.modulation"),
+    ("text_head", "text head", None),
+    ("time_embedding_t", "text clock", "time_embedding"),
+    ("time_projection_t", "text clock", "time_projection"),
 )
-_RELEASE: tuple[tuple[str, str], ...] = (
-    ("patch_embedding", "patch_embedding"),
-    ("vocab_embed", "token_embedding"),
-    ("cond_text_embedder.linear_1", "text_embedding.0"),
-    ("cond_text_embedder.linear_2", "text_embedding.2"),
-    ("time_embedding_v.time_embedder.linear_1", "time_embedding.0"),
-    ("time_embedding_v.time_embedder.linear_2", "time_embedding.2"),
-    ("time_embedding_v.time_proj", "time_projection.1"),
-    ("time_embedding_t.time_embedder.linear_1", "time_embedding_t.0"),
-    ("time_embedding_t.time_embedder.linear_2", "time_embedding_t.2"),
-    ("time_embedding_t.time_proj", "time_projection_t.1"),
-    ("scale_shift_table_v", "head.modulation"),
-    ("video_head.proj_out", "head.head"),
-    ("scale_shift_table_t", "text_head.modulation"),
-    ("text_head.norm_final", "text_head.norm"),
-    ("text_head.linear", "text_head.head"),
-)
-_DIFFUSERS: tuple[tuple[str, str], ...] = (
-    ("patch_embedding", "patch_embedding"),
-    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-    ("condition_embedder.time_proj", "time_projection.1"),
-    ("scale_shift_table", "head.modulation"),
-    ("proj_out", "head.head"),
-)
-_TO_NATIVE = {"release": dict(_RELEASE), "diffusers": dict(_DIFFUSERS)}
-_FROM_NATIVE = {layout: {ours: theirs for theirs, ours in table.items()} for layout, table in _TO_NATIVE.items()}
-_BLOCK_TO_NATIVE = dict(_BLOCK)
-_BLOCK_FROM_NATIVE = {ours: theirs for theirs, ours in _BLOCK}
-_PARTS = re.compile(r"^(?P<block>blocks\.\d+\.)?(?P<name>.+?)(?P<end>\.weight|\.bias)?$")
+
+# Inside a block: theirs (the release's and diffusers'), ours.
+_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "norm_q": "norm_q", "norm_k": "norm_k"}
+_BLOCK = {
+    "scale_shift_table": "modulation",
+    **{f"attn1.{theirs}": f"self_attn.{ours}" for theirs, ours in _ATTENTION.items()},
+    **{f"attn2.{theirs}": f"cross_attn.{ours}" for theirs, ours in _ATTENTION.items()},
+    "norm2": "norm3",  # the affine norm before cross-attention
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "ffn_t.net.0.proj": "ffn_t.0",
+    "ffn_t.net.2": "ffn_t.2",
+}
+_RELEASE = {
+    "patch_embedding": "patch_embedding",
+    "vocab_embed": "token_embedding",
+    "cond_text_embedder.linear_1": "text_embedding.0",
+    "cond_text_embedder.linear_2": "text_embedding.2",
+    "time_embedding_v.time_embedder.linear_1": "time_embedding.0",
+    "time_embedding_v.time_embedder.linear_2": "time_embedding.2",
+    "time_embedding_v.time_proj": "time_projection.1",
+    "time_embedding_t.time_embedder.linear_1": "time_embedding_t.0",
+    "time_embedding_t.time_embedder.linear_2": "time_embedding_t.2",
+    "time_embedding_t.time_proj": "time_projection_t.1",
+    "scale_shift_table_v": "head.modulation",
+    "video_head.proj_out": "head.head",
+    "scale_shift_table_t": "text_head.modulation",
+    "text_head.norm_final": "text_head.norm",
+    "text_head.linear": "text_head.head",
+}
+_DIFFUSERS = {
+    "patch_embedding": "patch_embedding",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "scale_shift_table": "head.modulation",
+    "proj_out": "head.head",
+}
+
+
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in table.items()}
+
+
+# By layout: names outside the blocks, and inside.
+_TO_NATIVE = {"release": (_RELEASE, _BLOCK), "diffusers": (_DIFFUSERS, _BLOCK)}
+_FROM_NATIVE = {layout: (_inverse(outside), _inverse(inside)) for layout, (outside, inside) in _TO_NATIVE.items()}
+_NAME = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<name>.+?)(?P<end>\.weight|\.bias)?")
 
 
 def strip_wrappers(name: str) -> str:
@@ -115,55 +119,33 @@ def layout_of(names: Iterable[str]) -> str:
     return "unknown"
 
 
-def _rename(name: str, table: dict[str, str], block_table: dict[str, str]) -> str | None:
-    match = _PARTS.match(name)
-    if match is None:
-        return None
-    inside_block = match["block"] is not None
-    renamed = (block_table if inside_block else table).get(match["name"])
+def _renamed(name: str, tables: tuple[Mapping[str, str], Mapping[str, str]] | None) -> str | None:
+    match = _NAME.fullmatch(name)
+    if tables is None or match is None:
+        return name if tables is None else None
+    renamed = tables[match["block"] is not None].get(match["name"])
     return None if renamed is None else f"{match['block'] or ''}{renamed}{match['end'] or ''}"
 
 
 def to_native(name: str, layout: str) -> str | None:
     """The native name of a weight of another layout; None when the table does not know it."""
-    if layout not in _TO_NATIVE:
-        return name
-    return _rename(name, _TO_NATIVE[layout], _BLOCK_TO_NATIVE)
+    return _renamed(name, _TO_NATIVE.get(layout))
 
 
 def from_native(name: str, layout: str) -> str | None:
     """The name that ``layout`` gives to a native weight; None when it has none (Wan has no text stream)."""
-    if layout not in _FROM_NATIVE:
-        return name
-    return _rename(name, _FROM_NATIVE[layout], _BLOCK_FROM_NATIVE)
+    return _renamed(name, _FROM_NATIVE.get(layout))
 
 
-def lora_places(names: Iterable[str]) -> dict[str, str]:
-    """Every name that a LoRA file may give to a layer, or to a parameter on its own, and what it is called here.
-
-    ``names`` are the network's weights. A layer ``ffn.0`` stands for ``ffn.0.weight`` and ``ffn.0.bias``; a table such
-    as ``modulation`` and each weight by its full name stand for themselves.
-    """
-    places: dict[str, str] = {}
-    for name in names:
-        for alias in (name, from_native(name, "release"), from_native(name, "diffusers")):
-            if alias is None:
-                continue
-            layer, place = (full.removesuffix(".weight").removesuffix(".bias") for full in (alias, name))
-            for known, meant in ((alias, name), (layer, place)):
-                places[known] = places[known.replace(".", "_")] = meant
-    return places
+def part_of(name: str) -> tuple[str, str | None]:
+    """The part of the network that a native weight belongs to, and the Wan weight that it starts from in a fresh
+    Uni-ViGU: itself in the video half, None for what a Wan base has no equal of."""
+    for component, part, video in TEXT_HALF:
+        if f".{component}." in f".{name}.":
+            return part, video and name.replace(component, video)
+    return VIDEO_HALF, name
 
 
-def lora_place(name: str, places: Mapping[str, str]) -> str | None:
-    """The layer or parameter that a LoRA file means by ``name``, with ``lora_places``; None when it is not in them."""
-    name = strip_wrappers(name)
-    flat = next((prefix for prefix in FLAT_LORA_PREFIXES if name.startswith(prefix)), None)
-    if flat is not None:
-        return places.get(name[len(flat) :].lstrip("_"))  # VideoX-Fun writes two
-    while name not in places:
-        prefix = next((prefix for prefix in LORA_PREFIXES if name.startswith(prefix)), None)
-        if prefix is None:
-            return None
-        name = name[len(prefix) :]
-    return places[name]
+def is_text_half(name: str) -> bool:
+    """Whether a native weight belongs to the text stream alone; without text the network never reads it."""
+    return part_of(name)[0] != VIDEO_HALF

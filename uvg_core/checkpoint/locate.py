@@ -16,6 +16,17 @@ from ..errors import UniViGUError
 _WEIGHTS = re.compile(r"(?P<base>.+?)(?:-\d+-of-\d+)?\.(?P<kind>safetensors|sft|pth|pt|bin)(?P<index>\.index\.json)?")
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|fp8\w*)(?=[.-])")
 _AGAIN = "Download the file again"
+# What is often found in the place of weights: how it begins, and the error.
+_NO_WEIGHTS = {
+    rb"$": f"the file is empty (0 bytes); expected weights. {_AGAIN}",
+    rb"version https://git-lfs": "found a Git LFS pointer, expected the weights themselves. Run 'git lfs pull', or "
+    "download the file through the browser or the Hugging Face command line",
+    rb"(?i)\s*<(!doctype|html|\?xml|head)": "found a web page, expected weights: the download was answered with an "
+    f"error or a login page. {_AGAIN}, from the file's own link",
+    rb"GGUF": "found a GGUF file, which is not read here; use the model's safetensors version",
+    rb"(?s)[^{]{257}ustar": "found a tar archive, which is not read here (torch wrote such files until 2017). Unpack "
+    "it, or ask for a safetensors version",
+}
 
 
 @dataclass(frozen=True)
@@ -43,15 +54,13 @@ def locate(path: str | Path) -> Location:
             f"{path}: no such file or folder. Check the path, or download the checkpoint first"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:  # too long; a zero byte; a home that does not exist
-        raise UniViGUError(
-            f"{str(path)[:200]}: cannot be looked up ({getattr(error, 'strerror', None) or error}); expected a "
-            "checkpoint file or folder. Check the path"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise UniViGUError(f"{str(path)[:200]}: cannot be looked up ({reason}). Check the path") from None
     if stat.S_ISDIR(mode):
         return _in_folder(path)
     if not stat.S_ISREG(mode):
         raise UniViGUError(f"{path}: found a device or a pipe, expected a checkpoint file or folder. Name another")
-    if _is_index(path):
+    if (name := _named(path)) and name["index"]:
         return Location(path, _shards(path), _facts(path.parent))
     # Only a file that diffusers named belongs to the config.json beside it.
     facts = _facts(path.parent) if path.name.startswith("diffusion_pytorch_model") else {}
@@ -69,29 +78,13 @@ def kind_of(path: Path) -> str:
             start = file.read(512)
     except OSError as error:
         raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not start:
-        raise UniViGUError(f"{path}: the file is empty (0 bytes); expected weights. {_AGAIN}")
-    if start.startswith(b"version https://git-lfs"):
-        raise UniViGUError(
-            f"{path}: found a Git LFS pointer, expected the weights themselves. Run 'git lfs pull', or download the "
-            "file through the browser or the Hugging Face command line"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise UniViGUError(
-            f"{path}: found a web page, expected weights: the download was answered with an error or a login page. "
-            f"{_AGAIN}, from the file's own link"
-        )
-    if start.startswith(b"GGUF"):
-        raise UniViGUError(f"{path}: found a GGUF file, which is not read here; use the model's safetensors version")
-    if len(start) > 8 and start[8:9] == b"{":  # first: a header's length may begin like a pickle
+    for beginning, problem in _NO_WEIGHTS.items():
+        if re.match(beginning, start):
+            raise UniViGUError(f"{path}: {problem}")
+    if start[8:9] == b"{":  # first: a header's length may begin like a pickle
         return "safetensors"
-    if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80":
+    if start.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
-    if start[257:262] == b"ustar":
-        raise UniViGUError(
-            f"{path}: found a tar archive, which is not read here (torch wrote such files until 2017). Unpack it, or "
-            "ask for a safetensors version"
-        )
     raise UniViGUError(
         f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
         "file that holds the weights"
@@ -105,19 +98,17 @@ def _in_folder(folder: Path) -> Location:
         files = sorted(file for file in folder.iterdir() if file.is_file())
     except OSError as error:
         raise UniViGUError(
-            f"{folder}: this folder cannot be read ({error.strerror or error}); expected one with weights. Check its "
-            "permissions"
+            f"{folder}: this folder cannot be read ({error.strerror or error}). Check its permissions"
         ) from error
-    named = [(file, match) for file in files if (match := _named(file))]
-    safetensors = [(file, match) for file, match in named if match["kind"] in ("safetensors", "sft")]
+    named = {file: match for file in files if (match := _named(file))}
     # What a trainer keeps of its own, such as optimizer.bin, is no model.
-    found = safetensors or [
-        (f, match) for f, match in named if match["kind"] != "bin" or match["base"].endswith("model")
+    found = [file for file, match in named.items() if match["kind"] in ("safetensors", "sft")] or [
+        file for file, match in named.items() if match["kind"] != "bin" or match["base"].endswith("model")
     ]
-    plain = {match["base"] for file, match in found if not _VARIANT.search(file.name)}
-    found = [(file, match) for file, match in found if match["base"] not in plain or not _VARIANT.search(file.name)]
-    indices = [file for file, match in found if match["index"]]
-    candidates = indices or [file for file, _ in found]
+    plain = {named[file]["base"] for file in found if not _VARIANT.search(file.name)}
+    found = [file for file in found if named[file]["base"] not in plain or not _VARIANT.search(file.name)]
+    indices = [file for file in found if named[file]["index"]]
+    candidates = indices or found
     if not candidates:
         raise UniViGUError(
             f"{folder}: no weights in this folder; expected a *.safetensors, *.pth or *.index.json file. "
@@ -133,14 +124,8 @@ def _named(file: Path) -> re.Match[str] | None:
     return _WEIGHTS.fullmatch(_VARIANT.sub("", file.name))
 
 
-def _is_index(file: Path) -> bool:
-    match = _named(file)
-    return match is not None and match["index"] is not None
-
-
 def _shards(index: Path) -> tuple[Path, ...]:
-    data = _json(index)
-    names = data.get("weight_map")
+    names = _json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UniViGUError(f"{index}: not a shard index (no 'weight_map' in it). {_AGAIN}")
     files = tuple(index.parent / name for name in sorted(set(names.values())))

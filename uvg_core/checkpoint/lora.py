@@ -4,8 +4,6 @@ Read here: low-rank pairs (with biases, Tucker cores, DoRA), LoHa, LoKr, GLoRA, 
 norms and modulation tables, replaced weights; in the names of Wan, ComfyUI, LightX2V, musubi, kohya, LyCORIS,
 SimpleTuner, OneTrainer, DiffSynth, diffusers, peft, of the release, and ours. Shapes are checked before weights are
 read, and whatever has no place in the network is named: nothing is dropped in silence.
-
-Legend: O outputs and I inputs of a weight, R rank.
 """
 
 from __future__ import annotations
@@ -24,37 +22,14 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UniViGUError
-from .detect import describe_foreign, is_floating
-from .fit import is_text_half, shapes_of
-from .keys import lora_place, lora_places
+from .detect import describe_foreign
+from .fit import shapes_of
+from .keys import is_text_half
+from .lora_names import layer_and_role, lora_place, lora_places
+from .lora_patch import FACTORS, OPTIONAL, Patch, Product, product
 from .quant import is_companion
 from .read import WeightFile, open_weights
 
-# How names end, and what lies there. peft puts an adapter's name in between: lora_A.default.weight.
-_NAMED = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"
-_ENDINGS: tuple[tuple[str, str], ...] = (
-    (rf"\.lora_(?:A|down){_NAMED}(?:\.weight)?|[._]lora(?:_linear_layer)?\.down\.weight", "down"),
-    (rf"\.lora_(?:B|up){_NAMED}(?:\.weight)?|[._]lora(?:_linear_layer)?\.up\.weight", "up"),
-    (rf"\.lora_(?:B|up){_NAMED}\.bias", "up_bias"),
-    (r"\.lora_mid\.weight", "mid"),
-    (rf"\.lora_magnitude_vector{_NAMED}(?:\.weight)?", "magnitude"),
-    (r"\.(?:diff_m|w_norm)", "diff"),
-    (r"\.b_norm", "diff_b"),
-    (r"\.(?P<glora>[ab][12])\.weight", ""),
-    (
-        r"\.(?P<own>alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|hada_w[12]_[ab]|hada_t[12]|"
-        r"lokr_w[12](?:_[ab])?|lokr_t2)",
-        "",
-    ),
-)
-_ENDING = [(re.compile(rf"(?P<layer>.+?)(?:{ending})"), role) for ending, role in _ENDINGS]
-_FACTORS = {
-    "pair": ("down", "up", "mid", "magnitude", "dora_scale"),
-    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "dora_scale"),
-    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "dora_scale"),
-    "glora": ("a1", "a2", "b1", "b2", "dora_scale"),
-}
-_ALONE = {"mid", "magnitude", "dora_scale", "hada_t1", "hada_t2", "lokr_t2"}  # mean nothing without the others
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
@@ -112,43 +87,6 @@ class LoraMatch:
         return str(self) + "".join(f"; the {half} half is off (strength 0)" for half in off)
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One change to one weight. ``parts``: the tensors of the file by their role; ``scale``: what the product of the
-    factors is multiplied with, alpha / R.
-
-    ``kind``: ``pair`` (down ``[R,I]``, up ``[O,R]``, mid ``[R,R,...]``), ``loha``, ``lokr``, ``glora``, ``diff`` or
-    ``set``. A ``magnitude`` (peft) or a ``dora_scale`` (LyCORIS, OneTrainer) among the parts makes it a DoRA.
-    """
-
-    kind: str
-    parts: Mapping[str, str]
-    scale: float = 1.0
-
-    def apply(self, weight: Tensor, tensors: Mapping[str, Tensor], strength: float) -> Tensor:
-        """The changed weight, in the dtype and on the device of ``weight``, which stays as it is."""
-        t = {role: tensor.to(weight.device, weight.dtype) for role, tensor in tensors.items()}
-        if self.kind == "set":  # takes the weight's place whatever the strength, as in ComfyUI
-            return t["set_weight"].clone()
-        added, turned = product(self.kind, t, weight.shape)
-        changed = self.scale * added.reshape(weight.shape)
-        if turned is not None:
-            changed += self.scale * torch.einsum("oi...,ij->oj...", weight, turned)
-        whole = weight + changed
-        if "magnitude" in t:  # peft's: each row of the sum gets this length
-            changed = whole * _rows(t["magnitude"].flatten() / whole.flatten(1).norm(dim=1), whole) - weight
-        elif "dora_scale" in t:  # as ComfyUI computes it: a scale for each row is held against the weight, not the sum
-            scale, tiny = t["dora_scale"], torch.finfo(weight.dtype).eps
-            if scale.shape[0] == len(weight):
-                factor = _rows(scale.flatten() / (weight.flatten(1).norm(dim=1) + tiny), whole)
-            else:
-                columns = whole.transpose(0, 1)
-                lengths = columns.flatten(1).norm(dim=1) + tiny
-                factor = _rows(scale.flatten() / lengths, columns).transpose(0, 1)
-            changed = whole * factor - weight
-        return weight + strength * changed
-
-
 class Lora:
     """An opened LoRA file, held against a network: ``patches`` by native weight, and ``match``, what they are.
 
@@ -203,7 +141,7 @@ class Lora:
         called: dict[str, str] = {}
         unread: list[str] = []
         for name in self.file.tensors:
-            layer, role = _layer_and_role(name)
+            layer, role = layer_and_role(name)
             if not role:
                 unread += [] if is_companion(name) else [name]
                 continue
@@ -211,32 +149,29 @@ class Lora:
             place = lora_place(table, places) or lora_place(layer, places) or layer
             here = layers.setdefault(place, {})
             called.setdefault(place, layer)
-            if role in here:
+            if here.setdefault(role, name) != name:
                 raise UniViGUError(
                     f"{self.path}: {here[role]} and {name} both stand for the same part of {place}; expected one of "
                     "them. The file holds two LoRAs: save them one by one"
                 )
-            here[role] = name
         if not any(here.keys() - {"alpha"} for here in layers.values()):
             raise UniViGUError(
                 f"{self.path}: found no LoRA weights in it; expected pairs such as lora_A and lora_B, found "
                 f"{describe_foreign(self.file.tensors)}. Choose a LoRA file"
             )
-        known, taken = set(places.values()), {False: 0, True: 0}
-        unused = list(unread)
+        known, taken, unused = set(places.values()), Counter[bool](), list(unread)
         for place, here in layers.items():
             if place in known:
                 left = self._read_layer(place, called[place], here)
                 unused += left
-                taken[is_text_half(place if place in self._shapes else f"{place}.weight")] += not left
+                taken[is_text_half(place)] += not left
         self._require_fit()
-        unmatched = tuple(called[place] for place in layers if place not in known)
         stated = self._stated_scale is not None or any("alpha" in here for here in layers.values())
         match = LoraMatch(
             layers=len(layers) + len(unread),
             video=taken[False],
             text=taken[True],
-            unmatched=unmatched,
+            unmatched=tuple(called[place] for place in layers if place not in known),
             unused=tuple(unused),
             assumed=not stated and any(name.startswith("base_model.model.") for name in self.file.tensors),
         )
@@ -250,16 +185,17 @@ class Lora:
         """Add the patches of a layer; returns the names in the file that are left over."""
         here, done, scale = dict(stored), 0, 1.0
         weight = place if place in self._shapes else f"{place}.weight"
+        shape = self._shapes[weight]
         alpha = here.pop("alpha", None)
         if "reshape_weight" in here:  # for models that grow; this one does not
-            self._require(weight, self.file.read(here.pop("reshape_weight")).int().tolist(), self._shapes[weight])
+            self._require(weight, self.file.read(here.pop("reshape_weight")).int().tolist(), shape)
         if "set_weight" in here:
             done += self._add(weight, Patch("set", {"set_weight": here.pop("set_weight")}))
-        for kind, roles in _FACTORS.items():
-            if len(self._shapes[weight]) > 1 and here.keys() & set(roles) - _ALONE:
+        for kind, roles in FACTORS.items():
+            if len(shape) > 1 and here.keys() & set(roles) - OPTIONAL:
                 parts = {role: here.pop(role) for role in roles if role in here}
-                made = self._multiplied(kind, parts, self._shapes[weight])
-                scale = self._scale(kind, parts, alpha, (called, place), self._shapes[weight])
+                made = self._multiplied(kind, parts, shape)
+                scale = self._scale(alpha, (called, place), made.rank)
                 done += self._add(weight, Patch(kind, parts, scale), made)
         if "diff" in here:
             done += self._add(weight, Patch("diff", {"diff": here.pop("diff")}))
@@ -268,57 +204,47 @@ class Lora:
                 done += self._add(f"{place}.bias", Patch("diff", {"diff": here.pop(role)}, factor))
         return [*here.values(), *([alpha] if alpha and not done else [])]
 
-    def _add(self, weight: str, patch: Patch, made: tuple[Tensor, Tensor | None] | None = None) -> bool:
+    def _add(self, weight: str, patch: Patch, made: Product | None = None) -> bool:
         """Check a patch, of factors that multiply to ``made``, against its weight, and keep it."""
-        for name in patch.parts.values():
-            if not is_floating(self.file.tensors[name]):
+        stored = {role: self.file.tensors[name] for role, name in patch.parts.items()}
+        for role, tensor in stored.items():
+            if not tensor.is_floating:
                 raise UniViGUError(
-                    f"{self.path}: {name} is stored as {self.file.tensors[name].dtype}, expected floating point: it is "
+                    f"{self.path}: {patch.parts[role]} is stored as {tensor.dtype}, expected floating point: it is "
                     "quantised in a format that only its own tool reads. Take a bf16 or fp16 version"
                 )
-        at, expected = {role: self.file.tensors[name].shape for role, name in patch.parts.items()}, self._shapes[weight]
+        expected = self._shapes[weight]
         if made is None:
-            self._require(weight, next(iter(at.values())), expected)
+            self._require(weight, next(iter(stored.values())).shape, expected)
         else:
-            added, turned = made
-            inputs = math.prod(expected[1:])
-            self._require(weight, (len(added), math.prod(added.shape[1:])), (expected[0], inputs))
-            self._require(weight, added.shape[2:] or expected[2:], expected[2:])
-            if turned is not None:
-                self._require(weight, turned.shape, (expected[1], expected[1]))
-        for role in ("magnitude", "dora_scale"):
-            if role in at:
-                columns = role == "dora_scale" and len(at[role]) > 1 and at[role][0] == 1
-                self._require(weight, [math.prod(at[role])], [expected[int(columns)]])
+            added = made.added.shape
+            self._require(weight, (added[0], math.prod(added[1:])), (expected[0], math.prod(expected[1:])))
+            self._require(weight, added[2:] or expected[2:], expected[2:])
+            if made.turned is not None:
+                self._require(weight, made.turned.shape, (expected[1], expected[1]))
+        for role in stored.keys() & {"magnitude", "dora_scale"}:
+            shape = stored[role].shape
+            columns = role == "dora_scale" and len(shape) > 1 and shape[0] == 1
+            self._require(weight, [math.prod(shape)], [expected[int(columns)]])
         self.patches.setdefault(weight, []).append(patch)
         return True
 
-    def _multiplied(self, kind: str, parts: Mapping[str, str], weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _multiplied(self, kind: str, parts: Mapping[str, str], weight: Sequence[int]) -> Product:
         """The product of factors, shapes alone. Raises UniViGUError where they do not fit each other."""
-        stored = {role: self.file.tensors[name] for role, name in parts.items()}
+        empty = {role: torch.empty(self.file.tensors[name].shape, device="meta") for role, name in parts.items()}
         try:
-            return product(kind, {r: torch.empty(s.shape, device="meta") for r, s in stored.items()}, weight)
+            return product(kind, empty, weight)
         except KeyError as error:
             found = f"{error} is missing beside {next(iter(parts.values()))}"
         except (RuntimeError, IndexError):
-            found = ", ".join(f"{parts[role]} is {list(tensor.shape)}" for role, tensor in stored.items())
+            found = ", ".join(f"{parts[role]} is {list(tensor.shape)}" for role, tensor in empty.items())
         raise UniViGUError(
             f"{self.path}: factors do not fit each other ({found}); expected all of them, of one rank. The file is "
             "damaged: download it again"
         )
 
-    def _scale(
-        self, kind: str, parts: Mapping[str, str], alpha: str | None, names: Sequence[str], weight: Sequence[int]
-    ) -> float:
+    def _scale(self, alpha: str | None, names: Sequence[str], rank: int | None) -> float:
         """alpha / R of a product of factors; alpha from the file's tensors, else from what peft wrote beside them."""
-        at = {role: self.file.tensors[name].shape for role, name in parts.items()}
-        counted = {"pair": "down", "loha": "hada_w1_b", "lokr": "lokr_w2_b", "glora": "a2"}[kind]
-        if kind == "lokr" and counted not in at:
-            counted = "lokr_w1_b"
-        if kind == "glora" and is_old_glora(at, weight):
-            counted = "a1"
-        # Two whole factors of a LoKr have no rank.
-        rank = at[counted][0] if at.get(counted) else None
         if alpha is None:
             return 1.0 if self._stated_scale is None else self._stated_scale(names, rank)
         value = self.file.read(alpha)
@@ -348,63 +274,6 @@ def open_loras(given: Iterable[str | Path | LoraChoice | Lora], config: ModelCon
     return [lora if isinstance(lora, Lora) else Lora(LoraChoice.of(lora), config) for lora in given]
 
 
-def product(kind: str, t: Mapping[str, Tensor], weight: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Factors multiplied out, for a weight of that shape: what is added to it, ``[O,I]`` or ``[O,I,...]``; and, for
-    GLoRA, the ``[I,I]`` that the weight is multiplied with to give what is added beside.
-
-    Raises KeyError for a factor that is missing, RuntimeError for factors that do not fit each other."""
-    if kind == "diff":
-        return t["diff"], None
-    if kind == "pair":
-        up, down = t["up"].flatten(1), t["down"].flatten(1)
-        return (up @ down if "mid" not in t else _tucker(t["mid"], up.T, down)), None
-    if kind == "glora":
-        a1, a2, b1, b2 = (t[role].flatten(1) for role in ("a1", "a2", "b1", "b2"))
-        if is_old_glora({role: t[role].shape for role in ("a1", "a2", "b1", "b2")}, weight):
-            a1, a2, b1, b2 = a2, a1, b2, b1
-        return b1 @ b2, a1 @ a2
-
-    def half(name: str, core: str | None) -> Tensor:
-        a, b = t[f"{name}_a"], t[f"{name}_b"]
-        return a @ b if core is None or core not in t else _tucker(t[core], a, b)
-
-    if kind == "loha":
-        one, two = half("hada_w1", "hada_t1"), half("hada_w2", "hada_t2")
-        if one.shape != two.shape:
-            raise RuntimeError("the halves of a LoHa differ")
-        return one * two, None
-    w1 = t["lokr_w1"] if "lokr_w1" in t else half("lokr_w1", None)
-    w2 = t["lokr_w2"] if "lokr_w2" in t else half("lokr_w2", "lokr_t2")
-    return torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - w1.ndim)), w2), None
-
-
-def is_old_glora(shapes: Mapping[str, Sequence[int]], weight: Sequence[int]) -> bool:
-    """LyCORIS once wrote the factors of a GLoRA the other way round. A square weight tells which is the rank; where
-    the rank is as large as the weight, the old reading counts, as in ComfyUI."""
-    a1, a2, b1, b2 = (shapes[role] for role in ("a1", "a2", "b1", "b2"))
-    fits_new = b2[0] == b1[1] == a1[1] == a2[0]
-    return bool(b2[1] == b1[0] == a1[0] == a2[1] and (not fits_new or a2[0] == weight[0] == weight[1]))
-
-
-def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """``core [R,R,...]``, ``up [R,O]`` and ``down [R,I]`` -> ``[O,I,...]``."""
-    return torch.einsum("ij...,io,jn->on...", core, up, down)
-
-
-def _rows(values: Tensor, weight: Tensor) -> Tensor:
-    """One value a row, shaped to multiply ``weight``."""
-    return values.reshape(-1, *(1,) * (weight.ndim - 1))
-
-
-def _layer_and_role(name: str) -> tuple[str, str]:
-    """What a tensor of a LoRA file belongs to, and what it is there; an empty role where the ending is not known."""
-    for pattern, role in _ENDING:
-        match = pattern.fullmatch(name)
-        if match is not None:
-            return match["layer"], role or match.groupdict().get("own") or match["glora"]
-    return name, ""
-
-
 def _kinds(names: Iterable[str], shown: int = 3) -> str:
     """Names with the number of their block left out, counted; the first few."""
     kinds = Counter(re.sub(r"(?<=[._])\d+(?=[._])", "N", name, count=1) for name in names)
@@ -420,9 +289,8 @@ def _peft_scale(file: WeightFile) -> Callable[[Sequence[str], int | None], float
     try:
         if text is None and file.path.stem == "adapter_model" and beside.is_file():
             text, where = beside.read_text("utf-8"), str(beside)
-        facts = {} if text is None else json.loads(text)
-        alphas = [name for name in facts if re.search(r"(^|\.)(lora_)?alpha$", name)]
-        stated = next((name for name in alphas if not name.startswith("text_encoder")), None)
+        facts = json.loads(text or "{}")
+        stated = next((name for name in facts if re.search(r"^(?!text_encoder)(.*\.)?(lora_)?alpha$", name)), None)
         if stated is None:
             return None
         prefix = stated[: stated.rfind(".") + 1]

@@ -11,22 +11,28 @@ from pathlib import Path
 from torch import Tensor
 
 from .locate import kind_of, locate
-from .safetensors_file import SafetensorsFile
-from .torch_file import TorchFile
+from .safetensors_file import open_safetensors
+from .torch_file import open_torch
 from .weight_file import Stored, WeightFile, bytes_of
 
-__all__ = ["SafetensorsFile", "Stored", "TorchFile", "WeightFile", "bytes_of", "open_weights", "read_part"]
+__all__ = ["Stored", "WeightFile", "bytes_of", "open_safetensors", "open_weights", "read_part"]
 
 
 def open_weights(path: str | Path) -> WeightFile:
-    """Open a checkpoint file or folder without reading any weights.
+    """Open a checkpoint file or folder without reading any weights; several shards are read as one file.
 
     Raises UniViGUError, naming the file, for anything that is not a whole, readable, safe set of weights.
     """
     location = locate(path)
-    files = [SafetensorsFile(f) if kind_of(f) == "safetensors" else TorchFile(f) for f in location.files]
-    opened = files[0] if len(files) == 1 else _Shards(location.path, files)
+    files = [open_safetensors(file) if kind_of(file) == "safetensors" else open_torch(file) for file in location.files]
+    opened = files[0]
     opened.facts = location.facts
+    for file in files[1:]:
+        opened.path = location.path
+        opened.tensors |= file.tensors
+        opened.places |= file.places
+        opened.ignored = "; ".join(filter(None, (opened.ignored, file.ignored)))
+        opened.nbytes += file.nbytes
     return opened
 
 
@@ -37,18 +43,3 @@ def read_part(path: str | Path, prefix: str) -> dict[str, Tensor]:
     """
     weights = open_weights(path)
     return {name[len(prefix) :]: weights.read(name) for name in weights.tensors if name.startswith(prefix)}
-
-
-class _Shards(WeightFile):
-    """Several files read as one."""
-
-    def __init__(self, path: Path, files: list[SafetensorsFile | TorchFile]) -> None:
-        super().__init__(path)
-        self._home = {name: file for file in files for name in file.tensors}
-        self.tensors = {name: file.tensors[name] for name, file in self._home.items()}
-        self.metadata = files[0].metadata
-        self.ignored = "; ".join(file.ignored for file in files if file.ignored)
-        self.nbytes = sum(file.nbytes for file in files)
-
-    def read(self, name: str) -> Tensor:
-        return self._home[name].read(name)

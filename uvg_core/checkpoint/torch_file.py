@@ -8,130 +8,107 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..config import shown
 from ..errors import UniViGUError
-from .inert import Malformed, Refused
-from .inert_values import Storage, Thing, View
+from .inert_values import Named, StandIn, Storage, View
 from .torch_form import contents
-from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Stored, WeightFile
+from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Place, Stored, WeightFile, damaged
 
 _MOST_SHARING = 16  # tensors of a file, in multiples of its size: tied weights are stored once
 
 
-class TorchFile(WeightFile):
-    """A ``.pth``: a dict of tensors, bare or as its entry ``model`` (or ``state_dict``). Nothing in it is executed."""
+def open_torch(path: Path) -> WeightFile:
+    """A ``.pth``: a dict of tensors, bare or as its entry ``model`` (or ``state_dict``). Nothing in it is executed.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                opened = contents(data)
-        except Refused as error:
-            raise UniViGUError(f"{path}: {error}") from None
-        except Malformed as error:
-            raise self._damaged(str(error)) from error
-        except (OSError, ValueError) as error:
-            raise UniViGUError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-        self._swapped = opened.byteorder != sys.byteorder
-        self._views = self._weights(opened.saved)
-        for name, view in self._views.items():
-            self._add(name, view, opened.places.get(view.storage.key))
-        total = sum(stored.nbytes for stored in self.tensors.values())
-        if total > _MOST_SHARING * self.nbytes:
-            raise UniViGUError(
-                f"{path}: found tensors of {total} bytes in a file of {self.nbytes}: they show the same numbers again "
-                "and again; expected plain weights. Ask for a safetensors version"
-            )
-
-    def _weights(self, saved: Any) -> dict[str, View]:
-        """The tensors by name; sets ``step`` and ``ignored``."""
-        whole = _entries(saved)
-        if whole is None:
-            raise UniViGUError(f"{self.path}: found a {_kind(saved)}, expected a dict of tensors by name")
-        choices = {key: _entries(whole.get(key)) or {} for key in ("model", "state_dict")}
-        inside = next((key for key, state in choices.items() if any(map(_is_tensor, state.values()))), None)
-        state, others = whole, {}
-        if inside is not None:
-            state, others = choices[inside], {key: value for key, value in whole.items() if key != inside}
-        views: dict[str, View] = {}
-        for name, value in state.items():
-            if isinstance(value, View) and isinstance(name, str):
-                views[name] = value
-            elif _is_tensor(value):
-                raise self._not_stored(str(name), f"a {_kind(value)}")
-            else:
-                others[name] = value
-        if not views:
-            raise UniViGUError(
-                f"{self.path}: no tensors in it (entries: {_listed(others)}; nothing in it was executed); expected a "
-                "dict of tensors by name"
-            )
-        counter = "step" if "step" in whole else "global_step"
-        step = whole.get(counter)
-        if isinstance(step, (int, float)) and 0 <= step < COUNT_LIMIT:
-            self.step = int(step)
-            others.pop(counter, None)
-        if others:
-            self.ignored = f"{len(others)} thing{'s' * (len(others) > 1)} beside the weights: {_listed(others)}"
-        return views
-
-    def _add(self, name: str, view: View, place: tuple[int, int] | None) -> None:
-        """Raise UniViGUError for a tensor that is not there in full: one number shown as a million costs a few bytes
-        in the file and a million in memory."""
-        if view.dtype not in NAME_OF_DTYPE:
-            raise UniViGUError(f"{self.path}: {name} is {view.dtype}, which is not a dtype of weights")
-        if place is None:
-            raise self._damaged(f"the numbers of {name} are not in it")
-        storage, itemsize = view.storage, view.storage.dtype.itemsize
-        start, present = storage.start * itemsize, storage.count * itemsize
-        if start + present > place[1]:
-            raise self._damaged(f"of the numbers of {name}, {present} bytes, {place[1]} are in it")
-        stored = Stored.like(view.shape, view.dtype)
-        if stored.nbytes > present:
-            raise self._not_stored(name, f"{present} bytes for shape {list(view.shape)}, which takes {stored.nbytes}")
-        first = view.offset * view.dtype.itemsize
-        if first + view.span > present:
-            raise self._damaged(f"{name} goes beyond its {present} bytes")
-        self.tensors[name], self._offsets[name] = stored, place[0] + start + first
-
-    def read(self, name: str) -> Tensor:
-        view, begin = self._views[name], self._offsets[name]
-        if view.contiguous:
-            tensor = self._bytes(name).view(view.dtype).reshape(view.shape)
-        else:  # numbers of other tensors lie between: mapped, so that only what is needed is read
-            with self.path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if len(data) < begin + view.span:
-                raise self._damaged(f"it ends before byte {begin + view.span}")
-            numbers = torch.frombuffer(data, dtype=torch.uint8, count=view.span, offset=begin).view(view.dtype)
-            tensor = numbers.as_strided(view.shape, view.stride).clone(memory_format=torch.contiguous_format)
-        if self._swapped:
-            tensor.untyped_storage().byteswap(view.dtype)
-        return tensor
-
-    def _not_stored(self, name: str, found: str) -> UniViGUError:
-        return UniViGUError(
-            f"{self.path}: {name} is not stored in full (found {found}); expected plain weights. Save it anew after "
-            ".contiguous() (of sharded weights, the full ones), or ask for a safetensors version"
+    Raises UniViGUError for anything else, and for tensors that are not there in full."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            opened = contents(path, file, data)
+    except OSError as error:
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from error
+    weights = WeightFile(path, nbytes=path.stat().st_size)
+    for name, view in _views(weights, opened.saved).items():
+        begin, nbytes = _place(path, name, view, opened.places.get(view.storage.key))
+        weights.tensors[name] = Stored.like(view.shape, view.dtype)
+        weights.places[name] = Place(path, begin, nbytes, view.stride, opened.byteorder != sys.byteorder)
+    total = sum(stored.nbytes for stored in weights.tensors.values())
+    if total > _MOST_SHARING * weights.nbytes:
+        raise UniViGUError(
+            f"{path}: found tensors of {total} bytes in a file of {weights.nbytes}: they show the same numbers again "
+            "and again; expected plain weights. Ask for a safetensors version"
         )
+    return weights
+
+
+def _views(weights: WeightFile, saved: Any) -> dict[str, View]:
+    """The tensors by name; sets ``step`` and ``ignored``."""
+    whole = _entries(saved)
+    if whole is None:
+        raise UniViGUError(f"{weights.path}: found a {_kind(saved)}, expected a dict of tensors by name")
+    states = {key: _entries(whole.get(key)) or {} for key in ("model", "state_dict")}
+    inside = next((key for key, state in states.items() if any(map(_is_tensor, state.values()))), None)
+    state = whole if inside is None else states[inside]
+    others = {} if inside is None else {key: value for key, value in whole.items() if key != inside}
+    views = {name: value for name, value in state.items() if isinstance(value, View) and isinstance(name, str)}
+    others |= {name: value for name, value in state.items() if name not in views}
+    odd = next((name for name in state if name not in views and _is_tensor(state[name])), None)
+    if odd is not None:
+        raise _not_stored(weights.path, str(odd), f"a {_kind(state[odd])}")
+    if not views:
+        raise UniViGUError(
+            f"{weights.path}: no tensors in it (entries: {_listed(others)}; nothing in it was executed); expected a "
+            "dict of tensors by name"
+        )
+    counter = "step" if "step" in whole else "global_step"
+    step = whole.get(counter)
+    if isinstance(step, (int, float)) and 0 <= step < COUNT_LIMIT:
+        weights.step = int(step)
+        others.pop(counter, None)
+    if others:
+        weights.ignored = f"{len(others)} thing{'s' * (len(others) > 1)} beside the weights: {_listed(others)}"
+    return views
+
+
+def _place(path: Path, name: str, view: View, place: tuple[int, int] | None) -> tuple[int, int]:
+    """First byte and number of bytes. Raises UniViGUError for a tensor that is not there in full: one number shown as
+    a million costs a few bytes in the file and a million in memory."""
+    if view.dtype not in NAME_OF_DTYPE:
+        raise UniViGUError(f"{path}: {name} is {view.dtype}, which is not a dtype of weights")
+    if place is None:
+        raise damaged(path, f"the numbers of {name} are not in it")
+    start, present = (count * view.storage.dtype.itemsize for count in (view.storage.start, view.storage.count))
+    if start + present > place[1]:
+        raise damaged(path, f"of the numbers of {name}, {present} bytes, {place[1]} are in it")
+    wanted = Stored.like(view.shape, view.dtype).nbytes
+    if wanted > present:
+        raise _not_stored(path, name, f"{present} bytes for shape {list(view.shape)}, which takes {wanted}")
+    first = view.offset * view.dtype.itemsize
+    if first + view.span > present:
+        raise damaged(path, f"{name} goes beyond its {present} bytes")
+    return place[0] + start + first, view.span
+
+
+def _not_stored(path: Path, name: str, found: str) -> UniViGUError:
+    return UniViGUError(
+        f"{path}: {name} is not stored in full (found {found}); expected plain weights. Save it anew after "
+        ".contiguous() (of sharded weights, the full ones), or ask for a safetensors version"
+    )
 
 
 def _entries(value: Any) -> dict[Any, Any] | None:
     """The entries of a dict, or of what was made by a class of dicts."""
-    return value.entries if isinstance(value, Thing) else value if isinstance(value, dict) else None
+    return value.entries if isinstance(value, StandIn) else value if isinstance(value, dict) else None
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, View) or (isinstance(value, Thing) and value.is_tensor)
+    return isinstance(value, View) or (isinstance(value, StandIn) and value.is_tensor)
 
 
 def _kind(value: Any) -> str:
     """What a value is, in words: of what was saved, the class's name."""
-    known = {View: "tensor", Storage: "storage"}.get(type(value), type(value).__name__)
-    return repr(value) if known in ("Thing", "Named") else known
+    if isinstance(value, (StandIn, Named)):
+        return repr(value)
+    return {View: "tensor", Storage: "storage"}.get(type(value), type(value).__name__)
 
 
 def _listed(entries: dict[Any, Any], most: int = 5) -> str:

@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
-# (original, diffusers) for everything outside the two towers' down and up paths.
-_FIXED: tuple[tuple[str, str], ...] = (
-    ("conv1", "quant_conv"),
-    ("conv2", "post_quant_conv"),
-    *(
-        (f"{tower}.{original}", f"{tower}.{diffusers}")
-        for tower in ("encoder", "decoder")
-        for original, diffusers in (
-            ("conv1", "conv_in"),
-            ("head.0", "norm_out"),
-            ("head.2", "conv_out"),
-            ("middle.0", "mid_block.resnets.0"),
-            ("middle.1", "mid_block.attentions.0"),
-            ("middle.2", "mid_block.resnets.1"),
-        )
-    ),
-)
-_RESIDUAL: tuple[tuple[str, str], ...] = (
-    ("residual.0", "norm1"),
-    ("residual.2", "conv1"),
-    ("residual.3", "norm2"),
-    ("residual.6", "conv2"),
-    ("shortcut", "conv_shortcut"),
-)
-# The decoder lists its layers flat; diffusers groups three residual blocks and one upsampler into a block.
-_LAYERS_PER_UP_BLOCK = 4
+_LAYERS = range(64)  # more than any VAE has
+_TOWER = {
+    "conv1": "conv_in",
+    "head.0": "norm_out",
+    "head.2": "conv_out",
+    "middle.0": "mid_block.resnets.0",
+    "middle.1": "mid_block.attentions.0",
+    "middle.2": "mid_block.resnets.1",
+}
+# Original layer -> diffusers' layer. The decoder lists its layers flat; diffusers groups three residual blocks and one
+# upsampler into a block.
+_LAYER = {
+    "conv1": "quant_conv",
+    "conv2": "post_quant_conv",
+    **{f"{tower}.{a}": f"{tower}.{b}" for tower in ("encoder", "decoder") for a, b in _TOWER.items()},
+    **{f"encoder.downsamples.{i}": f"encoder.down_blocks.{i}" for i in _LAYERS},
+    **{
+        f"decoder.upsamples.{i}": f"decoder.up_blocks.{i // 4}."
+        + ("upsamplers.0" if i % 4 == 3 else f"resnets.{i % 4}")
+        for i in _LAYERS
+    },
+}
+_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
 
 
-def _swap(name: str, pairs: tuple[tuple[str, str], ...], to_original: bool) -> str:
-    for original, diffusers in pairs:
-        old, new = (diffusers, original) if to_original else (original, diffusers)
-        pattern = rf"(^|(?<=\.)){re.escape(old)}(?=\.|$)"
-        if re.search(pattern, name):
-            return re.sub(pattern, new, name, count=1)
-    return name
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {diffusers: original for original, diffusers in table.items()}
+
+
+def _start_renamed(name: str, table: Mapping[str, str]) -> tuple[str, str]:
+    """The start of a name as the table has it, and the rest; an empty start where the table does not know it."""
+    for start, renamed in table.items():
+        if name.startswith(f"{start}."):
+            return f"{renamed}.", name[len(start) + 1 :]
+    return "", name
+
+
+def _renamed(name: str, layers: Mapping[str, str], residual: Mapping[str, str]) -> str:
+    layer, rest = _start_renamed(name, layers)
+    return layer + "".join(_start_renamed(rest, residual)) if layer else name
 
 
 def vae_to_diffusers(name: str) -> str:
     """diffusers' name of a weight with an original name."""
-    body, changed = name, False
-    for original, diffusers in _FIXED:
-        if body.startswith(original + "."):
-            body, changed = diffusers + body[len(original) :], True
-            break
-    if not changed:
-        if match := re.match(r"decoder\.upsamples\.(\d+)\.(.*)", body):
-            block, layer = divmod(int(match[1]), _LAYERS_PER_UP_BLOCK)
-            part = f"resnets.{layer}" if layer < _LAYERS_PER_UP_BLOCK - 1 else "upsamplers.0"
-            body = f"decoder.up_blocks.{block}.{part}.{match[2]}"
-        else:
-            body = body.replace("encoder.downsamples.", "encoder.down_blocks.")
-    return _swap(body, _RESIDUAL, to_original=False)
+    return _renamed(name, _LAYER, _RESIDUAL)
 
 
 def vae_to_original(name: str) -> str:
     """The original name of a weight that diffusers names ``name``."""
-    body = _swap(name, _RESIDUAL, to_original=True) if re.search(r"block|resnets", name) else name
-    for original, diffusers in _FIXED:
-        if body.startswith(diffusers + "."):
-            return original + body[len(diffusers) :]
-    if match := re.match(r"decoder\.up_blocks\.(\d+)\.(resnets\.(\d+)|upsamplers\.0)\.(.*)", body):
-        layer = int(match[3]) if match[3] else _LAYERS_PER_UP_BLOCK - 1
-        return f"decoder.upsamples.{int(match[1]) * _LAYERS_PER_UP_BLOCK + layer}.{match[4]}"
-    return body.replace("encoder.down_blocks.", "encoder.downsamples.")
+    return _renamed(name, _inverse(_LAYER), _inverse(_RESIDUAL))

@@ -7,7 +7,7 @@ is then fetched, written to its place and let go.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import UniViGUError
 from ..io import written_whole
 from ..model import UniViGU
 from .keys import NETWORK_PREFIXES, strip_wrappers
-from .read import Stored, bytes_of
+from .read import Stored, WeightFile, bytes_of
 
 ALL_IN_ONE_PREFIX = NETWORK_PREFIXES[0]
 SUFFIXES = (".safetensors", ".sft")  # ComfyUI chooses its reader by these
@@ -34,6 +34,17 @@ class Pending:
 
     stored: Stored
     produce: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor, dtype: torch.dtype | None = None) -> Pending:
+        """A tensor that is here already, floating point in ``dtype``; by default as it is."""
+        dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return cls(Stored.like(tensor.shape, dtype), partial(tensor.detach().to, "cpu", dtype))
+
+
+def carried_over(weights: WeightFile, names: Iterable[str]) -> dict[str, Pending]:
+    """Tensors of another file, to be written as they are there."""
+    return {name: Pending(weights.tensors[name], partial(weights.read, name)) for name in names}
 
 
 def save_model(
@@ -60,10 +71,8 @@ def save_model(
     clash = next((name for name in extra if name.startswith(ALL_IN_ONE_PREFIX)), None)
     if clash is not None:
         raise UniViGUError(f"{path}: the extra tensor {clash} lies where the network goes; give it another name")
-    pending = {}
-    for name, tensor in model.state_dict().items():
-        pending[prefix + strip_wrappers(name)] = _pending(tensor, dtype)
-    pending |= {name: _pending(tensor, None) for name, tensor in extra.items()}
+    pending = {prefix + strip_wrappers(name): Pending.of(w, dtype) for name, w in model.state_dict().items()}
+    pending |= {name: Pending.of(tensor) for name, tensor in extra.items()}
     config = CheckpointConfig(model=model.config, run=run or RunConfig(), card=card or {})
     write_safetensors(path, pending, {"config": config.to_json(), "format": "pt"})
 
@@ -81,43 +90,25 @@ def write_safetensors(
         raise UniViGUError(f"{path}: expected a name that ends in .safetensors, since loaders choose by it; rename it")
     if not path.parent.is_dir():
         raise UniViGUError(f"{path}: its folder does not exist; make it, or choose another")
-    # Wide numbers first, so that each lies at a multiple of its own size: the library maps them in place.
-    layout = sorted(tensors, key=lambda name: -(tensors[name].stored.nbytes // max(tensors[name].stored.numel, 1)))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offsets: dict[str, int] = {}
     total = 0
-    for name in layout:
-        offsets[name] = total
-        total += tensors[name].stored.nbytes
-    header = _header(tensors, offsets, metadata)
-    start, done = 8 + len(header), 0
+    # Wide numbers first, so that each lies at a multiple of its own size: the library maps them in place.
+    for name in sorted(tensors, key=lambda name: -tensors[name].stored.itemsize):
+        stored = tensors[name].stored
+        offsets[name], total = total, total + stored.nbytes
+        header[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [offsets[name], total]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    done = 0
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little"))
-        file.write(header)
+        file.write(len(text).to_bytes(8, "little") + text)
         for name, pending in tensors.items():
             tensor = pending.produce().contiguous()
             if tensor.nbytes != pending.stored.nbytes:
                 raise AssertionError(f"{name}: {tensor.nbytes} bytes came, {pending.stored.nbytes} were announced")
-            file.seek(start + offsets[name])
+            file.seek(8 + len(text) + offsets[name])
             file.write(bytes_of(tensor))
             done += tensor.nbytes
             if on_progress is not None:
                 on_progress(done, total)
-
-
-def _header(tensors: Mapping[str, Pending], offsets: Mapping[str, int], metadata: Mapping[str, str]) -> bytes:
-    """The JSON header, padded with spaces to a multiple of eight."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
-    for name, begin in offsets.items():
-        stored = tensors[name].stored
-        entries[name] = {
-            "dtype": stored.dtype,
-            "shape": list(stored.shape),
-            "data_offsets": [begin, begin + stored.nbytes],
-        }
-    header = json.dumps(entries, separators=(",", ":")).encode("utf-8")
-    return header + b" " * (-len(header) % 8)
-
-
-def _pending(tensor: Tensor, dtype: torch.dtype | None) -> Pending:
-    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return Pending(Stored.like(tensor.shape, dtype), partial(tensor.detach().to, "cpu", dtype))

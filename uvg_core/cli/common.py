@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..checkpoint import LoraChoice
+from ..checkpoint import LoraChoice, Overrides
 from ..checkpoint.config import say_unchecked
 from ..config import LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES
 from ..errors import UniViGUError
@@ -94,7 +94,7 @@ class Model:
             device=self.device,
             dtype=DTYPES.get(self.dtype or ""),
             null_embedding=null_embedding,
-            overrides={**vars(facts), "latent_space": self.latent_space, "text_states": self.text_states},
+            overrides=Overrides(**vars(facts), latent_space=self.latent_space, text_states=self.text_states),
             progress=shown,
             loras=self.lora,
         )

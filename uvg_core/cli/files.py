@@ -55,16 +55,13 @@ class Convert:
 
 def convert(own: Convert, checkpoint: Facts, shown: Bars) -> None:
     """Convert any readable Uni-ViGU checkpoint to native safetensors."""
-    stated = {"text_states": own.text_states, "end_of_text": own.end_of_text}
+    stated = {name: getattr(own, name) for name in ("latent_space", "text_states", "time_rounding", "end_of_text")}
     merged = checkpoints.convert(
         own.input,
         own.out,
         dtype=own.dtype,
         on_progress=lambda done, total: shown("converting", done, total),
-        **vars(checkpoint),
-        latent_space=own.latent_space,
-        time_rounding=own.time_rounding,
-        run={name: value for name, value in stated.items() if value is not None},
+        overrides=checkpoints.Overrides(**vars(checkpoint), **stated),
         loras=own.lora,
     )
     for lora in merged:

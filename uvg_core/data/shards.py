@@ -29,7 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checkpoint.read import SafetensorsFile
+from ..checkpoint.read import open_safetensors
 from ..errors import UniViGUError
 from ..io import write_text
 from .folder import LeftOut
@@ -166,7 +166,7 @@ class ShardEntry:
         try:
             if (size := path.stat().st_size) != self.bytes:
                 return f"has {size} bytes instead of {self.bytes}"
-            if SafetensorsFile(path).metadata.get("content") != self.content:
+            if open_safetensors(path).metadata.get("content") != self.content:
                 return "holds other clips than the index says"  # a build was stopped between the two
             return "does not match its checksum" if thorough and sha256_of(path) != self.sha256 else ""
         except FileNotFoundError:

@@ -48,7 +48,6 @@ MOST_FRAMES = 17
 MOST_TOKENS = {"cpu": 1000}
 USUAL_TOKENS = 8000
 
-WRITTEN = ("run", "latent_space", "time_rounding")  # facts that the verdict knows better
 
 Result = TypeVar("Result")
 
@@ -297,8 +296,8 @@ class PipelineCheck(Check):
         """The file, what it states, and a pass of every part on random numbers."""
         pipe, config, dtype = self.pipe, self.pipe.config, self.pipe.components.network_dtype
         file = inspect_checkpoint(self.path)
-        stored = ", ".join(file.dtypes)
-        yield f"file          {self.path.name}, {file.nbytes / 1e9:.2f} GB, {file.layout} names, {stored}"
+        stored, size = ", ".join(file.dtypes), file.checkpoint.weights.nbytes / 1e9
+        yield f"file          {self.path.name}, {size:.2f} GB, {file.checkpoint.layout} names, {stored}"
         yield f"runs in       {'as stored' if dtype is None else str(dtype).removeprefix('torch.')}"
         yield from (f"LoRA          {lora}" for lora in pipe.loras)
         space = f"{config.model.latent_space} latents{' (assumed)' if 'latent_space' in file.assumed else ''}"
@@ -380,19 +379,19 @@ class PipelineCheck(Check):
         """The checkpoint, LoRAs merged, as a native file that says what was found, in ``dtype`` of ``convert``."""
         assert self.verdict is not None
         config: CheckpointConfig = self.pipe.config
-        stated: dict[str, Any] = {k: v for k, v in self.pipe.components.overrides.items() if k not in WRITTEN}
         convert(
             self.pipe.components.path,
             path,
             dtype=dtype,
             on_progress=progress,
             loras=self.pipe.loras,
-            **{
-                **stated,
-                "latent_space": config.model.latent_space,
-                "time_rounding": config.model.time_rounding,
-                "run": {"text_states": config.run.text_states, "checked": config.run.checked},
-            },
+            overrides=replace(
+                self.pipe.components.overrides,
+                latent_space=config.model.latent_space,
+                time_rounding=config.model.time_rounding,
+                text_states=config.run.text_states,
+                checked=config.run.checked,
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ Where even the text encoder alone is too large for the device, its matrices go t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_model, read_config
+from ..checkpoint import Overrides, load_model, read_config
 from ..checkpoint.lora import Lora, LoraChoice, open_loras
 from ..checkpoint.quant import FP8_DTYPES
 from ..checkpoint.read import open_weights
@@ -116,7 +117,7 @@ class Components:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        overrides: Overrides | None = None,
         progress: Report | None = None,
         config: CheckpointConfig | None = None,
         loras: Sequence[str | Path | LoraChoice | Lora] = (),
@@ -124,11 +125,9 @@ class Components:
         self.path = Path(model)
         self.device, self.dtype = usable_device(device), dtype
         self.encoder_device, self._warned_of_size = self.device, False
-        self.overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
-        text_states = self.overrides.pop("text_states", None)
-        self.progress = progress
-        self.config: CheckpointConfig = config or read_config(self.path, **self.overrides)
-        self.text_states: str = text_states or self.config.run.text_states or TEXT_STATES[0]
+        self.overrides, self.progress = overrides or Overrides(), progress
+        self.config: CheckpointConfig = config or read_config(self.path, self.overrides)
+        self.text_states: str = self.overrides.text_states or self.config.run.text_states or TEXT_STATES[0]
         self.loras = open_loras(loras, self.config.model)
         self._waiting: dict[str, nn.Module] = {}
         missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -170,7 +169,8 @@ class Components:
     def run_as(self, config: CheckpointConfig) -> None:
         """From now on the same weights run with another latent space, time rounding and text states."""
         self.config = config
-        self.overrides |= {name: getattr(config.model, name) for name in ("latent_space", "time_rounding")}
+        facts = config.model
+        self.overrides = replace(self.overrides, latent_space=facts.latent_space, time_rounding=facts.time_rounding)
         network = self._waiting.get("network")
         if isinstance(network, UniViGU):
             network.config = config.model
@@ -178,9 +178,13 @@ class Components:
 
     def _load(self, name: str) -> nn.Module:
         if name == "network":
-            overrides = {name: value for name, value in self.overrides.items() if name != "run"}
-            report = self._reporting(name)
-            return load_model(self.path, dtype=self.network_dtype, on_progress=report, loras=self.loras, **overrides)
+            return load_model(
+                self.path,
+                dtype=self.network_dtype,
+                overrides=self.overrides,
+                on_progress=self._reporting(name),
+                loras=self.loras,
+            )
         file = self.files.encoder if name == "encoder" else self.files.vae
         weights = self._read(file, name)
         with _naming(file.path):

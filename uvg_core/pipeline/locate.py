@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..checkpoint.detect import UNI_VIGU_LAYOUTS, describe_foreign, find_network
+from ..checkpoint.detect import Checkpoint, describe_foreign
 from ..checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from ..checkpoint.read import WeightFile, open_weights
 from ..errors import UniViGUError
@@ -287,7 +287,7 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
     if name is not None:
         places = [folder / name for folder in _folders(comfyui, NETWORKS)]
         return next((place for place in places if place.exists()), name)
-    files = _candidates(comfyui, NETWORKS, lambda weights: find_network(weights).layout in UNI_VIGU_LAYOUTS)
+    files = _candidates(comfyui, NETWORKS, lambda weights: Checkpoint.of(weights).is_uni_vigu)
     if len(files) == 1:
         return files[0]
     if files:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import LoraChoice
+from ..checkpoint import LoraChoice, Overrides
 from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..io import PACK
@@ -83,10 +83,8 @@ class Pipeline:
             bfloat16 on a card (float16 where it has none), else what the file holds.
         null_embedding: a file with the condition that guidance leads away from where there is no negative prompt, such
             as the release's ``empty_context_t5_emb.pt``; None encodes the empty prompt.
-        overrides: facts that take the place of the checkpoint's, where they are not None: ``latent_space``
-            (``normalised`` or ``raw``), ``text_states`` (see ``TextEncoder``; umT5 where nobody states them),
-            text_flow, source, num_heads and time_rounding (see ``load_model``), and ``run``, a mapping of entries of
-            ``RunConfig``.
+        overrides: facts that the checkpoint does not state, or that take the place of what it states. Text states are
+            umT5's where nobody states them (see ``TextEncoder``).
         progress: called with (what, done, total) while components load, encode and decode; sampling has callbacks.
         loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
             says what it changes.
@@ -100,7 +98,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         null_embedding: str | Path | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        overrides: Overrides | None = None,
         progress: Report | None = None,
         loras: Sequence[str | Path | LoraChoice] = (),
     ) -> None:

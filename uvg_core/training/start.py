@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import init_from_wan, load_model, read_config
-from ..checkpoint.detect import WAN_LAYOUTS, find_network
-from ..checkpoint.fit import is_text_half, video_counterpart
-from ..checkpoint.read import open_weights
-from ..checkpoint.write import Pending, _pending, write_safetensors
+from ..checkpoint import Overrides, init_from_wan, load_model, read_config
+from ..checkpoint.build import untrained_weight
+from ..checkpoint.detect import open_checkpoint
+from ..checkpoint.keys import is_text_half
+from ..checkpoint.write import ALL_IN_ONE_PREFIX, Pending, carried_over, write_safetensors
 from ..config import CheckpointConfig, ModelConfig, RunConfig
 from ..errors import UniViGUError
 from ..model import UniViGU
@@ -36,7 +35,8 @@ def starting_facts(config: TrainConfig) -> CheckpointConfig:
     """What the starting file says of itself, with the sizes that ``config.clip`` states instead.
 
     A Wan base says nothing of texts: the released model's sizes are the defaults there."""
-    facts = CheckpointConfig(ModelConfig(vocab_size=0), WAN_RUN) if _is_base(config) else read_config(config.model)
+    start = open_checkpoint(config.model)
+    facts = CheckpointConfig(ModelConfig(vocab_size=0), WAN_RUN) if start.is_wan else read_config(start)
     stated = {name: value for name, value in asdict(config.clip).items() if value is not None}
     return replace(facts, run=replace(facts.run, **stated))
 
@@ -49,22 +49,21 @@ def starting_network(
     A Wan base gets a text half for ``vocab_size`` tokens; a Uni-ViGU file keeps its own, or gets a fresh one
     (``text_half: fresh``). Raises UniViGUError for a file that does not fit, or one of another vocabulary.
     """
-    flows: dict[str, Any] = {"text_flow": config.text_flow, "source": config.source}
-    flows = {name: value for name, value in flows.items() if value is not None}
-    if _is_base(config):
+    checkpoint, flows = open_checkpoint(config.model), Overrides(text_flow=config.text_flow, source=config.source)
+    if checkpoint.is_wan:
         model = init_from_wan(
-            config.model,
+            checkpoint,
             vocab_size=vocab_size,
+            overrides=flows,
             seed=config.seed,
             embedding_std=config.embedding_std,
             dtype=dtype,
             attention=attention,
-            **flows,
         )
     elif config.text_half == "fresh":
-        model = with_fresh_text(load_model(config.model, dtype=dtype, attention=attention), vocab_size, config)
+        model = with_fresh_text(load_model(checkpoint, dtype=dtype, attention=attention), vocab_size, config)
     else:
-        model = load_model(config.model, dtype=dtype, attention=attention, **flows)
+        model = load_model(checkpoint, dtype=dtype, attention=attention, overrides=flows)
         require_vocabulary(model.config, vocab_size, config.model)
     rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
     rules = {name: value for name, value in rules.items() if value not in (None, getattr(model.config, name))}
@@ -76,10 +75,6 @@ def starting_network(
         )
     model.config = replace(model.config, **rules)
     return model.train()
-
-
-def _is_base(config: TrainConfig) -> bool:
-    return find_network(open_weights(config.model)).layout in WAN_LAYOUTS
 
 
 def require_vocabulary(model: ModelConfig, vocab_size: int, path: str | Path) -> None:
@@ -103,13 +98,7 @@ def with_fresh_text(model: UniViGU, vocab_size: int, config: TrainConfig) -> Uni
     stored = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in grown.named_parameters():
-            origin = video_counterpart(name)
-            if origin is not None:
-                weight.copy_(stored[origin])
-            elif name == "token_embedding.weight":
-                weight.copy_(torch.randn(weight.shape, generator=generator) * config.embedding_std)
-            else:
-                weight.fill_(float(name == "text_head.norm.weight"))
+            weight.copy_(untrained_weight(name, weight.shape, stored.__getitem__, config.embedding_std, generator))
     return grown
 
 
@@ -157,7 +146,7 @@ def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
 
 def save_lora(path: str | Path, state: Mapping[str, Tensor], lora: Lora, facts: Mapping[str, str]) -> None:
     """Write a LoRA file, whole or not at all; ``facts`` go into its metadata."""
-    weights = {name: _pending(weight, None) for name, weight in lora_weights(state, lora).items()}
+    weights = {name: Pending.of(weight) for name, weight in lora_weights(state, lora).items()}
     write_safetensors(path, weights, {"format": "pt", **facts})
 
 
@@ -166,10 +155,8 @@ def save_network(path: str | Path, state: Mapping[str, Tensor], config: TrainCon
     tokenizer) taken over as it was. Weights that did not learn are stored in their own dtype, the others too.
 
     The file appears whole or not at all."""
-    start = open_weights(config.model)
-    network = find_network(start)
-    names = () if network.layout in WAN_LAYOUTS else network.others
-    others = {name: Pending(start.tensors[name], partial(start.read, name)) for name in names}
-    prefix = "model.diffusion_model." if others else ""
-    pending = {prefix + name: _pending(weight, None) for name, weight in state.items()}
+    start = open_checkpoint(config.model)
+    others = {} if start.is_wan else carried_over(start.weights, start.others)
+    prefix = ALL_IN_ONE_PREFIX if others else ""
+    pending = {prefix + name: Pending.of(weight) for name, weight in state.items()}
     write_safetensors(path, {**pending, **others}, {"config": facts.to_json(), "format": "pt"})

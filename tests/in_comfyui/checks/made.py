@@ -135,7 +135,7 @@ def joint(model: Any, positive: list[Any], negative: list[Any], **changes: Any) 
 
 def is_text_weight(name: str) -> bool:
     """Whether a weight, by its name in a model or a file, belongs to the half that plain Wan does not have."""
-    return pack_module("uvg_core.checkpoint.fit").is_text_half(name.rpartition("diffusion_model.")[2])
+    return pack_module("uvg_core.checkpoint.keys").is_text_half(name.rpartition("diffusion_model.")[2])
 
 
 def video_half(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -338,7 +338,8 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
             raise ClientError(f"{where} failed with {reason}: {str(data.get('exception_message', '')).strip()}")
     if status.get("status_str") == "error":
         raise ClientError("the run failed and the server does not say why; look at its log")
-    texts, files = {}, []
+    texts: dict[str, list[str]] = {}
+    files: list[FileRecord] = []
     for node, output in (entry.get("outputs") or {}).items():
         for key, items in (output or {}).items():
             for item in items if isinstance(items, list) else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ class Bars:
             from tqdm import tqdm
         except ImportError:
             tqdm = None
-        self._tqdm = tqdm
+        self._tqdm: Any = tqdm
         self._what = ""
         self._bar: Any = None
 
@@ -33,8 +33,7 @@ class Bars:
             # The delay keeps short jobs quiet: a bar is for what takes more than two seconds.
             # Bytes are shown as 0.8G of 3.9G, steps as they are.
             look = {"leave": False, "dynamic_ncols": True, "unit_scale": total >= 10**6}
-            self._bar = self._tqdm(desc=what, total=total, delay=2, file=sys.stderr, **look)
-            self._what = what
+            self._what, self._bar = what, self._tqdm(desc=what, total=total, delay=2, file=sys.stderr, **look)
         if note:
             self._bar.set_postfix_str(note[:60], refresh=False)
         self._bar.total = total
@@ -46,17 +45,12 @@ class Bars:
         """End the bar that is shown."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._what = None, ""
+        self._bar = None
 
 
-@contextmanager
-def bars() -> Iterator[Bars]:
+def bars() -> closing[Bars]:
     """Bars for the length of a block."""
-    shown = Bars()
-    try:
-        yield shown
-    finally:
-        shown.close()
+    return closing(Bars())
 
 
 @contextmanager

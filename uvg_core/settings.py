@@ -10,10 +10,9 @@ import difflib
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -42,14 +41,11 @@ Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 
 
-@dataclass(frozen=True)
 class OneOf:
     """The words that a setting may be chosen from: ``Annotated[str, OneOf("euler", "heun")]``."""
 
-    words: tuple[str, ...]
-
     def __init__(self, *words: str) -> None:
-        object.__setattr__(self, "words", words)
+        self.words = words
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.literal_schema(list(self.words))
@@ -66,10 +62,11 @@ def setting(
         limits: ``ge``, ``gt``, ``le``, ``lt`` and other arguments of pydantic's ``Field``; what it does not know is
             kept for ``about``.
     """
-    known = {name: limits.pop(name) for name in ("ge", "gt", "le", "lt", "multiple_of", "max_length") if name in limits}
-    extra: dict[str, Any] = {"auto": auto, "expected": expected, **limits}
-    made = {"default": default} if factory is None else {"default_factory": factory}
-    return Field(**made, description=help, json_schema_extra=extra, **known)
+    known: dict[str, Any] = {
+        name: limits.pop(name) for name in ("ge", "gt", "le", "lt", "multiple_of", "max_length") if name in limits
+    }
+    known |= {"default": default} if factory is None else {"default_factory": factory}
+    return Field(description=help, json_schema_extra={"auto": auto, "expected": expected, **limits}, **known)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, Field))
@@ -87,8 +84,7 @@ def settings(cls: type[Class]) -> type[Class]:
             raise UniViGUError(explained(error, made)) from None
 
     made.__init__ = init
-    checked_class: type[Class] = made
-    return checked_class
+    return cast(type[Class], made)
 
 
 def from_dict(cls: type[Class], values: Mapping[str, Any]) -> Class:
@@ -105,9 +101,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     Raises UniViGUError, naming the file, where it cannot be read or is something else."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        pass
-
+    Loader: Any = type("Loader", (yaml.SafeLoader,), {})
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
     )
@@ -124,8 +118,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 def fields_of(cls: type) -> dict[str, FieldInfo]:
     """The fields of a settings class by name, with defaults, limits and sentences."""
-    found: dict[str, FieldInfo] = getattr(cls, "__pydantic_fields__", {})
-    return found
+    return cast(dict[str, FieldInfo], getattr(cls, "__pydantic_fields__", {}))
 
 
 def about(field: FieldInfo, name: str) -> Any:
@@ -143,11 +136,10 @@ def limits(field: FieldInfo) -> tuple[Any, Any]:
 
 def kind_of(annotation: Any) -> Any:
     """The type behind a field's annotation: ``int``, ``float``, ``bool``, ``str``, a tuple or a class."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    options = [option for option in get_args(annotation) if option is not type(None)]
-    is_optional = type(None) in get_args(annotation)
-    return kind_of(options[0]) if is_optional else annotation
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return kind_of(inner[0])
+    return kind_of(next(one for one in inner if one is not type(None))) if type(None) in inner else annotation
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

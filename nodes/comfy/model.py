@@ -26,12 +26,13 @@ from torch import Tensor
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX
 from ...uvg_core.config import ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
+from ...uvg_core.io import PACK
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
 from .latents import require_video_latent
 from .loading import encoder_target, part_of
-from .names import FOLDER, PACK, TEXT_MASK, TEXT_TOKENS, TEXT_WEIGHT
+from .names import FOLDER, TEXT_MASK, TEXT_TOKENS, TEXT_WEIGHT
 from .network import HostedNetwork, TextInput, weights_of
 from .precision import Float16Watch, all_finite, inference_dtypes
 

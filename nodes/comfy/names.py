@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-PACK = Path(__file__).resolve().parents[2]
 EMBEDDED = "uvg_tiny.safetensors"
 FOLDER = "uni_vigu"
 TEXT_TOKENS, TEXT_MASK = "uni_vigu_tokens", "uni_vigu_mask"  # where CONDITIONING carries the held-clean text

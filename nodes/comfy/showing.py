@@ -16,7 +16,7 @@ import latent_preview
 from server import PromptServer
 from torch import Tensor
 
-from .names import PACK
+from ...uvg_core.io import PACK
 from .network import latent_format_of
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ Legend: B batch, S rows of the prompt condition, E encoder width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer
 
 SPIECE = "spiece_model"  # the tokenizer inside ComfyUI's files of text encoders
 SHARED = "shared.weight"
+EMBEDDED = "encoder.embed_tokens.weight"  # the same tensor again
 KNOWS_FP8 = ("cpu", "cuda")
 # Wan's own names for umT5 (models_t5_umt5-xxl-enc-bf16.pth) and Hugging Face's.
 _ORIGINAL = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
@@ -40,24 +41,25 @@ _ORIGINAL_NAME = re.compile(r"^(?:blocks\.([0-9]{1,4})\.)?(.+)\.weight$")
 
 def encoder_config(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Sizes of a umT5 encoder from its weights (Hugging Face naming)."""
+    attention, feed_forward = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
     try:
-        vocabulary, width = weights["shared.weight"].shape
-        bias = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-        inner = weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0]
-        wide = weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
-    except KeyError as error:
-        raise UniViGUError(f"the text encoder is not a umT5 encoder: tensor {error} is missing") from None
-    except (ValueError, IndexError, ZeroDivisionError):
-        raise UniViGUError("the text encoder is not a umT5 encoder: its tensors have other shapes") from None
-    layers = 1 + max(int(match[1]) for name in weights if (match := re.match(r"encoder\.block\.([0-9]{1,4})\.", name)))
+        vocabulary, width = weights[SHARED].shape
+        buckets, heads = weights[f"{attention}.relative_attention_bias.weight"].shape
+        d_kv = weights[f"{attention}.q.weight"].shape[0] // heads
+        d_ff = weights[f"{feed_forward}.wi_0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise UniViGUError(
+            f"the text encoder is not a umT5 encoder: a tensor is missing or has another shape ({error})"
+        ) from None
+    layers = {match[1] for name in weights if (match := re.match(r"encoder\.block\.([0-9]{1,4})\.", name))}
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "num_heads": bias.shape[1],
-        "d_kv": inner // bias.shape[1],
-        "d_ff": wide,
-        "num_layers": layers,
-        "relative_attention_num_buckets": bias.shape[0],
+        "num_heads": heads,
+        "d_kv": d_kv,
+        "d_ff": d_ff,
+        "num_layers": 1 + max(map(int, layers)),
+        "relative_attention_num_buckets": buckets,
     }
 
 
@@ -70,7 +72,7 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
             f"the text encoder needs transformers, which does not import ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
-    kinds: dict[str, tuple[Any, Any]] = {
+    kinds: dict[str, tuple[Callable[..., nn.Module], Any]] = {
         "umT5": (transformers.UMT5EncoderModel, transformers.UMT5Config),
         "release": (transformers.T5EncoderModel, transformers.T5Config),
     }
@@ -167,20 +169,18 @@ def load_encoder(weights: Mapping[str, Tensor], text_states: str = "umT5") -> nn
     if missing:
         raise UniViGUError(f"the text encoder lacks {len(missing)} tensors, first {missing[0]}")
     tensors = {name: tensors[name] for name in encoder.state_dict()}
-    return with_weights(encoder, tensors, "the text encoder's tensors do not fit each other")
+    with_weights(encoder, tensors, "the text encoder's tensors do not fit each other")
+    return encoder
 
 
 def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put layers that keep fp8 and half-precision weights as stored into the encoder; all its tensors by name."""
-    layers = {
-        f"{name}.weight": module
-        for name, module in encoder.named_modules()
-        if type(module) in _STORED and not name.endswith(("relative_attention_bias", "encoder.embed_tokens"))
-    }
+    layers = {f"{name}.weight": module for name, module in encoder.named_modules() if type(module) in _STORED}
     tensors: dict[str, Tensor] = {}
     for name, weight in found.items():
         layer: Any = layers.get(name)
-        if layer is not None and weight.dtype in _SMALL_DTYPES and weight.shape == layer.weight.shape:
+        small = weight.dtype in _SMALL_DTYPES and not name.endswith(("relative_attention_bias.weight", EMBEDDED))
+        if layer is not None and small and weight.shape == layer.weight.shape:
             kept = _STORED[type(layer)](weight, scales.get(name))
             encoder.set_submodule(name.removesuffix(".weight"), kept)
             tensors[name.removesuffix("weight") + "stored"] = kept.stored
@@ -190,9 +190,9 @@ def _place_matrices(encoder: nn.Module, found: Mapping[str, Tensor], scales: Map
     encoder.set_submodule("encoder.embed_tokens", shared)
     end = "stored" if isinstance(shared, StoredEmbedding) else "weight"
     tensors[f"encoder.embed_tokens.{end}"] = tensors[f"shared.{end}"]
-    if not any(isinstance(module, _Stored) for module in encoder.modules()):
-        return tensors
-    return {name: tensor if name.endswith(".stored") else tensor.float() for name, tensor in tensors.items()}
+    if any(name.endswith(".stored") for name in tensors):
+        tensors = {name: tensor if name.endswith(".stored") else tensor.float() for name, tensor in tensors.items()}
+    return tensors
 
 
 def move_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:
@@ -225,7 +225,7 @@ class TextEncoder:
         # The matrices may be elsewhere (``StoredLinear``); norms are where the work is done.
         device = next(self.encoder.get_submodule("encoder.final_layer_norm").parameters()).device
         ids, mask = ids.to(device), mask.to(device)
-        states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        states: Tensor = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.text_states != "umT5":
             return states
         return F.pad(states * mask[..., None].to(states.dtype), (0, 0, 0, rows - states.shape[1]))

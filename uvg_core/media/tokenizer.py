@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,16 +38,6 @@ class Tokenizer:
             raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
         self.proto, self.run = model, run
 
-    @classmethod
-    def from_file(cls, path: Path, run: RunConfig) -> Tokenizer:
-        """From ``spiece.model`` of a Wan or umT5 folder."""
-        if not path.is_file():
-            raise UniViGUError(f"{path}: no such file; expected the SentencePiece model of the umT5 tokenizer")
-        try:
-            return cls(path.read_bytes(), run)
-        except UniViGUError as error:
-            raise UniViGUError(f"{path}: {error}") from None
-
     @property
     def size(self) -> int:
         """Pieces of the vocabulary; the checkpoint's embedding may have spare rows beyond."""
@@ -65,7 +54,7 @@ class Tokenizer:
         eos, pad = self.run.eos_token, self.run.pad_token
         if self.run.end_of_text != "skip" and eos in row:
             row = row[: row.index(eos)]
-        return self._pieces.decode([i for i in row if i not in (pad, eos) and 0 <= i < self.size]).strip()
+        return str(self._pieces.decode([i for i in row if i not in (pad, eos) and 0 <= i < self.size])).strip()
 
     def stream(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Ids ``[B,L]`` for the text stream, padded, and the mask of real tokens.

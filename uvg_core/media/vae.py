@@ -119,11 +119,6 @@ def pixels_to_video(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def video_to_pixels(video: Tensor) -> Tensor:
-    """The inverse of ``pixels_to_video``, clamped and rounded."""
-    return ((video.permute(0, 2, 3, 4, 1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 class LatentCodec:
     """Clips <-> latents of one checkpoint's latent space, in batches."""
 
@@ -147,13 +142,14 @@ class LatentCodec:
         Raises UniViGUError where the VAE gives numbers that are not finite."""
         weight = next(self.vae.parameters())
         raw = from_latent_space(latents.float(), self.latent_space).to(weight.device, weight.dtype)
-        video = self.vae.decode(raw).sample.float()
+        video: Tensor = self.vae.decode(raw).sample.float()
         if not bool(video.isfinite().all()):
             raise UniViGUError(
                 "the VAE decoded values that are not numbers; expected finite ones. The latent or the VAE's file is "
                 "damaged, or the VAE computes in a dtype that is too small for it"
             )
-        return video_to_pixels(video).cpu()
+        levels = ((video.permute(0, 2, 3, 4, 1).clamp(-1, 1) + 1) * 127.5).round()
+        return levels.to(torch.uint8).cpu()
 
 
 def write_latent(path: Path, latent: Tensor, model: str) -> None:

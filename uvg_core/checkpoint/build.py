@@ -83,7 +83,6 @@ def init_from_wan(
     overrides: Overrides | None = None,
     seed: int = 0,
     embedding_std: float = EMBEDDING_STD,
-    device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     attention: Attention | None = None,
 ) -> UniViGU:
@@ -120,8 +119,7 @@ def init_from_wan(
     model = _empty(config, checkpoint, dtype, nn, attention)
 
     def weight(name: str, empty: Tensor) -> Tensor:
-        value = untrained_weight(name, empty.shape, checkpoint.read, embedding_std, generator)
-        return value.to(device=device, dtype=empty.dtype)
+        return untrained_weight(name, empty.shape, checkpoint.read, embedding_std, generator).to(empty.dtype)
 
     _fill(model, weight, dict(model.named_parameters()))
     return model

@@ -108,6 +108,9 @@ class Lora:
         """One line: the file, what was applied, what was not."""
         return f"{self.path.name}: {self.match.at(self.choice.video, self.choice.text)}"
 
+    def _error(self, text: str) -> UniViGUError:
+        return UniViGUError(f"{self.path}: {text}")
+
     def strength(self, name: str) -> float:
         """The strength on a native weight."""
         return self.choice.text if is_text_half(name) else self.choice.video
@@ -121,9 +124,8 @@ class Lora:
         read = {role: self.file.read(name) for role, name in patch.parts.items()}
         for role, tensor in read.items():
             if not bool(tensor.float().isfinite().all()):
-                raise UniViGUError(
-                    f"{self.path}: {patch.parts[role]} holds values that are not finite; expected numbers. The file is "
-                    "damaged: download it again, or take another"
+                raise self._error(
+                    f"{patch.parts[role]} holds values that are not finite. The file is damaged: download it again"
                 )
         return read
 
@@ -150,14 +152,14 @@ class Lora:
             here = layers.setdefault(place, {})
             called.setdefault(place, layer)
             if here.setdefault(role, name) != name:
-                raise UniViGUError(
-                    f"{self.path}: {here[role]} and {name} both stand for the same part of {place}; expected one of "
-                    "them. The file holds two LoRAs: save them one by one"
+                raise self._error(
+                    f"{here[role]} and {name} both stand for the same part of {place}. The file holds two LoRAs: save "
+                    "them one by one"
                 )
         if not any(here.keys() - {"alpha"} for here in layers.values()):
-            raise UniViGUError(
-                f"{self.path}: found no LoRA weights in it; expected pairs such as lora_A and lora_B, found "
-                f"{describe_foreign(self.file.tensors)}. Choose a LoRA file"
+            found = describe_foreign(self.file.tensors)
+            raise self._error(
+                f"found no LoRA weights in it, such as lora_A and lora_B, but {found}. Choose a LoRA file"
             )
         known, taken, unused = set(places.values()), Counter[bool](), list(unread)
         for place, here in layers.items():
@@ -176,9 +178,7 @@ class Lora:
             assumed=not stated and any(name.startswith("base_model.model.") for name in self.file.tensors),
         )
         if not self.patches:
-            raise UniViGUError(
-                f"{self.path}: {match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU"
-            )
+            raise self._error(f"{match}. It was made for another model; expected a LoRA for Wan2.1 or Uni-ViGU")
         return match
 
     def _read_layer(self, place: str, called: str, stored: Mapping[str, str]) -> list[str]:
@@ -209,9 +209,9 @@ class Lora:
         stored = {role: self.file.tensors[name] for role, name in patch.parts.items()}
         for role, tensor in stored.items():
             if not tensor.is_floating:
-                raise UniViGUError(
-                    f"{self.path}: {patch.parts[role]} is stored as {tensor.dtype}, expected floating point: it is "
-                    "quantised in a format that only its own tool reads. Take a bf16 or fp16 version"
+                raise self._error(
+                    f"{patch.parts[role]} is stored as {tensor.dtype}, expected floating point: it is quantised in a "
+                    "format that only its own tool reads. Take a bf16 or fp16 version"
                 )
         expected = self._shapes[weight]
         if made is None:
@@ -238,10 +238,7 @@ class Lora:
             found = f"{error} is missing beside {next(iter(parts.values()))}"
         except (RuntimeError, IndexError):
             found = ", ".join(f"{parts[role]} is {list(tensor.shape)}" for role, tensor in empty.items())
-        raise UniViGUError(
-            f"{self.path}: factors do not fit each other ({found}); expected all of them, of one rank. The file is "
-            "damaged: download it again"
-        )
+        raise self._error(f"factors do not fit each other ({found}). The file is damaged: download it again")
 
     def _scale(self, alpha: str | None, names: Sequence[str], rank: int | None) -> float:
         """alpha / R of a product of factors; alpha from the file's tensors, else from what peft wrote beside them."""
@@ -249,7 +246,7 @@ class Lora:
             return 1.0 if self._stated_scale is None else self._stated_scale(names, rank)
         value = self.file.read(alpha)
         if value.numel() != 1 or not math.isfinite(float(value)):
-            raise UniViGUError(f"{self.path}: {alpha} is not one finite number. Download the file again")
+            raise self._error(f"{alpha} is not one finite number. Download the file again")
         return float(value) / rank if rank else 1.0
 
     def _require(self, weight: str, found: Sequence[int], expected: Sequence[int]) -> None:
@@ -262,10 +259,10 @@ class Lora:
             return
         name, found, expected = min(self._misfits, key=lambda misfit: len(set(misfit[2])))
         width, own = next((p for p in zip(found, expected, strict=False) if p[0] != p[1]), (len(found), len(expected)))
-        raise UniViGUError(
-            f"{self.path}: this LoRA is for width {width}, this model's is {own} ({name}: found "
-            f"{list(found)}, expected {list(expected)}): it was made for another size or kind of Wan (1536 is the "
-            "1.3B, 5120 the 14B). Choose a LoRA for Wan2.1 1.3B"
+        raise self._error(
+            f"this LoRA is for width {width}, this model's is {own} ({name}: found {list(found)}, expected "
+            f"{list(expected)}): it was made for another size or kind of Wan (1536 is the 1.3B, 5120 the 14B). Choose "
+            "a LoRA for Wan2.1 1.3B"
         )
 
 

@@ -76,7 +76,11 @@ def product(kind: str, t: Mapping[str, Tensor], weight: Sequence[int]) -> Produc
         return Product(up @ down if "mid" not in t else _tucker(t["mid"], up.T, down), rank=len(down))
     if kind == "glora":
         a1, a2, b1, b2 = (t[role].flatten(1) for role in ("a1", "a2", "b1", "b2"))
-        if is_old_glora({role: t[role].shape for role in ("a1", "a2", "b1", "b2")}, weight):
+        # LyCORIS once wrote them the other way round. A square weight tells which is the rank; where the rank is as
+        # large as the weight, the old reading counts, as in ComfyUI.
+        fits_new = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
+        fits_old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
+        if fits_old and (not fits_new or len(a2) == weight[0] == weight[1]):
             a1, a2, b1, b2 = a2, a1, b2, b1
         return Product(b1 @ b2, a1 @ a2, len(a2))
     if kind == "loha":
@@ -89,14 +93,6 @@ def product(kind: str, t: Mapping[str, Tensor], weight: Sequence[int]) -> Produc
     low = t.get("lokr_w2_b", t.get("lokr_w1_b"))
     added = torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - w1.ndim)), w2)
     return Product(added, rank=None if low is None else len(low))
-
-
-def is_old_glora(shapes: Mapping[str, Sequence[int]], weight: Sequence[int]) -> bool:
-    """LyCORIS once wrote the factors of a GLoRA the other way round. A square weight tells which is the rank; where
-    the rank is as large as the weight, the old reading counts, as in ComfyUI."""
-    a1, a2, b1, b2 = (shapes[role] for role in ("a1", "a2", "b1", "b2"))
-    fits_new = b2[0] == b1[1] == a1[1] == a2[0]
-    return bool(b2[1] == b1[0] == a1[0] == a2[1] and (not fits_new or a2[0] == weight[0] == weight[1]))
 
 
 def _half(t: Mapping[str, Tensor], name: str, core: str = "") -> Tensor:

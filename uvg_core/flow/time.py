@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 MODEL_TIME_NOISE = 1000.0
@@ -47,4 +46,4 @@ def text_model_time_from_tau(tau: float, rounded: bool = True) -> float:
     The release does not round in joint runs, where text shares the video's clock.
     """
     time = MODEL_TIME_NOISE * sigma_from_tau(tau)
-    return float(torch.round(torch.tensor(time, dtype=torch.float64))) if rounded else time
+    return float(round(time)) if rounded else time

@@ -1,6 +1,6 @@
 """The network."""
 
-from .attention import XformersAttention, default_attention, sdpa_attention
+from .attention import sdpa_attention
 from .block import Pass
 from .kv_cache import VideoCache
 from .options import Hooks, PassOptions, Prediction
@@ -13,7 +13,5 @@ __all__ = [
     "Prediction",
     "UniViGU",
     "VideoCache",
-    "XformersAttention",
-    "default_attention",
     "sdpa_attention",
 ]

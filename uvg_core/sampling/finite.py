@@ -21,24 +21,17 @@ class FiniteCheck:
 
     def add(self, finite: Tensor, message: str) -> None:
         """``finite``: a boolean scalar."""
-        if finite.device.type != "cuda":
-            self._require(bool(finite), message)
-            return
-        copy = torch.zeros((), dtype=torch.uint8).pin_memory()
-        copy.copy_(finite.to(torch.uint8) + 1, non_blocking=True)
-        self._open.append((finite, copy, message))
+        on_cuda, answer = finite.device.type == "cuda", torch.zeros((), dtype=torch.uint8)
+        answer = answer.pin_memory() if on_cuda else answer
+        answer.copy_(finite.to(torch.uint8) + 1, non_blocking=on_cuda)
+        self._open.append((finite, answer, message))
         while self._open and int(self._open[0][1]):
             _, answer, earlier = self._open.pop(0)
-            self._require(int(answer) == 2, earlier)
+            if int(answer) == 1:
+                raise UniViGUError(earlier)
 
     def close(self) -> None:
         """Wait for the answers that are not there yet: once, however many there are."""
         still, self._open = self._open, []
         if still and not bool(torch.stack([finite for finite, _, _ in still]).all()):
-            for finite, _, message in still:
-                self._require(bool(finite), message)
-
-    @staticmethod
-    def _require(finite: bool, message: str) -> None:
-        if not finite:
-            raise UniViGUError(message)
+            raise UniViGUError(next(message for finite, _, message in still if not bool(finite)))

@@ -101,8 +101,7 @@ class Size:
 
     def resolved(self, run: RunConfig) -> tuple[int, int, int]:
         """Frames, height and width in pixels, with those of ``run`` in the place of None."""
-        height, width = self.height or run.height, self.width or run.width
-        return self.frames or run.frames, height, width
+        return self.frames or run.frames, self.height or run.height, self.width or run.width
 
 
 @settings

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..uvg_core.config import LATENT_SPACES, TEXT_STATES
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.pipeline.locate import DOWNLOADS, ENCODER, VAE
+from ..uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, VAE
 from ..uvg_core.settings import Number, setting, settings
 from . import widgets
 from .comfy.folders import file_names, file_path, fingerprint

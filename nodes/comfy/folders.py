@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.pipeline.locate import DOWNLOADS, ENCODER, RELEASED, VAE
+from ...uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, RELEASED, VAE
 from .names import EMBEDDED, FOLDER
 
 NO_FILE = "none"

@@ -36,7 +36,7 @@ from ...uvg_core.config import TEXT_STATES, CheckpointConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
-from ...uvg_core.pipeline.locate import ENCODER, VAE
+from ...uvg_core.pipeline.component_files import ENCODER, VAE
 from .latents import is_wan_vae
 
 log = logging.getLogger(__name__)

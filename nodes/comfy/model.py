@@ -233,7 +233,7 @@ class UniViGUModel(comfy.model_base.WAN21):
     ) -> Tensor:
         """In float16, look at the first step of a run, and where it is not finite make it again in float32."""
         given = (c_concat, c_crossattn, control, transformer_options)
-        text: TextInput | None = kwargs.get("text_stream")
+        text: TextInput | None = kwargs.get("sampler_text")
         logits = [] if text is None else text.logits
         before = len(logits)
         watched = self.float16.wants(self, transformer_options or {})

@@ -105,20 +105,20 @@ class HostedNetwork(UniViGU):
         *,
         text_tokens: Tensor | None = None,
         text_mask: Tensor | None = None,
-        text_stream: TextInput | None = None,
+        sampler_text: TextInput | None = None,
         held: tuple[bool, ...] = (),
         **_: Any,
     ) -> Tensor | list[Tensor]:
-        """Where the text comes from, in this order: a run of our samplers (``text_stream``), the second stream of a
+        """Where the text comes from, in this order: a run of our samplers (``sampler_text``), the second stream of a
         nested latent, the tokens of the conditioning (held clean), nowhere (plain Wan)."""
         video, *texts = [x] if isinstance(x, Tensor) else x
         time_video, time_text = timestep if isinstance(timestep, tuple) else (timestep, timestep)
         text: Tensor | None = None
         mask, asked = None, PassOptions(want_logits=bool(texts), video_clean=bool(held and held[0]))
-        if text_stream is not None:
-            text, time_text = text_stream.content.to(video.device), text_stream.time.to(video.device)
-            mask = None if text_stream.mask is None else text_stream.mask.to(video.device)
-            asked = replace(text_stream.options, want_logits=text_stream.wanted)
+        if sampler_text is not None:
+            text, time_text = sampler_text.content.to(video.device), sampler_text.time.to(video.device)
+            mask = None if sampler_text.mask is None else sampler_text.mask.to(video.device)
+            asked = replace(sampler_text.options, want_logits=sampler_text.wanted)
         elif texts:
             text = texts[0].transpose(1, 2)
         elif text_tokens is not None:
@@ -139,8 +139,8 @@ class HostedNetwork(UniViGU):
             mask,
             replace(asked, hooks=_hooks(self, padded, options)),
         )
-        if text_stream is not None and logits is not None:
-            text_stream.take(logits)
+        if sampler_text is not None and logits is not None:
+            sampler_text.take(logits)
         velocity = torch.zeros_like(video) if velocity is None else velocity[:, :, : size[0], : size[1], : size[2]]
         return velocity if not texts or logits is None else [velocity, logits.transpose(1, 2)]
 

@@ -59,7 +59,7 @@ class TextCondition(comfy.conds.CONDRegular):  # type: ignore[misc]
 
     def beside(self, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The conditions of a prompt, with this text."""
-        return [{**one, "model_conds": {**one["model_conds"], "text_stream": self}} for one in conditions]
+        return [{**one, "model_conds": {**one["model_conds"], "sampler_text": self}} for one in conditions]
 
 
 class HostDenoiser:

@@ -19,7 +19,7 @@ from uvg_core import UniViGU
 from uvg_core.errors import UniViGUError
 from uvg_core.model import Hooks, Pass, PassOptions, Prediction, VideoCache
 from uvg_core.model.memory import free_memory
-from uvg_core.sampling.video_cache import CachePolicy
+from uvg_core.sampling.cache_policy import CachePolicy
 
 HELD = PassOptions(video_clean=True)
 

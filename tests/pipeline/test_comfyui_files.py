@@ -27,8 +27,8 @@ from uvg_core.media.vae import LatentCodec
 from uvg_core.media.video import ClipSpec, read_clip
 from uvg_core.pipeline import components
 from uvg_core.pipeline import pipeline as pipes
+from uvg_core.pipeline.component_files import Places
 from uvg_core.pipeline.components import Components, OutOfMemory
-from uvg_core.pipeline.locate import Places
 from uvg_core.pipeline.pipeline import Pipeline, Sampling, Size
 
 pytest.importorskip("diffusers")

@@ -21,8 +21,8 @@ from uvg_core.cli.main import main
 from uvg_core.media.vae import LatentCodec
 from uvg_core.media.video import probe, write_video
 from uvg_core.pipeline import components
+from uvg_core.pipeline.component_files import Places
 from uvg_core.pipeline.components import Components
-from uvg_core.pipeline.locate import Places
 from uvg_core.pipeline.pipeline import Pipeline, Sampling, Size
 
 pytest.importorskip("diffusers")

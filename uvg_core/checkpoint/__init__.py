@@ -1,4 +1,9 @@
-"""Checkpoints: read any layout safely, build the network, write native files."""
+"""Checkpoints: read any layout safely, build the network, write native files.
+
+From a path to a network: ``locate`` finds its files, ``read`` opens them (only their tables of contents), ``detect``
+finds the network among the tensors' names, ``config`` its settings, ``fit`` compares names and shapes, and ``build``
+makes the network and reads each tensor into it, for which the file is opened again.
+"""
 
 from .build import init_from_wan, load_model
 from .config import read_config

@@ -16,7 +16,7 @@ from ..config import LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES
 from ..errors import UniViGUError
 from ..io import write_text
 from ..media.vae import write_latent
-from ..pipeline.locate import Places, find_network_file
+from ..pipeline.component_files import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
 from ..settings import Number, OneOf, Text, Whole, setting, settings

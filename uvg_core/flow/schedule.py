@@ -28,7 +28,8 @@ def video_sigmas(steps: int, shift: float = 3.0) -> Tensor:
 
 
 def text_times(steps: int) -> Tensor:
-    """Path times of the text, ``steps + 1`` values in [0, 1], float64, from 0 (noise) to 1 (words), evenly."""
+    """Path times of a text that forms alone: ``steps + 1`` values in [0, 1], float64, from 0 (noise) to 1 (words),
+    evenly. In a joint run the text follows the video's clock instead, at 1 - sigma."""
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 

@@ -1,7 +1,6 @@
 """Does a checkpoint work here, and how is it meant to be run: what a person pastes into a bug report.
 
-Meant for the released weights, which this project has never seen: its own tests run on random weights of the same
-names and sizes, and on small trained ones.
+Meant for the released weights, which this project has never seen. ``evidence.py`` decides; this is the report.
 """
 
 from __future__ import annotations
@@ -47,8 +46,6 @@ FEW_STEPS = 4
 MOST_FRAMES = 17
 MOST_TOKENS = {"cpu": 1000}
 USUAL_TOKENS = 8000
-
-
 Result = TypeVar("Result")
 
 

@@ -1,8 +1,9 @@
 """The components of a run - tokenizer, text encoder, network, VAE - and which of them is on the device.
 
-They come from one all-in-one file, or from a checkpoint and the files that ``locate.py`` finds for it. A component is
-loaded when it is first used, moves to the device while it works, and leaves it afterwards; two are never there at once.
-Network and VAE then wait in the machine's memory. A large text encoder is freed: it is used once and is the largest.
+They come from one all-in-one file, or from a checkpoint and the files that ``component_files.py`` finds for it. A
+component is loaded when it is first used, moves to the device while it works, and leaves it afterwards; two are never
+there at once. Network and VAE then wait in the machine's memory. A large text encoder is freed: it is used once and is
+the largest.
 Where even the text encoder alone is too large for the device, its matrices go there one at a time.
 """
 
@@ -32,7 +33,7 @@ from ..media.vae import channels_last, load_vae
 from ..model import UniViGU
 from ..model.memory import SHARE_OF_FREE, free_memory
 from ..progress import Report
-from .locate import IN_CHECKPOINT, ComponentFile, Places, find_component_files
+from .component_files import IN_CHECKPOINT, ComponentFile, Places, find_component_files
 
 log = logging.getLogger(__name__)
 

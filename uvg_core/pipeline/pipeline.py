@@ -39,8 +39,8 @@ from ..sampling import (
 from ..sampling.loop import spread
 from ..sampling.rank import LOGITS_AT_ONCE, padded
 from ..sampling.settings import RANKING, SAMPLING, SIZE
+from .component_files import IN_CHECKPOINT, Places
 from .components import Components, free_bytes
-from .locate import IN_CHECKPOINT, Places
 
 log = logging.getLogger(__name__)
 

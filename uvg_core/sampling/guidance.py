@@ -1,4 +1,7 @@
-"""Classifier-free guidance (arXiv 2207.12598) between a prompt's condition and the empty prompt's."""
+"""Classifier-free guidance (arXiv 2207.12598) between a prompt's condition and the empty prompt's.
+
+In ComfyUI core's guider does this; ``guided_until`` in ``nodes/comfy/sampling.py`` ends it there.
+"""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from ..errors import UniViGUError
 from ..flow.schedule import checked_taus, text_times
 from ..flow.time import tau_from_sigma
 from ..model import VideoCache
+from .cache_policy import CachePolicy
 from .denoiser import Denoiser
 from .loop import Callback, run
 from .settings import SAMPLING, Sampling
 from .start import Fixed, Schedule, clean_text, noisy_text, noisy_video
 from .streams import VideoStream
-from .video_cache import CachePolicy
 
 
 class JointResult(NamedTuple):

@@ -1,8 +1,9 @@
 """Ranking texts for a clip by the text flow's own loss.
 
-The loss of a text is a Monte-Carlo mean over path times. All candidates are corrupted with common random numbers (the
-same times, the same positions, the same noise), so that only the texts differ. Text-video matching and zero-shot
-classification are rankings.
+The loss of a text is the cross-entropy of its tokens (embedding flow: their squared velocity error), summed over the
+text, its padding too, and averaged over draws of the path time. All candidates are corrupted with common random
+numbers (the same times, the same positions, the same noise), so that only the texts differ. Text-video matching and
+zero-shot classification are rankings.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from ..flow.continuous import interpolate, velocity_target
 from ..flow.discrete import MixturePath, corrupt, sent, token_log_likelihood
 from ..flow.time import sigma_from_tau
 from ..model import PassOptions, VideoCache
+from .cache_policy import CachePolicy
 from .denoiser import Denoiser
 from .settings import RANKING, Ranking
 from .start import as_text_content, mask_token, require_ids, text_noise
 from .streams import TextStream, VideoStream
-from .video_cache import CachePolicy
 
 LOGITS_AT_ONCE = 2**28
 
@@ -47,7 +48,7 @@ def caption_likelihood(
     cache: VideoCache | None = None,
     callback: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """Score candidate texts for one clip; the highest score fits best.
+    """Score candidate texts for one clip: minus the loss of each, so that the highest fits best.
 
     Args:
         denoise: the network, with the condition of a hint or without any.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..config import ModelConfig, RunConfig
 from ..settings import Number, OneOf, Text, Whole, setting, settings
-from .video_cache import CachePolicy
+from .cache_policy import CachePolicy
 
 SOLVERS = ("euler", "heun")
 TEXT_UPDATES = ("bridge", "euler", "release")
@@ -21,7 +21,8 @@ Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
 
 @settings
 class Sampling:
-    """Settings of the three jobs; each job reads those that concern it."""
+    """Settings of the three jobs; each job reads those that concern it. None is filled in by ``resolved`` from the
+    checkpoint's ``RunConfig``; ``steps`` from its ``text_steps`` for captions."""
 
     steps: Whole | None = setting("Sampling steps.", default=None, auto=RECOMMENDED, ge=1, le=10_000)
     shift: Number | None = setting(

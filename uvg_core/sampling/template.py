@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..errors import UniViGUError
 from ..media.tokenizer import Tokenizer, blanks
+from .cache_policy import CachePolicy
 from .denoiser import Denoiser
 from .jobs import video_to_text
 from .loop import Callback, State
 from .rank import caption_likelihood
 from .settings import FEW_DRAWS, SAMPLING, Ranking, Sampling
-from .video_cache import CachePolicy
 
 MAX_COMBINATIONS = 16
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or not at all, the newest N of them.
 
-OUT/checkpoints/step_00000500/   weights, optimizer and random state as accelerate writes them, and run.json
+OUT/checkpoints/step_00000500/   weights, optimizer, moving average and random state as accelerate writes them,
+                                 and run.json
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The losses of one batch, clip by clip (paper, section 3.3), as a module of its own: what wraps a network for many
-devices then sees every use of its weights.
+devices then sees every use of its weights. ``Trainer`` weights and adds them up; ``plan.py`` draws the times.
 
 Legend: B batch, L text tokens, V vocabulary rows.
 """

@@ -22,8 +22,8 @@ from ..data.shards import Shards
 from ..data.sources import Source
 from ..errors import UniViGUError
 from ..media.vae import LatentCodec
+from ..pipeline.component_files import Places
 from ..pipeline.components import Components
-from ..pipeline.locate import Places
 from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig, load_config

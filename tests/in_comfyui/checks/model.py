@@ -113,7 +113,7 @@ def golden(path: str) -> dict[str, float]:
     options = core.model.PassOptions(want_logits=slice(None))
     stream = bridge.TextInput(given["text"], given["time_text"], given.get("text_mask"), options)
     network = model.model.diffusion_model
-    velocity = network(given["video"], given["time_video"], given["context"], {}, text_stream=stream)
+    velocity = network(given["video"], given["time_video"], given["context"], {}, sampler_text=stream)
     return {
         "velocity": distance(velocity, tensors["output.velocity"]),
         "logits": distance(stream.logits[0], tensors["output.logits"]),

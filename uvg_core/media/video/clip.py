@@ -36,6 +36,10 @@ class ClipInfo:
 class ClipSpec:
     """How a clip is fitted to the model.
 
+    What happens to a clip with too few frames is up to the caller. ``Pipeline`` and the command line repeat frames. The
+    nodes set ``at_most``, so that a short clip gives a short latent. Training leaves out clips that are shorter in
+    seconds than what it trains on (``data/folder.py``).
+
     frames          number of frames, evenly spread in time from the first to the last
     height, width   pixels of a frame
     fps             take that many frames a second instead, from the start on

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from ..config import CheckpointConfig, ModelConfig, RunConfig
+from ..config import (
+    END_OF_TEXT,
+    LATENT_SPACES,
+    SOURCES,
+    TEXT_FLOWS,
+    TEXT_STATES,
+    TIME_ROUNDING,
+    CheckpointConfig,
+    ModelConfig,
+    RunConfig,
+)
 from ..errors import UniViGUError
-from ..settings import fields_of
+from ..settings import OneOf, Text, Whole, fields_of, setting, settings
 from .detect import Checkpoint
 
 # diffusers' names, which the release's own JSON follows, for what the tensors do not show.
@@ -16,7 +25,10 @@ _TRANSLATED = {"num_attention_heads": "num_heads", "eps": "eps"}
 EXPORT_AGAIN = "What the file says of itself was damaged or edited: export or download it again"
 
 
-@dataclass(frozen=True)
+STATED = "what the checkpoint says"
+
+
+@settings
 class Overrides:
     """Facts that a caller states of a checkpoint; None leaves them to the file.
 
@@ -24,14 +36,24 @@ class Overrides:
     The others, entries of ``ModelConfig`` and ``RunConfig``, take the place of the file's.
     """
 
-    text_flow: str | None = None
-    source: str | None = None
-    num_heads: int | None = None
-    latent_space: str | None = None
-    time_rounding: str | None = None
-    text_states: str | None = None
-    end_of_text: str | None = None
-    checked: str | None = None
+    text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting("How text is generated.", default=None, auto=STATED)
+    source: Annotated[str, OneOf(*SOURCES)] | None = setting(
+        "What the discrete text flow starts from.", default=None, auto=STATED
+    )
+    num_heads: Whole | None = setting("Attention heads.", default=None, auto=STATED, ge=1, le=100_000)
+    latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting(
+        "Latent space of the network.", default=None, auto=STATED
+    )
+    time_rounding: Annotated[str, OneOf(*TIME_ROUNDING)] | None = setting(
+        "How the network rounds its times.", default=None, auto=STATED
+    )
+    text_states: Annotated[str, OneOf("", *TEXT_STATES)] | None = setting(
+        "How the text encoder is run.", default=None, auto=f"{STATED}, else umT5"
+    )
+    end_of_text: Annotated[str, OneOf("", *END_OF_TEXT)] | None = setting(
+        "How generated text ends: at the first end token, or after the last word.", default=None, auto=STATED
+    )
+    checked: Text | None = setting("What Check found.", default=None, auto=STATED)
 
     def of(self, cls: type[ModelConfig] | type[RunConfig]) -> dict[str, Any]:
         """What is given of one of the classes of a configuration."""

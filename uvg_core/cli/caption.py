@@ -10,7 +10,7 @@ from ..pipeline.folders import caption_folder
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import TEXT, Facts, Model, steps_on
+from .common import TEXT, Model, steps_on
 from .flags import Only
 from .output import say
 
@@ -30,7 +30,6 @@ class Caption:
 def caption(
     own: Caption,
     model: Model,
-    checkpoint: Facts,
     sampling: Annotated[
         Sampling, Only("steps", "seed", *TEXT, "video_cache", "stop_when_stable", text_update=("bridge", "euler"))
     ],
@@ -38,7 +37,7 @@ def caption(
     shown: Bars,
 ) -> int:
     """Caption clips. Every clip of a folder gets a .txt beside it."""
-    pipe, failed = model.pipeline(checkpoint, shown), 0
+    pipe, failed = model.pipeline(shown), 0
 
     def describe(path: Path) -> str:
         latent, note = pipe.latent_of(path, size)

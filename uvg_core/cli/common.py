@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint import LoraChoice, Overrides
 from ..checkpoint.config import say_unchecked
-from ..config import LATENT_SPACES, SOURCES, TEXT_FLOWS, TEXT_STATES
+from ..config import TEXT_STATES
 from ..errors import UniViGUError
 from ..io import write_text
 from ..media.vae import write_latent
@@ -20,23 +20,12 @@ from ..pipeline.component_files import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
 from ..settings import Number, OneOf, Text, Whole, setting, settings
+from .flags import Only
 from .output import say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
 TEXT = ("temperature", "top_p", "text_length")
-STATED = "what the checkpoint says"
-
-
-@settings
-class Facts:
-    """Facts of a network that its file may lack."""
-
-    text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting("How text is generated.", default=None, auto=STATED)
-    source: Annotated[str, OneOf(*SOURCES)] | None = setting(
-        "What the discrete text flow starts from.", default=None, auto=STATED
-    )
-    num_heads: Whole | None = setting("Attention heads.", default=None, auto=STATED, ge=1, le=100_000)
 
 
 @settings
@@ -46,29 +35,11 @@ class Model:
     model: Path | None = setting(
         "Checkpoint.", default=None, auto="the embedded model; with --comfyui, the one that lies there"
     )
-    wan: Path | None = setting(
-        "Wan2.1 folder, in diffusers layout or Wan's own: VAE, text encoder and tokenizer for --model.",
-        default=None,
-        metavar="DIR",
-    )
-    comfyui: Path | None = setting(
-        "ComfyUI folder: what --model lacks is found in its models (and extra_model_paths.yaml).",
-        default=None,
-        metavar="DIR",
-    )
-    text_encoder: Path | None = setting(
-        "Such as umt5_xxl_fp8_e4m3fn_scaled.safetensors, which contains the tokenizer.", default=None
-    )
-    vae: Path | None = setting("Such as wan_2.1_vae.safetensors.", default=None)
-    tokenizer: Path | None = setting("spiece.model, for text encoders without one inside.", default=None)
     device: Text | None = setting("cpu, cuda or cuda:1.", default=None, auto="cuda where there is one")
     dtype: Annotated[str, OneOf(*DTYPES)] | None = setting(
         "Data type of the network.",
         default=None,
         auto="fp32 for small ones, bf16 for large ones on a card, else as stored",
-    )
-    latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting(
-        "Latent space of the network.", default=None, auto=STATED
     )
     lora: tuple[LoraChoice, ...] = setting(
         "A LoRA, with a strength for the video half and one for the text half (default: 1; one number is for both). "
@@ -76,25 +47,24 @@ class Model:
         default=(),
         metavar="FILE[:VIDEO[:TEXT]]",
     )
-    text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting(
-        "How the text encoder is run.", default=None, auto=f"{STATED}, else umT5"
-    )
+    places: Places = setting("The files beside it.", factory=Places)
+    checkpoint: Annotated[
+        Overrides, Only("latent_space", "text_flow", "source", "num_heads", text_states=TEXT_STATES)
+    ] = setting("What its file may not say.", factory=Overrides)
 
-    def pipeline(
-        self, facts: Facts, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False
-    ) -> Pipeline:
-        """The pipeline of these files; ``checking``: without the warning that the model was never checked."""
+    def pipeline(self, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False) -> Pipeline:
+        """The pipeline of these files. ``checking``: without the warning that the model was never checked."""
         model = self.model or EMBEDDED_MODEL
-        if self.comfyui is not None and (self.model is None or not self.model.exists()):
-            model = find_network_file(self.comfyui, self.model)
+        if self.places.comfyui is not None and (self.model is None or not self.model.exists()):
+            model = find_network_file(self.places.comfyui, self.model)
             say(f"network: {model}")
         pipe = Pipeline(
             model,
-            Places(self.wan, self.comfyui, self.text_encoder, self.vae, self.tokenizer),
+            self.places,
             device=self.device,
             dtype=DTYPES.get(self.dtype or ""),
             null_embedding=null_embedding,
-            overrides=Overrides(**vars(facts), latent_space=self.latent_space, text_states=self.text_states),
+            overrides=self.checkpoint,
             progress=shown,
             loras=self.lora,
         )

@@ -9,7 +9,7 @@ from ..io import make_folder, write_text
 from ..progress import Bars
 from ..sampling import Sampling
 from ..settings import setting, settings
-from .common import Facts, Model
+from .common import Model
 from .output import joint_sheet, say, show_clip
 
 PROMPT = "a large red circle moves right quickly on a navy background"
@@ -24,9 +24,9 @@ class Demo:
     out: Path = setting("Folder for the results.", default=Path("out"), metavar="DIR")
 
 
-def demo(own: Demo, model: Model, checkpoint: Facts, shown: Bars) -> None:
+def demo(own: Demo, model: Model, shown: Bars) -> None:
     """Run all three jobs on the embedded model in under a minute."""
-    pipe, out = model.pipeline(checkpoint, shown), own.out
+    pipe, out = model.pipeline(shown), own.out
     make_folder(out, "choose another with --out")
     started, fps = time.monotonic(), pipe.config.run.fps
     captions: list[str] = []

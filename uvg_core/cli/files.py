@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from .. import checkpoint as checkpoints
-from ..checkpoint import LoraChoice
-from ..config import END_OF_TEXT, LATENT_SPACES, TEXT_STATES, TIME_ROUNDING
+from ..checkpoint import LoraChoice, Overrides
+from ..config import END_OF_TEXT, TEXT_STATES
 from ..io import require_folder, write_text
 from ..progress import Bars
 from ..sampling import Size
 from ..settings import OneOf, setting, settings
-from .common import Facts, Model, Video
+from .common import Model, Video
 from .flags import Only
 from .output import say
 
@@ -40,28 +40,34 @@ class Convert:
     dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] | None = setting(
         "Data type of the weights.", default=None, auto="as stored"
     )
-    latent_space: Annotated[str, OneOf(*LATENT_SPACES)] | None = setting("Write this into the file.", default=None)
-    text_states: Annotated[str, OneOf(*TEXT_STATES)] | None = setting("Write this into the file.", default=None)
-    time_rounding: Annotated[str, OneOf(*TIME_ROUNDING)] | None = setting(
-        "Write into the file how its times are rounded.", default=None
-    )
-    end_of_text: Annotated[str, OneOf(*END_OF_TEXT)] | None = setting(
-        "Write into the file how generated text ends: at the first end token, or after the last word.", default=None
-    )
     lora: tuple[LoraChoice, ...] = setting(
         "Merge a LoRA into the weights. Repeat the flag for several.", default=(), metavar="FILE[:VIDEO[:TEXT]]"
     )
 
 
-def convert(own: Convert, checkpoint: Facts, shown: Bars) -> None:
+def convert(
+    own: Convert,
+    checkpoint: Annotated[
+        Overrides,
+        Only(
+            "latent_space",
+            "time_rounding",
+            "text_flow",
+            "source",
+            "num_heads",
+            text_states=TEXT_STATES,
+            end_of_text=END_OF_TEXT,
+        ),
+    ],
+    shown: Bars,
+) -> None:
     """Convert any readable Uni-ViGU checkpoint to native safetensors."""
-    stated = {name: getattr(own, name) for name in ("latent_space", "text_states", "time_rounding", "end_of_text")}
     merged = checkpoints.convert(
         own.input,
         own.out,
         dtype=own.dtype,
         on_progress=lambda done, total: shown("converting", done, total),
-        overrides=checkpoints.Overrides(**vars(checkpoint), **stated),
+        overrides=checkpoint,
         loras=own.lora,
     )
     for lora in merged:
@@ -84,7 +90,6 @@ class CheckFiles:
 def check(
     own: CheckFiles,
     model: Model,
-    checkpoint: Facts,
     video: Annotated[Video, Only("null_embedding")],
     size: Size,
     shown: Bars,
@@ -94,7 +99,7 @@ def check(
 
     for path in filter(None, (own.write, own.json)):
         require_folder(path)
-    found = PipelineCheck(model.pipeline(checkpoint, shown, video.null_embedding, checking=True), size)
+    found = PipelineCheck(model.pipeline(shown, video.null_embedding, checking=True), size)
     for line in found.lines():
         shown.close()
         print(line, flush=True)

@@ -24,18 +24,19 @@ class Only:
         self.fields: dict[str, tuple[str, ...]] = {**dict.fromkeys(names, ()), **narrowed}
 
 
-def _settings(command: Callable[..., Any]) -> Iterator[tuple[str, type, dict[str, tuple[str, ...]]]]:
-    """The parameters of a command that are settings: name, class, and the fields that are flags."""
-    for name, hint in get_type_hints(command, include_extras=True).items():
+def _groups(owner: Any) -> Iterator[tuple[str, type, dict[str, tuple[str, ...]]]]:
+    """What is settings among a command's parameters, or among the fields of settings: name, class, and its flags."""
+    for name, hint in get_type_hints(owner, include_extras=True).items():
         cls, *marks = get_args(hint) or (hint,)
         if fields_of(cls):
             offered = next((mark.fields for mark in marks if isinstance(mark, Only)), None)
-            yield name, cls, offered or dict.fromkeys(fields_of(cls), ())
+            single = [name for name, field in fields_of(cls).items() if not fields_of(kind_of(field.annotation))]
+            yield name, cls, offered or dict.fromkeys(single, ())
 
 
-def add_flags(parser: argparse.ArgumentParser, command: Callable[..., Any]) -> None:
-    """Flags for the settings that a command takes, a group for each parameter; ``own`` is the command itself."""
-    for title, cls, offered in _settings(command):
+def add_flags(parser: argparse.ArgumentParser, owner: Any) -> None:
+    """Flags for the settings that a command takes, a group for each class; ``own`` is the command itself."""
+    for title, cls, offered in _groups(owner):
         group = parser if title == "own" else parser.add_argument_group(title)
         for name, narrowed in offered.items():
             field = fields_of(cls)[name]
@@ -44,11 +45,15 @@ def add_flags(parser: argparse.ArgumentParser, command: Callable[..., Any]) -> N
                 group.add_argument(name, **_options(field, narrowed))
             else:
                 group.add_argument(*filter(None, flags), dest=name, **_options(field, narrowed))
+        add_flags(parser, cls)
 
 
-def settings_of(command: Callable[..., Any], args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(owner: Any, args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as the settings that a command takes. Raises UniViGUError for values that do not fit."""
-    return {title: cls(**{name: getattr(args, name) for name in offered}) for title, cls, offered in _settings(command)}
+    return {
+        title: cls(**{name: getattr(args, name) for name in offered}, **settings_of(cls, args))
+        for title, cls, offered in _groups(owner)
+    }
 
 
 def _options(field: FieldInfo, narrowed: tuple[str, ...]) -> dict[str, Any]:

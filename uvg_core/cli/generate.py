@@ -12,7 +12,7 @@ from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import VIDEO, Facts, Model, Video, latent_saved, steps_on
+from .common import VIDEO, Model, Video, latent_saved, steps_on
 from .flags import Only
 from .output import show_clip
 
@@ -35,7 +35,6 @@ class Generate:
 def generate(
     own: Generate,
     model: Model,
-    checkpoint: Facts,
     sampling: Annotated[Sampling, Only(*VIDEO)],
     video: Video,
     size: Size,
@@ -43,7 +42,7 @@ def generate(
 ) -> None:
     """Generate a video from a prompt."""
     require_folder(own.out)
-    pipe = model.pipeline(checkpoint, shown, video.null_embedding)
+    pipe = model.pipeline(shown, video.null_embedding)
     fps = given(video.fps, pipe.config.run.fps)
     if own.from_latent is not None:
         latent = read_latent(own.from_latent, model=pipe.components.path.name)

@@ -10,7 +10,7 @@ from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Text, setting, settings
-from .common import TEXT, VIDEO, Facts, Model, Video, latent_saved, steps_on
+from .common import TEXT, VIDEO, Model, Video, latent_saved, steps_on
 from .flags import Only
 from .output import joint_sheet, say, show_clip
 
@@ -36,7 +36,6 @@ class Joint:
 def joint(
     own: Joint,
     model: Model,
-    checkpoint: Facts,
     sampling: Annotated[Sampling, Only(*VIDEO, *TEXT, "text_update")],
     video: Video,
     size: Size,
@@ -45,7 +44,7 @@ def joint(
     """Generate a video and its caption at once from a prompt."""
     for path in filter(None, (own.out, own.sheet)):
         require_folder(path)
-    pipe = model.pipeline(checkpoint, shown, video.null_embedding)
+    pipe = model.pipeline(shown, video.null_embedding)
     with latent_saved(pipe, own.out, shown):
         pixels, text, trace = pipe.joint(
             own.prompt,

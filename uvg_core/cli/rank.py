@@ -9,7 +9,7 @@ from ..errors import UniViGUError
 from ..progress import Bars
 from ..sampling import Ranking, Size
 from ..settings import Text, setting, settings
-from .common import Facts, Model
+from .common import Model
 from .flags import Only
 from .output import say
 
@@ -40,13 +40,12 @@ class Rank:
 def rank(
     own: Rank,
     model: Model,
-    checkpoint: Facts,
     ranking: Annotated[Ranking, Only("samples", "seed")],
     size: Size,
     shown: Bars,
 ) -> None:
     """Rank texts by how well they describe a clip."""
-    texts, pipe = own.candidates(), model.pipeline(checkpoint, shown)
+    texts, pipe = own.candidates(), model.pipeline(shown)
     latent, note = pipe.latent_of(own.clip, size)
     shown.close()
     say(note)

@@ -14,7 +14,7 @@ from ..sampling import Sampling, Size
 from ..synthesis import engine
 from ..synthesis.captioner import make_captioner
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
-from .common import VIDEO, Facts, Model, Video, steps_on
+from .common import VIDEO, Model, Video, steps_on
 from .flags import Only
 from .output import enlarged, say
 
@@ -23,14 +23,13 @@ def synthesise(
     own: Synthesise,
     captions: Chat,
     model: Model,
-    checkpoint: Facts,
     sampling: Annotated[Sampling, Only(*VIDEO)],
     video: Video,
     size: Size,
     shown: Bars,
 ) -> int:
     """Build a data set from prompts: clips, and detailed captions written by a language model."""
-    pipe = model.pipeline(checkpoint, shown, video.null_embedding)
+    pipe = model.pipeline(shown, video.null_embedding)
     fps, watch = given(video.fps, pipe.config.run.fps), steps_on(shown, "generating")
 
     def note(text: str) -> None:
@@ -56,7 +55,7 @@ def synthesise(
         note(f"{own.prompts}: {doubles} of the prompts stand there more than once; each is used once")
     null = {} if video.null_embedding is None else {"null_embedding": video.null_embedding.name}
     flags = {"dtype": model.dtype, "negative": video.negative, **null, "fps": fps, "scale": video.scale}
-    facts = clip_settings(pipe, model.wan, sampling, size, **flags)
+    facts = clip_settings(pipe, model.places.wan, sampling, size, **flags)
     generator = engine.Generator(make, facts, count, limits.prompt)
     jobs = engine.plan(prompts, own.clips_per_prompt, sampling.seed)
     try:

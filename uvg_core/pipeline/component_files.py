@@ -18,6 +18,7 @@ from ..checkpoint.read import WeightFile, open_weights
 from ..errors import UniViGUError
 from ..media.text_encoder import SHARED, SPIECE, encoder_names
 from ..media.vae import is_wan_vae
+from ..settings import setting, settings
 
 ENCODER, VAE, TOKENIZER = "text encoder", "VAE", "tokenizer"
 SPIECE_FILE = "spiece.model"
@@ -63,7 +64,7 @@ _TOKENIZER = (
 )
 
 
-@dataclass(frozen=True)
+@settings
 class Places:
     """Where to look for the components that a checkpoint does not contain. None: not given.
 
@@ -74,11 +75,21 @@ class Places:
     tokenizer      ``spiece.model``, a folder with it, or a text encoder's file that has it inside
     """
 
-    wan: str | Path | None = None
-    comfyui: str | Path | None = None
-    text_encoder: str | Path | None = None
-    vae: str | Path | None = None
-    tokenizer: str | Path | None = None
+    wan: Path | None = setting(
+        "Wan2.1 folder, in diffusers layout or Wan's own: VAE, text encoder and tokenizer for --model.",
+        default=None,
+        metavar="DIR",
+    )
+    comfyui: Path | None = setting(
+        "ComfyUI folder: what --model lacks is found in its models (and extra_model_paths.yaml).",
+        default=None,
+        metavar="DIR",
+    )
+    text_encoder: Path | None = setting(
+        "Such as umt5_xxl_fp8_e4m3fn_scaled.safetensors, which contains the tokenizer.", default=None
+    )
+    vae: Path | None = setting("Such as wan_2.1_vae.safetensors.", default=None)
+    tokenizer: Path | None = setting("spiece.model, for text encoders without one inside.", default=None)
 
 
 IN_CHECKPOINT = Places()

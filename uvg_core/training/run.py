@@ -53,7 +53,7 @@ def train(
     facts = starting_facts(config)
     parts = Components(
         config.model,
-        Places(wan=config.wan),
+        Places(wan=None if config.wan is None else Path(config.wan)),
         device=accelerator.device,
         progress=progress if accelerator.is_main_process else None,
         config=facts,

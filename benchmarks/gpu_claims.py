@@ -47,15 +47,15 @@ class Claim:
     kinds: tuple[str, ...] = ("cuda", "cpu")
     sized: bool = False
 
-    def outcome(self, kind: str, value: float) -> Outcome:
+    def outcome(self, kind: str, value: float) -> Verdict:
         if self.sized and kind == "cpu":
-            return Outcome(self, kind, "not run", why=f"rehearsed at a small size: {value:.4g} {self.unit}".strip())
+            return Verdict(self, kind, "not run", why=f"rehearsed at a small size: {value:.4g} {self.unit}".strip())
         held = value <= self.limit if self.holds == "at most" else value >= self.limit
-        return Outcome(self, kind, "pass" if held else "fail", value)
+        return Verdict(self, kind, "pass" if held else "fail", value)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     claim: Claim
     kind: str
     verdict: str

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import fake_card
 import torch
-from gpu_claims import Claim, Outcome, claims
+from gpu_claims import Claim, Verdict, claims
 from gpu_rig import REHEARSAL, RELEASED, NotRun, Rig
 from saved import NUMBERS, save
 
@@ -34,21 +34,21 @@ from uvg_core.errors import UniViGUError
 from uvg_core.io import write_text
 
 
-def tried(claim: Claim, rig: Rig, seconds_left: float) -> Outcome:
+def tried(claim: Claim, rig: Rig, seconds_left: float) -> Verdict:
     """Whatever happens in one claim is its outcome; the next one is tried all the same."""
     if seconds_left < claim.seconds and rig.kind == "cuda":
-        return Outcome(claim, rig.kind, "not run", why=f"out of time: takes about {claim.seconds:.0f} s")
+        return Verdict(claim, rig.kind, "not run", why=f"out of time: takes about {claim.seconds:.0f} s")
     started = time.monotonic()
     try:
         value = float(claim.measure(rig))
         outcome = claim.outcome(rig.kind, value)
     except NotRun as reason:
-        outcome = Outcome(claim, rig.kind, "not run", why=str(reason))
+        outcome = Verdict(claim, rig.kind, "not run", why=str(reason))
     except (RuntimeError, UniViGUError, OSError, AssertionError) as error:
         if os.environ.get("UVG_DEBUG"):
             raise
         said = next(iter(str(error).strip().splitlines()), "")[:160]
-        outcome = Outcome(claim, rig.kind, "fail", why=f"{type(error).__name__}: {said}")
+        outcome = Verdict(claim, rig.kind, "fail", why=f"{type(error).__name__}: {said}")
     rig.free()
     return replace(outcome, seconds=time.monotonic() - started)
 
@@ -59,7 +59,7 @@ def machine(kind: str) -> str:
     return f"{name}; torch {torch.__version__}{cuda}; Python {sys.version.split()[0]}"
 
 
-def page(outcomes: list[Outcome], where: str, rehearsed: bool) -> str:
+def page(outcomes: list[Verdict], where: str, rehearsed: bool) -> str:
     counts = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in ("pass", "fail", "not run")}
     title = "Rehearsal: no card was used" if rehearsed else "Measured on a card"
     note = "Sizes are small and every number is of the rehearsal.\n\n" if rehearsed else ""
@@ -81,7 +81,7 @@ def main() -> int:
     chosen = [c for c in claims() if not args.only or any(part in c.name for part in args.only)]
     deadline = time.monotonic() + 60 * args.minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    outcomes: list[Outcome] = []
+    outcomes: list[Verdict] = []
 
     def run(rig: Rig) -> None:
         for claim in chosen:

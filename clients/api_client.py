@@ -418,7 +418,7 @@ class ProgressLine:
 
     def __call__(self, event: Event) -> None:
         data = event.data
-        for node, state in data.get("nodes", {}).items():  # of progress_state
+        for node, state in data["nodes"].items() if event.type == "progress_state" else ():
             if state.get("state") == "running":
                 self._show(node, state)
         if event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:

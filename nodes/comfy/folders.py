@@ -38,7 +38,8 @@ def file_path(widget: str, name: str) -> str:
     if found is not None:
         return found
     folders = FOLDERS[widget]
-    download = f". The released model's: {RELEASE[widget]}" if widget in RELEASE else ""
+    what = "the released model" if widget == "checkpoint" else "what Wan 2.1 uses"
+    download = f". To get {what}: {RELEASE[widget]}" if widget in RELEASE else ""
     raise UniViGUError(
         f"{name}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
         f"press R, and choose it again{download}"

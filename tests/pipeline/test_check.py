@@ -15,7 +15,7 @@ from recipes.worlds.recipe import initialise
 from uvg_core.checkpoint import Overrides, read_config
 from uvg_core.checkpoint.config import say_unchecked
 from uvg_core.checkpoint.convert import convert
-from uvg_core.cli.common import Facts, Model
+from uvg_core.cli.common import Model
 from uvg_core.cli.main import main
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.errors import UniViGUError
@@ -214,7 +214,7 @@ def test_an_unchecked_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
     convert(EMBEDDED_MODEL, path, overrides=Overrides(checked=""))
     with bars() as shown:
         for model, lines in ((path, 1), (path, 1), (EMBEDDED_MODEL, 1)):
-            Model(model=model).pipeline(Facts(), shown)
+            Model(model=model).pipeline(shown)
             assert sum("never been checked" in record.message for record in caplog.records) == lines
     assert read_config(EMBEDDED_MODEL).run.checked
 

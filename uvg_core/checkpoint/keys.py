@@ -75,13 +75,14 @@ _DIFFUSERS = {
 }
 
 
-def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+def inverse(table: Mapping[str, str]) -> dict[str, str]:
+    """A table of names, read the other way round."""
     return {ours: theirs for theirs, ours in table.items()}
 
 
 # By layout: names outside the blocks, and inside.
 _TO_NATIVE = {"release": (_RELEASE, _BLOCK), "diffusers": (_DIFFUSERS, _BLOCK)}
-_FROM_NATIVE = {layout: (_inverse(outside), _inverse(inside)) for layout, (outside, inside) in _TO_NATIVE.items()}
+_FROM_NATIVE = {layout: (inverse(outside), inverse(inside)) for layout, (outside, inside) in _TO_NATIVE.items()}
 _NAME = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<name>.+?)(?P<end>\.weight|\.bias)?")
 
 

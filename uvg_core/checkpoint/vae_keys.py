@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .keys import inverse
+
 _LAYERS = range(64)  # more than any VAE has
 _TOWER = {
     "conv1": "conv_in",
@@ -35,10 +37,6 @@ _RESIDUAL = {
 }
 
 
-def _inverse(table: Mapping[str, str]) -> dict[str, str]:
-    return {diffusers: original for original, diffusers in table.items()}
-
-
 def _start_renamed(name: str, table: Mapping[str, str]) -> tuple[str, str]:
     """The start of a name as the table has it, and the rest; an empty start where the table does not know it."""
     for start, renamed in table.items():
@@ -59,4 +57,4 @@ def vae_to_diffusers(name: str) -> str:
 
 def vae_to_original(name: str) -> str:
     """The original name of a weight that diffusers names ``name``."""
-    return _renamed(name, _inverse(_LAYER), _inverse(_RESIDUAL))
+    return _renamed(name, inverse(_LAYER), inverse(_RESIDUAL))

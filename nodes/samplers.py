@@ -16,8 +16,6 @@ from .comfy.conditioning import tokenizer_of, with_tokens_of
 from .comfy.latents import require_video_latent, streams_of
 from .comfy.network import network_of, run_facts
 from .comfy.sampling import (
-    SAMPLERS,
-    SCHEDULERS,
     Conditions,
     Core,
     HostDenoiser,
@@ -25,6 +23,8 @@ from .comfy.sampling import (
     prepare_noise,
     run_job,
     sample_with_core,
+    samplers,
+    schedulers,
     with_shift,
 )
 from .comfy.showing import Progress
@@ -77,8 +77,8 @@ class UniFlowSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From Empty Uni-ViGU Latent, or an encoded clip to change."),
                 widgets.seed(),
                 *video_widgets(),
-                widget(Core, "sampler", options=SAMPLERS),
-                widget(Core, "scheduler", options=SCHEDULERS),
+                widget(Core, "sampler", options=samplers()),
+                widget(Core, "scheduler", options=schedulers()),
                 widget(Core, "denoise", step=0.01),
                 guidance_end(),
             ],

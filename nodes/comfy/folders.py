@@ -25,11 +25,13 @@ RELEASE = {"checkpoint": RELEASED, "text_encoder": DOWNLOADS[ENCODER], "vae": DO
 
 
 def file_names(widget: str) -> list[str]:
-    """What a widget offers, each name once, the embedded model first. Null embeddings are small files only: they share
-    folders with whole text encoders."""
-    names = dict.fromkeys(name for folder in FOLDERS[widget] for name in folder_paths.get_filename_list(folder))
-    small = [name for name in names if widget != "null_embedding" or 0 < _stat(_find(widget, name))[0] < NULL_BYTES]
-    return sorted(small, key=lambda name: name != EMBEDDED)
+    """What a widget offers, each name once, the embedded model first. Of null embeddings only small files outside of
+    ``embeddings``: they share those folders with whole text encoders."""
+    names = [(folder, name) for folder in FOLDERS[widget] for name in folder_paths.get_filename_list(folder)]
+    if widget == "null_embedding":
+        sizes = ((folder, name, _stat(folder_paths.get_full_path(folder, name))[0]) for folder, name in names)
+        names = [(folder, name) for folder, name, size in sizes if folder == "embeddings" or 0 < size < NULL_BYTES]
+    return sorted(dict.fromkeys(name for _, name in names), key=lambda name: name != EMBEDDED)
 
 
 def file_path(widget: str, name: str) -> str:

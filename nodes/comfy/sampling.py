@@ -33,8 +33,6 @@ from .showing import preview_of
 log = logging.getLogger(__name__)
 
 UNIFORM = "uniform"  # the release's schedule, exactly
-SAMPLERS = comfy.samplers.SAMPLER_NAMES  # other packs add to it
-SCHEDULERS = [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
 
 
 class TextCondition(comfy.conds.CONDRegular):  # type: ignore[misc]
@@ -227,6 +225,16 @@ def run_on_clip(
         latent=latent,
         sigmas=torch.zeros((sampling.steps or 1) + 1),
     )[1]
+
+
+def samplers() -> list[str]:
+    """Core's, with those that other packs have added by now."""
+    return list(comfy.samplers.SAMPLER_NAMES)
+
+
+def schedulers() -> list[str]:
+    """The release's and core's, with those that other packs have added by now."""
+    return [UNIFORM, *comfy.samplers.SCHEDULER_NAMES]
 
 
 def with_shift(model: Any, shift: float) -> Any:

@@ -23,6 +23,10 @@ def test_all_core_samplers_and_schedulers(inside: Inside) -> None:
     assert found["runs"] >= 2 * (40 + 9)
 
 
+def test_what_other_packs_add_to_core_s_samplers_is_offered(inside: Inside) -> None:
+    assert inside.call("streams", "added_later") == [["of another pack"], ["of another pack"]]
+
+
 def test_a_mask_holds_a_stream_clean(inside: Inside) -> None:
     found = inside.call("streams", "masks")
     video, text = found["video"], found["text"]

@@ -9,7 +9,7 @@ import comfy.nested_tensor
 import comfy.samplers
 import torch
 from check_made import bridge, checkpoint, conditioning, core, distance, empty, joint, random_network, run, sampled
-from worker import pack_module
+from worker import node_class, pack_module
 
 LENGTH = 5
 
@@ -77,6 +77,23 @@ def every_sampler() -> dict[str, Any]:
         except Exception as error:
             problems[f"{kind} {sampler} {scheduler}"] = f"{type(error).__name__}: {error}"
     return {"runs": seen, "problems": problems}
+
+
+def added_later() -> list[list[str]]:
+    """What Uni-Flow Sampler offers beyond before, once another pack has added to core's samplers and schedulers."""
+
+    def offered() -> list[list[str]]:
+        inputs = node_class("UniFlowSampler").INPUT_TYPES()["required"]
+        return [list(inputs[name][1]["options"]) for name in ("sampler", "scheduler")]
+
+    lists, before = (comfy.samplers.SAMPLER_NAMES, comfy.samplers.SCHEDULER_NAMES), offered()
+    try:
+        for names in lists:
+            names.append("of another pack")
+        return [[name for name in new if name not in old] for new, old in zip(offered(), before, strict=True)]
+    finally:
+        for names in lists:
+            names.remove("of another pack")
 
 
 def masks() -> dict[str, Any]:

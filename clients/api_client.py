@@ -92,9 +92,7 @@ class Result(NamedTuple):
 
 class Client:
     """A ComfyUI server at an address. Holds no state of a run: one client may serve many runs and threads.
-
-    Every method raises ClientError, and nothing else, when the server cannot be reached or refuses.
-    """
+    Every method raises ClientError, and nothing else, when the server cannot be reached or refuses."""
 
     def __init__(self, server: str = SERVER) -> None:
         try:
@@ -114,7 +112,6 @@ class Client:
 
         Progress comes over the websocket; where there is none, or when it drops, the run is followed by polling the
         server. Whether it succeeded is always read from the history.
-
         ``on_event`` is called with the events of this run, in this thread. ``timeout`` is in seconds and includes the
         wait in the queue. A run that is given up (timeout, Ctrl-C, an exception in ``on_event``) is cancelled on the
         server. Raises ClientError when the workflow is refused, fails, is interrupted or does not end in time.
@@ -129,7 +126,7 @@ class Client:
                 websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:
-                entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event or (lambda _: None))
+                entry = self._follow(prompt_id, _checks(websocket, prompt_id, on_event or (lambda _: None), timeout))
             except BaseException:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
@@ -137,14 +134,11 @@ class Client:
         return Result(prompt_id, *_read_history(entry, graph), time.monotonic() - started)
 
     def queue(self, graph: Graph, client_id: str | None = None) -> str:
-        """Put a workflow in the queue and return its prompt id.
-
-        Raises ClientError with every node and input that ComfyUI refuses. ComfyUI itself would run the healthy half
-        of a half-wrong workflow; here such a workflow is taken back.
-        """
+        """Put a workflow in the queue and return its prompt id. Raises ClientError with every node and input that
+        ComfyUI refuses. ComfyUI itself would run the valid half of a half-wrong workflow; here it is taken back."""
         response = self._send("/prompt", {"prompt": graph, "client_id": client_id})
         if response.is_success:
-            answer = _read_object(response, "prompt_id")
+            answer = _read(response, "prompt_id")
             if not answer.get("node_errors"):
                 return str(answer["prompt_id"])
             self.interrupt(answer["prompt_id"])
@@ -158,21 +152,17 @@ class Client:
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
-
-        A file of the same name and other contents is not overwritten: the name is then a new one.
-        """
+        A file of the same name and other contents is not overwritten: the name is then a new one."""
         try:
             with open(path, "rb") as file:
-                answer = _read_object(self._send("/upload/image", files={"image": file}), "name")
+                answer = _read(self._send("/upload/image", files={"image": file}), "name")
         except (OSError, ClientError) as error:
             raise ClientError(f"{path}: could not be read or uploaded ({error})") from error
         return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
         """Fetch a file into a folder, whole or not at all, and return its path there.
-
-        The folder is made when missing. Nothing is overwritten: a name that is taken gets a number.
-        """
+        The folder is made when missing. Nothing is overwritten: a name that is taken gets a number."""
         # Never outside the folder, whatever the server says.
         path = Path(folder, Path(file.filename.replace("\\", "/")).name or "unnamed")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
@@ -191,20 +181,16 @@ class Client:
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of its node classes, or of one: class -> inputs, outputs, names. Empty for an unknown."""
-        return self._json("/object_info" if class_type is None else f"/object_info/{quote(class_type, safe='')}")
+        return _read(self._send(f"/object_info/{quote(class_type, safe='')}" if class_type else "/object_info"))
 
-    def _follow(self, prompt_id: str, events: Iterator[Event | None], on_event: OnEvent) -> dict[str, Any]:
-        """The history's entry of a prompt, once it has ended, however it did."""
+    def _follow(self, prompt_id: str, checks: Iterator[None]) -> dict[str, Any]:
+        """The history's entry of a prompt, once it has ended, however it did; read at each of ``checks``."""
         lost = unanswered = 0
-        for event in events:
-            if event is not None:
-                on_event(event)
-                if event.type != "executing" or event.data.get("node") is not None:
-                    continue  # the server's last event of a run is that it executes no node
+        for _ in checks:
             try:
                 # In this order: a prompt goes from the queue to the history and never back.
-                queue = self._json("/queue", "queue_running", "queue_pending")
-                entry = self._json(f"/history/{prompt_id}").get(prompt_id)
+                queue = _read(self._send("/queue"), "queue_running", "queue_pending")
+                entry = _read(self._send(f"/history/{prompt_id}")).get(prompt_id)
             except ClientError as error:
                 unanswered += 1
                 if unanswered >= PATIENCE or not isinstance(error.__cause__, httpx.TimeoutException):
@@ -217,10 +203,9 @@ class Client:
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
-        raise ClientError(f"{self.server} no longer knows prompt {prompt_id} (restarted?); queue the workflow again")
-
-    def _json(self, route: str, *keys: str) -> dict[str, Any]:
-        return _read_object(self._send(route), *keys)
+        raise ClientError(
+            f"{self.server} no longer knows prompt {prompt_id} (removed or restarted); queue the workflow again"
+        )
 
     def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
         """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
@@ -229,19 +214,19 @@ class Client:
         try:
             return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            hint = "start ComfyUI there, or give the address that it prints at its start"
-            raise ClientError(f"{self.server} does not answer ({error}); {hint}") from error
+            raise ClientError(
+                f"{self.server} does not answer ({error}); start ComfyUI or correct the address"
+            ) from error
 
 
 def _check(response: httpx.Response) -> None:
     """Raise ClientError when an answer is a refusal."""
     if not response.is_success:
-        too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
-        hint = too_large if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
+        hint = "; start ComfyUI with a larger --max-upload-size" if response.status_code == 413 else ""
         raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
 
 
-def _read_object(response: httpx.Response, *keys: str) -> dict[str, Any]:
+def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
     """The JSON object with these keys in an answer. Raises ClientError when there is none."""
     _check(response)
     with suppress(ValueError):
@@ -252,27 +237,29 @@ def _read_object(response: httpx.Response, *keys: str) -> dict[str, Any]:
     raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
 
 
-def _events(websocket: ClientConnection | None, prompt_id: str, timeout: float | None) -> Iterator[Event | None]:
-    """The events of one run, and None after each time of silence. Raises ClientError after ``timeout`` seconds."""
+def _checks(socket: ClientConnection | None, run: str, on_event: OnEvent, timeout: float | None) -> Iterator[None]:
+    """Hand out a run's events; yield when it may have ended. Raises ClientError after ``timeout`` seconds."""
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     running = False
     while (left := deadline - time.monotonic()) > 0:
-        if websocket is None:
+        if socket is None:
             time.sleep(min(POLL_SECONDS, left))
-            yield None
+            yield
             continue
         try:
-            event = _read_event(websocket.recv(min(QUIET_SECONDS, left)))
+            event = _read_event(socket.recv(min(QUIET_SECONDS, left)))
         except TimeoutError:
-            yield None
+            yield
         except (OSError, TypeError, ValueError, WebSocketException):  # it dropped, or sends no messages of ComfyUI's
-            websocket = None
+            socket = None
         else:
-            if event is not None and event.data.get("prompt_id", prompt_id) == prompt_id:
+            if event is not None and event.data.get("prompt_id", run) == run:
                 # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
                 running = running or event.type == "execution_start"
                 if running or event.type not in ("progress_text", "preview"):
-                    yield event
+                    on_event(event)
+                if event.type == "executing" and event.data.get("node") is None:
+                    yield  # the server's last event of a run is that it executes no node
     raise ClientError(f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log")
 
 
@@ -328,15 +315,12 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
         raise ClientError("the run failed and the server does not say why; look at its log")
     texts: dict[str, list[str]] = {}
     files: list[FileRecord] = []
-    for node, output in entry["outputs"].items():
-        for key, items in output.items():
-            for item in items if isinstance(items, list) else ():
-                if isinstance(item, dict) and item.get("filename"):
-                    files.append(
-                        FileRecord(node, item["filename"], item.get("subfolder", ""), item.get("type", "output"))
-                    )
-                elif key == "text" and isinstance(item, str):
-                    texts.setdefault(node, []).append(item)
+    for node, output in (entry.get("outputs") or {}).items():
+        items = [(key, item) for key, values in output.items() if isinstance(values, list) for item in values]
+        found = [item for _, item in items if isinstance(item, dict) and item.get("filename")]
+        files += [FileRecord(node, f["filename"], f.get("subfolder") or "", f.get("type") or "output") for f in found]
+        if shown := [item for key, item in items if key == "text" and isinstance(item, str)]:
+            texts[node] = shown
     return texts, files
 
 
@@ -393,11 +377,11 @@ class ProgressLine:
 
     def __call__(self, event: Event) -> None:
         data = event.data
-        for node_id, state in data["nodes"].items() if event.type == "progress_state" else [(data.get("node"), data)]:
-            if state.get("state") == "running" or (
-                event.type in ("executing", "progress", "progress_text") and node_id is not None
-            ):
+        for node_id, state in data["nodes"].items() if event.type == "progress_state" else ():
+            if state.get("state") == "running":
                 self._show(_node(self._graph, node_id), state)
+        if event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
+            self._show(_node(self._graph, data["node"]), data)
         if data.get("exception_type") == "ExecutionBlocked":
             # Not a failure of the run, and said nowhere else: what depends on this node is left out.
             self.close()
@@ -440,7 +424,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("workflow", nargs="?", type=Path, help="a workflow in API form")
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated")
-    add("--upload", action="append", default=[], metavar="FILE", help="only copy FILE to ComfyUI's input folder")
+    upload = "copy FILE to ComfyUI's input folder and print its name there; may be repeated"
+    add("--upload", action="append", default=[], metavar="FILE", help=upload)
     add("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     add("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
     add("--timeout", type=float, metavar="SECONDS", help="give up and cancel after so long")

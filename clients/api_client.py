@@ -147,8 +147,8 @@ class Client:
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Cancel a prompt, waiting or running; without an id, whatever runs now. No error when there is none."""
         if prompt_id is not None:
-            _check(self._send("/queue", {"delete": [prompt_id]}))
-        _check(self._send("/interrupt", {"prompt_id": prompt_id}))
+            _read(self._send("/queue", {"delete": [prompt_id]}))
+        _read(self._send("/interrupt", {"prompt_id": prompt_id}))
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
@@ -170,7 +170,8 @@ class Client:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with request as response, TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-                _check(response)
+                if not response.is_success:
+                    raise ClientError(f"{path}: {response.url} answered {response.status_code}")
                 with Path(temporary, "part").open("wb") as target:
                     target.writelines(response.iter_bytes())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
@@ -219,18 +220,13 @@ class Client:
             ) from error
 
 
-def _check(response: httpx.Response) -> None:
-    """Raise ClientError when an answer is a refusal."""
+def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
+    """The JSON object with these keys in an answer. Raises ClientError for a refusal or anything else."""
     if not response.is_success:
         hint = "; start ComfyUI with a larger --max-upload-size" if response.status_code == 413 else ""
         raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
-
-
-def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
-    """The JSON object with these keys in an answer. Raises ClientError when there is none."""
-    _check(response)
     with suppress(ValueError):
-        answer = response.json()
+        answer = response.json() if response.content else {}
         if isinstance(answer, dict) and answer.keys() >= {*keys}:
             return answer
     wanted = f"JSON with {' and '.join(keys) or 'keys'}"

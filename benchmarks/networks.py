@@ -38,7 +38,8 @@ def random_weight(shape: torch.Size) -> Tensor:
     """bfloat16 noise: a short pattern repeated, since drawing 3 billion numbers would take minutes."""
     numel = shape.numel()
     pattern = (torch.randn(min(numel, 2**20)) * 0.02).bfloat16()
-    return pattern.repeat(-(-numel // pattern.numel()))[:numel].clone().reshape(shape)
+    repeated = pattern.repeat(-(-numel // pattern.numel()))
+    return repeated[:numel].clone().reshape(shape)  # torch.save would write all that a view is of
 
 
 def write_random(path: Path, config: ModelConfig, dtype: str) -> None:

@@ -53,7 +53,20 @@ def mutant(name: str, parser: Parser, seed: int, honest: bytes) -> bytes:
 
 
 NUMBERS = [0, 1, 2, 7, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
-TEXTS = ["", "../x", "/etc/passwd", "\0", "\ud800", "\u202e", "\x1b[31m", "nan", "inf", "(a+)+$", "x" * 100_000, "ü" * 9]
+TEXTS = [
+    "",
+    "../x",
+    "/etc/passwd",
+    "\0",
+    "\ud800",
+    "\u202e",
+    "\x1b[31m",
+    "nan",
+    "inf",
+    "(a+)+$",
+    "x" * 100_000,
+    "ü" * 9,
+]
 
 
 def blind(data: bytes, random: Random) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from mutants import Parser, modules, mutant, parsers
 
-from uvg_core.errors import UniViGUError
+from uvg_core.errors import UniViGUError, printable
 
 SECONDS = 20  # for one mutant, on a busy machine
 MOST_MORE = 1 << 30  # bytes beyond what the honest file takes
@@ -90,8 +90,8 @@ def _read(parser: Parser, path: Path) -> str:
         parser.read(path)
     except UniViGUError as error:
         text = str(error)
-        odd = [character for character in text if not character.isprintable() and character != "\n"]
-        return "refused" if len(text) < 4000 and not odd else f"an error not fit to print ({len(text)}, {odd[:9]!r})"
+        fit = len(text) < 4000 and text == printable(text)
+        return "refused" if fit else f"an error not fit to print ({len(text)} characters: {ascii(text[:300])})"
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = "; ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)

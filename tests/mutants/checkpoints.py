@@ -60,7 +60,12 @@ def _lora(folder: Path, peft: bool) -> Path:
     if peft:
         case.pair(f"base_model.model.{Q}", Q)
         case.stem = "adapter_model"
-        case.config = {"lora_alpha": 4, "r": 4, "alpha_pattern": {"self_attn.q": 2}, "rank_pattern": {r"blocks\.\d+": 4}}
+        case.config = {
+            "lora_alpha": 4,
+            "r": 4,
+            "alpha_pattern": {"self_attn.q": 2},
+            "rank_pattern": {r"blocks\.\d+": 4},
+        }
         case.write(folder)
         return folder / "adapter_config.json"
     case.pair(Q_NAME, Q, DOWN_UP, scale=0.5)

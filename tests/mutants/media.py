@@ -69,7 +69,19 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[i
         at += size
 
 
-_ELEMENTS = {0x1A45DFA3, 0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0xE0, 0x1254C367, 0x7373, 0x67C8, 0x1F43B675, 0x1C53BB6B}
+_ELEMENTS = {
+    0x1A45DFA3,
+    0x18538067,
+    0x1549A966,
+    0x1654AE6B,
+    0xAE,
+    0xE0,
+    0x1254C367,
+    0x7373,
+    0x67C8,
+    0x1F43B675,
+    0x1C53BB6B,
+}
 
 
 def _elements(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

@@ -14,8 +14,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
-from mutants import Parser, modules, mutant, parsers
 
+from mutants import Parser, modules, mutant, parsers
 from uvg_core.errors import UniViGUError, printable
 
 SECONDS = 20  # for one mutant, on a busy machine
@@ -91,7 +91,7 @@ def _read(parser: Parser, path: Path) -> str:
     except UniViGUError as error:
         text = str(error)
         fit = len(text) < 4000 and text == printable(text)
-        return "refused" if fit else f"an error not fit to print ({len(text)} characters: {ascii(text[:300])})"
+        return "refused" if fit else f"an error not fit to print ({len(text)} characters: {text[:300]!a})"
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = "; ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)

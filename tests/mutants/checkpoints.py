@@ -10,11 +10,11 @@ from random import Random
 from typing import Any
 
 import torch
-from lora_cases import DOWN_UP, Q, Q_NAME, Case
-from mutants import Parser, overwritten, prefixed, wrong, wrong_json
+from lora_cases import DOWN_UP, Q_NAME, Case, Q
 from safetensors.torch import save_file
 from tiny_networks import TINY, random_network
 
+from mutants import Parser, overwritten, prefixed, wrong, wrong_json
 from uvg_core.checkpoint import Lora, LoraChoice, inspect_checkpoint, load_model
 from uvg_core.checkpoint.read import open_weights
 

@@ -11,8 +11,8 @@ from random import Random
 
 import av
 import torch
-from mutants import NUMBERS, Parser, overwritten
 
+from mutants import NUMBERS, Parser, overwritten
 from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core.config import RunConfig
 from uvg_core.media.tokenizer import Tokenizer
@@ -69,19 +69,8 @@ def _boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[i
         at += size
 
 
-_ELEMENTS = {
-    0x1A45DFA3,
-    0x18538067,
-    0x1549A966,
-    0x1654AE6B,
-    0xAE,
-    0xE0,
-    0x1254C367,
-    0x7373,
-    0x67C8,
-    0x1F43B675,
-    0x1C53BB6B,
-}
+_MASTERS = "1A45DFA3 18538067 1549A966 1654AE6B AE E0 1254C367 7373 67C8 1F43B675 1C53BB6B"
+_ELEMENTS = {int(name, 16) for name in _MASTERS.split()}
 
 
 def _elements(data: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

@@ -1,20 +1,36 @@
-"""What the benchmarks measure with: jobs timed in turn, and peaks of memory."""
+"""What the benchmarks share: their files of numbers, jobs timed in turn, counts, and processes in ComfyUI."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-MIB, GIB = 2**20, 2**30
+ROOT = Path(__file__).resolve().parents[1]
+NUMBERS = ROOT / "benchmarks" / "numbers"
+GB, GIB = 1e9, 2**30
 Job = Callable[[], Any]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # uvg_core of this checkout, and the tests' helpers
+
+
+def read(name: str) -> Any:
+    """The numbers saved as ``benchmarks/numbers/NAME.json``; an empty dict if there are none."""
+    path = NUMBERS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def save(name: str, found: Any) -> None:
+    NUMBERS.mkdir(exist_ok=True)
+    (NUMBERS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def in_turn(jobs: Mapping[str, Job], turns: int, device: torch.device) -> dict[str, list[float]]:
@@ -30,37 +46,18 @@ def in_turn(jobs: Mapping[str, Job], turns: int, device: torch.device) -> dict[s
     return seconds
 
 
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def ratio_of(seconds: Sequence[float], base: Sequence[float]) -> float:
     """The median ratio, turn by turn, of what was timed in turn."""
     return median(a / b for a, b in zip(seconds, base, strict=True))
 
 
-def alone(script: str, *arguments: str) -> dict[str, float]:
-    """What ``script --measure ARGUMENTS`` prints as JSON, in a process of its own."""
-    command = [sys.executable, script, "--measure", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def peak(job: Job, device: torch.device) -> int:
-    """Bytes above what was held before: on CUDA the allocator's, on the CPU those of all tensors alive (what a process
-    holds there is mostly its allocator's habits)."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        job()
-        return torch.cuda.max_memory_allocated(device) - before
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-    from tensors_alive import Alive
-
-    with Alive() as alive:
-        job()
-    return alive.peak
-
-
 def kernels(job: Job) -> int:
-    """Kernels that a job launches on CUDA, copies and fills not among them."""
+    """Kernels that a job launches on CUDA, without copies and fills."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         job()
         torch.cuda.synchronize()
@@ -68,35 +65,13 @@ def kernels(job: Job) -> int:
     return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
 
 
-def random_weights(config: Any, device: torch.device) -> Any:
-    """A network of ``config`` in bfloat16 with random weights, for use only."""
-    from uvg_core.model import UniViGU  # here: ComfyUI's processes know the pack by another name
+@contextmanager
+def comfyui(device: str, *options: str) -> Iterator[Callable[..., Any]]:
+    """A process in the Python of the tests' ComfyUI, as a function that calls those of ``inside.py`` there."""
+    from in_comfyui_host import Inside, find_comfyui, options_for
 
-    with torch.device("meta"):
-        model = UniViGU(config, dtype=torch.bfloat16)
-    model = model.to_empty(device=device).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if "norm" in name:
-            torch.nn.init.constant_(weight, float(name.endswith("weight")))
-        else:
-            torch.nn.init.normal_(weight, std=0.02)
-    return model
-
-
-def resident(entry: str, process: int | str = "self") -> int:
-    """Bytes of a process on Linux: VmRSS now, VmHWM at its peak. (A child's peak would start from its parent's.)"""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(entry):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/{process}/status has no {entry}: this is measured on Linux only")
-
-
-def reset_peak() -> int:
-    """Set this process's peak back to what it holds now, and return that."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Inside(find_comfyui(), Path(folder) / "base", (*options_for(device), *options)) as process,
+    ):
+        yield partial(process.call, "../../../benchmarks/inside")

@@ -18,39 +18,51 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-import fake_card
 import torch
-from gpu_claims import Claim, Verdict, claims
+from gpu_claims import Claim, claims
 from gpu_rig import REHEARSAL, RELEASED, NotRun, Rig
-from saved import NUMBERS, save
+from measuring import NUMBERS, save
 
 from uvg_core.errors import UniViGUError
-from uvg_core.io import write_text
 
 
-def tried(claim: Claim, rig: Rig, seconds_left: float) -> Verdict:
-    """Whatever happens in one claim is its outcome; the next one is tried all the same."""
-    if seconds_left < claim.seconds and rig.kind == "cuda":
-        return Verdict(claim, rig.kind, "not run", why=f"out of time: takes about {claim.seconds:.0f} s")
-    started = time.monotonic()
-    try:
-        value = float(claim.measure(rig))
-        outcome = claim.outcome(rig.kind, value)
-    except NotRun as reason:
-        outcome = Verdict(claim, rig.kind, "not run", why=str(reason))
-    except (RuntimeError, UniViGUError, OSError, AssertionError) as error:
-        if os.environ.get("UVG_DEBUG"):
-            raise
-        said = next(iter(str(error).strip().splitlines()), "")[:160]
-        outcome = Verdict(claim, rig.kind, "fail", why=f"{type(error).__name__}: {said}")
-    rig.free()
-    return replace(outcome, seconds=time.monotonic() - started)
+def tried(claim: Claim, rig: Rig, deadline: float) -> dict[str, Any]:
+    """Whatever happens in one claim is its verdict; the next one is tried all the same."""
+    started, value = time.monotonic(), None
+    verdict, why = "not run", f"out of time: takes about {claim.seconds:.0f} s"
+    if rig.kind != "cuda" or started + claim.seconds < deadline:
+        try:
+            value = float(claim.measure(rig))
+            verdict, why = "pass" if claim.accepts(value) else "fail", ""
+            if claim.sized and rig.kind == "cpu":
+                verdict, why, value = "not run", f"rehearsed at a small size: {value:.4g} {claim.unit}", None
+        except NotRun as reason:
+            why = str(reason)
+        except (RuntimeError, UniViGUError, OSError, AssertionError) as error:
+            if os.environ.get("UVG_DEBUG"):
+                raise
+            first_line, _, _ = str(error).strip().partition("\n")
+            verdict, why = "fail", f"{type(error).__name__}: {first_line[:160]}"
+    torch.cuda.empty_cache()
+    return {
+        "claim": claim.name,
+        "on": rig.kind,
+        "limit": [claim.holds, claim.limit, claim.unit],
+        "value": value,
+        "verdict": verdict,
+        "why": why,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def row(outcome: dict[str, Any]) -> str:
+    holds, limit, unit = outcome["limit"]
+    value = outcome["why"] if outcome["value"] is None else f"{outcome['value']:.4g} {unit}".strip()
+    limit = f"{holds} {limit:g} {unit}".strip()
+    return "| {claim} | {on} | {} | {} | {verdict} | {seconds:.0f} |".format(limit, value, **outcome)
 
 
 def machine(kind: str) -> str:
@@ -59,13 +71,13 @@ def machine(kind: str) -> str:
     return f"{name}; torch {torch.__version__}{cuda}; Python {sys.version.split()[0]}"
 
 
-def page(outcomes: list[Verdict], where: str, rehearsed: bool) -> str:
-    counts = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in ("pass", "fail", "not run")}
+def page(outcomes: list[dict[str, Any]], where: str, rehearsed: bool) -> str:
+    verdicts = [one["verdict"] for one in outcomes]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("pass", "fail", "not run"))
     title = "Rehearsal: no card was used" if rehearsed else "Measured on a card"
     note = "Sizes are small and every number is of the rehearsal.\n\n" if rehearsed else ""
     head = "| claim | on | limit | measured | verdict | s |\n| --- | --- | --- | --- | --- | ---: |"
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return f"# {title}\n\n{where}. {told}.\n\n{note}{head}\n" + "\n".join(one.row() for one in outcomes) + "\n"
+    return f"# {title}\n\n{where}. {counts}.\n\n{note}{head}\n" + "\n".join(map(row, outcomes)) + "\n"
 
 
 def main() -> int:
@@ -81,38 +93,35 @@ def main() -> int:
     chosen = [c for c in claims() if not args.only or any(part in c.name for part in args.only)]
     deadline = time.monotonic() + 60 * args.minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    outcomes: list[Verdict] = []
+    outcomes: list[dict[str, Any]] = []
 
     def run(rig: Rig) -> None:
         for claim in chosen:
-            if rig.kind in claim.kinds:
-                outcomes.append(tried(claim, rig, deadline - time.monotonic()))
-                print(outcomes[-1].row(), flush=True)
-        rig.close()
+            if claim.counted or rig.kind != "fake":
+                outcomes.append(tried(claim, rig, deadline))
+                print(row(outcomes[-1]), flush=True)
+        rig.clear()
 
-    if args.rehearse:
+    if not args.rehearse:
+        run(Rig("cuda", RELEASED))
+    else:
+        from fake_card import fake_card, missing
+
         run(Rig("cpu", REHEARSAL))
-        reason = fake_card.missing()
+        reason = missing()
         if reason:
             print(f"not on a fake card: {reason}", file=sys.stderr)
         else:
-            with fake_card.fake_card() as card:
+            with fake_card() as card:
                 run(Rig("fake", RELEASED, card=card))
-    else:
-        run(Rig("cuda", RELEASED))
     where = machine("cpu" if args.rehearse else "cuda")
-    told = [
-        {"claim": one.claim.name, "on": one.kind, "limit": [one.claim.holds, one.claim.limit, one.claim.unit],
-         "value": one.value, "verdict": one.verdict, "why": one.why, "seconds": round(one.seconds, 1)}
-        for one in outcomes
-    ]  # fmt: skip
     if args.save:
-        save("counted", [one for one in told if one["on"] == "fake" and one["value"] is not None])
+        save("counted", [one for one in outcomes if one["on"] == "fake" and one["value"] is not None])
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {"machine": where, "rehearsal": args.rehearse, "outcomes": told}
-    write_text(args.out / "on_a_gpu.json", json.dumps(found, indent=1) + "\n")
-    write_text(args.out / "on_a_gpu.md", page(outcomes, where, args.rehearse))
-    return int(any(one.verdict == "fail" for one in outcomes))
+    found = {"machine": where, "rehearsal": args.rehearse, "outcomes": outcomes}
+    (args.out / "on_a_gpu.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    (args.out / "on_a_gpu.md").write_text(page(outcomes, where, args.rehearse), "utf-8")
+    return int(any(one["verdict"] == "fail" for one in outcomes))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
     python benchmarks/quality.py MODEL.safetensors --name final [--clips 512] [--only understanding generation ...]
 
 Questions: ``detector`` (does it read rendered and reconstructed clips right), ``vae`` (how well clips come back, in
-dB), ``understanding`` (video to text),
-``generation`` (text to video), ``plain`` (the same with an empty text stream: the generator alone), ``joint``,
-``ranking``, ``steps`` (each job at 4 to 64 steps, in bfloat16), ``stable`` (captions that stop when their words stand
-still), ``ending`` (captions read up to the first end token, and read on behind it as the release does).
+dB), ``understanding`` (video to text), ``generation`` (text to video), ``plain`` (the same with an empty text stream:
+the generator alone), ``joint``, ``ranking``, ``steps`` (each job at 4 to 64 steps, in bfloat16), ``stable`` (captions
+that stop when their words stand still).
 Seeds are fixed: the same machine gives the same numbers again.
 """
 
@@ -20,58 +19,53 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saved import read, save
+from measuring import read, save
 
 from recipes.worlds.detector import read_world
 from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import KINDS, World, read_caption
 from recipes.worlds.vae_training import reconstruction
-from uvg_core.config import END_OF_TEXT
-from uvg_core.media.tokenizer import Tokenizer
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Sampling, video_to_text
 
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
-QUESTIONS = ("detector", "vae", "understanding", "generation", "plain", "joint", "ranking", "steps", "stable", "ending")
-ENDING = ((4, 1.0), (16, 1.0), (16, 0.0))
 
 
-def ask(evaluator: Evaluator, question: str) -> dict[str, Any]:
-    """Answers of one question."""
-    if question == "detector":
-        return {
-            "rendered": evaluator.score_clips(evaluator.pixels, evaluator.worlds).to_json(),
-            "reconstructed": evaluator.score_clips(evaluator.decode(evaluator.latents), evaluator.worlds).to_json(),
-        }
-    if question == "vae":
-        with evaluator.pipe.components.using("vae") as vae:
-            found = reconstruction(
-                vae, side=evaluator.run.height, frames=evaluator.run.frames, clips=len(evaluator.latents)
-            )
-        return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
-    if question == "understanding":
-        tally = evaluator.video_to_text()
-        return {**tally.to_json(), "by_kind": by_kind(evaluator, [read_caption(text) for text in evaluator.captions])}
-    if question == "generation":
-        tally = evaluator.text_to_video()
-        return {
-            **tally.to_json(),
-            "by_kind": by_kind(evaluator, [read_world(clip, evaluator.objects) for clip in evaluator.clips]),
-        }
-    if question == "plain":
-        return evaluator.text_to_video(plain=True).to_json()
-    if question == "joint":
-        agreement, followed = evaluator.joint()
-        return {"agreement": agreement.to_json(), "prompt": followed.to_json()}
-    if question == "ranking":
-        hits, clips = evaluator.ranking()
-        return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
-    if question == "stable":
-        return {str(wanted): stable(evaluator, wanted) for wanted in STABLE}
-    if question == "ending":
-        return {f"{steps} steps, temperature {heat:g}": ending(evaluator, steps, heat) for steps, heat in ENDING}
-    return by_steps(evaluator)
+def detector(evaluator: Evaluator) -> dict[str, Any]:
+    clips = {"rendered": evaluator.pixels, "reconstructed": evaluator.decode(evaluator.latents)}
+    return {name: evaluator.score_clips(pixels, evaluator.worlds).to_json() for name, pixels in clips.items()}
+
+
+def vae(evaluator: Evaluator) -> dict[str, Any]:
+    run, clips = evaluator.run, len(evaluator.latents)
+    with evaluator.pipe.components.using("vae") as codec:
+        found = reconstruction(codec, side=run.height, frames=run.frames, clips=clips)
+    return {"whole": round(found.psnr, 2), "boxes": round(found.psnr_boxes, 2)}
+
+
+def understanding(evaluator: Evaluator) -> dict[str, Any]:
+    found = evaluator.video_to_text().to_json()
+    return {**found, "by_kind": by_kind(evaluator, [read_caption(text) for text in evaluator.captions])}
+
+
+def generation(evaluator: Evaluator) -> dict[str, Any]:
+    found = evaluator.text_to_video().to_json()
+    return {**found, "by_kind": by_kind(evaluator, [read_world(clip, evaluator.objects) for clip in evaluator.clips])}
+
+
+def plain(evaluator: Evaluator) -> dict[str, Any]:
+    return evaluator.text_to_video(plain=True).to_json()
+
+
+def joint(evaluator: Evaluator) -> dict[str, Any]:
+    agreement, followed = evaluator.joint()
+    return {"agreement": agreement.to_json(), "prompt": followed.to_json()}
+
+
+def ranking(evaluator: Evaluator) -> dict[str, Any]:
+    hits, clips = evaluator.ranking()
+    return {"hits": hits, "trials": clips, "share": round(hits / clips, 4)}
 
 
 def by_steps(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
@@ -95,40 +89,34 @@ def by_kind(evaluator: Evaluator, seen: Sequence[World | None]) -> dict[str, lis
     return found
 
 
-def stable(evaluator: Evaluator, wanted: int) -> dict[str, Any]:
+def stable(evaluator: Evaluator) -> dict[str, Any]:
+    return {str(wanted): stopped_at(evaluator, wanted) for wanted in STABLE}
+
+
+def stopped_at(evaluator: Evaluator, wanted: int) -> dict[str, Any]:
     """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
-    taken, texts = 0, []
+    steps: list[int] = []
+    texts = []
     with evaluator.pipe.network() as model:
-        for index in range(len(evaluator.latents)):
-            steps: list[int] = []
-
-            def count(step: int, _: object, steps: list[int] = steps) -> None:
-                steps.append(step)
-
-            ids = video_to_text(
-                GuidedDenoiser(model),
-                evaluator.latents[index : index + 1],
-                Sampling(seed=index, stop_when_stable=wanted).resolved(evaluator.run, captions=True),
-                callback=count,
-            )
-            taken += len(steps)
+        for index, latent in enumerate(evaluator.latents.split(1)):
+            settings = Sampling(seed=index, stop_when_stable=wanted).resolved(evaluator.run, captions=True)
+            ids = video_to_text(GuidedDenoiser(model), latent, settings, callback=lambda step, _: steps.append(step))
             texts.append(evaluator.pipe.tokenizer.text(ids[0]))
-    return {"steps": taken / len(texts), "of": evaluator.run.text_steps, **evaluator.score_captions(texts).to_json()}
+    found = evaluator.score_captions(texts).to_json()
+    return {"steps": len(steps) / len(texts), "of": evaluator.run.text_steps, **found}
 
 
-def ending(evaluator: Evaluator, steps: int, temperature: float) -> dict[str, Any]:
-    """The same tokens read by both rules of ``RunConfig.end_of_text``, and how many captions the rule changes."""
-    found: dict[str, Any] = {}
-    said: dict[str, list[str]] = {}
-    known = evaluator.pipe.tokenizer
-    try:
-        for rule in END_OF_TEXT:
-            evaluator.pipe.tokenizer = Tokenizer(known.proto, replace(evaluator.run, end_of_text=rule))
-            found[rule] = evaluator.video_to_text(steps, temperature=temperature).to_json()
-            said[rule] = evaluator.captions
-    finally:
-        evaluator.pipe.tokenizer = known
-    return {"differ": sum(a != b for a, b in zip(*said.values(), strict=True)), "of": len(evaluator.captions), **found}
+QUESTIONS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
+    "detector": detector,
+    "vae": vae,
+    "understanding": understanding,
+    "generation": generation,
+    "plain": plain,
+    "joint": joint,
+    "ranking": ranking,
+    "steps": by_steps,
+    "stable": stable,
+}
 
 
 def digest(model: Path) -> str:
@@ -164,7 +152,7 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             evaluator.quick = question == "steps"
-            answer = ask(evaluator, question)
+            answer = QUESTIONS[question](evaluator)
             known.setdefault(f"objects_{objects}", {})[question] = answer
             shown = {key: value for key, value in answer.items() if key in ("mean", "share")} or list(answer)
             print(f"{objects} object(s)  {question:14s} {shown}  {time.perf_counter() - started:.0f} s", flush=True)

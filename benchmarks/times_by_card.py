@@ -14,6 +14,7 @@ import argparse
 from dataclasses import dataclass
 
 import torch
+from networks import meta_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from uvg_core import ModelConfig, RunConfig, UniViGU
@@ -67,8 +68,7 @@ def operations(network: UniViGU, frames: int, run: RunConfig) -> Passes:
 def jobs() -> dict[str, int]:
     """Operations of whole runs with the released model, by what they are."""
     run = RunConfig()
-    with torch.device("meta"):
-        network = UniViGU(ModelConfig(), dtype=torch.bfloat16).eval().requires_grad_(False)
+    network = meta_network(ModelConfig())
     small, full = operations(network, 33, run), operations(network, run.frames, run)
     size = f"{run.width}x{run.height}"
     return {

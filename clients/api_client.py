@@ -27,18 +27,16 @@ import argparse
 import json
 import math
 import shutil
-import socket
 import ssl
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlsplit
 
 try:
@@ -55,11 +53,10 @@ Graph = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {.
 SERVER = "http://127.0.0.1:8188"
 HTTP_SECONDS = 60.0  # for one answer; a server that loads a large model can be slow to answer
 QUIET_SECONDS = 5.0  # after so long without a message from the websocket, the history is checked
-POLL_SECONDS = 0.5  # between looks at the history when there is no websocket
-PATIENCE = 10  # so many unanswered looks (of HTTP_SECONDS each) mean that the server is gone and not just busy
-# A busy server would answer pings too late; previews can be larger than the library's limit.
+POLL_SECONDS = 0.5  # between checks of the history when there is no websocket
+PATIENCE = 10  # so many unanswered checks (of HTTP_SECONDS each) mean that the server is gone and not just busy
+# Through no proxy: ComfyUI runs nearby. A busy server answers pings too late; previews can exceed the default limit.
 WEBSOCKET: dict[str, Any] = dict.fromkeys(("proxy", "compression", "ping_interval", "max_size"))
-EXPORT = "export it from ComfyUI with File, Export (API)"
 OnEvent = Callable[["Event"], object]
 
 
@@ -67,8 +64,7 @@ class ClientError(Exception):
     """What went wrong, what was expected and what to do about it, in words for the person who runs the workflow."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A message of the server during a run, with ComfyUI's own ``type`` (``executing``, ``progress``...) and ``data``.
     Its two binary messages become ``progress_text`` {"node", "text"} and ``preview`` {"image": bytes}."""
 
@@ -76,8 +72,7 @@ class Event:
     data: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FileRecord:
+class FileRecord(NamedTuple):
     """A file that a run left on the server: the node that made it, and where ComfyUI's /view finds it."""
 
     node: str
@@ -86,8 +81,7 @@ class FileRecord:
     type: str  # "output", "temp" for previews, or "input"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a run gave. ``texts``: node id -> the texts it shows; ``seconds``: from queueing to the end."""
 
     prompt_id: str
@@ -98,20 +92,18 @@ class Result:
 
 class Client:
     """A ComfyUI server at an address. Holds no state of a run: one client may serve many runs and threads.
-
-    Every method raises ClientError, and nothing else, when the server cannot be reached or refuses.
-    """
+    Every method raises ClientError, and nothing else, when the server cannot be reached or refuses."""
 
     def __init__(self, server: str = SERVER) -> None:
         try:
-            address = urlsplit(server if "://" in server else f"http://{server}")
-            usable = (address.hostname or "").encode("idna") and address.port != 0 and address.username is None
+            url = urlsplit(server if "://" in server else f"http://{server}")
+            usable = (url.hostname or "").encode("idna") and url.port != 0 and url.username is None
         except ValueError:  # a port that is no number, a name that cannot be one
             usable = False
-        if not usable or address.scheme not in ("http", "https"):
+        if not usable or url.scheme not in ("http", "https"):
             raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
-        self.server = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
-        self._address = address.hostname, address.port or (443 if address.scheme == "https" else 80)
+        self.server = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
+        self._address = url.hostname, url.port or (443 if url.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
         self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
 
@@ -120,7 +112,6 @@ class Client:
 
         Progress comes over the websocket; where there is none, or when it drops, the run is followed by polling the
         server. Whether it succeeded is always read from the history.
-
         ``on_event`` is called with the events of this run, in this thread. ``timeout`` is in seconds and includes the
         wait in the queue. A run that is given up (timeout, Ctrl-C, an exception in ``on_event``) is cancelled on the
         server. Raises ClientError when the workflow is refused, fails, is interrupted or does not end in time.
@@ -130,14 +121,12 @@ class Client:
         with ExitStack() as stack:
             # Before queueing, to miss nothing. Where the server cannot be reached at all, queueing reports it.
             with suppress(OSError, ValueError, WebSocketException):
-                # With a socket of our own, the library cannot follow redirects to other servers.
-                connection = socket.create_connection(self._address, HTTP_SECONDS)
-                connection.settimeout(None)
-                opened = connect(url, sock=connection, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
+                # With an address of our own, the library follows no redirects to other servers.
+                opened = connect(url, address=self._address, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
                 websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:
-                entry = self._follow(prompt_id, _events(websocket, prompt_id, timeout), on_event or (lambda _: None))
+                entry = self._follow(prompt_id, _checks(websocket, prompt_id, on_event or (lambda _: None), timeout))
             except BaseException:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
@@ -145,46 +134,35 @@ class Client:
         return Result(prompt_id, *_read_history(entry, graph), time.monotonic() - started)
 
     def queue(self, graph: Graph, client_id: str | None = None) -> str:
-        """Put a workflow in the queue and return its prompt id.
-
-        Raises ClientError with every node and input that ComfyUI refuses. ComfyUI itself would run the healthy half
-        of a half-wrong workflow; here such a workflow is taken back.
-        """
-        response = self._send("/prompt", {"prompt": graph} | ({"client_id": client_id} if client_id else {}))
-        if not response.is_success:
-            raise ClientError(_refusal(graph, response))
-        answer = _read_object(response, "prompt_id")
-        if answer.get("node_errors"):
+        """Put a workflow in the queue and return its prompt id. Raises ClientError with every node and input that
+        ComfyUI refuses. ComfyUI itself would run the valid half of a half-wrong workflow; here it is taken back."""
+        response = self._send("/prompt", {"prompt": graph, "client_id": client_id})
+        if response.is_success:
+            answer = _read(response, "prompt_id")
+            if not answer.get("node_errors"):
+                return str(answer["prompt_id"])
             self.interrupt(answer["prompt_id"])
-            raise ClientError(_refusal(graph, response))
-        return str(answer["prompt_id"])
+        raise ClientError(_refusal(response, graph))
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Cancel a prompt, waiting or running; without an id, whatever runs now. No error when there is none."""
         if prompt_id is not None:
-            _check(self._send("/queue", {"delete": [prompt_id]}))
-        _check(self._send("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id}))
+            _read(self._send("/queue", {"delete": [prompt_id]}))
+        _read(self._send("/interrupt", {"prompt_id": prompt_id}))
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
-
-        A file of the same name and other contents is not overwritten: the name is then a new one.
-        """
+        A file of the same name and other contents is not overwritten: the name is then a new one."""
         try:
             with open(path, "rb") as file:
-                answer = _read_object(self._send("/upload/image", files={"image": file}), "name")
+                answer = _read(self._send("/upload/image", files={"image": file}), "name")
         except (OSError, ClientError) as error:
-            reason = (
-                error if isinstance(error, ClientError) else f"could not be read ({error}); name a file that exists"
-            )
-            raise ClientError(f"{path}: {reason}") from error
+            raise ClientError(f"{path}: could not be read or uploaded ({error})") from error
         return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
         """Fetch a file into a folder, whole or not at all, and return its path there.
-
-        The folder is made when missing. Nothing is overwritten: a name that is taken gets a number.
-        """
+        The folder is made when missing. Nothing is overwritten: a name that is taken gets a number."""
         # Never outside the folder, whatever the server says.
         path = Path(folder, Path(file.filename.replace("\\", "/")).name or "unnamed")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
@@ -192,7 +170,8 @@ class Client:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with request as response, TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-                _check(response)
+                if not response.is_success:
+                    raise ClientError(f"{path}: {response.url} answered {response.status_code}")
                 with Path(temporary, "part").open("wb") as target:
                     target.writelines(response.iter_bytes())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
@@ -203,20 +182,16 @@ class Client:
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of its node classes, or of one: class -> inputs, outputs, names. Empty for an unknown."""
-        return self._json("/object_info" if class_type is None else f"/object_info/{quote(class_type, safe='')}")
+        return _read(self._send(f"/object_info/{quote(class_type, safe='')}" if class_type else "/object_info"))
 
-    def _follow(self, prompt_id: str, events: Iterator[Event | None], on_event: OnEvent) -> dict[str, Any]:
-        """The history's entry of a prompt, once it has ended, however it did."""
+    def _follow(self, prompt_id: str, checks: Iterator[None]) -> dict[str, Any]:
+        """The history's entry of a prompt, once it has ended, however it did; read at each of ``checks``."""
         lost = unanswered = 0
-        for event in events:
-            if event is not None:
-                on_event(event)
-                if event.type != "executing" or event.data.get("node") is not None:
-                    continue  # the server's last event of a run is that it executes no node
+        for _ in checks:
             try:
                 # In this order: a prompt goes from the queue to the history and never back.
-                queue = self._json("/queue", "queue_running", "queue_pending")
-                entry = self._json(f"/history/{prompt_id}").get(prompt_id)
+                queue = _read(self._send("/queue"), "queue_running", "queue_pending")
+                entry = _read(self._send(f"/history/{prompt_id}")).get(prompt_id)
             except ClientError as error:
                 unanswered += 1
                 if unanswered >= PATIENCE or not isinstance(error.__cause__, httpx.TimeoutException):
@@ -224,20 +199,14 @@ class Client:
                 continue
             if entry is not None:
                 return dict(entry)
-            # The server looks at running and waiting prompts one after the other, so that it can miss a prompt that
-            # starts right then; but not twice.
+            # The server can miss a prompt that moves from waiting to running right then, but not twice.
             waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
         raise ClientError(
-            f"{self.server} no longer knows prompt {prompt_id}: it was taken from the queue, or the server was "
-            "restarted; queue the workflow again"
+            f"{self.server} no longer knows prompt {prompt_id} (removed or restarted); queue the workflow again"
         )
-
-    def _json(self, route: str, *needs: str) -> dict[str, Any]:
-        """GET a route that answers with a JSON object, with the keys ``needs`` in it."""
-        return _read_object(self._send(route), *needs)
 
     def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
         """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
@@ -246,50 +215,47 @@ class Client:
         try:
             return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            hint = "start ComfyUI there, or give the address that it prints at its start"
-            raise ClientError(f"{self.server} does not answer ({error}); {hint}") from error
+            raise ClientError(
+                f"{self.server} does not answer ({error}); start ComfyUI or correct the address"
+            ) from error
 
 
-def _check(response: httpx.Response) -> None:
-    """Raise ClientError when an answer is a refusal."""
+def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
+    """The JSON object with these keys in an answer. Raises ClientError for a refusal or anything else."""
     if not response.is_success:
-        too_large = "; start ComfyUI with a larger --max-upload-size or put the file in its input folder"
-        hint = too_large if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
+        hint = "; start ComfyUI with a larger --max-upload-size" if response.status_code == 413 else ""
         raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
-
-
-def _read_object(response: httpx.Response, *needs: str) -> dict[str, Any]:
-    """The JSON object with the keys ``needs`` in an answer. Raises ClientError when there is none."""
-    _check(response)
     with suppress(ValueError):
-        answer = response.json()
-        if isinstance(answer, dict) and answer.keys() >= {*needs}:
+        answer = response.json() if response.content else {}
+        if isinstance(answer, dict) and answer.keys() >= {*keys}:
             return answer
-    wanted = " with ".join(filter(None, ("JSON", " and ".join(needs))))
+    wanted = f"JSON with {' and '.join(keys) or 'keys'}"
     raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
 
 
-def _events(websocket: ClientConnection | None, prompt_id: str, timeout: float | None) -> Iterator[Event | None]:
-    """The events of one run, and None after each time of silence. Raises ClientError after ``timeout`` seconds."""
+def _checks(socket: ClientConnection | None, run: str, on_event: OnEvent, timeout: float | None) -> Iterator[None]:
+    """Hand out a run's events; yield when it may have ended. Raises ClientError after ``timeout`` seconds."""
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     running = False
     while (left := deadline - time.monotonic()) > 0:
-        if websocket is None:
+        if socket is None:
             time.sleep(min(POLL_SECONDS, left))
-            yield None
+            yield
             continue
         try:
-            event = _read_event(websocket.recv(min(QUIET_SECONDS, left)))
+            event = _read_event(socket.recv(min(QUIET_SECONDS, left)))
         except TimeoutError:
-            yield None
+            yield
         except (OSError, TypeError, ValueError, WebSocketException):  # it dropped, or sends no messages of ComfyUI's
-            websocket = None
+            socket = None
         else:
-            if event is not None and event.data.get("prompt_id", prompt_id) == prompt_id:
+            if event is not None and event.data.get("prompt_id", run) == run:
                 # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.
                 running = running or event.type == "execution_start"
                 if running or event.type not in ("progress_text", "preview"):
-                    yield event
+                    on_event(event)
+                if event.type == "executing" and event.data.get("node") is None:
+                    yield  # the server's last event of a run is that it executes no node
     raise ClientError(f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log")
 
 
@@ -314,7 +280,7 @@ def _node(graph: Graph, node_id: Any, class_type: str | None = None) -> str:
     return f"node {node_id}" + (f' "{title}"' if title else "") + (f" ({class_type})" if class_type else "")
 
 
-def _refusal(graph: Graph, response: httpx.Response) -> str:
+def _refusal(response: httpx.Response, graph: Graph) -> str:
     """ComfyUI's reasons for refusing a workflow: one line for each node and input."""
     lines = ["the server refused the workflow:"]
     try:
@@ -334,7 +300,7 @@ def _refusal(graph: Graph, response: httpx.Response) -> str:
 def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[str]], list[FileRecord]]:
     """Texts and files of a run. Raises ClientError when it failed or was interrupted."""
     status = entry.get("status") or {}
-    for kind, data in status.get("messages") or []:
+    for kind, data in status.get("messages", []):
         where = _node(graph, data.get("node_id"), data.get("node_type"))
         if kind == "execution_interrupted":
             raise ClientError(f"interrupted at {where}; queue the workflow again to run it")
@@ -346,67 +312,56 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
     texts: dict[str, list[str]] = {}
     files: list[FileRecord] = []
     for node, output in (entry.get("outputs") or {}).items():
-        for key, items in (output or {}).items():
-            for item in items if isinstance(items, list) else ():
-                if isinstance(item, dict) and item.get("filename"):
-                    folder, kind = item.get("subfolder") or "", item.get("type") or "output"
-                    files.append(FileRecord(node, item["filename"], folder, kind))
-                elif key == "text" and isinstance(item, str):
-                    texts.setdefault(node, []).append(item)
+        items = [(key, item) for key, values in output.items() if isinstance(values, list) for item in values]
+        found = [item for _, item in items if isinstance(item, dict) and item.get("filename")]
+        files += [FileRecord(node, f["filename"], f.get("subfolder") or "", f.get("type") or "output") for f in found]
+        if shown := [item for key, item in items if key == "text" and isinstance(item, str)]:
+            texts[node] = shown
     return texts, files
 
 
 def read_workflow(path: str | Path) -> Graph:
     """Read a workflow in API form. Raises ClientError with the file and what it is instead."""
+    export = "export it from ComfyUI with File, Export (API)"
     try:
         graph = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ClientError(f"{path}: could not be read or is not JSON ({error}); {EXPORT}") from error
-    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise ClientError(f"{path}: is in the form of the canvas; {EXPORT}")
+        raise ClientError(f"{path}: could not be read or is not JSON ({error}); {export}") from error
     if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
-        raise ClientError(f"{path}: is no workflow; expected node ids with class_type and inputs, the API form")
+        raise ClientError(f"{path}: is no workflow in API form, perhaps one in the form of the canvas; {export}")
     return graph
 
 
 def set_input(graph: Graph, assignment: str, client: Client) -> None:
     """Change one input of ``graph`` as ``NODE.INPUT=VALUE`` says (see the top of this file).
 
-    Raises ClientError when no node or several answer to NODE, and when the node has no such input: ComfyUI itself
-    would ignore a misspelt one without a word.
+    NODE is an id, else a title, else a class. Titles and inputs may both contain dots: the shortest NODE that fits is
+    meant. Raises ClientError when no node or several answer to NODE, and when the node has no such input: ComfyUI
+    itself would ignore a misspelt one without a word.
     """
     target, equals, text = assignment.partition("=")
-    node_id, name = _split_target(graph, target)
+    found: dict[tuple[int, int], list[str]] = {(len(target), 0): []}  # length of NODE, what NODE is -> ids
+    for node_id, node in graph.items():
+        for kind, key in enumerate((node_id, node.get("_meta", {}).get("title"), node["class_type"])):
+            if key is not None and target.startswith(f"{key}."):
+                found.setdefault((len(key), kind), []).append(node_id)
+    (length, _), ids = min(found.items())
+    name = target[length + 1 :]
     if not (equals and name):
         nodes = "\n  ".join(_node(graph, node_id) for node_id in graph)
         raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {nodes}")
-    class_type, inputs = graph[node_id]["class_type"], graph[node_id].setdefault("inputs", {})
+    if len(ids) > 1:
+        raise ClientError(f"{target[:length]!r} are {len(ids)} nodes; name one by its id: {', '.join(ids)}")
+    class_type, inputs = graph[ids[0]]["class_type"], graph[ids[0]].setdefault("inputs", {})
     if name not in inputs:
         info = client.node_info(class_type).get(class_type, {}).get("input", {})
-        known = dict.fromkeys([*inputs, *info.get("required", {}), *info.get("optional", {})])
+        known = {**inputs, **info.get("required", {}), **info.get("optional", {})}
         if name.split(".")[0] not in known:  # what belongs to a choice of an input follows after a dot
             reason = f"has no such input; it has: {', '.join(known) or 'none'}"
-            raise ClientError(f"--set {assignment}: {_node(graph, node_id)} {reason}")
+            raise ClientError(f"--set {assignment}: {_node(graph, ids[0])} {reason}")
     inputs[name] = client.upload(text[1:]) if text.startswith("@") else text
     with suppress(ValueError):
         inputs[name] = json.loads(text)
-
-
-def _split_target(graph: Graph, target: str) -> tuple[str, str]:
-    """``NODE.INPUT`` as the node's id and the input's name, both empty where there is no such node.
-
-    NODE is an id, else a title, else a class. Titles and inputs may both contain dots: the first dot with a node
-    before it parts them.
-    """
-    for dot in (place for place, sign in enumerate(target) if sign == "."):
-        key = target[:dot]
-        titled = [node_id for node_id, node in graph.items() if node.get("_meta", {}).get("title") == key]
-        found = [key] if key in graph else titled or [n for n, node in graph.items() if node["class_type"] == key]
-        if len(found) > 1:
-            raise ClientError(f"{key!r} are {len(found)} nodes; name one by its id: {', '.join(found)}")
-        if found:
-            return found[0], target[dot + 1 :]
-    return "", ""
 
 
 class ProgressLine:
@@ -418,24 +373,22 @@ class ProgressLine:
 
     def __call__(self, event: Event) -> None:
         data = event.data
-        for node, state in data["nodes"].items() if event.type == "progress_state" else ():
+        for node_id, state in data["nodes"].items() if event.type == "progress_state" else ():
             if state.get("state") == "running":
-                self._show(node, state)
+                self._show(_node(self._graph, node_id), state)
         if event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
-            self._show(data["node"], data)
+            self._show(_node(self._graph, data["node"]), data)
         if data.get("exception_type") == "ExecutionBlocked":
             # Not a failure of the run, and said nowhere else: what depends on this node is left out.
             self.close()
-            where = _node(self._graph, data.get("node_id"), data.get("node_type"))
-            _note(f"{where}: {data.get('exception_message')}")
+            _note(f"{_node(self._graph, data.get('node_id'), data.get('node_type'))}: {data.get('exception_message')}")
 
     def close(self) -> None:
         """Clear the line."""
         if self._live:
             _note("\r\x1b[K", end="")
 
-    def _show(self, node_id: Any, state: dict[str, Any]) -> None:
-        node = _node(self._graph, node_id)
+    def _show(self, node: str, state: dict[str, Any]) -> None:
         if node != self._node:
             self._node, self._count, self._text = node, "", ""
             if not self._live:
@@ -465,10 +418,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(description=__doc__, usage="%(prog)s [WORKFLOW] [options]")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    upload = "copy a file to ComfyUI's input folder and print its name there; may be repeated"
     add("workflow", nargs="?", type=Path, help="a workflow in API form")
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="change an input; may be repeated")
-    add("--upload", action="append", default=[], type=Path, metavar="FILE", help=upload)
+    upload = "copy FILE to ComfyUI's input folder and print its name there; may be repeated"
+    add("--upload", action="append", default=[], metavar="FILE", help=upload)
     add("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     add("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
     add("--timeout", type=float, metavar="SECONDS", help="give up and cancel after so long")

@@ -1,6 +1,22 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and what makes any text safe to print."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters but line ends and tabs, halves of surrogate pairs, marks that reorder or break lines.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UniViGUError(ValueError):
     """Something the user can put right. The message says what was found, what was expected, what to do, and which
-    file it concerns; the command line prints it alone, without a traceback."""
+    file it concerns; the command line prints it alone, without a traceback. It is ``printable``."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    r"""A text that no terminal, log or file chokes on: what would steer a terminal, reorder a line or cannot be
+    encoded is shown as an escape, such as ``\x1b`` or ``\u202e``. Names of files and texts of strangers hold it."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -49,7 +49,7 @@ def clip(path: Path, frames: int = 6) -> Path:
 def wait_for_idle(server: Server) -> None:
     """Until nothing waits or runs; cancelling takes effect between two nodes."""
     client, deadline = api.Client(server.url), time.monotonic() + 30
-    while any(client._json("/queue").values()):
+    while any(api._read(client._send("/queue")).values()):
         assert time.monotonic() < deadline, server.last_words()
         time.sleep(0.1)
 
@@ -179,7 +179,7 @@ def test_a_waiting_run_is_cancelled_and_the_running_one_is_not(client: Any, serv
     first = client.queue(slow_graph(4))
     second = client.queue(text_graph("never shown"))
     client.interrupt(second)
-    queued = [item[1] for items in client._json("/queue").values() for item in items]
+    queued = [item[1] for items in api._read(client._send("/queue")).values() for item in items]
     assert first in queued
     assert second not in queued
     client.interrupt(first)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from uvg_core.errors import UniViGUError
+from uvg_core.media.video import find_clips
 from uvg_core.pipeline.folders import FolderReport, caption_folder, text_files
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -121,3 +129,63 @@ def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
         caption_folder(tmp_path, lambda path: "x")
     with pytest.raises(UniViGUError, match="nothing there"):
         caption_folder(tmp_path / "none", lambda path: "x")
+
+
+def test_nothing_of_the_users_is_written_over_and_nothing_empty_is_written(folder: Path) -> None:
+    (folder / "a.txt").write_text("\n")  # no words in it: nothing is lost
+
+    def caption(path: Path) -> str:
+        if path.name == "b.mov":
+            path.with_suffix(".txt").write_text("by hand, while the model worked")
+        return "" if path.name == "c.webm" else f"about {path.name}"
+
+    report = caption_folder(folder, caption)
+    assert (folder / "a.txt").read_text() == "about a.mp4"
+    assert (folder / "b.txt").read_text() == "by hand, while the model worked"
+    assert not (folder / "sub/c.txt").exists()
+    assert folder / "b.txt" in report.skipped
+    assert [(path.name, "came out empty" in why) for path, why in report.failed] == [("c.webm", True)]
+
+
+def test_a_linked_text_is_neither_followed_nor_replaced(folder: Path) -> None:
+    elsewhere = folder / "sub" / "elsewhere"
+    (folder / "a.txt").symlink_to(elsewhere)
+    report = caption_folder(folder, lambda path: "words")
+    assert folder / "a.txt" in report.skipped
+    assert not elsewhere.exists()
+    again = caption_folder(folder, lambda path: "words", overwrite=True)
+    assert "is a link" in dict(again.failed)[folder / "a.mp4"]
+    assert not elsewhere.exists()
+
+
+def test_a_subfolder_that_cannot_be_listed_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = caption_folder(folder, lambda path: "words")
+    assert (folder / "closed", "the folder cannot be read (Permission denied)") in report.failed
+    assert report.written
+
+
+def test_two_captioners_share_a_folder(folder: Path) -> None:
+    code = (
+        "import sys, time; from uvg_core.pipeline.folders import caption_folder\n"
+        "def caption(path):\n    time.sleep(0.02); return f'{sys.argv[2]} {path.name}'\n"
+        "report = caption_folder(sys.argv[1], caption); print(len(report.written), len(report.failed))"
+    )
+    for number in range(40):
+        shutil.copy(folder / "a.mp4", folder / f"n{number:02}.mp4")
+    total = len(find_clips(folder))
+    commands = [[sys.executable, "-c", code, str(folder), who] for who in "AB"]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for command in commands]
+    counts = [tuple(map(int, run.communicate()[0].split())) for run in runs]
+    assert sum(written for written, _ in counts) == total
+    assert all(failed == 0 for _, failed in counts)
+    assert len({path.read_text() for path in folder.glob("**/*.txt")}) == total
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".uvg")]

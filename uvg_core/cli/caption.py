@@ -12,7 +12,7 @@ from ..sampling import Sampling, Size
 from ..settings import Flag, Text, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
-from .output import say
+from .output import say, show
 
 
 @settings
@@ -57,11 +57,11 @@ def caption(
                     recursive=not own.no_recursive,
                     on_clip=lambda index, total, clip: say(f"[{index + 1}/{total}] {clip}"),
                 )
-                print(report)
+                show(str(report))
                 failed += len(report.failed)
             else:
                 name = "" if len(own.clips) == 1 else f"{path}\t"
-                print(f"{name}{own.prefix}{describe(path)}")
+                show(f"{name}{own.prefix}{describe(path)}")
         except UniViGUError as error:
             shown.close()
             say(f"error: {error}")

@@ -14,7 +14,7 @@ from ..checkpoint import LoraChoice, Overrides
 from ..checkpoint.config import say_unchecked
 from ..config import TEXT_STATES
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import write_beside
 from ..media.vae import write_latent
 from ..pipeline.component_files import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
@@ -109,21 +109,24 @@ def latent_saved(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
             shown.close()
             path, text = out.with_suffix(".latent.safetensors"), pipe.sampled.text
             latent = pipe.sampled.latent
-            _save(
-                lambda: write_latent(path, latent, model=pipe.components.path.name),
-                f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the same '
-                "--model and files beside it (and --device cpu if memory does not suffice)",
-            )
+
+            def keep_latent() -> str:
+                write_latent(path, latent, model=pipe.components.path.name)
+                return (
+                    f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the '
+                    "same --model and files beside it (and --device cpu if memory does not suffice)"
+                )
+
+            _save(keep_latent)
             if text:
-                words = out.with_suffix(".txt")
-                _save(lambda: write_text(words, text + "\n"), f"{words}: its caption")
+                _save(lambda: f"{write_beside(out.with_suffix('.txt'), text + chr(10))}: its caption")
         raise
 
 
-def _save(write: Callable[[], None], note: str) -> None:
-    """Save one of several things from a run that failed; an error here does not keep the others from being saved."""
+def _save(write: Callable[[], str]) -> None:
+    """Save one of several things from a run that failed, and say what; an error here does not keep the others from
+    being saved."""
     try:
-        write()
-        say(note)
+        say(write())
     except UniViGUError as error:
         say(f"error: {error}")

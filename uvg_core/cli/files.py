@@ -9,13 +9,13 @@ from typing import Annotated
 from .. import checkpoint as checkpoints
 from ..checkpoint import LoraChoice, Overrides
 from ..config import END_OF_TEXT, TEXT_STATES
-from ..io import require_folder, write_text
+from ..io import require_writable, write_text
 from ..progress import Bars
 from ..sampling import Size
 from ..settings import OneOf, setting, settings
 from .common import Model, Video
 from .flags import Only
-from .output import say
+from .output import say, show
 
 
 @settings
@@ -28,7 +28,7 @@ class Inspect:
 def inspect(own: Inspect, shown: Bars) -> None:
     """Show what a checkpoint contains."""
     for path in own.files:
-        print(checkpoints.inspect_checkpoint(path))
+        show(str(checkpoints.inspect_checkpoint(path)))
 
 
 @settings
@@ -98,11 +98,11 @@ def check(
     from ..pipeline.check import PipelineCheck
 
     for path in filter(None, (own.write, own.json)):
-        require_folder(path)
+        require_writable(path)
     found = PipelineCheck(model.pipeline(shown, video.null_embedding, checking=True), size)
     for line in found.lines():
         shown.close()
-        print(line, flush=True)
+        show(line)
     if own.write:
         found.write(own.write, model.dtype, lambda done, total: shown("writing", done, total))
         shown.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import UniViGUError
-from ..io import require_folder
+from ..io import require_writable
 from ..media.vae import read_latent
 from ..pipeline.pipeline import given
 from ..progress import Bars
@@ -41,7 +41,7 @@ def generate(
     shown: Bars,
 ) -> None:
     """Generate a video from a prompt."""
-    require_folder(own.out)
+    require_writable(own.out)
     pipe = model.pipeline(shown, video.null_embedding)
     fps = given(video.fps, pipe.config.run.fps)
     if own.from_latent is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ..io import require_folder, write_text
+from ..io import require_writable, write_beside
 from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Text, setting, settings
 from .common import TEXT, VIDEO, Model, Video, latent_saved, steps_on
 from .flags import Only
-from .output import joint_sheet, say, show_clip
+from .output import joint_sheet, say, show, show_clip
 
 
 @settings
@@ -43,7 +43,7 @@ def joint(
 ) -> None:
     """Generate a video and its caption at once from a prompt."""
     for path in filter(None, (own.out, own.sheet)):
-        require_folder(path)
+        require_writable(path)
     pipe = model.pipeline(shown, video.null_embedding)
     with latent_saved(pipe, own.out, shown):
         pixels, text, trace = pipe.joint(
@@ -55,8 +55,10 @@ def joint(
             record=8 if own.sheet else 0,
         )
         show_clip(own.out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
-    write_text(own.out.with_suffix(".txt"), text + "\n")
+    caption = own.out.with_suffix(".txt")
+    if (written := write_beside(caption, text + "\n")) != caption:
+        say(f"{caption} was there already and stays as it is; the caption is in {written}")
     if own.sheet:
         joint_sheet(own.sheet, own.prompt, text, pixels, trace)
         say(f"{own.sheet}: how clip and caption took shape")
-    print(text)
+    show(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..errors import printable
 from ..media.sheet import SheetRow, contact_sheet
 from ..media.video import write_video
 from ..pipeline.pipeline import JointStep
@@ -18,7 +19,12 @@ ENLARGE_BELOW, ENLARGE_TO = 128, 288
 
 def say(text: str) -> None:
     """A note for the user, on the standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """A result, on the standard output."""
+    print(printable(text), flush=True)
 
 
 def enlarged(pixels: Tensor, scale: int | None) -> Tensor:

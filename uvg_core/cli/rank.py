@@ -11,7 +11,7 @@ from ..sampling import Ranking, Size
 from ..settings import Text, setting, settings
 from .common import Model
 from .flags import Only
-from .output import say
+from .output import say, show
 
 
 @settings
@@ -53,4 +53,4 @@ def rank(
     probability = scores.double().softmax(0)
     unit = "nats" if pipe.config.model.text_flow == "discrete" else "squared error"
     for i in scores.argsort(descending=True).tolist():
-        print(f"{probability[i]:7.1%}  {scores[i]:9.2f} {unit}  {texts[i]}")
+        show(f"{probability[i]:7.1%}  {scores[i]:9.2f} {unit}  {texts[i]}")

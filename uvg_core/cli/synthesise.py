@@ -16,7 +16,7 @@ from ..synthesis.captioner import make_captioner
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
 from .common import VIDEO, Model, Video, steps_on
 from .flags import Only
-from .output import enlarged, say
+from .output import enlarged, say, show
 
 
 def synthesise(
@@ -64,7 +64,7 @@ def synthesise(
         if captioner is not None:
             captioner.client.close()
     shown.close()
-    print(report)
+    show(str(report))
     if report.stopped:
         say(f"error: {report.stopped}\nWhat is done stays; the same command goes on from there")
     return int(report.failed)

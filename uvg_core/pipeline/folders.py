@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import MEGABYTE, read_bytes, require_writable, write_new, write_text
+from ..locks import Claims
 from ..media.video import find_clips
 
 
@@ -17,7 +19,8 @@ class FolderReport:
 
     written   the text files written
     skipped   the text files that were there already and stayed as they are
-    failed    the clips that got no caption, each with the reason
+    failed    the clips that got no caption and the subfolders that could not be read, each with the reason
+    busy      clips that another process captions at this moment
 
     ``str()`` gives the counts and, on a line each, the failed clips with their reasons.
     """
@@ -25,11 +28,14 @@ class FolderReport:
     written: tuple[Path, ...]
     skipped: tuple[Path, ...]
     failed: tuple[tuple[Path, str], ...]
+    busy: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         counts = [f"{len(self.written)} captioned", f"{len(self.skipped)} skipped (captioned before)"]
-        total = len(self.written) + len(self.skipped) + len(self.failed)
-        lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join([*counts, f'{len(self.failed)} failed'])}"]
+        counts.append(f"{len(self.failed)} failed")
+        counts += [f"{len(self.busy)} left to another run"] if self.busy else []
+        total = len(self.written) + len(self.skipped) + len(self.failed) + len(self.busy)
+        lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join(counts)}"]
         for path, reason in self.failed:
             # Most reasons begin with the file already.
             lines.append(f"  {reason}" if str(path) in reason else f"  {path}: {reason}")
@@ -48,15 +54,16 @@ def caption_folder(
     """Write ``clip.txt`` (UTF-8) beside each ``clip.mp4`` of a folder and, with ``recursive``, its subfolders.
 
     ``caption(path)`` gives the text of one clip; ``prefix`` goes in front of it as it stands, e.g. ``"mystyle, "``.
-    Clips whose text file exists are skipped without a call, unless ``overwrite``. Clips that
-    differ only in suffix get different files: ``clip.mp4`` -> ``clip.txt``, ``clip.mov`` -> ``clip.mov.txt`` (see
-    ``text_files``). ``on_clip(index, total, path)`` is called before each clip,
-    skipped ones too, index from 0.
+    Clips whose text file has words are skipped without a call, unless ``overwrite``; a text that someone writes while
+    the model works stays as well. Clips that differ only in suffix get different files: ``clip.mp4`` -> ``clip.txt``,
+    ``clip.mov`` -> ``clip.mov.txt`` (see ``text_files``). ``on_clip(index, total, path)`` is called before each clip,
+    skipped ones too, index from 0. Several processes may work on a folder: each clip is captioned by one of them.
 
-    A clip that fails, whatever the exception, is noted and the work goes on; only KeyboardInterrupt and its like stop
-    it. Raises UniViGUError when the folder is missing or holds no clips.
+    A clip that fails, whatever the exception, or that gets an empty caption, is noted and the work goes on; only
+    KeyboardInterrupt and its like stop it. Raises UniViGUError when the folder is missing or holds no clips.
     """
-    clips = find_clips(folder, recursive=recursive)
+    failed: list[tuple[Path, str]] = []
+    clips = find_clips(folder, recursive=recursive, unreadable=failed)
     if not clips:
         raise UniViGUError(
             f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "
@@ -64,23 +71,47 @@ def caption_folder(
         )
     written: list[Path] = []
     skipped: list[Path] = []
-    failed: list[tuple[Path, str]] = []
-    for index, (clip, target) in enumerate(zip(clips, text_files(clips), strict=True)):
-        if on_clip is not None:
-            on_clip(index, len(clips), clip)
-        if target.exists() and not overwrite:
-            skipped.append(target)
-            continue
-        try:
-            text = prefix + caption(clip)
-            write_text(target, text)
-        except UniViGUError as error:
-            failed.append((clip, str(error)))
-        except Exception as error:  # one bad clip must not cost the other captions; the report names it
-            failed.append((clip, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__))
-        else:
-            written.append(target)
-    return FolderReport(tuple(written), tuple(skipped), tuple(failed))
+    busy: list[Path] = []
+    with Claims(Path(folder)) as claims:
+        for index, (clip, target) in enumerate(zip(clips, text_files(clips), strict=True)):
+            if on_clip is not None:
+                on_clip(index, len(clips), clip)
+            with claims.claimed(str(target)) as is_ours:
+                if not is_ours:
+                    busy.append(clip)
+                    continue
+                try:
+                    is_written = _captioned(clip, target, caption, prefix, overwrite)
+                except UniViGUError as error:
+                    failed.append((clip, str(error)))
+                except Exception as error:  # one bad clip must not cost the other captions; the report names it
+                    failed.append((clip, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__))
+                else:
+                    (written if is_written else skipped).append(target)
+    return FolderReport(tuple(written), tuple(skipped), tuple(failed), tuple(busy))
+
+
+def _captioned(clip: Path, target: Path, caption: Callable[[Path], str], prefix: str, overwrite: bool) -> bool:
+    """Caption one clip; False where a text with words is there already, or by the time the caption is done."""
+    is_empty = _is_empty(target)
+    if os.path.lexists(target) and not (is_empty or overwrite):
+        return False
+    require_writable(target)
+    text = caption(clip)
+    if not text.strip():
+        raise UniViGUError(f"{clip}: the caption came out empty; nothing was written. Try another seed or more steps")
+    if overwrite or (is_empty and _is_empty(target)):
+        write_text(target, prefix + text)
+        return True
+    return write_new(target, prefix + text)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a text file is there and has no words."""
+    try:
+        return not read_bytes(path, MEGABYTE).strip()
+    except (UniViGUError, FileNotFoundError):
+        return False
 
 
 def text_files(clips: list[Path]) -> list[Path]:

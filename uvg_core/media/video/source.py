@@ -15,24 +15,31 @@ from ...errors import UniViGUError
 CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 
 
-def find_clips(folder: str | Path, *, recursive: bool = True) -> list[Path]:
+def find_clips(
+    folder: str | Path, *, recursive: bool = True, unreadable: list[tuple[Path, str]] | None = None
+) -> list[Path]:
     """The video files in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with ``recursive`` those in its
-    subfolders too. Hidden ones and unfinished ones (``*.part``, ``*.part.mp4``) are left out.
+    subfolders too, though not in linked ones. Hidden ones and unfinished ones (``*.part``, ``*.part.mp4``) are left
+    out. Subfolders that may not be entered are added to ``unreadable``, each with the reason.
 
     Returns paths that start with ``folder``; maybe none. Raises UniViGUError when ``folder`` is not a folder.
     """
+
+    def note(error: OSError) -> None:
+        if unreadable is not None:
+            unreadable.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
     root = Path(folder)
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing there"
         raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
-    return sorted(
-        path
-        for path in root.glob("**/*" if recursive else "*")
-        if path.suffix.lower() in CLIP_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and not path.stem.endswith(".part")
-        and path.is_file()
-    )
+    videos: list[Path] = []
+    for place, folders, names in os.walk(root, onerror=note):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
+        videos += [path for path in clips if path.is_file()]
+    return sorted(videos)
 
 
 class Source:

@@ -1,0 +1,147 @@
+"""Small texts are read within bounds; files are written whole, nobody else's is written over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uvg_core.errors import UniViGUError, printable
+from uvg_core.io import read_text, require_writable, write_beside, write_new, write_text, written_whole
+from uvg_core.versions import require
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+def test_texts_come_in_the_encodings_of_this_world(tmp_path: Path, encoding: str) -> None:
+    words = "ein grüner Würfel, 5 € " if encoding != "latin-1" else "ein grüner Würfel"
+    (tmp_path / "a.txt").write_bytes(words.encode(encoding))
+    assert read_text(tmp_path / "a.txt") == words
+
+
+def test_exact_texts_are_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes("ü".encode("latin-1"))
+    with pytest.raises(UniViGUError, match=r"a\.json: is not UTF-8"):
+        read_text(tmp_path / "a.json", exact=True)
+
+
+def test_what_is_no_text_is_refused_by_name_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "large.txt").write_bytes(b"a" * (2**20 + 1))
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    for name, why in (("pipe", "not a regular file"), ("large", "larger than 1 MB"), ("binary", "not text")):
+        with pytest.raises(UniViGUError, match=rf"{name}\.txt: is {why}"):
+            read_text(tmp_path / f"{name}.txt")
+    with pytest.raises(UniViGUError, match="not a regular file"):
+        read_text("/dev/zero")
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none.txt")
+
+
+def test_a_planted_link_leads_nowhere(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".out.{os.getpid()}.part.txt").symlink_to(victim)
+    write_text(tmp_path / "out.txt", "words")
+    assert victim.read_text() == "precious"
+    (tmp_path / "linked.txt").symlink_to(victim)
+    for write in (write_text, require_writable):
+        with pytest.raises(UniViGUError, match="is a link"):
+            write(tmp_path / "linked.txt", *["words"] * (write is write_text))
+    assert not write_new(tmp_path / "linked.txt", "words")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("length", [240, 255])
+def test_long_names_are_written(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("a" * (length - 4) + ".txt")
+    write_text(path, "words")
+    assert path.read_text() == "words"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a" * 256, "name"), ("no/a.txt", "no folder"), ("", "a folder lies here"), ("nul\0.txt", "null byte")],
+)
+def test_where_nothing_can_be_written_that_is_said_before_work(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(UniViGUError, match=why):
+        require_writable(tmp_path / name)
+
+
+def test_no_other_error_hides_the_worded_one(tmp_path: Path) -> None:
+    def write() -> None:
+        with written_whole(tmp_path / "out.txt") as temporary:
+            temporary.unlink()
+            temporary.mkdir()  # cannot be unlinked
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UniViGUError, match=r"out\.txt: could not be written .*No space left"):
+        write()
+
+
+def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from uvg_core.io import written_whole\n"
+        "with written_whole(sys.argv[1]) as path:\n    path.write_text('half'); print('on', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out.txt")]
+    writers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "on\n"
+        writers[0].send_signal(signal.SIGKILL)
+        writers[0].wait()
+        assert len(list(tmp_path.glob(".uvg-*"))) == 2
+        write_text(tmp_path / "other.txt", "words")
+        assert len(list(tmp_path.glob(".uvg-*"))) == 1
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    assert sorted(path.name for path in tmp_path.glob("*.txt") if not path.name.startswith(".")) == ["other.txt"]
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "clip.txt"
+    assert write_new(path, "first")
+    assert not write_new(path, "second")
+    assert write_beside(path, "second").name == "clip.2.txt"
+
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert not write_new(path, "third")
+    assert write_beside(path, "third").name == "clip.3.txt"
+    assert [one.read_text() for one in sorted(tmp_path.iterdir())] == ["second", "third", "first"]
+
+
+def test_permissions_are_those_of_any_other_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "words")
+    (tmp_path / "b.txt").write_text("words")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_every_message_is_safe_to_print(tmp_path: Path) -> None:
+    hostile = "caf\udce9 \x1b[31mred\u202egnp.exe\u2066 \x07 plain ünïcödé 動画\n\ttab"
+    shown = printable(hostile)
+    assert shown == "caf\\udce9 \\x1b[31mred\\u202egnp.exe\\u2066 \\x07 plain ünïcödé 動画\n\ttab"
+    assert str(UniViGUError(hostile)) == shown
+    write_text(tmp_path / "a.txt", "caf\udce9")
+    assert (tmp_path / "a.txt").read_text() == "caf\\udce9"
+
+
+def test_packages_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uvg_core.versions.version", lambda package: {"old": "0.2.1", "new": "2.13.0+cpu"}[package])
+    require.cache_clear()
+    require("new", (2, 10), "run code")
+    with pytest.raises(UniViGUError, match=r"old 0\.2\.1 is installed, 0\.2\.3 or newer is needed: older ones crash"):
+        require("old", (0, 2, 3), "crash")
+    require.cache_clear()

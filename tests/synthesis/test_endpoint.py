@@ -118,7 +118,7 @@ def test_encodings_of_answers() -> None:
     assert answer_to(response(gzip.compress(GOOD), Content_Encoding="gzip")).text == "a red circle"
     assert answer_to(response(zlib.compress(GOOD), Content_Encoding="deflate")).text == "a red circle"
     for name in ("br", "zstd", "gzip, gzip"):
-        with pytest.raises(CaptionError, match="in the encoding .* which was not asked for"):
+        with pytest.raises(CaptionError, match=r"in the encoding .* which was not asked for"):
             answer_to(response(GOOD, Content_Encoding=name))
     with pytest.raises(CaptionError, match="gave no answer"):
         answer_to(response(GOOD, Content_Encoding="gzip"))
@@ -223,7 +223,7 @@ def test_a_named_key_goes_to_its_endpoint(url: str, sent: bool, monkeypatch: pyt
     if sent:
         assert Endpoint(chat(url, "SOME_KEY")).key == KEY
     else:
-        with pytest.raises(UniViGUError, match="the key in SOME_KEY would go to .* over plain http") as caught:
+        with pytest.raises(UniViGUError, match=r"the key in SOME_KEY would go to .* over plain http") as caught:
             Endpoint(chat(url, "SOME_KEY"))
         assert KEY not in str(caught.value)
 

@@ -219,9 +219,8 @@ def chat_address(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         host = parts.hostname or "%"
-        usable = (
-            parts.scheme in ("http", "https") and parts.port != 0 and ("%" not in host or ":" in host)
-        )  # fe80::1%eth0
+        plain = "%" not in host or ":" in host  # of addresses as fe80::1%eth0
+        usable = parts.scheme in ("http", "https") and parts.port != 0 and plain
         named = parts.username is not None
     except ValueError:
         usable = named = False

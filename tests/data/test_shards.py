@@ -27,6 +27,7 @@ from uvg_core.data.folder import Survey, survey
 from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
 from uvg_core.data.sources import TrainingClip, fingerprint
 from uvg_core.errors import UniViGUError
+from uvg_core.locks import LOCK
 from uvg_core.media.text_encoder import TextEncoder
 from uvg_core.media.video import write_video
 
@@ -137,7 +138,8 @@ def shard(tmp_path: Path, number: int) -> Path:
 
 def stamps(tmp_path: Path) -> dict[str, int]:
     """The files of the cache, and a number that changes when one is written anew."""
-    return {path.name: path.stat().st_ino for path in sorted((tmp_path / "cache").iterdir())}
+    files = [path for path in sorted((tmp_path / "cache").iterdir()) if path.name != LOCK]
+    return {path.name: path.stat().st_ino for path in files}
 
 
 def rewritten(before: dict[str, int], after: dict[str, int]) -> set[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import UniViGUError
 from ..io import make_folder, written_whole
+from ..locks import owned
 from ..media.vae import latent_shape
 from ..progress import Report
 from .encoders import Encoders
@@ -65,7 +66,7 @@ def build_shards(
         in_memory: as for ``Shards``.
         progress: called with (what, done, total), in clips.
 
-    One process at a time may build in a folder. Raises UniViGUError when no clip can be read, the folder holds an
+    Raises UniViGUError when another process builds in the folder, no clip can be read, the folder holds an
     ``index.json`` of something else, or the system refuses to write (full disk): the shards written before that stay.
     """
     folder = Path(folder)
@@ -73,7 +74,8 @@ def build_shards(
         raise UniViGUError(f"{folder}: there are no clips to build shards of; expected at least one")
     make_folder(folder, "choose another for the cache")
     try:
-        _Builder(source, encoders, folder, progress or (lambda *_: None), say).build(per_shard)
+        with owned(folder, "a build of training data"):
+            _Builder(source, encoders, folder, progress or (lambda *_: None), say).build(per_shard)
     finally:
         encoders.release()
     shards = Shards(folder, in_memory=in_memory)

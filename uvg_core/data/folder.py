@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..config import RunConfig
 from ..errors import UniViGUError
+from ..io import read_text
 from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
 from ..pipeline.folders import text_files
 from ..progress import Report
@@ -18,7 +19,7 @@ from .sources import TrainingClip, digest
 # Why a clip is left out; where several reasons hold, the first in this order is reported.
 NO_CAPTION = "without a caption"
 EMPTY_CAPTION = "with an empty caption"
-BAD_TEXT = "with a caption that is not UTF-8 text"
+BAD_TEXT = "with a caption that cannot be read"
 PROMPT_LENGTH = "with a prompt outside the token limits"
 NO_DETAIL = "without a detailed caption"
 DETAIL_LENGTH = "with a detailed caption outside the token limits"
@@ -254,11 +255,11 @@ def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[st
     """A text within the limits. ``reasons``: for one that is missing, one that is empty, and one of another length."""
     missing, empty, other_length = reasons
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_text(path).strip()
     except FileNotFoundError:
         raise _Unusable(missing) from None
-    except UnicodeDecodeError as error:
-        raise _Unusable(BAD_TEXT, f"byte {error.start} of {path.name}") from None
+    except UniViGUError as error:
+        raise _Unusable(BAD_TEXT, str(error)) from None
     if not text:
         raise _Unusable(empty)
     length = len(tokens(text))

@@ -31,12 +31,13 @@ from torch.utils.data import Dataset
 
 from ..checkpoint.read import open_safetensors
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import read_text, write_text
 from .folder import LeftOut
 from .sources import digest
 
 FORMAT, VERSION = "uni-vigu shards", 1
 INDEX, EMPTY = "index.json", "uvg-empty.safetensors"
+_LARGEST_INDEX = 2**27
 SMALL = 2**32  # bytes of a cache that is read into memory unasked
 
 
@@ -196,12 +197,10 @@ class Index:
         Raises UniViGUError for an index of something else."""
         path = folder / INDEX
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path, most=_LARGEST_INDEX))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise UniViGUError(f"{path}: cannot be read ({error}). Delete it, or choose another cache folder") from None
-        except ValueError:  # cut off, where shards lie beside it
+        except (ValueError, RecursionError):  # cut off, where shards lie beside it
             data = {"format": FORMAT} if any(folder.glob("uvg-shard-*.safetensors")) else None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UniViGUError(

@@ -21,6 +21,8 @@ from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
 from ..data.sources import Source
 from ..errors import UniViGUError
+from ..io import make_folder
+from ..locks import owned
 from ..media.vae import LatentCodec
 from ..pipeline.component_files import Places
 from ..pipeline.components import Components
@@ -50,33 +52,45 @@ def train(
     checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
     require_packages(config)
     require_whole_weights(config, accelerator)
-    facts = starting_facts(config)
-    parts = Components(
-        config.model,
-        Places(wan=None if config.wan is None else Path(config.wan)),
-        device=accelerator.device,
-        progress=progress if accelerator.is_main_process else None,
-        config=facts,
-    )
-    if facts.model.vocab_size and config.text_half == "keep":
-        require_vocabulary(facts.model, parts.tokenizer.size, config.model)
-    data = open_data(config, parts, accelerator, say=say, progress=progress)
-    on_cpu = accelerator.device.type == "cpu"
-    in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
-    model = starting_network(
-        config,
-        vocab_size=parts.tokenizer.size,
-        attention=plain_attention if on_cpu else None,
-        dtype=torch.float32 if in_float32 else None,
-    )
+    with _owned_by_us(config, accelerator):
+        facts = starting_facts(config)
+        parts = Components(
+            config.model,
+            Places(wan=None if config.wan is None else Path(config.wan)),
+            device=accelerator.device,
+            progress=progress if accelerator.is_main_process else None,
+            config=facts,
+        )
+        if facts.model.vocab_size and config.text_half == "keep":
+            require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+        data = open_data(config, parts, accelerator, say=say, progress=progress)
+        on_cpu = accelerator.device.type == "cpu"
+        in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
+        model = starting_network(
+            config,
+            vocab_size=parts.tokenizer.size,
+            attention=plain_attention if on_cpu else None,
+            dtype=torch.float32 if in_float32 else None,
+        )
 
-    def decode(latent: Tensor) -> Tensor:
-        with parts.using("vae") as vae:
-            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
+        def decode(latent: Tensor) -> Tensor:
+            with parts.using("vae") as vae:
+                return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
-    callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
-    trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
-    return trainer.run(resume, accept_changes)
+        callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
+        trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
+        return trainer.run(resume, accept_changes)
+
+
+@contextmanager
+def _owned_by_us(config: TrainConfig, accelerator: Any) -> Iterator[None]:
+    """No other training may write into the run's folder meanwhile. Raises UniViGUError while one does."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    make_folder(config.out_folder, "choose another folder for out")
+    with owned(config.out_folder, "a training"):
+        yield
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -32,6 +32,7 @@ from .objective import Objective
 from .optimizers import Average, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
 from .start import choose_trainable, save_lora, save_network
+from .state import RunState
 
 Say = Callable[[str], object]
 # Gets a step's metrics and the trainer; returns True to stop here. What has been learnt is kept.
@@ -107,7 +108,7 @@ class Trainer:
         self.average: Average | None = None
         if config.optimizer.ema:
             self.average = Average(_learning(self._bare), config.optimizer.ema)
-            accelerator.register_for_checkpointing(self.average)
+        self.state = RunState(accelerator, self.objective, tuple(self.optimizers), self.average)
         self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
         self._checkpoint: Path | None = None  # the newest one
@@ -266,7 +267,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if last is not None:
             settings = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
-            checkpoints.load(last, self.accelerator)
+            checkpoints.load(last, self.state)
             for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
             self.step, self._checkpoint = step, last
@@ -287,7 +288,7 @@ class Trainer:
             "data": self.data.fingerprint,
             "config": config.to_dict(),
         }
-        self._checkpoint = checkpoints.write(config.out_folder, self.accelerator, facts, config.keep.checkpoints)
+        self._checkpoint = checkpoints.write(config.out_folder, self.state, facts, config.keep.checkpoints)
 
     def learnt(self) -> dict[str, Tensor]:
         """The averaged weights by name, on the CPU: the whole network's, or those of its LoRA."""

@@ -154,11 +154,13 @@ PROCESS = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny_runs import make_config, make_trainer
+from tiny_runs import Stop, make_config, make_trainer
 from uvg_core.data.shards import Shards
 folder = Path({folder!r})
 config = make_config(folder, out=str(folder / "two"), batch=4)
-make_trainer(config, Shards(folder / "cache", in_memory=True)).run()
+data = Shards(folder / "cache", in_memory=True)
+make_trainer(config, data, watch=Stop(3)).run()
+assert make_trainer(config, data).run(resume=True).finished
 """
 
 

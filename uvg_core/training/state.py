@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from ..errors import UniViGUError
 from ..io import read_text, write_text
 from .optimizers import Average
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+_EVERYWHERE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+_IN_MEMORY = replace(_EVERYWHERE, cpu_offload=True)  # of several processes, only the main one gets it
 # An optimizer's state by weight and entry: tensors and plain numbers.
 States = dict[str, dict[str, Any]]
 
@@ -52,19 +53,20 @@ class RunState:
     def _plain_optimizers(self) -> list[torch.optim.Optimizer]:
         return [getattr(one, "optimizer", one) for one in self.optimizers]
 
-    def _weights(self) -> dict[str, Any]:
-        return get_model_state_dict(self.objective, options=_WHOLE)
+    def _weights(self, options: StateDictOptions) -> dict[str, Any]:
+        return get_model_state_dict(self.objective, options=options)
 
-    def _optimizer_states(self) -> dict[str, Any]:
-        return get_optimizer_state_dict(self.objective, self._plain_optimizers, options=_WHOLE)
+    def _optimizer_states(self, options: StateDictOptions) -> dict[str, Any]:
+        return get_optimizer_state_dict(self.objective, self._plain_optimizers, options=options)
 
     def write(self, folder: Path) -> None:
         """Write the state into a folder that is there."""
-        weights, states = self._weights(), self._optimizer_states()["state"]
+        weights, found = self._weights(_IN_MEMORY), self._optimizer_states(_IN_MEMORY)
         random = f"random_{self.accelerator.process_index}.safetensors"
         save_file(_random_states(self.accelerator.device), folder / random)
         if not self.accelerator.is_main_process:
             return
+        states: States = found["state"]
         save_file(_apart(weights), folder / "model.safetensors")
         tensors = {f"{name}/{key}": value for name, key, value in _entries(states) if isinstance(value, Tensor)}
         save_file(_apart(tensors), folder / "optimizer.safetensors")
@@ -82,19 +84,19 @@ class RunState:
     def read(self, folder: Path) -> None:
         """Put the state back. Raises UniViGUError for files that are damaged, or of another network or optimizer."""
         weights = _tensors(folder / "model.safetensors")
-        wanted = self._weights()
+        wanted = self._weights(_EVERYWHERE)
         # Earlier versions stored what does not learn, too.
         _require_alike(folder / "model.safetensors", {name: weights.get(name) for name in wanted}, wanted)
-        fresh = self._optimizer_states()
+        fresh = self._optimizer_states(_EVERYWHERE)
         is_old = not (folder / "state.json").exists()
         states, average, scaler = self._old(folder) if is_old else _current(folder)
         _require_alike(folder / "the optimizer's state", _flat(states), _flat(fresh["state"]))
         if (average is None) != (self.average is None):
             have, want = ("a", "none") if average else ("no", "one")
             raise UniViGUError(f"{folder}: {have} moving average was kept, and this run has {want} (optimizer.ema)")
-        set_model_state_dict(self.objective, {name: weights[name] for name in wanted}, options=_WHOLE)
+        set_model_state_dict(self.objective, {name: weights[name] for name in wanted}, options=_EVERYWHERE)
         restored: Any = {**fresh, "state": states}
-        set_optimizer_state_dict(self.objective, self._plain_optimizers, restored, options=_WHOLE)
+        set_optimizer_state_dict(self.objective, self._plain_optimizers, restored, options=_EVERYWHERE)
         if self.average is not None and average is not None:
             count, means = average
             _require_alike(folder / "the moving average", means, self.average.means)

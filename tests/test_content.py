@@ -29,7 +29,8 @@ def test_neither_place_nor_name_nor_time_counts(tmp_path: Path) -> None:
     copied = shutil.copyfile(first, tmp_path / "elsewhere/b.mp4")
     os.utime(first)
     assert content_of(first) == content_of(aged(copied)) == found
-    assert len(found) == 48 and int(found[:16], 16) == 3_000_000
+    assert len(found) == 48
+    assert int(found[:16], 16) == 3_000_000
 
 
 def test_a_changed_byte_is_noticed_even_under_the_same_size_and_time(tmp_path: Path) -> None:
@@ -50,9 +51,11 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     reads: list[int] = []
     hashed = content._hashed
     monkeypatch.setattr(content, "_hashed", lambda handle: (reads.append(1), hashed(handle))[1])
-    assert content_of(path) == content_of(path) and len(reads) == 1
+    assert content_of(path) == content_of(path)
+    assert len(reads) == 1
     path.write_bytes(b"new")
-    assert content_of(path) == content_of(path) and len(reads) == 2
+    assert content_of(path) == content_of(path)
+    assert len(reads) == 2
 
 
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
@@ -80,7 +83,8 @@ def test_ten_thousand_known_files_take_less_than_a_second(tmp_path: Path, monkey
         path.write_bytes(path.name.encode())
     first = [content_of(path) for path in paths]
     start = time.process_time()
-    assert [content_of(path) for path in paths] == first and len(set(first)) == 10_000
+    assert [content_of(path) for path in paths] == first
+    assert len(set(first)) == 10_000
     assert time.process_time() - start < 1
 
 

@@ -27,6 +27,7 @@ import argparse
 import json
 import math
 import shutil
+import socket
 import ssl
 import sys
 import time
@@ -121,8 +122,10 @@ class Client:
         with ExitStack() as stack:
             # Before queueing, to miss nothing. Where the server cannot be reached at all, queueing reports it.
             with suppress(OSError, ValueError, WebSocketException):
-                # With an address of our own, the library follows no redirects to other servers.
-                opened = connect(url, address=self._address, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
+                # With a socket of our own, no version of the library follows redirects to other servers.
+                sock = socket.create_connection(self._address, HTTP_SECONDS)
+                sock.settimeout(None)
+                opened = connect(url, sock=sock, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
                 websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:
@@ -204,9 +207,8 @@ class Client:
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
-        raise ClientError(
-            f"{self.server} no longer knows prompt {prompt_id} (removed or restarted); queue the workflow again"
-        )
+        reason = f"{self.server} no longer knows prompt {prompt_id}: it was removed, or the server was restarted"
+        raise ClientError(f"{reason}; queue the workflow again")
 
     def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
         """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
@@ -215,9 +217,7 @@ class Client:
         try:
             return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ClientError(
-                f"{self.server} does not answer ({error}); start ComfyUI or correct the address"
-            ) from error
+            raise ClientError(f"{self.server} does not answer ({error}); start ComfyUI or fix the address") from error
 
 
 def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
@@ -233,21 +233,21 @@ def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
     raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
 
 
-def _checks(socket: ClientConnection | None, run: str, on_event: OnEvent, timeout: float | None) -> Iterator[None]:
+def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, timeout: float | None) -> Iterator[None]:
     """Hand out a run's events; yield when it may have ended. Raises ClientError after ``timeout`` seconds."""
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     running = False
     while (left := deadline - time.monotonic()) > 0:
-        if socket is None:
+        if ws is None:
             time.sleep(min(POLL_SECONDS, left))
             yield
             continue
         try:
-            event = _read_event(socket.recv(min(QUIET_SECONDS, left)))
+            event = _read_event(ws.recv(min(QUIET_SECONDS, left)))
         except TimeoutError:
             yield
         except (OSError, TypeError, ValueError, WebSocketException):  # it dropped, or sends no messages of ComfyUI's
-            socket = None
+            ws = None
         else:
             if event is not None and event.data.get("prompt_id", run) == run:
                 # Live texts and previews do not say which prompt they belong to: they are ours while ours runs.

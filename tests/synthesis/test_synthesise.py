@@ -22,7 +22,8 @@ from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips, probe, write_video
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.synthesis.captioner import Captioner
-from uvg_core.synthesis.chat import CaptionError, ChatClient, EndpointError, LengthError, chat_address
+from uvg_core.synthesis.chat import ChatClient, LengthError
+from uvg_core.synthesis.endpoint import CaptionError, EndpointError, chat_address
 from uvg_core.synthesis.engine import (
     CAPTION_LENGTH,
     NO_CAPTION,
@@ -130,7 +131,8 @@ def connect(script: Script, waits: Waits, monkeypatch: pytest.MonkeyPatch) -> It
 
     def connect(url: str = "", *, key: str | None = KEY, cache: Path | None = None, **options: Any) -> ChatClient:
         monkeypatch.setenv("OPENAI_API_KEY", key or "")
-        chat = Chat(**{"endpoint": url or script.url, "llm": "some-model", "retries": 3, **options})
+        named = {"api_key_env": "OPENAI_API_KEY"} if key else {}
+        chat = Chat(**{"endpoint": url or script.url, "llm": "some-model", "retries": 3, **named, **options})
         clients.append(ChatClient(chat, cache=cache, note=waits.notes.append, sleep=waits.seconds.append))
         return clients[-1]
 

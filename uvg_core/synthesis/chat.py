@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +12,15 @@ from dataclasses import asdict, dataclass
 from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UniViGUError
 from ..io import make_folder, write_text
-from .settings import KEY_NAME, Chat
+from .endpoint import CaptionError, ChatError, Endpoint, EndpointError, Reply
+from .settings import Chat
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 LONGEST_ASKED_WAIT = 300.0  # a Retry-After beyond this ends the run: it can be taken up again then
-LONGEST_CONNECT = 15.0  # seconds; a model may think for minutes, a connection stands or does not
+MOST_LETTERS = 2**20  # of one answer; the longest caption that can be asked for has fewer
 
 _RESERVED = ("model", "messages", "stream", "n")
 # Reasoning that servers without a parser for it leave in front of the answer.
@@ -29,24 +28,8 @@ _RESERVED = ("model", "messages", "stream", "n")
 _THINKING = re.compile(r"\A(?:.*?</think(?:ing)?>|\s*<think(?:ing)?>.*)", re.DOTALL)
 
 
-class ChatError(UniViGUError):
-    """No answer. ``passing``: worth another try, after ``wait`` seconds where the server asks for that."""
-
-    def __init__(self, message: str, *, passing: bool = False, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.passing, self.wait = passing, wait
-
-
-class CaptionError(ChatError):
-    """This clip got no caption; another may."""
-
-
 class LengthError(CaptionError):
     """The model answered, but never within the limits."""
-
-
-class EndpointError(ChatError):
-    """No clip will get a caption before the user puts something right."""
 
 
 @dataclass(frozen=True)
@@ -78,42 +61,18 @@ class ChatClient:
         note: Callable[[str], object] = lambda _: None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        try:
-            import httpx
-        except ImportError as error:
-            raise UniViGUError(
-                f"captions from an endpoint need httpx, which does not import ({error}): pip install httpx"
-            ) from None
         if not chat.llm:
-            raise UniViGUError(
-                f"--endpoint {chat.endpoint} needs --llm MODEL: which of its models shall see the clips?"
-            )
-        self._httpx, self.chat, self.model, self.cache = httpx, chat, chat.llm, cache
+            raise UniViGUError("--endpoint needs --llm MODEL: which of its models shall see the clips?")
+        self.chat, self.model, self.cache = chat, chat.llm, cache
         self._note, self._sleep = note, sleep
-        self._key_name = chat.api_key_env or KEY_NAME
-        self._key = os.environ.get(self._key_name, "").strip()
-        if chat.api_key_env and not self._key:
-            raise UniViGUError(f"the environment variable {self._key_name} is not set; put the endpoint's key there")
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise UniViGUError(f"the key in {self._key_name} holds characters that no key has; set it anew")
         self.options = _options(chat.llm_options)
-        self._url = chat_address(chat.endpoint or "")
-        self.address = urlunsplit((*urlsplit(self._url)[:3], "", ""))  # a query may hold a secret
+        self._endpoint = Endpoint(chat)
+        self.address = self._endpoint.address
         if cache is not None:
             make_folder(cache, "choose another for the answers with --cache")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        timeout = httpx.Timeout(chat.llm_timeout, connect=min(chat.llm_timeout, LONGEST_CONNECT))
-        try:
-            httpx.URL(self._url)
-            self._client = httpx.Client(headers=headers, timeout=timeout)
-        except (httpx.InvalidURL, ValueError, ImportError) as error:  # the proxies of the environment count too
-            raise UniViGUError(
-                f"{self.address} cannot be used ({error}); check the address, and the variables HTTP_PROXY, "
-                "HTTPS_PROXY and ALL_PROXY"
-            ) from None
 
     def close(self) -> None:
-        self._client.close()
+        self._endpoint.close()
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
         """The answer to a conversation, from the cache where it is known.
@@ -136,9 +95,12 @@ class ChatClient:
         return known
 
     def remember(self, messages: Sequence[Mapping[str, Any]], answer: Answer) -> None:
-        """Keep an answer for ``answer`` to find."""
+        """Keep an answer for ``answer`` to find. Where it cannot be kept, it will be asked for again."""
         if self.cache is not None:
-            write_text(self._entry(self.cache, messages), json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            try:
+                write_text(self._entry(self.cache, messages), json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            except UniViGUError as error:
+                self._note(str(error))
 
     def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**self.options, "model": self.model, "messages": list(messages)}
@@ -153,45 +115,31 @@ class ChatClient:
             return None
         try:
             found = json.loads(entry.read_text("utf-8"))
-            return Answer(str(found["text"]), bool(found["cut"]))
+            return Answer(_writable(str(found["text"])), bool(found["cut"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             self._note(f"{entry}: cannot be read ({error}); asking anew")
             return None
 
     def _ask(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
         """One request."""
-        httpx = self._httpx
-        try:
-            response = self._client.post(self._url, json=self._body(messages))
-        except httpx.RequestError as error:
-            found = "it timed out" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-                how = "start the server, or check the address and the network"
-                raise EndpointError(f"{self.address} cannot be reached ({found}); {how}", passing=True) from None
-            how = "--llm-timeout gives it more time"
-            raise CaptionError(f"{self.address} gave no answer ({found}); {how}", passing=True) from None
-        try:
-            data = response.json()
-        except (ValueError, RecursionError):  # a proxy's page, or nothing
-            data = response.text
-        if not response.is_success:
-            self._refused(response, self._shortened(_words(data)))
-        return self._read(data)
+        reply = self._endpoint.post(self._body(messages))
+        if not reply.accepted:
+            self._refused(reply)
+        return self._read(reply)
 
-    def _refused(self, response: Any, words: str) -> NoReturn:
-        status = response.status_code
+    def _refused(self, reply: Reply) -> NoReturn:
+        status, words = reply.status, self._endpoint.shown(_words(reply.data))
         found = f"{self.address} answered {status}{': ' if words else ''}{words}"
-        if status == 402 or (status < 500 and "insufficient_quota" in response.text):
+        if status == 402 or (status < 500 and "insufficient_quota" in reply.text):
             raise EndpointError(f"{found}; the account has no credit left: top it up, then run the same command again")
         if status in (408, 409, 425, 429) or status >= 500:
-            wait = _retry_after(response.headers.get("retry-after", ""))
+            wait = _retry_after(reply.retry_after)
             if wait is not None and wait > LONGEST_ASKED_WAIT:
                 raise EndpointError(f"{found}; it asks to wait {wait:.0f} s: run the same command again after that")
             raise CaptionError(f"{found}; run the same command again later", passing=True, wait=wait)
         if status == 401:
-            name = self._key_name
-            how = f"the key in {name} was refused" if self._key else f"{name} is not set: no key sent"
-            raise EndpointError(f"{found}; {how}. Set that environment variable, or name another with --api-key-env")
+            refused = f"the key in {self._endpoint.key_name} was refused. Set that environment variable anew"
+            raise EndpointError(f"{found}; {self._endpoint.keyless or refused}, or name another with --api-key-env")
         if status in (404, 405) or 300 <= status < 400:
             raise EndpointError(
                 f"{found}; check the address (most end in /v1) and that the endpoint has a model {self.model!r}"
@@ -201,27 +149,28 @@ class ChatClient:
             "them fit into its context, and --llm-options"
         )
 
-    def _read(self, data: Any) -> Answer:
-        """The answer in a response's JSON."""
+    def _read(self, reply: Reply) -> Answer:
+        """The answer in a reply's JSON."""
+        data, shown = reply.data, self._endpoint.shown
         try:
             choice = data["choices"][0]
             message, ending = choice["message"], choice.get("finish_reason")
             content, refusal = message.get("content"), message.get("refusal")
         except (LookupError, TypeError, AttributeError):
             found = "JSON without choices[0].message"
-            if isinstance(data, str):
-                found = f"something that is not JSON ({self._shortened(data)})"
+            if reply.problem:
+                found = f"something that is {reply.problem} ({shown(reply.text)})"
             elif isinstance(data, dict) and data.get("error"):
-                found = f"an error: {self._shortened(_words(data))}"
+                found = f"an error: {shown(_words(data))}"
             raise CaptionError(f"{self.address} answered {found}; expected a chat completion", passing=True) from None
         if isinstance(content, list):  # of parts, as some servers write it
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        # JSON can carry halves of surrogate pairs, which neither file nor request can.
-        text = content.encode("utf-8", "replace").decode("utf-8") if isinstance(content, str) else ""
-        text = _THINKING.sub("", text).strip()
+        if isinstance(content, str) and len(content) > MOST_LETTERS:
+            raise CaptionError(f"the answer of {self.model!r} has {len(content)} letters; expected a caption")
+        text = _THINKING.sub("", _writable(content) if isinstance(content, str) else "").strip()
         if refusal or ending == "content_filter":
             why = refusal if isinstance(refusal, str) else "its content filter stepped in"
-            raise CaptionError(f"{self.model!r} refused to describe the clip: {self._shortened(why)}")
+            raise CaptionError(f"{self.model!r} refused to describe the clip: {shown(why)}")
         if not text and ending == "length":
             raise CaptionError(
                 f"the answer of {self.model!r} was cut off before its first word; let it write more, e.g. "
@@ -230,30 +179,6 @@ class ChatClient:
         if not text:
             raise CaptionError(f"{self.model!r} at {self.address} gave an empty answer", passing=True)
         return Answer(text, ending == "length")
-
-    def _shortened(self, text: str) -> str:
-        """One line for a message, without the key, which some servers repeat."""
-        line = " ".join(text.split())
-        line = line.replace(self._key, "***") if self._key else line
-        return line if len(line) <= 300 else f"{line[:299]}…"
-
-
-def chat_address(url: str) -> str:
-    """The address of an endpoint's chat completions, from its base or from itself; a query stays where it is.
-
-    Raises UniViGUError for what is no http address, and for one that holds a name or a password."""
-    try:
-        parts = urlsplit(url.strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        named = parts.username is not None
-    except ValueError:
-        usable = named = False
-    if named:  # not shown: it may hold a password
-        raise UniViGUError("the endpoint's address holds a user name; pass the key with --api-key-env instead")
-    if not usable:
-        raise UniViGUError(f"{url!r} is no endpoint; expected an address like http://127.0.0.1:8000/v1")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _options(text: str | None) -> dict[str, Any]:
@@ -271,6 +196,11 @@ def _options(text: str | None) -> dict[str, Any]:
     return options
 
 
+def _writable(text: str) -> str:
+    """JSON can carry halves of surrogate pairs, which neither file nor request can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _words(data: Any) -> str:
     """The message in an error's JSON: OpenAI's form, and those of the servers that are like it."""
     for name in ("error", "message", "detail"):
@@ -284,6 +214,9 @@ def _retry_after(value: str) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        date = parsedate_tz(value)
-        seconds = math.nan if date is None else mktime_tz(date) - time.time()
+        try:
+            date = parsedate_tz(value)
+            seconds = math.nan if date is None else mktime_tz(date) - time.time()
+        except (ValueError, TypeError, LookupError, OverflowError):  # of dates that are almost some
+            return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -23,7 +23,8 @@ from ..errors import UniViGUError
 from ..io import make_folder, write_text
 from ..media.video import probe
 from .captioner import Captioner
-from .chat import EndpointError, LengthError
+from .chat import LengthError
+from .endpoint import EndpointError
 from .record import ClipRecord, Record, place
 
 RECORD = "synthesis.json"

@@ -42,6 +42,9 @@ def find_clips(
     return sorted(videos)
 
 
+LONGEST = 1e6  # seconds, 12 days: a header that states more is wrong
+
+
 class Source:
     """An open video file. Use as a context manager.
 
@@ -135,6 +138,10 @@ class Source:
     def header_seconds(self, *, binding: bool = False) -> float:
         """The length of the video as the header has it, 0 where it has none worth believing. With ``binding`` only
         where the file must hold that much: elsewhere it is an estimate, or with sound the length of the sound."""
+        seconds = self._stated_seconds(binding)
+        return seconds if 0 <= seconds <= LONGEST else 0.0  # not a number is neither
+
+    def _stated_seconds(self, binding: bool) -> float:
         stream = self.stream
         whole = (self.container.duration or 0) / 1_000_000
         own = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0

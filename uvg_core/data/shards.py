@@ -86,7 +86,7 @@ class Shards(Dataset[Sample]):
         self._shards = [shard for shard in index.shards if shard.clips]
         self._starts = [0, *accumulate(shard.clips for shard in self._shards)]
         self._open: dict[str, _OpenShard] = {}
-        self.fingerprint = digest([index.source, index.encoders])
+        self.fingerprints = index.fingerprints()
         self.left_out = [one for shard in index.shards for one in shard.left_out]
         self.details = sum(shard.details for shard in self._shards)
         self.longest_prompt = max((shard.longest_prompt for shard in self._shards), default=0)
@@ -147,7 +147,8 @@ class _OpenShard:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """The index's entry of one shard file; ``content`` is a digest of what it was built from."""
+    """The index's entry of one shard file. ``content`` is a digest of what it was built from, as the file states it;
+    ``same_as`` what that is today, where an earlier version of the pack built it and reckoned otherwise."""
 
     file: str
     content: str
@@ -160,6 +161,7 @@ class ShardEntry:
     bytes: int = 0
     sha256: str = ""
     left_out: tuple[LeftOut, ...] = ()
+    same_as: str = ""
 
     def fault(self, folder: Path, thorough: bool) -> str:
         """What is wrong with the file, '' for nothing; only ``thorough`` reads all of it."""
@@ -178,13 +180,19 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """``index.json``: fingerprints of source and encoders, clips of the source, and an entry for each file."""
+    """``index.json``: fingerprints of source and encoders, clips of the source, and an entry for each file.
+    ``former_source``: the fingerprint that an earlier version of the pack gave the source, where it was another."""
 
     source: str
     encoders: str
     items: int
     empty: ShardEntry
     shards: tuple[ShardEntry, ...]
+    former_source: str = ""
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the data: today's, and the one that a run of an earlier version may have noted."""
+        return tuple(digest([source, self.encoders]) for source in (self.source, self.former_source) if source)
 
     def write(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}

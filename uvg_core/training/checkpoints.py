@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.encoders import weights_digest
 from ..errors import UniViGUError
 from ..io import flushed, flushed_folder, make_folder, read_text, write_text
 from .config import TrainConfig, changed
@@ -62,10 +63,11 @@ def require_startable(
     config: TrainConfig,
     global_batch: int,
     resume: bool,
-    data: str | None = None,
+    data: Sequence[str] = (),
     accept: Callable[[str], object] | None = None,
 ) -> Path | None:
-    """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
+    """The checkpoint to go on from, None at the beginning. ``data``: its fingerprints, any of which may have been
+    noted; none where they are not known yet. What the data and the starting file hold counts, not where they lie.
     ``accept`` is called with what has changed, and the run goes on all the same.
 
     Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
@@ -79,8 +81,10 @@ def require_startable(
             "another out"
         )
     facts = read(last)
-    differences = changed(facts["config"], config.to_dict())
-    if data not in (None, facts["data"]):
+    differences = changed(facts["config"], config.to_dict(), by_content=("data",))
+    if facts.get("starts_from") == starts_from(config):
+        differences = [line for line in differences if not line.startswith("model: ")]
+    if data and facts["data"] not in data:
         differences.append("data: the clips, their texts or what encodes them have changed")
     if facts["global_batch"] != global_batch:
         differences.append(
@@ -95,6 +99,11 @@ def require_startable(
     if differences and accept is not None:
         accept(f"{last}: going on with other settings:{listed}")
     return last
+
+
+def starts_from(config: TrainConfig) -> str:
+    """A digest of the file that a run starts from."""
+    return weights_digest(Path(config.model))
 
 
 def load(checkpoint: Path, state: RunState) -> None:

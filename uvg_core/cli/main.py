@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, printable
 from ..io import require_others
 from ..pipeline.components import OutOfMemory
 from ..progress import bars
@@ -64,9 +64,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Printable(logging.Formatter):
+    """Messages alone, safe to print: they hold names of files and texts of strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _quiet_libraries() -> None:
     """Libraries print notes about their own options; users of a command want to see ours."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable())
     logging.getLogger("uvg_core.checkpoint").setLevel(logging.INFO)
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)

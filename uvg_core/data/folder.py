@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import RunConfig
+from ..confined import is_open
 from ..errors import UniViGUError
 from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
 from ..pipeline.folders import text_files
@@ -253,6 +254,8 @@ class _Unusable(Exception):
 def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[str, str, str]) -> str:
     """A text within the limits. ``reasons``: for one that is missing, one that is empty, and one of another length."""
     missing, empty, other_length = reasons
+    if not is_open(path):
+        raise _Unusable(missing)
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:

@@ -21,8 +21,9 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "execute" in vars(cls):
-            cls.execute = classmethod(_guarded(vars(cls)["execute"].__func__))  # type: ignore[method-assign]
+        execute = vars(cls).get("execute")
+        if execute is not None and not hasattr(execute.__func__, "__wrapped__"):  # ComfyUI copies these classes
+            cls.execute = classmethod(_guarded(execute.__func__))  # type: ignore[method-assign]
 
 
 def _guarded(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ...uvg_core.errors import UniViGUError, printable
 from .paths import shown
 
-log = logging.getLogger(__name__)
+# ComfyUI shows clients the module of an error, and names a pack's modules by their place on the disk.
+UniViGUError.__module__ = "uni_vigu.errors"
 
 
 @contextmanager

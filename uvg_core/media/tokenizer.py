@@ -34,7 +34,7 @@ class Tokenizer:
             raise UniViGUError(
                 f"the tokenizer needs sentencepiece, which does not import ({error}): pip install sentencepiece"
             ) from None
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter for a reason that is not UTF-8
             raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
         self.proto, self.run = model, run
 

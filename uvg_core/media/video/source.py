@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 
+from ...confined import is_open
 from ...errors import UniViGUError
 
 # What find_clips picks up; read_clip itself looks at the content, not at the name.
@@ -38,8 +39,11 @@ def find_clips(
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
-        videos += [path for path in clips if path.is_file()]
+        videos += [path for path in clips if is_open(path) and path.is_file()]
     return sorted(videos)
+
+
+LONGEST = 1e6  # seconds, 12 days: a header that states more is wrong
 
 
 class Source:
@@ -52,6 +56,8 @@ class Source:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not is_open(path):
+            raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
         _require_file(path)
         self.path = Path(path)
         self._open()
@@ -135,6 +141,10 @@ class Source:
     def header_seconds(self, *, binding: bool = False) -> float:
         """The length of the video as the header has it, 0 where it has none worth believing. With ``binding`` only
         where the file must hold that much: elsewhere it is an estimate, or with sound the length of the sound."""
+        seconds = self._stated_seconds(binding)
+        return seconds if 0 <= seconds <= LONGEST else 0.0  # not a number is neither
+
+    def _stated_seconds(self, binding: bool) -> float:
         stream = self.stream
         whole = (self.container.duration or 0) / 1_000_000
         own = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0

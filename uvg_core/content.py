@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOENT
 from hashlib import blake2b
 from pathlib import Path
 
+from .confined import is_open
 from .errors import UniViGUError
 from .io import read_text, write_text
 
@@ -30,6 +32,8 @@ def content_of(path: str | Path) -> str:
     A file is read once in a process, and again after it has changed: by its device, inode, size and times. Raises
     UniViGUError, naming the file, for what is no regular file or cannot be read; FileNotFoundError stays what it is.
     """
+    if not is_open(path):
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
     try:
         # A pipe that nobody writes to would block already when it is opened.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

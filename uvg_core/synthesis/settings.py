@@ -44,7 +44,7 @@ class Chat:
     )
     llm: Text | None = setting("A model there that reads pictures.", default=None, metavar="MODEL")
     api_key_env: Text | None = setting(
-        "Environment variable with the key.", default=None, auto=f"{KEY_NAME}, if it is set", metavar="NAME"
+        "Environment variable with the key.", default=None, auto=f"{KEY_NAME}, for api.openai.com alone", metavar="NAME"
     )
     instructions: Path | None = setting("Text file with a system prompt of your own.", default=None)
     frames_shown: Whole = setting("Frames shown of each clip.", default=8, ge=1, le=256)
@@ -59,7 +59,9 @@ class Chat:
     llm_options: Text | None = setting(
         """More of the request, e.g. '{"temperature": 0.7}'.""", default=None, metavar="JSON"
     )
-    llm_timeout: Number = setting("How long an answer may take.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400)
+    llm_timeout: Number = setting(
+        "How long an answer may take, in all.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400
+    )
     retries: Whole = setting("Tries after failures that may pass.", default=5, ge=0, le=100)
     cache: Path | None = setting("Folder of answers.", default=None, auto=f"{ANSWERS} in --out", metavar="DIR")
 

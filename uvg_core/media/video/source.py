@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 
+from ...confined import is_open
 from ...errors import UniViGUError
 
 # What find_clips picks up; read_clip itself looks at the content, not at the name.
@@ -38,7 +39,7 @@ def find_clips(
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
-        videos += [path for path in clips if path.is_file()]
+        videos += [path for path in clips if is_open(path) and path.is_file()]
     return sorted(videos)
 
 
@@ -55,6 +56,8 @@ class Source:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not is_open(path):
+            raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
         _require_file(path)
         self.path = Path(path)
         self._open()

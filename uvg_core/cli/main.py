@@ -1,4 +1,4 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo.
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
@@ -29,6 +29,7 @@ from ..errors import UniViGUError, printable
 from ..io import require_others
 from ..pipeline.components import OutOfMemory
 from ..progress import bars
+from .cache import cache
 from .caption import caption
 from .demo import demo
 from .files import check, convert, inspect
@@ -40,7 +41,7 @@ from .rank import rank
 from .synthesise import synthesise
 from .train import train
 
-COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo)
+COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.caches import ANSWERS
 from ..errors import UniViGUError, printable
 from ..io import read_text
 from ..media.video import ClipSpec, probe, read_clip
 from .chat import Answer, ChatClient, LengthError
-from .settings import ANSWERS, Chat
+from .settings import Chat
 
 INSTRUCTIONS = """\
 You write the captions of a data set of short videos. You are shown frames of one video, in order and evenly spread in \

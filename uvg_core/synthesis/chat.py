@@ -13,6 +13,7 @@ from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..data.caches import keep_newest
 from ..errors import UniViGUError
 from ..io import make_folder, read_text, write_text
 from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply
@@ -70,6 +71,7 @@ class ChatClient:
         self.address = self._endpoint.address
         if cache is not None:
             make_folder(cache, "choose another for the answers with --cache")
+            keep_newest(cache)
 
     def close(self) -> None:
         self._endpoint.close()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..checkpoint.locate import locate
+from ..data.caches import ANSWERS
 from ..data.folder import TextLimits
 from ..data.shards import sha256_of
 from ..errors import UniViGUError
@@ -15,7 +16,6 @@ from ..pipeline.pipeline import Pipeline, given
 from ..sampling import Sampling, Size
 from ..settings import Flag, Number, Text, Whole, setting, settings
 
-ANSWERS = ".answers"  # the cache's folder, hidden from whatever looks for clips
 KEY_NAME = "OPENAI_API_KEY"
 Count = Annotated[Whole, Field(ge=1, le=100_000)]
 

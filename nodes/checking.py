@@ -11,12 +11,12 @@ from . import widgets
 from .comfy.checking import NodeCheck
 from .comfy.folders import NO_FILE, fingerprint
 from .comfy.showing import Progress
-from .types import output, schema
+from .types import Node, output, schema
 
 log = logging.getLogger(__name__)
 
 
-class UniViGUCheck(io.ComfyNode):
+class UniViGUCheck(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -53,7 +53,6 @@ class UniViGUCheck(io.ComfyNode):
         check = NodeCheck(model, clip, vae, null_embedding, progress)
         for _ in check.lines():
             progress.text("\n".join(check.report))
-        report = "\n".join(check.report)
-        progress.text(report, last=True)
+        report = progress.text("\n".join(check.report), last=True)
         log.info("Uni-ViGU check:\n%s", report)
         return io.NodeOutput(check.model, report, ui=ui.PreviewText(report))

@@ -14,13 +14,13 @@ from .comfy.captions import GeneratedText
 from .comfy.latents import empty_latent, nearest_words, nested, streams_of
 from .comfy.network import network_of, run_facts
 from .media import sized
-from .types import UvgText, output, schema
+from .types import Node, UvgText, output, schema
 from .widgets import read, widget
 
 LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
 
 
-class UniViGUEmptyLatent(io.ComfyNode):
+class UniViGUEmptyLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Tokens of the text stream (embedding flow only). 0: what the checkpoint was trained with."
@@ -59,7 +59,7 @@ class UniViGUEmptyLatent(io.ComfyNode):
         return io.NodeOutput({"samples": nested(video, text)}, run.fps, enlarge)
 
 
-class UniViGUSplitLatent(io.ComfyNode):
+class UniViGUSplitLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

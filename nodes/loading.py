@@ -20,14 +20,15 @@ from .comfy.loading import WEIGHT_DTYPES, components_in, load_encoder, load_netw
 from .comfy.lora import apply_lora
 from .comfy.names import FROM_CHECKPOINT
 from .comfy.network import network_of, run_facts
+from .comfy.paths import shown
 from .comfy.saving import output_file, save_checkpoint
 from .comfy.showing import Progress
-from .types import output, schema
+from .types import Node, output, schema
 
 log = logging.getLogger(__name__)
 
 
-class UniViGULoader(io.ComfyNode):
+class UniViGULoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def choice(name: str, options: Iterable[str], tooltip: str, **more: Any) -> Any:
@@ -132,7 +133,7 @@ class Strengths:
     )
 
 
-class UniViGULoraLoader(io.ComfyNode):
+class UniViGULoraLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -164,12 +165,12 @@ class UniViGULoraLoader(io.ComfyNode):
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
         patched, match = apply_lora(model, file_path("lora", lora), strength_video, strength_text)
         line = f"{lora}: {match.at(strength_video, strength_text)}"
-        log.info(line)
-        Progress(cls.hidden.unique_id).text(line, last=True)
+        line = Progress(cls.hidden.unique_id).text(line, last=True)
+        log.info("%s", line)
         return io.NodeOutput(patched, line)
 
 
-class UniViGUSave(io.ComfyNode):
+class UniViGUSave(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -207,4 +208,4 @@ class UniViGUSave(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id, steps=100)
         save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, partial(progress, "saving"))
         progress.text(f"saved {path}", last=True)
-        return io.NodeOutput(str(path))
+        return io.NodeOutput(shown(str(path)))

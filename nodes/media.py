@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ..uvg_core.config import RunConfig
+from ..uvg_core.content import content_of
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
-from ..uvg_core.media.video import ClipInfo, ClipSpec, fit_pixels, probe, read_clip
+from ..uvg_core.media.video import ClipInfo, ClipSpec, find_clips, fit_pixels, probe, read_clip
+from ..uvg_core.pipeline.folders import text_files
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
-from .comfy.folders import file_state
-from .comfy.showing import input_directory
+from .comfy.paths import opened_folder
 from .widgets import size, widget
 
 
@@ -45,12 +45,21 @@ class Folder:
     folder: Text = setting("A folder of clips; a relative path starts at ComfyUI's input folder.", default="")
     subfolders: Flag = setting("Look into the folders inside, too.", default=True)
 
-    @property
-    def path(self) -> Path:
-        """Raises UniViGUError where none is named."""
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """The folder, also in quotes, as Windows copies paths; see ``opened_folder``."""
         if not self.folder.strip():
             raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
-        return folder_of(self.folder)
+        with opened_folder(self.folder.strip().strip('"')) as path:
+            yield path
+
+    def state(self) -> dict[str, str]:
+        """What each clip and text in the folder holds, by its path: neither times nor the folder's place count."""
+        with suppress(UniViGUError), self.opened() as path:
+            clips = find_clips(path, recursive=self.subfolders)
+            texts = [name for text in text_files(clips) for name in (text, text.with_suffix(".detail.txt"))]
+            return {str(file): content_or_none(file) for file in (*clips, *texts)}
+        return {}
 
 
 def size_widgets() -> list[Any]:
@@ -144,13 +153,10 @@ def file_of(video: Any) -> Iterator[Path]:
         yield path
 
 
-def folder_of(text: str) -> Path:
-    """The folder that a widget names, also in quotes, as Windows copies paths; relative to the input folder."""
-    return input_directory() / text.strip().strip('"')
-
-
-def state_of(text: str) -> str:
-    """Changes when a file in the folder that a widget names does."""
-    path = folder_of(text)
-    files = sorted(path.rglob("*")) if path.is_dir() else []
-    return hashlib.sha256("\n".join(map(file_state, files)).encode()).hexdigest()
+def content_or_none(file: Path) -> str:
+    try:
+        return content_of(file)
+    except FileNotFoundError:
+        return "none"
+    except UniViGUError:
+        return "unreadable"

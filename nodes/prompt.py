@@ -10,10 +10,10 @@ from ..uvg_core.media.null_embedding import read_null_embedding
 from . import widgets
 from .comfy.conditioning import encode_prompt
 from .comfy.folders import NO_FILE, file_path, fingerprint
-from .types import schema
+from .types import Node, schema
 
 
-class UniViGUTextEncode(io.ComfyNode):
+class UniViGUTextEncode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

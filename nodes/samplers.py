@@ -28,7 +28,7 @@ from .comfy.sampling import (
     with_shift,
 )
 from .comfy.showing import Progress
-from .types import UvgText, output, schema
+from .types import Node, UvgText, output, schema
 from .widgets import read, widget
 
 
@@ -62,7 +62,7 @@ def generated_text() -> Any:
     return output(UvgText, "text", tooltip)
 
 
-class UniFlowSampler(io.ComfyNode):
+class UniFlowSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -105,7 +105,7 @@ class UniFlowSampler(io.ComfyNode):
         return io.NodeOutput(result)
 
 
-class VideoToTextDenoise(io.ComfyNode):
+class VideoToTextDenoise(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -158,7 +158,7 @@ class VideoToTextDenoise(io.ComfyNode):
         return io.NodeOutput(text)
 
 
-class JointSampler(io.ComfyNode):
+class JointSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         hidden = {"optional": True, "advanced": True}

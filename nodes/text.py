@@ -21,11 +21,11 @@ from .comfy.latents import decode_latent, require_video_latent
 from .comfy.network import network_of
 from .comfy.showing import Progress
 from .media import as_image
-from .types import UvgText, output, schema
+from .types import Node, UvgText, output, schema
 from .widgets import read, widget
 
 
-class UniViGUTextDecoder(io.ComfyNode):
+class UniViGUTextDecoder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Tokens, from Video-to-Text Denoise, Joint Sampler or Split Uni-ViGU Latent."
@@ -43,7 +43,7 @@ class UniViGUTextDecoder(io.ComfyNode):
         return io.NodeOutput([tokenizer.text(row) for row in text.tokens])
 
 
-class UniViGURankCaptions(io.ComfyNode):
+class UniViGURankCaptions(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -104,7 +104,7 @@ class Sheet:
         return as_image(draw_sheet(rows, title=self.title, columns=self.columns, cell=self.cell))
 
 
-class UniViGUTrajectory(io.ComfyNode):
+class UniViGUTrajectory(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

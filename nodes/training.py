@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,12 @@ from ..uvg_core.training.config import TRAINABLE, Keep, Lora, Optimizer, TrainCo
 from . import widgets
 from .comfy.conditioning import tokenizer_of
 from .comfy.network import network_of, run_facts
+from .comfy.paths import shown
 from .comfy.showing import Progress
 from .comfy.training import OutputFile, TrainingRun, best_precision, blocked, require_components
-from .media import Folder, as_image, info_of, sized, state_of
+from .media import Folder, as_image, info_of, sized
 from .media import read as read_video
-from .types import LoraModel, LossMap, output, schema
+from .types import LoraModel, LossMap, Node, output, schema
 from .widgets import read, widget
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ WARMUP = 100  # steps at most, a tenth of the run at most
 ANY_LENGTH = TextLimits((0, 10**6), (0, 10**6))  # that the model reads: which are long enough is for users to say
 
 
-class UniViGULoadClips(io.ComfyNode):
+class UniViGULoadClips(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -88,27 +90,29 @@ class UniViGULoadClips(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
-        """The clips and texts that are there: another state of the folder is other data."""
-        return state_of(folder)
+    def fingerprint_inputs(cls, folder: str | None = None, subfolders: bool | None = None, **_: Any) -> str | float:
+        """What the clips and texts hold: another state of the folder is other data."""
+        if folder is None or subfolders is None:  # connected, and not known yet
+            return math.nan
+        return digest(Folder(folder, subfolders).state())
 
     @classmethod
     def execute(cls, model: Any, clip: Any, need_details: bool, **inputs: Any) -> io.NodeOutput:
         network_of(model)  # raises for another model
         folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
         progress = Progress(cls.hidden.unique_id)
-        found = survey(
-            folder.path,
-            run,
-            tokenizer_of(clip).ids,
-            limits=ANY_LENGTH,
-            need_detail=need_details,
-            recursive=folder.subfolders,
-            progress=progress,
-        )
-        log.info("%s", found)
-        report = str(found).removeprefix(f"{found.folder}: ")
-        progress.text(report, last=True)
+        with folder.opened() as path:
+            found = survey(
+                path,
+                run,
+                tokenizer_of(clip).ids,
+                limits=ANY_LENGTH,
+                need_detail=need_details,
+                recursive=folder.subfolders,
+                progress=progress,
+            )
+        report = progress.text(str(found).removeprefix(f"{found.folder}: "), last=True)
+        log.info("%s", report)
         videos = [InputImpl.VideoFromFile(str(pair.path)) for pair in found.usable]
         texts = [pair.prompt for pair in found.usable], [pair.detail or "" for pair in found.usable]
         return io.NodeOutput(videos, *texts, report)
@@ -197,7 +201,7 @@ def train_config(inputs: Mapping[str, Any]) -> TrainConfig:
     )
 
 
-class UniViGUTrain(io.ComfyNode):
+class UniViGUTrain(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = "Pixels that clips are resized and cropped to. 0: what the checkpoint was trained with."
@@ -315,4 +319,4 @@ class UniViGUTrain(io.ComfyNode):
             f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {run.file}"
         )
         samples = [as_image(picture) for picture in run.pictures] or blocked(None)
-        return io.NodeOutput(lora, {"loss": run.losses}, config.steps, str(run.file or ""), samples)
+        return io.NodeOutput(lora, {"loss": run.losses}, config.steps, shown(str(run.file or "")), samples)

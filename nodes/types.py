@@ -1,13 +1,41 @@
-"""The schema that all nodes of the pack share, and its sockets that ComfyUI does not have."""
+"""What all nodes of the pack share: their base class, their schema, and the sockets that ComfyUI does not have."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..uvg_core.errors import UniViGUError
+from .comfy.errors import for_clients
+
 UvgText = io.Custom("UVG_TEXT")  # a GeneratedText
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")  # core's own
+
+
+class Node(io.ComfyNode):
+    """A node whose errors and reports are for clients: no path of the server, and nothing that cannot be printed."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        execute = vars(cls).get("execute")
+        if execute is not None and not hasattr(execute.__func__, "__wrapped__"):  # ComfyUI copies these classes
+            cls.execute = classmethod(_guarded(execute.__func__))  # type: ignore[method-assign]
+
+
+def _guarded(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    @wraps(execute)
+    def run(cls: type, *inputs: Any, **named: Any) -> io.NodeOutput:
+        with for_clients():
+            for name, value in named.items():
+                if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+                    raise UniViGUError(f"{name}: {value!r} holds half of a character; expected text. Type it again")
+            return execute(cls, *inputs, **named)
+
+    return run
 
 
 def schema(node: type, title: str, description: str, **parts: Any) -> io.Schema:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
+from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
+from ..uvg_core.io import read_text
 from ..uvg_core.media.video import fit_pixels, read_clip
 from ..uvg_core.pipeline.folders import caption_folder
 from ..uvg_core.sampling import Sampling, Size
@@ -22,16 +28,16 @@ from .media import (
     Folder,
     Rate,
     as_pixels,
+    content_or_none,
     fitting,
     size_widgets,
-    state_of,
 )
 from .media import read as read_video
-from .types import output, schema
+from .types import Node, output, schema
 from .widgets import read
 
 
-class UniViGUEncodeVideo(io.ComfyNode):
+class UniViGUEncodeVideo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tooltip = "Says what 0 (auto) means. Needed only with a VAE that is not from Load Uni-ViGU."
@@ -63,8 +69,42 @@ class UniViGUEncodeVideo(io.ComfyNode):
             pixels, note = fit_pixels(as_pixels(video), fitting(run, size, max(fps, 0.0)))  # images have no rate
         else:
             pixels, note = read_video(video, fitting(run, size, fps))
-        Progress(cls.hidden.unique_id).text(note, last=True)
+        note = Progress(cls.hidden.unique_id).text(note, last=True)
         return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note)
+
+
+REMEMBERED = 1000  # prompts about folders
+
+
+class _Work:
+    """Folders whose captions are done, by what a prompt asked for. What the node writes changes a folder, and is no
+    reason to caption it again; whatever else changes is."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[dict[str, Any], str, str]] = {}  # widgets, the folder's state, its fingerprint
+        self._numbers = count()
+
+    def asked(self, inputs: Mapping[str, Any], state: Mapping[str, str]) -> str:
+        """The fingerprint of a folder: the one that it had while its state is still the one that it was left in."""
+        asked = {name: value for name, value in inputs.items() if isinstance(value, (str, int, float))}
+        key, now = digest(asked), digest(state)
+        _, before, mark = self._asked.pop(key, ({}, "", ""))
+        if now != before:
+            mark = f"{now} {next(self._numbers)}"
+        self._asked[key] = asked, now, mark
+        for oldest in list(self._asked)[:-REMEMBERED]:
+            del self._asked[oldest]
+        return mark
+
+    def finished(self, inputs: Mapping[str, Any], before: Mapping[str, str], written: Mapping[str, str]) -> None:
+        """The folder was as ``before`` and has got the texts ``written``: whoever asked for this has it."""
+        after = digest({**before, **written})
+        for key, (asked, state, mark) in self._asked.items():
+            if state == digest(before) and asked.items() <= inputs.items():
+                self._asked[key] = asked, after, mark
+
+
+work = _Work()
 
 
 @settings
@@ -76,7 +116,7 @@ class Files:
     template: Text = setting("Text with blanks (___) to fill in; empty for free captions.", default="")
 
 
-class UniViGUCaptionFolder(io.ComfyNode):
+class UniViGUCaptionFolder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -109,36 +149,54 @@ class UniViGUCaptionFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> str:
-        """The clips and texts that are there: another state of the folder is other work."""
-        return state_of(folder)
+    def fingerprint_inputs(cls, **inputs: Any) -> str | float:
+        """What the clips and texts hold: another state of the folder is other work, unless this node made it."""
+        if inputs.get("folder") is None or inputs.get("subfolders") is None:  # connected, and not known yet
+            return math.nan
+        return work.asked(inputs, read(Folder, inputs).state())
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
         folder, files, sampling = read(Folder, inputs), read(Files, inputs), read(Sampling, inputs)
         spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps)
-        path, progress = folder.path, Progress(cls.hidden.unique_id)
+        progress, before = Progress(cls.hidden.unique_id), folder.state()
+        unforeseen: list[Exception] = []  # such as too little memory: worth another try though nothing has changed
 
         def caption(file: Path) -> str:
             def show(step: int, steps: int, words: str) -> None:
                 progress.text(f"{file.name}\n{words}")
 
-            latent = encode_pixels(vae, read_clip(file, spec).pixels)
-            _, text = describe(model, clip, latent, sampling, template=files.template, report=show)
+            try:
+                latent = encode_pixels(vae, read_clip(file, spec).pixels)
+                _, text = describe(model, clip, latent, sampling, template=files.template, report=show)
+            except Exception as error:
+                unforeseen.extend([] if isinstance(error, UniViGUError) else [error])
+                raise
             progress.text(f"{file.name}\n{text}")
             return text
 
-        report = caption_folder(
-            path,
-            caption,
-            overwrite=files.overwrite,
-            prefix=files.prefix,
-            recursive=folder.subfolders,
-            on_clip=lambda index, total, _: progress("captioning", index, total),
-        )
-        progress.text(str(report), last=True)
-        if report.failed and not (report.written or report.skipped):
-            raise UniViGUError(str(report))
-        captions = sorted([*report.written, *report.skipped])
-        return io.NodeOutput([file.read_text(encoding="utf-8") for file in captions], str(report))
+        with folder.opened() as path:
+            report = caption_folder(
+                path,
+                caption,
+                overwrite=files.overwrite,
+                prefix=files.prefix,
+                recursive=folder.subfolders,
+                on_clip=lambda index, total, _: progress("captioning", index, total),
+            )
+            if report.failed and not (report.written or report.skipped):
+                raise UniViGUError(str(report))
+            captions = texts_of(sorted([*report.written, *report.skipped]))
+            if not (report.busy or unforeseen):
+                work.finished(inputs, before, {str(file): content_or_none(file) for file in report.written})
+        return io.NodeOutput(captions, progress.text(str(report), last=True))
+
+
+def texts_of(files: Iterable[Path]) -> list[str]:
+    """The texts that can be read; those of links that lead out cannot."""
+    texts = []
+    for file in files:
+        with suppress(FileNotFoundError, UniViGUError):
+            texts.append(read_text(file))
+    return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,35 @@ def make_trainer(config: TrainConfig, data: Shards, **more: Any) -> Trainer:
     facts = CheckpointConfig(model.config, RUN)
     callbacks = Callbacks(**{"say": lambda _: None, **more})
     return Trainer(config, model, data, facts, make_accelerator(config), callbacks)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "muon in bf16": {"precision": "bf16", "optimizer": {"kind": "muon", "warmup": 2, "ema": 0.9}},
+    "text alone": {"trains": "text"},
+    "a LoRA that drops out": {"trains": "lora", "lora": {"dropout": 0.2}},
+    "embedding flow": {"text_half": "fresh", "text_flow": "embedding"},
+    "accumulated": {"batch": 2, "accumulate": 2},
+}
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    """The entries of ``losses.jsonl`` without how long they took."""
+    entries = [json.loads(line) for line in (out / "losses.jsonl").read_text("utf-8").splitlines()]
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
+def same(first: list[dict[str, float]], second: list[dict[str, float]], within: float = 0.0) -> bool:
+    assert [set(entry) for entry in first] == [set(entry) for entry in second]
+    pairs = zip(first, second, strict=True)
+    return all(abs(a[name] - b[name]) <= within * max(1, abs(a[name])) for a, b in pairs for name in a)
+
+
+class Stop:
+    """Stops a run after a step, as a user does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, step: Any, trainer: Any) -> bool:
+        return bool(step.step >= self.after)

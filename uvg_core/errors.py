@@ -8,12 +8,17 @@ import re
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+LONGEST_LINE = 2000
+
+
 class UniViGUError(ValueError):
     """Something the user can put right. The message says what was found, what was expected, what to do, and which
-    file it concerns; the command line prints it alone, without a traceback. It is ``printable``."""
+    file it concerns; the command line prints it alone, without a traceback. It is ``printable``, and no line of it is
+    longer than ``LONGEST_LINE``: names and values in files can be of any length."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        lines = printable(str(message)).split("\n")
+        super().__init__("\n".join(one if len(one) <= LONGEST_LINE else f"{one[:LONGEST_LINE]}…" for one in lines))
 
 
 def printable(text: str) -> str:

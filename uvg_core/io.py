@@ -9,11 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOENT
 from itertools import chain, count
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from .confined import is_open
 from .errors import UniViGUError
 
 try:
@@ -42,6 +44,8 @@ def read_bytes(path: str | Path, most: int, what: str = "a file") -> bytes:
     """The contents of a regular file of at most ``most`` bytes; a pipe or a device is refused and never waited for.
 
     Raises UniViGUError, naming the file, for anything else; FileNotFoundError stays what it is."""
+    if not is_open(path):
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
     try:
         # A pipe that nobody writes to would block already when it is opened.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

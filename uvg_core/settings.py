@@ -22,6 +22,7 @@ from pydantic_core import core_schema
 from typing_extensions import dataclass_transform
 
 from .errors import UniViGUError
+from .io import read_text
 
 Class = TypeVar("Class")
 
@@ -106,9 +107,11 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
     )
     try:
-        values = yaml.load(Path(path).read_text("utf-8"), Loader)  # a SafeLoader: it makes plain values only
-    except OSError as error:
+        values = yaml.load(read_text(path, exact=True), Loader)  # a SafeLoader: it makes plain values only
+    except FileNotFoundError as error:
         raise UniViGUError(f"{path}: cannot be read ({error.strerror}); pass {what} in YAML") from None
+    except UniViGUError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
         raise UniViGUError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
 
+from ...uvg_core.content import content_of
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, RELEASED, VAE
 from .names import EMBEDDED, FOLDER
 
 NO_FILE = "none"
+LARGE = 100_000_000  # bytes
 NULL_BYTES = 18_000_000  # twice 512 rows of 4096 numbers in float32
 # The folders that a widget chooses a file from, and what users of the released model download for it.
 FOLDERS = {
@@ -53,12 +56,17 @@ def fingerprint(**widgets: str) -> str:
     return "\n".join(file_state(_find(widget, name)) for widget, name in widgets.items() if widget in FOLDERS)
 
 
-def file_state(path: str | Path | None) -> str:
-    """What changes when a file does."""
+def file_state(path: str | None) -> str:
+    """What changes when a file does. Files of gigabytes go by size and time: their content would cost seconds."""
+    if path is not None and _stat(path)[0] < LARGE:
+        with suppress(UniViGUError, OSError):
+            return f"{path} {content_of(path)}"
     return f"{path} {_stat(path)}"
 
 
 def _find(widget: str, name: str) -> str | None:
+    if name not in file_names(widget):  # only what the owner has put into these folders, whatever else a prompt names
+        return None
     paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS[widget])
     return next((path for path in paths if path is not None), None)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...uvg_core.io import PACK
 from .network import latent_format_of
+from .paths import shown
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +57,16 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(done, total, ("JPEG", picture, None))
 
-    def text(self, text: str, *, last: bool = False) -> None:
-        """Show text in the node, at most ten times a second."""
-        now = time.monotonic()
+    def text(self, text: str, *, last: bool = False) -> str:
+        """Show text in the node, at most ten times a second, to the client that queued the prompt. Gives the text as it
+        is shown."""
+        now, text = time.monotonic(), shown(text)
         server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
-        if server is not None and self._node_id is not None and (last or now - self._last > 0.1):
-            server.send_progress_text("".join(c if c.isprintable() or c == "\n" else "·" for c in text), self._node_id)
+        client = getattr(server, "client_id", None)  # none: a prompt that nobody waits for; to core that means all
+        if server is not None and client is not None and self._node_id is not None and (last or now - self._last > 0.1):
+            server.send_progress_text(text, self._node_id, client)
             self._last = now
-
-
-def input_directory() -> Path:
-    return Path(folder_paths.get_input_directory())
+        return text
 
 
 def offer_samples() -> None:
@@ -75,7 +75,7 @@ def offer_samples() -> None:
     for sample in (path for path in (PACK / "samples").rglob("*") if path.suffix in (".mp4", ".txt")):
         if sample.parent.name == "check":  # what Check Uni-ViGU looks at, where it lies
             continue
-        target = input_directory() / sample.relative_to(PACK / "samples")
+        target = Path(folder_paths.get_input_directory()) / sample.relative_to(PACK / "samples")
         if not target.exists():
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)

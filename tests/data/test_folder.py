@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def test_each_reason_is_counted(tmp_path: Path) -> None:
     add(tmp_path, "short.mp4", frames=8, detail=words(6))
     add(tmp_path, "plain.mp4")
     add(tmp_path, "wordy.mp4", detail=words(10))
-    add(tmp_path, "latin.mp4").with_suffix(".txt").write_bytes("ein Bär".encode("latin-1"))
+    odd = add(tmp_path, "odd.mp4").with_suffix(".txt")
+    odd.write_bytes(bytes(range(128, 256)) + b"\0")
     add(tmp_path, "torn.mp4", detail=words(6)).write_bytes(good.read_bytes()[:200])
     found = look(tmp_path, need_detail=True)
     assert [pair.name for pair in found.usable] == ["good.mp4"]
@@ -77,7 +79,7 @@ def test_each_reason_is_counted(tmp_path: Path) -> None:
         "short.mp4": (f"{reasons.TOO_SHORT} for 9 frames at 8 fps", "1.00 s"),
         "plain.mp4": (reasons.NO_DETAIL, ""),
         "wordy.mp4": (f"{reasons.DETAIL_LENGTH} (5-10)", "11 tokens"),
-        "latin.mp4": (reasons.BAD_TEXT, "byte 5 of latin.txt"),
+        "odd.mp4": (reasons.BAD_TEXT, f"{odd}: is not text; expected a text file, best in UTF-8"),
     }
     torn = next(one for one in found.left_out if one.name == "torn.mp4")
     assert torn.reason == reasons.UNREADABLE
@@ -87,6 +89,19 @@ def test_each_reason_is_counted(tmp_path: Path) -> None:
     assert "  2 with a prompt outside the token limits (3-6): brief.mp4 (2 tokens), long.mp4 (7 tokens)" in lines
     assert lines[lines.index("  1 unreadable: torn.mp4") + 1] == f"    {torn.found}"
     assert "  1 too short for 9 frames at 8 fps: short.mp4 (1.00 s)" in lines
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
+def test_captions_come_in_the_encodings_of_this_world(tmp_path: Path, encoding: str) -> None:
+    add(tmp_path, "a.mp4").with_suffix(".txt").write_bytes("ein brauner Bär".encode(encoding))
+    assert look(tmp_path).usable[0].prompt == "ein brauner Bär"
+
+
+def test_a_pipe_in_the_place_of_a_caption_blocks_nothing(tmp_path: Path) -> None:
+    add(tmp_path, "good.mp4")
+    os.mkfifo(add(tmp_path, "pipe.mp4", None).with_suffix(".txt"))
+    found = look(tmp_path)
+    assert [(one.name, one.reason) for one in found.left_out] == [("pipe.mp4", reasons.BAD_TEXT)]
 
 
 def test_details_are_optional_in_the_first_stage(tmp_path: Path) -> None:

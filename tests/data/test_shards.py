@@ -25,8 +25,9 @@ from uvg_core.data.build import build_shards, shard_clips
 from uvg_core.data.encoders import Encoders
 from uvg_core.data.folder import Survey, survey
 from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
-from uvg_core.data.sources import TrainingClip, fingerprint
+from uvg_core.data.sources import TrainingClip, fingerprints
 from uvg_core.errors import UniViGUError
+from uvg_core.locks import LOCK
 from uvg_core.media.text_encoder import TextEncoder
 from uvg_core.media.video import write_video
 
@@ -137,7 +138,8 @@ def shard(tmp_path: Path, number: int) -> Path:
 
 def stamps(tmp_path: Path) -> dict[str, int]:
     """The files of the cache, and a number that changes when one is written anew."""
-    return {path.name: path.stat().st_ino for path in sorted((tmp_path / "cache").iterdir())}
+    files = [path for path in sorted((tmp_path / "cache").iterdir()) if path.name != LOCK]
+    return {path.name: path.stat().st_ino for path in files}
 
 
 def rewritten(before: dict[str, int], after: dict[str, int]) -> set[str]:
@@ -211,7 +213,7 @@ def test_reading_again_and_in_other_processes(made: Made, build, tmp_path: Path)
     shards[0]
     reopened = Shards(tmp_path / "cache")
     assert all_same(shards, reopened)
-    assert reopened.fingerprint == shards.fingerprint
+    assert reopened.fingerprints == shards.fingerprints
     assert all_same(shards, pickle.loads(pickle.dumps(shards)))
     loaded = Shards(tmp_path / "cache", in_memory=True)
     assert all_same(shards, loaded)
@@ -366,7 +368,7 @@ def test_other_encoders_build_all_anew(made: Made, build, tmp_path: Path, said: 
     assert "" in fake.texts
     assert "other encoders" in said[0]
     assert rewritten(before, stamps(tmp_path)) == set(before) - {INDEX}
-    assert first.fingerprint != second.fingerprint
+    assert first.fingerprints != second.fingerprints
 
 
 def test_more_clips_keep_the_full_shards(made: Made, build, said: list[str]) -> None:
@@ -431,7 +433,7 @@ def test_a_folder_of_clips(tmp_path: Path, build, said: list[str]) -> None:
 
     shards, fake = build(source(), per_shard=2)
     assert (len(shards), fake.clips) == (6, 6)
-    assert fingerprint(source()) == fingerprint(source())
+    assert fingerprints(source()) == fingerprints(source())
     before = stamps(tmp_path)
     (data / "3.txt").write_text("a red balloon")
     shards, fake = build(source(), per_shard=2)
@@ -459,7 +461,7 @@ def test_a_world_depends_on_its_number_alone() -> None:
         assert again.prompt == items[i].prompt
         assert source.key(i) == larger.key(i)
     other = WorldSource(60, side=16, frames=5, seed=1)
-    assert fingerprint(source) != fingerprint(larger) != fingerprint(other)
+    assert fingerprints(source) != fingerprints(larger) != fingerprints(other)
     assert any(WorldSource(6, seed=1).item(i).detail != items[i].detail for i in range(6))
     shown = [parse(larger.item(i).detail or "") for i in range(60)]
     found = [world for world in shown if world is not None]

@@ -73,4 +73,7 @@ def shipped(client: Any, server: Server, tmp_path_factory: pytest.TempPathFactor
 def inside(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inside]:
     """A process in ComfyUI's Python with this pack loaded; it calls the functions of ``checks``."""
     with Inside(comfyui, tmp_path_factory.mktemp("inside")) as inside:
+        settings = inside.base / "user" / "uni_vigu.yaml"  # the tests' own folders lie outside of input and output
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(f"folders:\n  - {json.dumps(str(tmp_path_factory.getbasetemp()))}\n", encoding="utf-8")
         yield inside

@@ -61,7 +61,8 @@ async def start(pack: str) -> str | None:
 
     import nodes
 
-    server.PromptServer(_loop)  # nodes send it their live texts, and some register things with it as they load
+    # Nodes send it their live texts, and some register things with it as they load.
+    server.PromptServer(_loop).client_id = "the tests"
     await nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
     return await load_pack(pack)
 

@@ -253,7 +253,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UniViGUError, match=r"gone\.yaml: cannot be read"):
         load_config(tmp_path / "gone.yaml")
     (tmp_path / "latin.yaml").write_bytes("stage: für".encode("latin-1"))
-    with pytest.raises(UniViGUError, match=r"latin\.yaml: not a YAML file"):
+    with pytest.raises(UniViGUError, match=r"latin\.yaml: is not UTF-8 text"):
         load_config(tmp_path / "latin.yaml")
 
 

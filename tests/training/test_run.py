@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,10 @@ pytest.importorskip("diffusers")
 from recipes.worlds.drawing import render
 from recipes.worlds.grammar import random_world
 from uvg_core.checkpoint import load_model, read_config
+from uvg_core.checkpoint.read import open_weights
 from uvg_core.cli.main import main
+from uvg_core.data import folder as folder_of_clips
+from uvg_core.locks import owned
 from uvg_core.media.video import write_video
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
 from uvg_core.training import checkpoints
@@ -136,6 +140,75 @@ def test_a_run_that_is_refused_leaves_the_cache_of_another(
         assert main(["train", str(write_config(tmp_path, clips, **{"steps": 1, **changes})), *resume]) == 1
         assert words in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+
+
+def test_data_that_moved_go_on_and_data_that_changed_do_not(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches and runs go by content: a copy elsewhere, of another age, is the same; one other byte is not."""
+    cache = str(tmp_path / "cache")
+    assert main(["train", str(write_config(tmp_path, clips, steps=1, cache=cache))]) == 0
+    moved, model = tmp_path / "moved" / "far", tmp_path / "model.safetensors"
+    shutil.copytree(clips, moved)
+    shutil.copy(EMBEDDED_MODEL, model)
+    for path in moved.iterdir():
+        os.utime(path, (1, 1))
+    encoded: list[str] = []
+    item = folder_of_clips.Survey.item
+
+    def counted(survey: Any, index: int) -> Any:
+        encoded.append(survey.name(index))
+        return item(survey, index)
+
+    monkeypatch.setattr(folder_of_clips.Survey, "item", counted)
+    again = write_config(tmp_path, moved, steps=1, cache=cache, model=str(model))
+    assert main(["train", str(again), "--resume"]) == 0, capsys.readouterr().err
+    assert encoded == []
+    path = moved / "3.mp4"
+    stamp, data = path.stat(), bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert main(["train", str(again), "--resume"]) == 1
+    assert "data: the clips, their texts" in capsys.readouterr().err
+    assert encoded == []  # nor was the cache of the run thrown away
+
+
+def test_what_earlier_versions_built_and_began_goes_on(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They reckoned by name, size and time."""
+    config, survey = write_config(tmp_path, clips, steps=1, cache=str(tmp_path / "cache")), folder_of_clips.Survey
+    with monkeypatch.context() as before:
+        before.setattr(survey, "key", survey.former_key)
+        assert main(["train", str(config)]) == 0
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    del index["former_source"]
+    for entry in [index["empty"], *index["shards"]]:
+        del entry["same_as"]
+    (tmp_path / "cache" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "cache" / "contents.json").unlink()
+    monkeypatch.setattr(survey, "item", None)
+    for _ in range(2):
+        assert main(["train", str(config), "--resume"]) == 0, capsys.readouterr().err
+
+
+def test_a_second_training_in_a_folder_is_refused_while_the_first_is_at_work(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, clips)
+    (tmp_path / "run").mkdir()
+    with owned(tmp_path / "run", "a training"):
+        assert main(["train", str(config)]) == 1
+    assert "run: a training is at work in this folder" in capsys.readouterr().err
+
+
+def test_a_trained_file_does_not_say_where_its_data_lay(tmp_path: Path, clips: Path) -> None:
+    assert main(["train", str(write_config(tmp_path, clips, steps=1))]) == 0
+    metadata = "".join(open_weights(tmp_path / "run" / "model.safetensors").metadata.values())
+    assert str(clips) not in metadata
+    assert str(tmp_path) not in metadata
+    assert clips.name in metadata
 
 
 def test_bad_settings_are_one_message(tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from tiny_runs import RUN, WORDS, make_config, make_shards, make_start, make_trainer
+from tiny_runs import RUN, WAYS, WORDS, Stop, curve, make_config, make_shards, make_start, make_trainer, same
 
 from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
@@ -26,6 +25,7 @@ from uvg_core.model import PassOptions
 from uvg_core.training import checkpoints
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
+from uvg_core.training.state import RunState
 from uvg_core.training.trainer import Trainer
 
 
@@ -33,28 +33,6 @@ from uvg_core.training.trainer import Trainer
 def folder(tmp_path: Path) -> Path:
     make_start(tmp_path)
     return tmp_path
-
-
-def curve(out: Path) -> list[dict[str, float]]:
-    """The entries of ``losses.jsonl`` without how long they took."""
-    entries = [json.loads(line) for line in (out / "losses.jsonl").read_text("utf-8").splitlines()]
-    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
-
-
-def same(first: list[dict[str, float]], second: list[dict[str, float]], within: float = 0.0) -> bool:
-    assert [set(entry) for entry in first] == [set(entry) for entry in second]
-    pairs = zip(first, second, strict=True)
-    return all(abs(a[name] - b[name]) <= within * max(1, abs(a[name])) for a, b in pairs for name in a)
-
-
-class Stop:
-    """Stops a run after a step, as a user does."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def __call__(self, step: Any, trainer: Any) -> bool:
-        return bool(step.step >= self.after)
 
 
 @pytest.mark.parametrize("stage", ["generate", "recall", "refine"])
@@ -78,16 +56,6 @@ def test_generalised_kl_trains(folder: Path) -> None:
     make_trainer(config, make_shards(folder / "cache")).run()
     values = [entry["text"] for entry in curve(folder / "run") if "text" in entry]
     assert sum(values[-10:]) < sum(values[:10])
-
-
-WAYS: dict[str, dict[str, Any]] = {
-    "as usual": {},
-    "muon in bf16": {"precision": "bf16", "optimizer": {"kind": "muon", "warmup": 2, "ema": 0.9}},
-    "text alone": {"trains": "text"},
-    "a LoRA that drops out": {"trains": "lora", "lora": {"dropout": 0.2}},
-    "embedding flow": {"text_half": "fresh", "text_flow": "embedding"},
-    "accumulated": {"batch": 2, "accumulate": 2},
-}
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -186,11 +154,13 @@ PROCESS = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny_runs import make_config, make_trainer
+from tiny_runs import Stop, make_config, make_trainer
 from uvg_core.data.shards import Shards
 folder = Path({folder!r})
 config = make_config(folder, out=str(folder / "two"), batch=4)
-make_trainer(config, Shards(folder / "cache", in_memory=True)).run()
+data = Shards(folder / "cache", in_memory=True)
+make_trainer(config, data, watch=Stop(3)).run()
+assert make_trainer(config, data).run(resume=True).finished
 """
 
 
@@ -279,17 +249,18 @@ def test_only_the_newest_checkpoints_stay_and_none_is_half_written(folder: Path)
 def test_a_full_disk_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
     trainer = make_trainer(config, data)
-    save = trainer.accelerator.save_state
+    save = RunState.write
 
-    def full(path: str) -> None:
-        save(path)
-        if "00000004" in path:
+    def full(state: RunState, path: Path) -> None:
+        save(state, path)
+        if "00000004" in path.name:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.accelerator, "save_state", full)
+    monkeypatch.setattr(RunState, "write", full)
     with pytest.raises(UniViGUError, match=r"No space left on device.*step_00000002"):
         trainer.run()
     assert [path.name for path in (folder / "run" / checkpoints.FOLDER).iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
     assert make_trainer(config, data).run(resume=True).finished
 
 
@@ -346,7 +317,7 @@ def test_after_a_broken_step_the_run_goes_on_as_its_message_says(folder: Path) -
     assert max(entry["rate"] for entry in curve(folder / "run")[3:]) <= 1e-5
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named(folder: Path, file: str) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
     make_trainer(config, data, watch=Stop(4)).run()

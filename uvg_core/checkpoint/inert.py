@@ -21,6 +21,7 @@ from .weight_file import damaged
 
 MOST_STEPS = 5_000_000  # reads, or 256 bytes; a checkpoint of 1500 weights with Adam's state takes 340,000
 _LONGEST_LINE = 1 << 16
+_LARGEST_KEY = 1 << 32
 # Called with a tensor as the first argument, these give that tensor.
 _PASS_ON = {
     f"torch._utils.{name}"
@@ -153,7 +154,8 @@ def _extended(target: Any, *items: Any) -> Any:
 
 
 def _filled(target: Any, *items: Any) -> Any:
-    """Put keys and values, in turn, into a dict. Only texts stay keys: the hash of a nested tuple may take forever."""
+    """Put keys and values, in turn, into a dict. Only texts and small whole numbers stay keys: the hash of a nested
+    tuple may take forever."""
     if isinstance(target, StandIn):
         entries = target.entries = {} if target.entries is None else target.entries
     elif isinstance(target, dict):
@@ -161,7 +163,7 @@ def _filled(target: Any, *items: Any) -> Any:
     else:
         raise TypeError("entries for no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str):
+        if not isinstance(key, str) and not (type(key) is int and abs(key) < _LARGEST_KEY):
             key = StandIn(Named(repr(key) if isinstance(key, (int, float)) else type(key).__name__))
         entries[key] = value
     return target

@@ -14,6 +14,7 @@ from .inert_values import Named, StandIn, Storage, View
 from .torch_form import contents
 from .weight_file import COUNT_LIMIT, NAME_OF_DTYPE, Place, Stored, WeightFile, damaged
 
+_DEEPEST = 20  # dicts and lists in one another
 _MOST_SHARING = 16  # tensors of a file, in multiples of its size: tied weights are stored once
 
 
@@ -38,6 +39,39 @@ def open_torch(path: Path) -> WeightFile:
             "and again; expected plain weights. Ask for a safetensors version"
         )
     return weights
+
+
+def read_saved(path: Path) -> Any:
+    """The object in a small ``torch.save`` file, such as an optimizer's state: dicts and lists of tensors and plain
+    values. Nothing in it is executed; any other object is None. Raises UniViGUError."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            opened = contents(path, file, data)
+    except (OSError, ValueError) as error:
+        raise UniViGUError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    weights, size = WeightFile(path), path.stat().st_size
+    total = 0
+
+    def plain(value: Any, depth: int = 0) -> Any:
+        nonlocal total
+        if depth > _DEEPEST:
+            raise damaged(path, "it is nested too deeply")
+        if isinstance(value, View):
+            name = str(len(weights.tensors))
+            begin, nbytes = _place(path, name, value, opened.places.get(value.storage.key))
+            weights.tensors[name] = Stored.like(value.shape, value.dtype)
+            weights.places[name] = Place(path, begin, nbytes, value.stride, opened.byteorder != sys.byteorder)
+            total += weights.tensors[name].nbytes
+            if total > _MOST_SHARING * size:
+                raise damaged(path, "its tensors show the same numbers again and again")
+            return weights.read(name)
+        if (entries := _entries(value)) is not None:
+            return {key: plain(one, depth + 1) for key, one in entries.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one, depth + 1) for one in value]
+        return value if isinstance(value, (int, float, str)) else None
+
+    return plain(opened.saved)
 
 
 def _views(weights: WeightFile, saved: Any) -> dict[str, View]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import UniViGUError
+from ..io import read_text
 from ..progress import Bars
 from ..sampling import Ranking, Size
 from ..settings import Text, setting, settings
@@ -27,10 +28,10 @@ class Rank:
         texts = list(self.texts)
         if self.texts_file:
             try:
-                texts += [line.strip() for line in self.texts_file.read_text("utf-8").splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
+                texts += [line.strip() for line in read_text(self.texts_file).splitlines() if line.strip()]
+            except FileNotFoundError as error:
                 raise UniViGUError(
-                    f"{self.texts_file}: cannot be read ({error}); pass a text file in UTF-8 with one candidate a line"
+                    f"{self.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate a line"
                 ) from None
         if not texts:
             raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")

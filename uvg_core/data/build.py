@@ -20,12 +20,13 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import UniViGUError
 from ..io import make_folder, written_whole
+from ..locks import owned
 from ..media.vae import latent_shape
 from ..progress import Report
 from .encoders import Encoders
 from .folder import LeftOut, tally
 from .shards import EMPTY, FORMAT, INDEX, VERSION, Index, Sample, ShardEntry, Shards, sha256_of
-from .sources import Source, TrainingClip, digest
+from .sources import Source, TrainingClip, digest, former_keys
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def build_shards(
         in_memory: as for ``Shards``.
         progress: called with (what, done, total), in clips.
 
-    One process at a time may build in a folder. Raises UniViGUError when no clip can be read, the folder holds an
+    Raises UniViGUError when another process builds in the folder, no clip can be read, the folder holds an
     ``index.json`` of something else, or the system refuses to write (full disk): the shards written before that stay.
     """
     folder = Path(folder)
@@ -73,7 +74,8 @@ def build_shards(
         raise UniViGUError(f"{folder}: there are no clips to build shards of; expected at least one")
     make_folder(folder, "choose another for the cache")
     try:
-        _Builder(source, encoders, folder, progress or (lambda *_: None), say).build(per_shard)
+        with owned(folder, "a build of training data"):
+            _Builder(source, encoders, folder, progress or (lambda *_: None), say).build(per_shard)
     finally:
         encoders.release()
     shards = Shards(folder, in_memory=in_memory)
@@ -95,16 +97,18 @@ class _Builder:
         old, total = Index.read(self.folder), len(self.source)
         keys = [self.source.key(index) for index in range(total)]
         made_by = [VERSION, self.encoders.fingerprint]
-        wanted = [ShardEntry(EMPTY, digest(made_by))]
+        wanted, former = [ShardEntry(EMPTY, digest(made_by))], former_keys(self.source)
         for number, first in enumerate(range(0, total, per_shard)):
-            own = keys[first : first + per_shard]
+            own, before = (some[first : first + per_shard] for some in (keys, former))
             file = f"uvg-shard-{number:05d}.safetensors"
-            wanted.append(ShardEntry(file, digest([*made_by, own]), first, items=len(own)))
+            same_as = digest([*made_by, before]) if before else ""
+            wanted.append(ShardEntry(file, digest([*made_by, own]), first, items=len(own), same_as=same_as))
         ready = self._unchanged(old, wanted)
 
         def index() -> Index:
             shards = tuple(ready[one.file] for one in wanted[1:] if one.file in ready)
-            return Index(digest(keys), self.encoders.fingerprint, total, ready[EMPTY], shards)
+            before = digest(former) if former else ""
+            return Index(digest(keys), self.encoders.fingerprint, total, ready[EMPTY], shards, before)
 
         for entry in wanted:
             if entry.file not in ready:
@@ -133,7 +137,7 @@ class _Builder:
         there = {entry.file: entry for entry in (old.empty, *old.shards)}
         # One without clips is tried again: what kept all of them from being read may have passed.
         known = [want for want in wanted if want.file in there and (there[want.file].clips or not want.items)]
-        same = [there[want.file] for want in known if there[want.file].content == want.content]
+        same = [entry for want in known if (entry := _still(there[want.file], want))]
         ready, faults = {}, []
         for entry, done in zip(same, accumulate(entry.items for entry in same), strict=True):
             if fault := entry.fault(self.folder, thorough=True):
@@ -179,6 +183,7 @@ class _Builder:
         details = [one.detail_ids for one in samples if one.detail_ids is not None]
         built = replace(
             entry,
+            same_as="",
             clips=len(samples),
             details=len(details),
             longest_prompt=max((len(one.prompt_ids) for one in samples), default=0),
@@ -220,6 +225,14 @@ class _Builder:
         with written_whole(path) as temporary:
             save_file(tensors, temporary, facts)
         return replace(entry, bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def _still(entry: ShardEntry, wanted: ShardEntry) -> ShardEntry | None:
+    """The entry of a shard that need not be built again, None for one that must. ``wanted.same_as``: what an earlier
+    version would have called it."""
+    if wanted.content in (entry.content, entry.same_as):
+        return entry
+    return replace(entry, same_as=wanted.content) if entry.content == wanted.same_as else None
 
 
 def _packed(samples: list[Sample]) -> dict[str, Tensor]:

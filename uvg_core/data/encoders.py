@@ -85,11 +85,12 @@ def fingerprint_of(parts: Components) -> str:
     run = parts.config.run
     sizes = [run.frames, run.height, run.width, run.fps, run.context_length, run.pad_token, run.eos_token]
     tokenizer = hashlib.sha256(parts.tokenizer.proto).hexdigest()
-    weights = [_weights_digest(one.path, one.prefix) for one in (parts.files.vae, parts.files.encoder)]
+    weights = [weights_digest(one.path, one.prefix) for one in (parts.files.vae, parts.files.encoder)]
     return digest([parts.config.model.latent_space, parts.text_states, sizes, tokenizer, *weights])
 
 
-def _weights_digest(path: Path, prefix: str) -> str:
+def weights_digest(path: Path, prefix: str = "") -> str:
+    """Over the tensors of a file whose names begin with ``prefix``, in hex: see ``fingerprint_of``."""
     weights = open_weights(path)
     stored = {name: weights.tensors[name] for name in sorted(weights.tensors) if name.startswith(prefix)}
     is_large = sum(one.nbytes for one in stored.values()) > LARGE_BYTES

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import RunConfig
+from ..content import content_of
 from ..errors import UniViGUError
+from ..io import read_text
 from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
 from ..pipeline.folders import text_files
 from ..progress import Report
@@ -18,7 +20,7 @@ from .sources import TrainingClip, digest
 # Why a clip is left out; where several reasons hold, the first in this order is reported.
 NO_CAPTION = "without a caption"
 EMPTY_CAPTION = "with an empty caption"
-BAD_TEXT = "with a caption that is not UTF-8 text"
+BAD_TEXT = "with a caption that cannot be read"
 PROMPT_LENGTH = "with a prompt outside the token limits"
 NO_DETAIL = "without a detailed caption"
 DETAIL_LENGTH = "with a detailed caption outside the token limits"
@@ -82,7 +84,7 @@ class ClipFile:
 
     name      path relative to the data folder, with forward slashes
     detail    None where there is none, or none within the limits
-    size      bytes of the file; ``changed`` its modification time in ns: together they tell whether it has changed
+    content   what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
     """
 
     path: Path
@@ -90,6 +92,7 @@ class ClipFile:
     prompt: str
     detail: str | None
     info: ClipInfo
+    content: str
     size: int
     changed: int
 
@@ -114,9 +117,17 @@ class Survey:
         return len(self.usable)
 
     def key(self, index: int) -> str:
-        """Over name, size, time of change, texts, and the size and rate that pixels are brought to."""
+        """Over what the file holds, its texts, and the size and rate that pixels are brought to: data that are moved,
+        copied or touched stay the same."""
+        return self._digest(index, self.usable[index].content)
+
+    def former_key(self, index: int) -> str:
+        """The key of versions up to 0.1.1, by name, size and time: what they built need not be built anew."""
+        clip = self.usable[index]
+        return self._digest(index, [clip.name, clip.size, clip.changed])
+
+    def _digest(self, index: int, file: object) -> str:
         clip, run = self.usable[index], self.run
-        file = [clip.name, clip.size, clip.changed]
         return digest([file, clip.prompt, clip.detail, run.frames, run.height, run.width, run.fps])
 
     def name(self, index: int) -> str:
@@ -207,7 +218,8 @@ def survey(
             info, stat = probe(path), path.stat()
             short = too_short(name, info, run)
             if short is None:
-                found.usable.append(ClipFile(path, name, prompt, detail, info, stat.st_size, stat.st_mtime_ns))
+                file = content_of(path), stat.st_size, stat.st_mtime_ns
+                found.usable.append(ClipFile(path, name, prompt, detail, info, *file))
             else:
                 found.left_out.append(short)
         except _Unusable as why:
@@ -254,11 +266,11 @@ def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[st
     """A text within the limits. ``reasons``: for one that is missing, one that is empty, and one of another length."""
     missing, empty, other_length = reasons
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_text(path).strip()
     except FileNotFoundError:
         raise _Unusable(missing) from None
-    except UnicodeDecodeError as error:
-        raise _Unusable(BAD_TEXT, f"byte {error.start} of {path.name}") from None
+    except UniViGUError as error:
+        raise _Unusable(BAD_TEXT, str(error)) from None
     if not text:
         raise _Unusable(empty)
     length = len(tokens(text))

@@ -31,12 +31,13 @@ from torch.utils.data import Dataset
 
 from ..checkpoint.read import open_safetensors
 from ..errors import UniViGUError
-from ..io import write_text
+from ..io import read_text, write_text
 from .folder import LeftOut
 from .sources import digest
 
 FORMAT, VERSION = "uni-vigu shards", 1
 INDEX, EMPTY = "index.json", "uvg-empty.safetensors"
+_LARGEST_INDEX = 2**27
 SMALL = 2**32  # bytes of a cache that is read into memory unasked
 
 
@@ -85,7 +86,7 @@ class Shards(Dataset[Sample]):
         self._shards = [shard for shard in index.shards if shard.clips]
         self._starts = [0, *accumulate(shard.clips for shard in self._shards)]
         self._open: dict[str, _OpenShard] = {}
-        self.fingerprint = digest([index.source, index.encoders])
+        self.fingerprints = index.fingerprints()
         self.left_out = [one for shard in index.shards for one in shard.left_out]
         self.details = sum(shard.details for shard in self._shards)
         self.longest_prompt = max((shard.longest_prompt for shard in self._shards), default=0)
@@ -146,7 +147,8 @@ class _OpenShard:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """The index's entry of one shard file; ``content`` is a digest of what it was built from."""
+    """The index's entry of one shard file. ``content`` is a digest of what it was built from, as the file states it;
+    ``same_as`` what that is today, where an earlier version of the pack built it and reckoned otherwise."""
 
     file: str
     content: str
@@ -159,6 +161,7 @@ class ShardEntry:
     bytes: int = 0
     sha256: str = ""
     left_out: tuple[LeftOut, ...] = ()
+    same_as: str = ""
 
     def fault(self, folder: Path, thorough: bool) -> str:
         """What is wrong with the file, '' for nothing; only ``thorough`` reads all of it."""
@@ -177,13 +180,19 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """``index.json``: fingerprints of source and encoders, clips of the source, and an entry for each file."""
+    """``index.json``: fingerprints of source and encoders, clips of the source, and an entry for each file.
+    ``former_source``: the fingerprint that an earlier version of the pack gave the source, where it was another."""
 
     source: str
     encoders: str
     items: int
     empty: ShardEntry
     shards: tuple[ShardEntry, ...]
+    former_source: str = ""
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the data: today's, and the one that a run of an earlier version may have noted."""
+        return tuple(digest([source, self.encoders]) for source in (self.source, self.former_source) if source)
 
     def write(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -196,12 +205,10 @@ class Index:
         Raises UniViGUError for an index of something else."""
         path = folder / INDEX
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path, most=_LARGEST_INDEX))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise UniViGUError(f"{path}: cannot be read ({error}). Delete it, or choose another cache folder") from None
-        except ValueError:  # cut off, where shards lie beside it
+        except (ValueError, RecursionError):  # cut off, where shards lie beside it
             data = {"format": FORMAT} if any(folder.glob("uvg-shard-*.safetensors")) else None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UniViGUError(

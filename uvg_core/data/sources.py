@@ -40,9 +40,17 @@ class Source(Protocol):
         """The clip itself. A clip for which this raises UniViGUError is left out and counted."""
 
 
-def fingerprint(source: Source) -> str:
-    """One number for everything in a source: changes when any clip, text or their order does."""
-    return digest([source.key(index) for index in range(len(source))])
+def fingerprints(source: Source) -> list[str]:
+    """One number for everything in a source, which changes when any clip, text or their order does; and the one that
+    an earlier version of the pack would have given it, where that was another."""
+    keys = [source.key(index) for index in range(len(source))]
+    return [digest(some) for some in (keys, former_keys(source)) if some]
+
+
+def former_keys(source: Source) -> list[str]:
+    """The keys that earlier versions of the pack gave the clips, where these were others; else none."""
+    former = getattr(source, "former_key", None)
+    return [] if former is None else [former(index) for index in range(len(source))]
 
 
 def digest(facts: object) -> str:

@@ -1,7 +1,6 @@
 """Checkpoints of a run: whole or not at all, the newest N of them.
 
-OUT/checkpoints/step_00000500/   weights, optimizer, moving average and random state as accelerate writes them,
-                                 and run.json
+OUT/checkpoints/step_00000500/   weights, optimizer, moving average and random states (``state.py``), and run.json
 """
 
 from __future__ import annotations
@@ -9,13 +8,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.encoders import weights_digest
 from ..errors import UniViGUError
-from ..io import flushed, make_folder, write_text
+from ..io import flushed, flushed_folder, make_folder, read_text, write_text
 from .config import TrainConfig, changed
+from .state import RunState
 
 FOLDER = "checkpoints"
 FACTS = "run.json"
@@ -49,10 +50,11 @@ def newest(out: Path) -> Path | None:
 def read(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself. Raises UniViGUError for one that was tampered with."""
     try:
-        facts: dict[str, Any] = json.loads((checkpoint / FACTS).read_text("utf-8"))
-        _ = int(facts["step"]), facts["config"], facts["data"], facts["global_batch"]
+        facts: dict[str, Any] = json.loads(read_text(checkpoint / FACTS, exact=True))
+        facts["config"] = dict(facts["config"])
+        _ = int(facts["step"]), facts["data"], int(facts["global_batch"])
         return facts
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UniViGUError(
             f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
         ) from None
@@ -62,10 +64,11 @@ def require_startable(
     config: TrainConfig,
     global_batch: int,
     resume: bool,
-    data: str | None = None,
+    data: Sequence[str] = (),
     accept: Callable[[str], object] | None = None,
 ) -> Path | None:
-    """The checkpoint to go on from, None at the beginning. ``data``: fingerprint, None where it is not known yet.
+    """The checkpoint to go on from, None at the beginning. ``data``: its fingerprints, any of which may have been
+    noted; none where they are not known yet. What the data and the starting file hold counts, not where they lie.
     ``accept`` is called with what has changed, and the run goes on all the same.
 
     Raises UniViGUError where another run is in the way, or going on would not be the same one. Asked once before any
@@ -79,8 +82,10 @@ def require_startable(
             "another out"
         )
     facts = read(last)
-    differences = changed(facts["config"], config.to_dict())
-    if data not in (None, facts["data"]):
+    differences = changed(facts["config"], config.to_dict(), by_content=("data",))
+    if facts.get("starts_from") == starts_from(config):
+        differences = [line for line in differences if not line.startswith("model: ")]
+    if data and facts["data"] not in data:
         differences.append("data: the clips, their texts or what encodes them have changed")
     if facts["global_batch"] != global_batch:
         differences.append(
@@ -97,37 +102,46 @@ def require_startable(
     return last
 
 
-def load(checkpoint: Path, accelerator: Any) -> None:
+def starts_from(config: TrainConfig) -> str:
+    """A digest of the file that a run starts from."""
+    return weights_digest(Path(config.model))
+
+
+def load(checkpoint: Path, state: RunState) -> None:
     """Put the state of all processes back. Raises UniViGUError for a checkpoint that is damaged, or of another network
     or optimizer."""
     try:
-        accelerator.load_state(str(checkpoint))
-    except Exception as error:  # of four libraries, each with errors of its own
+        state.read(checkpoint)
+    except (UniViGUError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise UniViGUError(
             f"{checkpoint}: cannot be read ({_reason(error)}): it is damaged, or of another network or optimizer. "
             "Remove it, and --resume takes the one before"
         ) from error
-    accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many batches they had
+    state.accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many those had
 
 
-def write(out: Path, accelerator: Any, facts: dict[str, Any], keep: int) -> Path:
+def write(out: Path, state: RunState, facts: dict[str, Any], keep: int) -> Path:
     """Write the state of all processes; returns the checkpoint's folder. The newest ``keep`` stay.
 
     Raises UniViGUError when the system refuses (full disk); earlier checkpoints stay as they are."""
     final = out / FOLDER / f"step_{facts['step']:08d}"
-    part = out / FOLDER / f".{final.name}.part"
+    part, earlier = (out / FOLDER / f".{final.name}.{end}" for end in ("part", "old.part"))
+    accelerator = state.accelerator
     try:
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(part))
+        state.write(part)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_text(part / FACTS, json.dumps(facts, indent=1))
             flushed(*(path for path in part.rglob("*") if path.is_file()))
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                final.replace(earlier)
             part.replace(final)
+            flushed_folder(final.parent)
+            shutil.rmtree(earlier, ignore_errors=True)
             for old in finished(out)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()

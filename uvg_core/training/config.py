@@ -4,6 +4,7 @@ class (see ``settings.py``); a key that none of them knows is an error that name
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -272,10 +273,12 @@ class TrainConfig:
 FREE_AT_RESUME = ("out", "cache", "wan", "device", "batch", "accumulate", "compiled", "checkpointing", "keep")
 
 
-def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """``name: old -> new`` for every setting that a continued run may not change."""
+def changed(old: dict[str, Any], new: dict[str, Any], by_content: Sequence[str] = ()) -> list[str]:
+    """``name: old -> new`` for every setting that a continued run may not change. ``by_content``: names of paths, which
+    are compared by what lies there, elsewhere."""
+    free = {*FREE_AT_RESUME, *by_content}
     before, after = (
-        _flat({name: value for name, value in values.items() if name not in FREE_AT_RESUME}) for values in (old, new)
+        _flat({name: value for name, value in values.items() if name not in free}) for values in (old, new)
     )
     names = sorted(before.keys() | after.keys())
     return [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]

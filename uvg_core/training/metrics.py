@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import CheckpointConfig, RunConfig
 from ..data.shards import Sample, Shards
 from ..errors import UniViGUError
-from ..io import write_text, written_whole
+from ..io import read_text, write_text, written_whole
 from ..model import UniViGU
 from ..sampling import GuidedDenoiser, Sampling, joint, text_to_video, video_to_text
 from ..sampling.loop import Callback
@@ -174,7 +174,7 @@ class MetricsLogger:
         """Drop entries after ``step``: they belong to a part of the run that was lost and is done again."""
         self._begins = step + 1
         if self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = read_text(self.path, most=2**30).splitlines()
             write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
     def sample(self, step: int, model: UniViGU, data: Shards) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig
+from ..content import remembered
 from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
-from ..data.sources import Source
+from ..data.sources import Source, digest, fingerprints
 from ..errors import UniViGUError
+from ..io import make_folder, require_writable
+from ..locks import owned
 from ..media.vae import LatentCodec
 from ..pipeline.component_files import Places
 from ..pipeline.components import Components
@@ -47,36 +51,51 @@ def train(
     Raises UniViGUError before any work for settings, files or packages that cannot do the job."""
     accelerator = make_accelerator(config)
     accept = (lambda _: None) if accept_changes else None
-    checkpoints.require_startable(config, clips_a_step(config, accelerator), resume, accept=accept)
+    startable = partial(checkpoints.require_startable, config, clips_a_step(config, accelerator), resume, accept=accept)
+    startable()
     require_packages(config)
     require_whole_weights(config, accelerator)
-    facts = starting_facts(config)
-    parts = Components(
-        config.model,
-        Places(wan=None if config.wan is None else Path(config.wan)),
-        device=accelerator.device,
-        progress=progress if accelerator.is_main_process else None,
-        config=facts,
-    )
-    if facts.model.vocab_size and config.text_half == "keep":
-        require_vocabulary(facts.model, parts.tokenizer.size, config.model)
-    data = open_data(config, parts, accelerator, say=say, progress=progress)
-    on_cpu = accelerator.device.type == "cpu"
-    in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
-    model = starting_network(
-        config,
-        vocab_size=parts.tokenizer.size,
-        attention=plain_attention if on_cpu else None,
-        dtype=torch.float32 if in_float32 else None,
-    )
+    with _owned_by_us(config, accelerator):
+        facts = starting_facts(config)
+        parts = Components(
+            config.model,
+            Places(wan=None if config.wan is None else Path(config.wan)),
+            device=accelerator.device,
+            progress=progress if accelerator.is_main_process else None,
+            config=facts,
+        )
+        if facts.model.vocab_size and config.text_half == "keep":
+            require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+        data = open_data(config, parts, accelerator, require=startable, say=say, progress=progress)
+        on_cpu = accelerator.device.type == "cpu"
+        in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
+        model = starting_network(
+            config,
+            vocab_size=parts.tokenizer.size,
+            attention=plain_attention if on_cpu else None,
+            dtype=torch.float32 if in_float32 else None,
+        )
 
-    def decode(latent: Tensor) -> Tensor:
-        with parts.using("vae") as vae:
-            return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
+        def decode(latent: Tensor) -> Tensor:
+            with parts.using("vae") as vae:
+                return LatentCodec(vae, model.config.latent_space).decode(latent.to(parts.device))[0]
 
-    callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
-    trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
-    return trainer.run(resume, accept_changes)
+        callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
+        trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
+        return trainer.run(resume, accept_changes)
+
+
+@contextmanager
+def _owned_by_us(config: TrainConfig, accelerator: Any) -> Iterator[None]:
+    """No other training may write into the run's folder meanwhile. Raises UniViGUError while one does."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    make_folder(config.out_folder, "choose another folder for out")
+    for name in ("lora.safetensors" if config.trains == "lora" else "model.safetensors", "losses.jsonl"):
+        require_writable(config.out_folder / name)
+    with owned(config.out_folder, "a training"):
+        yield
 
 
 def is_sharded(accelerator: Any) -> bool:
@@ -128,14 +147,26 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 
 def open_data(
-    config: TrainConfig, parts: Components, accelerator: Any, *, say: Say = print, progress: Report | None = None
+    config: TrainConfig,
+    parts: Components,
+    accelerator: Any,
+    *,
+    require: Callable[[Sequence[str]], object] = lambda _: None,
+    say: Say = print,
+    progress: Report | None = None,
 ) -> Shards:
-    """The shards of ``config.data``, built by the main process where they are missing or out of date."""
+    """The shards of ``config.data``, built by the main process where they are missing or out of date.
+
+    ``require`` gets the fingerprints of the data before anything is built, and raises where they must not be used."""
     data = None
     if accelerator.is_main_process:
+        make_folder(config.cache_folder, "choose another for the cache")
+        with remembered(config.cache_folder / "contents.json"):
+            source, encoders = make_source(config, parts, say, progress), Encoders.from_components(parts)
+        require([digest([one, encoders.fingerprint]) for one in fingerprints(source)])
         data = build_shards(
-            make_source(config, parts, say),
-            Encoders.from_components(parts),
+            source,
+            encoders,
             config.cache_folder,
             per_shard=shard_clips(parts.config.run),
             in_memory=None,
@@ -146,7 +177,7 @@ def open_data(
     return data or Shards(config.cache_folder, in_memory=None)
 
 
-def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
+def make_source(config: TrainConfig, parts: Components, say: Say, progress: Report | None = None) -> Source:
     """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
     run = parts.config.run
     if (other := plugged_in(config, run)) is not None:
@@ -158,6 +189,7 @@ def make_source(config: TrainConfig, parts: Components, say: Say) -> Source:
         parts.tokenizer.ids,
         limits=TextLimits(config.tokens.prompt or usual.prompt, config.tokens.detail or usual.detail),
         need_detail=config.stage == "refine",
+        progress=progress,
     )
     say(str(found))
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +33,13 @@ from .objective import Objective
 from .optimizers import Average, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
 from .start import choose_trainable, save_lora, save_network
+from .state import RunState
 
 Say = Callable[[str], object]
 # Gets a step's metrics and the trainer; returns True to stop here. What has been learnt is kept.
 Watch = Callable[[StepMetrics, "Trainer"], bool | None]
 # Settings of a card that say how clips were drawn; and rules of the network, where they were changed.
-_CARD = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision", "data")
+_CARD = ("trains", "seed", "steps", "detail_share", "empty_text", "joint_shared", "precision")
 _RULES = ("v2t_attention", "kappa_exponent")
 
 
@@ -107,10 +109,11 @@ class Trainer:
         self.average: Average | None = None
         if config.optimizer.ema:
             self.average = Average(_learning(self._bare), config.optimizer.ema)
-            accelerator.register_for_checkpointing(self.average)
+        self.state = RunState(accelerator, self.objective, tuple(self.optimizers), self.average)
         self.order = Order(len(data), config.seed, config.stage)
         self.step = 0
         self._checkpoint: Path | None = None  # the newest one
+        self._starts_from = checkpoints.starts_from(config) if writes else ""
         is_logged = accelerator.is_main_process and writes
         self.logger = MetricsLogger(config, facts, callbacks.decode, callbacks.tokens_to_text) if is_logged else None
 
@@ -253,7 +256,7 @@ class Trainer:
     def _begin(self, resume: bool, accept_changes: bool) -> None:
         folder = self.config.out_folder
         accept = self.say if accept_changes else None
-        last = checkpoints.require_startable(self.config, self.global_batch, resume, self.data.fingerprint, accept)
+        last = checkpoints.require_startable(self.config, self.global_batch, resume, self.data.fingerprints, accept)
         step = -1 if last is None else checkpoints.step_of(last)
         found = set(self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist())
         if len(found) > 1:  # each process would train another network
@@ -266,7 +269,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if last is not None:
             settings = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
-            checkpoints.load(last, self.accelerator)
+            checkpoints.load(last, self.state)
             for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
             self.step, self._checkpoint = step, last
@@ -284,10 +287,11 @@ class Trainer:
         facts = {
             "step": self.step,
             "global_batch": self.global_batch,
-            "data": self.data.fingerprint,
+            "data": self.data.fingerprints[0],
+            "starts_from": self._starts_from,
             "config": config.to_dict(),
         }
-        self._checkpoint = checkpoints.write(config.out_folder, self.accelerator, facts, config.keep.checkpoints)
+        self._checkpoint = checkpoints.write(config.out_folder, self.state, facts, config.keep.checkpoints)
 
     def learnt(self) -> dict[str, Tensor]:
         """The averaged weights by name, on the CPU: the whole network's, or those of its LoRA."""
@@ -319,6 +323,7 @@ class Trainer:
         plain = self.config.to_dict()
         return {
             **{name: plain[name] for name in _CARD},
+            "data": re.split(r"[\\/]", self.config.data)[-1],  # not where it lies: files are passed on
             "step": self.step,
             "global_batch": self.global_batch,
             "clips": len(self.data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def message(act: Callable[[], Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def saved(file: str) -> str:
+    """The path of a file that a node says it has written."""
+    if file.startswith("(system temp)"):
+        return file.replace("(system temp)", tempfile.gettempdir(), 1)
+    return str(Path(folder_paths.get_output_directory()).parent / file)
 
 
 def load_embedded(**widgets: Any) -> Any:

@@ -28,6 +28,7 @@ from check_made import (
     message,
     model_folder,
     run,
+    saved,
 )
 from comfy_api.latest import InputImpl
 from worker import node_class, pack_module
@@ -212,15 +213,21 @@ def live_text() -> list[str]:
 
     model, clip, vae = load_embedded()
     latent, _ = sample_latent(vae)
-    said: list[tuple[str, str]] = []
-    kept = PromptServer.instance.send_progress_text
-    PromptServer.instance.send_progress_text = lambda text, node_id, sid=None: said.append((node_id, text))
+    said: list[tuple[str, str, str | None]] = []
+    server = PromptServer.instance
+    kept, client = server.send_progress_text, server.client_id
+    server.send_progress_text = lambda text, node_id, sid=None: said.append((text, node_id, sid))
     try:
         run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **CAPTIONING)
+        assert {(node, sid) for _, node, sid in said} == {("1", client)}
+        texts = [text for text, *_ in said]
+        said.clear()
+        server.client_id = None  # a prompt that nobody waits for
+        run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **CAPTIONING)
+        assert not said
     finally:
-        PromptServer.instance.send_progress_text = kept
-    assert {node for node, _ in said} == {"1"}
-    return [text for _, text in said]
+        server.send_progress_text, server.client_id = kept, client
+    return texts
 
 
 def interrupted() -> dict[str, Any]:
@@ -323,13 +330,14 @@ def folder(path: str) -> dict[str, Any]:
         )
 
     cls = node_class("UniViGUCaptionFolder")
-    before = cls.fingerprint_inputs(folder=f' "{path}"')
+    asked = {"folder": f' "{path}"', "subfolders": True}
+    before = cls.fingerprint_inputs(**asked)
     first = caption()
     return {
         "first": first,
         "second": caption(),
         "prefixed": caption(overwrite=True, prefix="mystyle, ", subfolders=False),
-        "noticed": cls.fingerprint_inputs(folder=f' "{path}"') != before,
+        "noticed": cls.fingerprint_inputs(**asked) != before,
         "files": {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(path).rglob("*.txt"))},
     }
 
@@ -344,9 +352,9 @@ def saving() -> dict[str, Any]:
         folder_paths.add_model_folder_path(kind, str(Path(folder_paths.get_output_directory()) / kind))
     for dtype in ("as loaded", "bf16", "fp16", "fp32", "fp8"):
         (file,) = run("UniViGUSave", model=model, filename_prefix=f"saved_{dtype.replace(' ', '_')}", dtype=dtype)
-        again = core.load_model(file, dtype=torch.float32)
+        again = core.load_model(saved(file), dtype=torch.float32)
         gaps = [distance(tensor.float(), reference[name]) for name, tensor in again.state_dict().items()]
-        found[dtype] = [max(gaps), core.read_config(file).run.text_length, Path(file).parent.name]
+        found[dtype] = [max(gaps), core.read_config(saved(file)).run.text_length, Path(file).parent.name]
         found[f"{dtype} in the list"] = Path(file).name in [Path(n).name for n in bridge.file_names("checkpoint")]
     lora = model_folder("loras") / "saved.safetensors"
     comfy.utils.save_torch_file(
@@ -354,7 +362,7 @@ def saving() -> dict[str, Any]:
          "diffusion_model.blocks.0.ffn_t.0.lora_B.weight": torch.ones(96, 1)}, str(lora))  # fmt: skip
     (patched, report) = run("UniViGULoraLoader", model=model, lora=lora.name, strength_video=1.0, strength_text=0.5)
     (file,) = run("UniViGUSave", model=patched, filename_prefix="saved_lora", dtype="as loaded")
-    changed = core.load_model(file).state_dict()
+    changed = core.load_model(saved(file)).state_dict()
     found["lora"] = [report, distance(changed["blocks.0.ffn_t.0.weight"], reference["blocks.0.ffn_t.0.weight"] + 0.5)]
     tiny, clip, vae = load_embedded()
     (file,) = run("UniViGUSave", model=tiny, filename_prefix="saved_whole", dtype="fp16", clip=clip, vae=vae)
@@ -755,12 +763,12 @@ def checked() -> dict[str, Any]:
         "wrong": distance(expected, sampled(wrong)),
     }
     (file,) = run("UniViGUSave", model=judged, filename_prefix="checked", dtype="as loaded")
-    config = pack_module("uvg_core.checkpoint").read_config(file)
+    config = pack_module("uvg_core.checkpoint").read_config(saved(file))
     found["file"] = [config.model.latent_space, config.run.text_states, config.run.checked]
     (file,) = run("UniViGUSave", model=wrong, filename_prefix="unchecked", dtype="as loaded")
-    found["unchecked"] = pack_module("uvg_core.checkpoint").read_config(file).model.latent_space
+    found["unchecked"] = pack_module("uvg_core.checkpoint").read_config(saved(file)).model.latent_space
     release = load_embedded(text_states="release")[1]
     found["release"] = message(lambda: run("UniViGUCheck", model=right, clip=release, vae=vae))
     bridge.offer_samples()
-    found["offered"] = (bridge.input_directory() / "check").exists()
+    found["offered"] = (Path(folder_paths.get_input_directory()) / "check").exists()
     return found

@@ -16,7 +16,18 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from check_made import bridge, checkpoint, core, distance, is_text_weight, load_embedded, message, model_folder, run
+from check_made import (
+    bridge,
+    checkpoint,
+    core,
+    distance,
+    is_text_weight,
+    load_embedded,
+    message,
+    model_folder,
+    run,
+    saved,
+)
 from comfy_api.latest import InputImpl, Types
 from worker import node_class, pack_module
 
@@ -254,7 +265,7 @@ def loaded(folder: str) -> dict[str, Any]:
     """Load Training Clips: lists, report, what it leaves out and notices."""
     parts = load_embedded()
     cls = node_class("UniViGULoadClips")
-    before = cls.fingerprint_inputs(folder=folder)
+    before = cls.fingerprint_inputs(folder=folder, subfolders=True)
     videos, prompts, details, report = load(parts, folder)
     Path(folder, "new.txt").write_text("a red circle", encoding="utf-8")
     return {
@@ -263,7 +274,7 @@ def loaded(folder: str) -> dict[str, Any]:
         "details": details,
         "report": report,
         "with details": load(parts, folder, need_details=True)[2:],
-        "noticed": cls.fingerprint_inputs(folder=folder) != before,
+        "noticed": cls.fingerprint_inputs(folder=folder, subfolders=True) != before,
     }
 
 
@@ -367,6 +378,7 @@ def breaks_off(folder: str) -> dict[str, Any]:
         file = train(parts, clips, trains="text", steps=2, filename_prefix="full")[3]
     finally:
         training.save_checkpoint = save
+    file = saved(file)
     found["elsewhere"] = Path(file).is_file() and "output" not in Path(file).parts
     shutil.rmtree(Path(file).parent)
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 
+from ...confined import is_open
 from ...errors import UniViGUError
 from .limits import (
     EXPECTED,
@@ -51,7 +52,7 @@ def find_clips(
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
-        videos += [path for path in clips if path.is_file()]
+        videos += [path for path in clips if is_open(path) and path.is_file()]
     return sorted(videos)
 
 
@@ -66,6 +67,8 @@ class Source:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not is_open(path):
+            raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
         _require_file(path)
         require_sound_decoders()
         self.path = Path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def file_path(widget: str, name: str) -> str:
     what = "the released model" if widget == "checkpoint" else "what Wan 2.1 uses"
     download = f". To get {what}: {RELEASE[widget]}" if widget in RELEASE else ""
     raise UniViGUError(
-        f"{name}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
+        f"{re.split(r'[\\/]', name)[-1]}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
         f"press R, and choose it again{download}"
     )
 

@@ -493,7 +493,7 @@ def rounds(own: Server, count: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not show what a process holds")
 def test_prompts_of_two_people_do_not_touch_each_other(own: Server) -> None:
-    rounds(own, 24)
+    rounds(own, 12)
 
 
 @pytest.mark.slow

@@ -134,6 +134,7 @@ def test_every_message_is_safe_to_print(tmp_path: Path) -> None:
     shown = printable(hostile)
     assert shown == "caf\\udce9 \\x1b[31mred\\u202egnp.exe\\u2066 \\x07 plain ünïcödé 動画\n\ttab"
     assert str(UniViGUError(hostile)) == shown
+    assert len(str(UniViGUError("x" * 100_000 + "\n" + "y" * 100_000))) < 5000
     write_text(tmp_path / "a.txt", "caf\udce9")
     assert (tmp_path / "a.txt").read_text() == "caf\\udce9"
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from in_comfyui_host import ROOT, ComfyUI
 
 
+@pytest.mark.slow  # half a minute; tests/test_on_a_gpu.py rehearses the same script without ComfyUI
 def test_the_rehearsal_runs_in_comfyui(comfyui: ComfyUI, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "on_a_gpu.py"), "--rehearse", "--only", "ComfyUI"]
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)

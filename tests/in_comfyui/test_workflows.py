@@ -166,6 +166,7 @@ def test_training_in_two_stages_changes_what_the_model_says(client: Any, server:
     assert (found[3], found[1]) == seen_in(server.base / "input" / "uvg_sample.mp4")
 
 
+@pytest.mark.slow  # a training; test_training.py has both stages through the same nodes, smaller
 def test_training_in_two_stages_leaves_both_loras_and_their_losses(client: Any, server: Server) -> None:
     graph = graph_of("train_two_stages")
     for stage in ids_of(graph, "UniViGUTrain"):

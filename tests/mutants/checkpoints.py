@@ -95,7 +95,7 @@ def _read_lora(path: Path) -> object:
     return str(lora)
 
 
-def _lie_in_safetensors(data: bytes, random: Random) -> bytes:
+def lie_in_safetensors(data: bytes, random: Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + length])
     stated = header.get("__metadata__") or {}
@@ -108,7 +108,7 @@ def _lie_in_safetensors(data: bytes, random: Random) -> bytes:
     return prefixed(json.dumps(header).encode()) + data[8 + length :]
 
 
-def _lie_in_zip(data: bytes, random: Random) -> bytes:
+def lie_in_zip(data: bytes, random: Random) -> bytes:
     """The same archive with a pickle whose numbers lie, or with members gone, cut, compressed, doubled."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
@@ -137,10 +137,10 @@ def _lie_in_zip(data: bytes, random: Random) -> bytes:
 
 
 PARSERS = {
-    "checkpoint, safetensors": Parser(_make_native, _read_model, _lie_in_safetensors),
-    "checkpoint, pth": Parser(_make_torch, _read_torch, _lie_in_zip),
+    "checkpoint, safetensors": Parser(_make_native, _read_model, lie_in_safetensors),
+    "checkpoint, pth": Parser(_make_torch, _read_torch, lie_in_zip),
     "shard index": Parser(_make_shards, _read_model, wrong_json),
     "config.json": Parser(_make_config, _read_model, wrong_json),
-    "LoRA": Parser(lambda folder: _lora(folder, peft=False), _read_lora, _lie_in_safetensors),
+    "LoRA": Parser(lambda folder: _lora(folder, peft=False), _read_lora, lie_in_safetensors),
     "adapter_config.json": Parser(lambda folder: _lora(folder, peft=True), _read_lora, wrong_json),
 }

@@ -387,6 +387,13 @@ def test_the_hint_in_words_follows_the_tokenizer(
     assert "about 2 to 6 words; aim for 4 words" in script.asked[1]["messages"][3]["content"]
 
 
+def test_an_answer_without_a_word_is_no_caption(script: Script, connect: Callable[..., ChatClient], clip: Path) -> None:
+    script.answers = [answered("... ! ... ! ..."), answered("\x07 \u202e \x1b . . .")]
+    assert Captioner(connect(), words, LIMITS).caption("x", clip).answers == 3
+    script.usual = answered("one two \x1b[31m three\u202e four five")
+    assert Captioner(connect(), words, LIMITS).caption("x", clip).text == r"one two \x1b[31m three\u202e four five"
+
+
 def test_a_length_that_is_never_right(
     script: Script, connect: Callable[..., ChatClient], clip: Path, tmp_path: Path
 ) -> None:
@@ -477,11 +484,19 @@ def go(studio: Studio, connect: Callable[..., ChatClient], tmp_path: Path) -> Ca
 
 
 def record(folder: Path) -> Any:
-    return json.loads((folder / "out" / "synthesis.json").read_text("utf-8"))
+    """What the lines say in the end."""
+    found: dict[str, Any] = {"generators": [], "captioners": [], "clips": {}}
+    for line in (folder / "out" / "synthesis.jsonl").read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        for kind in entry.keys() & {"generator", "captioner"} if "clip" not in entry else ():
+            found[f"{kind}s"].append(entry[kind])
+        if "clip" in entry:
+            found["clips"][entry["clip"]] = entry
+    return found
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "out").iterdir())
+    return sorted(path.name for path in (folder / "out").iterdir() if not path.name.startswith("."))
 
 
 def test_every_prompt_gets_a_clip_and_two_texts(go: Callable[..., SynthesisReport], tmp_path: Path) -> None:
@@ -489,7 +504,7 @@ def test_every_prompt_gets_a_clip_and_two_texts(go: Callable[..., SynthesisRepor
     assert str(report) == "3 clips: 3 made, 0 complete before"
     assert not report.failed
     expected = [f"{job.name}{suffix}" for job in JOBS for suffix in (".mp4", ".txt", ".detail.txt")]
-    assert names(tmp_path) == sorted([*expected, "synthesis.json"])
+    assert names(tmp_path) == sorted([*expected, "synthesis.jsonl"])
     for job in JOBS:
         base = tmp_path / "out" / job.name
         assert probe(base.with_suffix(".mp4")).frames == FRAMES
@@ -499,7 +514,7 @@ def test_every_prompt_gets_a_clip_and_two_texts(go: Callable[..., SynthesisRepor
         assert (entry["prompt"], entry["seed"], entry["caption_tokens"]) == (job.prompt, job.seed, 6)
     assert record(tmp_path)["generators"] == [SETTINGS]
     assert record(tmp_path)["captioners"][0]["llm"] == "some-model"
-    assert KEY not in (tmp_path / "out" / "synthesis.json").read_text("utf-8")
+    assert KEY not in (tmp_path / "out" / "synthesis.jsonl").read_text("utf-8")
 
 
 def test_names_and_seeds_follow_the_prompt() -> None:
@@ -669,8 +684,8 @@ def test_prompts_are_read_from_a_file(command: list[str], tmp_path: Path) -> Non
     (tmp_path / "prompts.txt").write_text("# nothing\n\n")
     with pytest.raises(UniViGUError, match="there is no prompt in it"):
         read_prompts(tmp_path / "prompts.txt")
-    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UniViGUError, match="cannot be read"):
+    (tmp_path / "prompts.txt").write_bytes(b"\x89PNG\x00\xff")
+    with pytest.raises(UniViGUError, match="is not text"):
         read_prompts(tmp_path / "prompts.txt")
 
 

@@ -62,6 +62,7 @@ def convert(
     shown: Bars,
 ) -> None:
     """Convert any readable Uni-ViGU checkpoint to native safetensors."""
+    require_writable(own.out)
     merged = checkpoints.convert(
         own.input,
         own.out,

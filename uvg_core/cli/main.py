@@ -1,4 +1,4 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo.
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, printable
 from ..io import require_others
 from ..pipeline.components import OutOfMemory
 from ..progress import bars
+from .cache import cache
 from .caption import caption
 from .demo import demo
 from .files import check, convert, inspect
@@ -40,7 +41,7 @@ from .rank import rank
 from .synthesise import synthesise
 from .train import train
 
-COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo)
+COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,9 +65,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Printable(logging.Formatter):
+    """Messages alone, safe to print: they hold names of files and texts of strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _quiet_libraries() -> None:
     """Libraries print notes about their own options; users of a command want to see ours."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable())
     logging.getLogger("uvg_core.checkpoint").setLevel(logging.INFO)
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UniViGUError
+from ..data.caches import ANSWERS
+from ..errors import UniViGUError, printable
+from ..io import read_text
 from ..media.video import ClipSpec, probe, read_clip
 from .chat import Answer, ChatClient, LengthError
-from .settings import ANSWERS, Chat
+from .settings import Chat
 
 INSTRUCTIONS = """\
 You write the captions of a data set of short videos. You are shown frames of one video, in order and evenly spread in \
@@ -55,11 +57,9 @@ class Captioner:
         self.instructions = INSTRUCTIONS
         if path := self.chat.instructions:
             try:
-                self.instructions = path.read_text("utf-8-sig").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UniViGUError(
-                    f"{path}: cannot be read ({error}); pass a UTF-8 file with the system prompt"
-                ) from None
+                self.instructions = read_text(path).strip()
+            except FileNotFoundError:
+                raise UniViGUError(f"{path}: cannot be read: no such file; pass one with the system prompt") from None
             if not self.instructions:
                 raise UniViGUError(f"{path}: it is empty; write what the language model shall do, or leave it out")
 
@@ -85,9 +85,9 @@ class Captioner:
         for _ in range(self.chat.attempts):
             answer = self.client.answer(messages)
             answers.append(answer)
-            text = " ".join(answer.text.split())
+            text = " ".join(map(printable, answer.text.split()))
             tokens = self.count(text)
-            if fewest <= tokens <= most and not answer.cut:
+            if fewest <= tokens <= most and not answer.cut and any(map(str.isalnum, answer.text)):
                 # Only conversations that ended well are kept: a later run shall try a failed one afresh.
                 for number, known in enumerate(answers):  # each added two messages to the first two
                     self.client.remember(messages[: 2 + 2 * number], known)

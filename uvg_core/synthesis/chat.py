@@ -13,9 +13,10 @@ from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..data.caches import keep_newest
 from ..errors import UniViGUError
-from ..io import make_folder, write_text
-from .endpoint import CaptionError, ChatError, Endpoint, EndpointError, Reply
+from ..io import make_folder, read_text, write_text
+from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply
 from .settings import Chat
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
@@ -70,6 +71,7 @@ class ChatClient:
         self.address = self._endpoint.address
         if cache is not None:
             make_folder(cache, "choose another for the answers with --cache")
+            keep_newest(cache)
 
     def close(self) -> None:
         self._endpoint.close()
@@ -114,7 +116,7 @@ class ChatClient:
         if self.cache is None or not (entry := self._entry(self.cache, messages)).exists():
             return None
         try:
-            found = json.loads(entry.read_text("utf-8"))
+            found = json.loads(read_text(entry, most=MOST_BYTES, exact=True))
             return Answer(_writable(str(found["text"])), bool(found["cut"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             self._note(f"{entry}: cannot be read ({error}); asking anew")

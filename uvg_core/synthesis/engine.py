@@ -1,17 +1,19 @@
 """A data set from a list of prompts: ``clip.mp4``, ``clip.txt`` (the brief prompt), ``clip.detail.txt`` (the detailed
 caption), as ``data/folder.py`` reads them (arXiv 2604.08121, the training data of both stages).
 
-Every file is written whole, and ``synthesis.json`` says what each clip came from; running the same command again does
-what is not done yet.
+Every file is written whole, and ``synthesis.jsonl`` says what each clip came from; running the same command again does
+what is not done yet. What somebody else wrote or changed stays as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
@@ -20,22 +22,23 @@ from typing import Any
 import torch
 
 from ..errors import UniViGUError
-from ..io import make_folder, write_text
+from ..io import MEGABYTE, make_folder, read_bytes, read_text, write_new, write_text
+from ..locks import owned
 from ..media.video import probe
 from .captioner import Captioner
 from .chat import LengthError
 from .endpoint import EndpointError
-from .record import ClipRecord, Record, place
-
-RECORD = "synthesis.json"
+from .record import EARLIER, RECORD, ClipRecord, Record
 
 PROMPT_LENGTH = "prompt outside the token limits"
 NO_CLIP = "clip could not be made"
 CAPTION_LENGTH = "caption never within the token limits"
 NO_CAPTION = "no caption from the language model"
+KEPT = "a file of somebody else is in the way"
 
 # What fails so often in succession fails for a reason that the next clip shares.
 _IN_A_ROW = 3
+_MOST_PROMPTS = 64 * MEGABYTE  # of the file with the prompts
 _SLUG = 40  # letters of the prompt in a file's name
 
 
@@ -52,11 +55,9 @@ def read_prompts(path: Path) -> tuple[list[str], int]:
     """The prompts of a text file, one a line, without blank lines and those that begin with ``#``, each once; and how
     many were there more than once. Raises UniViGUError when the file cannot be read or holds none."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UniViGUError(
-            f"{path}: cannot be read ({error}); pass a text file in UTF-8 with one prompt a line"
-        ) from None
+        lines = read_text(path, most=_MOST_PROMPTS).splitlines()
+    except FileNotFoundError:
+        raise UniViGUError(f"{path}: cannot be read: no such file; pass a text file with one prompt a line") from None
     found = [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise UniViGUError(f"{path}: there is no prompt in it; expected one a line (# begins a comment)")
@@ -161,23 +162,30 @@ def synthesise(
 
     A job that fails is left out and the work goes on, except where every job would fail: an endpoint that refuses or
     is not there, memory that does not suffice, or the same step failing three times in a row. Raises UniViGUError for
-    other settings than before, a damaged record, and a folder that cannot be made.
+    other settings than before, a damaged record, a folder that cannot be made, and while another process is at work
+    in it.
     """
     make_folder(out, "choose another with --out")
-    record = Record.read(out / RECORD)
-    if not anyway:
-        record.require_same(out / RECORD, generator.settings, None if captioner is None else captioner.settings)
-    data_set = _DataSet(out, generator, captioner, record, note)
+    with owned(out, "synthesise"):
+        record = Record(out)
+        if not anyway:
+            record.require_same(generator.settings, None if captioner is None else captioner.settings)
+        if record.carried:
+            note(f"{out / EARLIER}: carried over into {RECORD}, the record from now on")
+        return _all(jobs, _DataSet(out, generator, captioner, record, note))
+
+
+def _all(jobs: Sequence[ClipJob], data_set: _DataSet) -> SynthesisReport:
     report = SynthesisReport(len(jobs))
     recent: list[str] = []  # reasons of failures since a job was done
     for index, job in enumerate(jobs):
-        note(f"[{index + 1}/{len(jobs)}] {job.name}: {job.prompt}")
+        data_set.note(f"[{index + 1}/{len(jobs)}] {job.name}: {job.prompt}")
         try:
             done = data_set.complete(job, report)
         except _LeftOut as left:
             message = str(left.error)
             report.problems.append(Problem(job, left.reason, message))
-            note(f"     left out, {left.reason}: {message}")
+            data_set.note(f"     left out, {left.reason}: {message}")
             if isinstance(left.error, EndpointError):
                 report.stopped = message
                 break
@@ -216,73 +224,120 @@ class _DataSet:
             raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
         clip = self.out / f"{job.name}.mp4"
         prompt, detail = clip.with_suffix(".txt"), clip.with_suffix(".detail.txt")
-        known = self.record.clips.get(job.name)
-        fresh = known is None or not self._is_whole(clip, known)
-        try:
+        with _leaving_out(KEPT):
+            _text(prompt), _text(detail)  # before hours of work
+            fresh = self._is_missing(job, clip)
+        with _leaving_out(NO_CLIP):
             if fresh:
-                self._make(job, clip, detail, known)
-            if not _has_text(prompt):
-                write_text(prompt, job.prompt + "\n")
-        except (torch.OutOfMemoryError, MemoryError):
-            raise  # the next clip is of the same size
-        except UniViGUError as error:
-            raise _LeftOut(NO_CLIP, error) from error
-        except Exception as error:  # one bad clip must not cost the others; the report names it
-            named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise _LeftOut(NO_CLIP, named) from error
-        if _has_text(detail):
+                self._make(job, clip, detail)
+            _put(prompt, job.prompt + "\n")
+        if _text(detail):
             return report.made if fresh else report.complete
         if self.captioner is None:
             return report.uncaptioned
-        try:
-            caption = self.captioner.caption(job.prompt, clip)
-            write_text(detail, caption.text + "\n")
-        except UniViGUError as error:
-            raise _LeftOut(CAPTION_LENGTH if isinstance(error, LengthError) else NO_CAPTION, error) from error
-        index = place(self.record.captioners, self.captioner.settings)
-        self._keep(job, captioner=index, caption_tokens=caption.tokens, answers=caption.answers)
-        self.note(f"     {caption.tokens} tokens: {caption.text}")
+        with _leaving_out(NO_CAPTION):
+            self._caption(self.captioner, job, clip, detail)
         return report.made
 
-    def _is_whole(self, clip: Path, known: ClipRecord) -> bool:
-        """Whether a clip that was made before is there and whole."""
-        if not clip.exists():
-            return False
+    def _is_missing(self, job: ClipJob, clip: Path) -> bool:
+        """Whether a clip is to be made. Raises UniViGUError for one that is not this program's to overwrite."""
+        known = self.record.clips.get(job.name)
+        if not os.path.lexists(clip) or (known and known.frames is None):
+            return True
+        if known is None:
+            raise UniViGUError(
+                f"{clip}: lies here already, and {RECORD} does not know it; it stays as it is. Move it away to have "
+                "the clip made"
+            )
         try:
             if (frames := probe(clip).frames) == known.frames:
-                return True
-            problem = f"{clip}: found {frames} frames, expected {known.frames}"
+                return False
         except UniViGUError as error:
-            problem = str(error)
-        self.note(f"     {problem}; made anew")
-        return False
+            self.note(f"     {error}; made anew")
+            return True
+        raise UniViGUError(
+            f"{clip}: found {frames} frames, expected {known.frames}: it was changed, and stays as it is. Move it away "
+            "to have the clip made anew"
+        )
 
-    def _make(self, job: ClipJob, clip: Path, detail: Path, known: ClipRecord | None) -> None:
+    def _make(self, job: ClipJob, clip: Path, detail: Path) -> None:
         """The clip and its record; a caption stays only where the same settings give the same clip again."""
         record, settings = self.record, self.generator.settings
-        if known is not None and (known.seed != job.seed or record.generators[known.generator] != settings):
-            # Before the clip: a run that ends between the two must not leave a clip with another's record.
-            del record.clips[job.name]
-            record.write(self.out / RECORD)
-            known = None
-        if known is None and detail.exists():
-            self.note(f"     {detail}: removed, since the clip is made anew")
-            detail.unlink()
+        known = record.clips.get(job.name)
+        same = known and known.generator is not None and record.generators[known.generator] == settings
+        if not (known and same and known.seed == job.seed):
+            self._clear(detail, known)
+            known = ClipRecord(job.prompt, job.seed)
+        # Before the clip: whenever this ends, what lies there then is known to be this program's.
+        record.keep(job.name, replace(known, frames=None))
         self.generator.make(job, clip)
-        index, frames = place(record.generators, settings), probe(clip).frames
-        if known is None or not detail.exists():
-            record.clips[job.name] = ClipRecord(job.prompt, job.seed, frames, index)
-        self._keep(job, frames=frames, generator=index)
+        place, frames = record.place("generator", settings), probe(clip).frames
+        if not detail.exists():
+            known = ClipRecord(job.prompt, job.seed)
+        record.keep(job.name, replace(known, frames=frames, generator=place))
 
-    def _keep(self, job: ClipJob, **facts: Any) -> None:
-        clips = self.record.clips
-        clips[job.name] = replace(clips[job.name], **facts)
-        self.record.write(self.out / RECORD)
+    def _clear(self, detail: Path, known: ClipRecord | None) -> None:
+        """Remove the caption of another clip, where it is the one that was written here."""
+        if not _text(detail):
+            return
+        if known is None or known.caption_sha256 != _sha256(read_bytes(detail, MEGABYTE)):
+            raise _LeftOut(
+                KEPT,
+                f"{detail}: was written or changed by somebody else, and would lie beside a new clip; it stays as it "
+                "is. Move it away to have the clip made",
+            )
+        self.note(f"     {detail}: removed, since the clip is made anew")
+        detail.unlink()
+
+    def _caption(self, captioner: Captioner, job: ClipJob, clip: Path, detail: Path) -> None:
+        caption, known = captioner.caption(job.prompt, clip), self.record.clips[job.name]
+        text = caption.text + "\n"
+        facts: dict[str, Any] = {
+            "captioner": self.record.place("captioner", captioner.settings),
+            "answers": caption.answers,
+        }
+        facts |= {"caption_tokens": caption.tokens, "caption_sha256": _sha256(text.encode())}
+        # Before the file, which is somebody else's where its hash differs.
+        self.record.keep(job.name, replace(known, **facts))
+        if _put(detail, text):
+            self.note(f"     {caption.tokens} tokens: {caption.text}")
+        else:
+            self.record.keep(job.name, known)
+            self.note(f"     {detail}: was written meanwhile by somebody else; it stays")
 
 
-def _has_text(path: Path) -> bool:
-    """Whether a text file is there and holds words; one that is not UTF-8 does not."""
+@contextmanager
+def _leaving_out(reason: str) -> Iterator[None]:
+    """Leave a job out, whatever goes wrong in a block: one bad clip must not cost the others."""
     try:
-        return bool(path.read_text("utf-8").strip())
-    except (FileNotFoundError, UnicodeDecodeError):
+        yield
+    except (_LeftOut, torch.OutOfMemoryError, MemoryError):
+        raise  # the next clip is of the same size
+    except UniViGUError as error:
+        raise _LeftOut(CAPTION_LENGTH if isinstance(error, LengthError) else reason, error) from error
+    except Exception as error:
+        named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise _LeftOut(reason, named) from error
+
+
+def _text(path: Path) -> str:
+    """The words in a text file, in any encoding; none where there is no file. Raises UniViGUError for what is no
+    text."""
+    try:
+        return read_text(path).strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _put(path: Path, text: str) -> bool:
+    """Write a text where there is no file or one without words; False, and nothing is changed, elsewhere."""
+    if write_new(path, text):
+        return True
+    if _text(path):
         return False
+    write_text(path, text)
+    return True
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

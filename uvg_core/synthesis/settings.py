@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..checkpoint.locate import locate
+from ..data.caches import ANSWERS
 from ..data.folder import TextLimits
 from ..data.shards import sha256_of
 from ..errors import UniViGUError
@@ -15,7 +16,6 @@ from ..pipeline.pipeline import Pipeline, given
 from ..sampling import Sampling, Size
 from ..settings import Flag, Number, Text, Whole, setting, settings
 
-ANSWERS = ".answers"  # the cache's folder, hidden from whatever looks for clips
 KEY_NAME = "OPENAI_API_KEY"
 Count = Annotated[Whole, Field(ge=1, le=100_000)]
 
@@ -44,7 +44,7 @@ class Chat:
     )
     llm: Text | None = setting("A model there that reads pictures.", default=None, metavar="MODEL")
     api_key_env: Text | None = setting(
-        "Environment variable with the key.", default=None, auto=f"{KEY_NAME}, if it is set", metavar="NAME"
+        "Environment variable with the key.", default=None, auto=f"{KEY_NAME}, for api.openai.com alone", metavar="NAME"
     )
     instructions: Path | None = setting("Text file with a system prompt of your own.", default=None)
     frames_shown: Whole = setting("Frames shown of each clip.", default=8, ge=1, le=256)
@@ -59,7 +59,9 @@ class Chat:
     llm_options: Text | None = setting(
         """More of the request, e.g. '{"temperature": 0.7}'.""", default=None, metavar="JSON"
     )
-    llm_timeout: Number = setting("How long an answer may take.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400)
+    llm_timeout: Number = setting(
+        "How long an answer may take, in all.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400
+    )
     retries: Whole = setting("Tries after failures that may pass.", default=5, ge=0, le=100)
     cache: Path | None = setting("Folder of answers.", default=None, auto=f"{ANSWERS} in --out", metavar="DIR")
 

@@ -51,7 +51,8 @@ def read(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself. Raises UniViGUError for one that was tampered with."""
     try:
         facts: dict[str, Any] = json.loads(read_text(checkpoint / FACTS, exact=True))
-        _ = int(facts["step"]), facts["config"], facts["data"], facts["global_batch"]
+        facts["config"] = dict(facts["config"])
+        _ = int(facts["step"]), facts["data"], int(facts["global_batch"])
         return facts
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UniViGUError(

@@ -23,7 +23,7 @@ from ..data.folder import TextLimits, survey
 from ..data.shards import Shards
 from ..data.sources import Source, digest, fingerprints
 from ..errors import UniViGUError
-from ..io import make_folder
+from ..io import make_folder, require_writable
 from ..locks import owned
 from ..media.vae import LatentCodec
 from ..pipeline.component_files import Places
@@ -92,6 +92,8 @@ def _owned_by_us(config: TrainConfig, accelerator: Any) -> Iterator[None]:
         yield
         return
     make_folder(config.out_folder, "choose another folder for out")
+    for name in ("lora.safetensors" if config.trains == "lora" else "model.safetensors", "losses.jsonl"):
+        require_writable(config.out_folder / name)
     with owned(config.out_folder, "a training"):
         yield
 

@@ -1,0 +1,32 @@
+"""``cache``: what is kept to save time, and how to be rid of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.caches import find_caches
+from ..progress import Bars
+from ..settings import Flag, setting, settings
+from .output import say, show
+
+
+@settings
+class CacheSettings:
+    """Where caches are looked for."""
+
+    folders: tuple[Path, ...] = setting("Folders of trainings and data sets.", positional=True, metavar="FOLDER")
+    clear: Flag = setting("Delete the caches that are found; everything else stays.", default=False)
+
+
+def cache(own: CacheSettings, shown: Bars) -> None:
+    """List the caches in folders, and delete them with --clear. They are made again when they are needed."""
+    for folder in own.folders:
+        found = find_caches(folder)
+        for one in found:
+            line = str(one)
+            if own.clear:
+                one.clear()
+                line += ", deleted"
+            show(line)
+        if not found:
+            say(f"{folder}: there is no cache in it")

@@ -13,15 +13,19 @@ LONGEST_LINE = 2000
 
 class UniViGUError(ValueError):
     """Something the user can put right. The message says what was found, what was expected, what to do, and which
-    file it concerns; the command line prints it alone, without a traceback. It is ``printable``, and no line of it is
-    longer than ``LONGEST_LINE``: names and values in files can be of any length."""
+    file it concerns; the command line prints it alone, without a traceback. It is ``printable``, and a line longer than
+    ``LONGEST_LINE`` is shown without its middle: names and values in files can be of any length."""
 
     def __init__(self, message: object = "") -> None:
-        lines = printable(str(message)).split("\n")
-        super().__init__("\n".join(one if len(one) <= LONGEST_LINE else f"{one[:LONGEST_LINE]}…" for one in lines))
+        super().__init__("\n".join(map(_shortened, printable(str(message)).split("\n"))))
 
 
 def printable(text: str) -> str:
     r"""A text that no terminal, log or file chokes on: what would steer a terminal, reorder a line or cannot be
     encoded is shown as an escape, such as ``\x1b`` or ``\u202e``. Names of files and texts of strangers hold it."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"

@@ -13,6 +13,8 @@ import json
 from functools import partial
 from pathlib import Path
 
+from uvg_core.io import read_text
+
 from .recipe import RUNS, export, make_start, measure_vae, quality_of, run_one
 
 
@@ -38,7 +40,7 @@ def main() -> None:
         say("no --numbers: the file will not say how good the model is")
         measured = measure_vae(args.workdir, say)
     else:
-        measured = quality_of(json.loads(args.numbers.read_text("utf-8")))
+        measured = quality_of(json.loads(read_text(args.numbers, exact=True)))
     export(model, args.out, measured)
     say(f"written: {args.out}")
 

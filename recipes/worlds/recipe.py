@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uvg_core.checkpoint import load_model, read_config, save_model
 from uvg_core.checkpoint.read import open_weights
+from uvg_core.checkpoint.torch_file import read_saved
 from uvg_core.checkpoint.vae_keys import vae_to_original
 from uvg_core.config import ModelConfig, RunConfig
 from uvg_core.io import written_whole
@@ -79,7 +80,7 @@ def make_vae(folder: Path, say: Say) -> Any:
     if not path.exists():
         train_vae(path, width=VAE_WIDTH, side=RUN.height, frames=RUN.frames, say=say)
     vae = small_wan_vae(VAE_WIDTH)
-    vae.load_state_dict(torch.load(path, weights_only=True))
+    vae.load_state_dict(read_saved(path))
     return vae.eval().requires_grad_(False)
 
 
@@ -89,7 +90,7 @@ def encoder_weights(folder: Path, tokenizer: Tokenizer, say: Say) -> dict[str, T
     if not path.exists():
         with written_whole(path) as part:
             torch.save(text_encoder.train_encoder(tokenizer, say=say).state_dict(), part)
-    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    weights: dict[str, Tensor] = read_saved(path)
     weights.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
     return weights
 

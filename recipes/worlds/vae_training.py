@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uvg_core.checkpoint.torch_file import read_saved
 from uvg_core.io import written_whole
 from uvg_core.media.vae import pixels_to_video
 
@@ -103,7 +104,7 @@ def train_vae(
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.97), weight_decay=0.0, fused=True)
     first, unfinished = 0, out.with_name(f"{out.name}.part")
     if unfinished.exists():
-        state = torch.load(unfinished, weights_only=True)
+        state = read_saved(unfinished)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])

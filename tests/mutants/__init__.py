@@ -27,11 +27,13 @@ class Parser:
     make   write an honest file, and what it needs beside it, into an empty folder; returns the file to be mutated
     read   read it as the product does; may raise UniViGUError and nothing else
     lie    from the honest bytes: a file whose form is sound and whose content is not
+    does   what reading it may do of ``_child.RUNS``
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
     lie: Callable[[bytes, Random], bytes]
+    does: tuple[str, ...] = ()
 
 
 def modules() -> list[str]:

@@ -162,6 +162,19 @@ def test_bad_answers_are_worded_as_one_clip_s_failure(received: bytes) -> None:
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "cookie", ["a=b; Path=/", "a=b; Path=/\u0627", "\xff=\xfe", "a=b; Max-Age=1e999", "a=" + "x" * 60_000]
+)
+def test_a_cookie_is_neither_kept_nor_sent(cookie: str) -> None:
+    """One with letters beyond ASCII would make every later request fail."""
+    answer = response(GOOD).replace(b"\r\n", b"\r\nSet-Cookie: " + cookie.encode() + b"\r\n", 1)
+    with raw_server(lambda connection: connection.sendall(answer)) as server:
+        client = ChatClient(Chat(endpoint=server.url, llm="m"))
+        assert client.answer(QUESTION).text == client.answer(QUESTION).text == "a red circle"
+        assert b"cookie" not in server.heard[1].lower()
+        client.close()
+
+
 def test_halves_of_surrogate_pairs_are_sent_as_json_can() -> None:
     with raw_server(lambda connection: connection.sendall(response(GOOD))) as server:
         client = ChatClient(Chat(endpoint=server.url, llm="m"))

@@ -387,6 +387,13 @@ def test_the_hint_in_words_follows_the_tokenizer(
     assert "about 2 to 6 words; aim for 4 words" in script.asked[1]["messages"][3]["content"]
 
 
+def test_an_answer_without_a_word_is_no_caption(script: Script, connect: Callable[..., ChatClient], clip: Path) -> None:
+    script.answers = [answered("... ! ... ! ..."), answered("\x07 \u202e \x1b . . .")]
+    assert Captioner(connect(), words, LIMITS).caption("x", clip).answers == 3
+    script.usual = answered("one two \x1b[31m three\u202e four five")
+    assert Captioner(connect(), words, LIMITS).caption("x", clip).text == r"one two \x1b[31m three\u202e four five"
+
+
 def test_a_length_that_is_never_right(
     script: Script, connect: Callable[..., ChatClient], clip: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -95,6 +96,7 @@ class Endpoint:
             self._client = httpx.Client(
                 headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {}),
                 auth=lambda request: request,  # neither from .netrc nor from the address
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none are kept or sent
                 follow_redirects=False,
                 limits=httpx.Limits(max_keepalive_connections=0),  # a connection belongs to one request's deadline
                 timeout=httpx.Timeout(self._seconds, connect=min(self._seconds, LONGEST_CONNECT)),

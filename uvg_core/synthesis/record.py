@@ -162,7 +162,7 @@ def _folded(lines: list[str]) -> Contents:
             found["clips"][entry.pop("clip")] = entry
         elif len(entry) == 1 and entry.keys() <= {"generator", "captioner"}:
             ((kind, now),) = entry.items()
-            found[f"{kind}s"] += [now] if found[f"{kind}s"][-1:] != [now] else []
+            found[f"{kind}s"].append(now)
         elif entry.keys() == {"version"}:
             found |= entry
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from math import atan2, degrees
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clip import ClipSpec
+from .limits import MOST_PIXELS
 
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
 # colours would drift by up to 3/255. Numbers, since older PyAVs have no names for them.
@@ -62,13 +64,16 @@ def upright(frame: Any) -> Tensor:
     packed = frame.reformat(format="rgba" if transparent else "rgb24", interpolation=EXACT, **colours)
     picture = memory_of(packed, 4 if transparent else 3)
     if transparent:
-        cover = picture[..., 3:].to(torch.int32)
-        picture = ((picture[..., :3] * cover + 127) // 255).to(torch.uint8)
+        picture = torch.cat([_on_black(rows) for rows in picture.split(64)])  # few at a time: four times the bytes
     a, b, c, d = _matrix(frame)
     if abs(b) > abs(a):
         picture, a, d = picture.transpose(0, 1), c, b
     flips = [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
     return picture.flip(flips) if flips else picture
+
+
+def _on_black(picture: Tensor) -> Tensor:
+    return ((picture[..., :3] * picture[..., 3:].to(torch.int32) + 127) // 255).to(torch.uint8)
 
 
 def _colours(frame: Any) -> dict[str, int]:
@@ -83,6 +88,18 @@ def _colours(frame: Any) -> dict[str, int]:
     return colours
 
 
+def _middle(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
+    """The middle of a long strip, at most four times as long as what will be seen of it, and its size on screen."""
+    axis = int(shown[1] * spec.height > shown[0] * spec.width)  # the one that is cropped
+    sides = spec.height, spec.width
+    length = 4 * math.ceil(shown[1 - axis] * sides[axis] / sides[1 - axis])  # on screen
+    stored = min(picture.shape[axis], max(1, math.ceil(length * picture.shape[axis] / shown[axis])))
+    cropped = picture.narrow(axis, (picture.shape[axis] - stored) // 2, stored)
+    size = [*shown]
+    size[axis] = max(1, round(stored * shown[axis] / picture.shape[axis]))
+    return cropped, (size[0], size[1])
+
+
 def fit(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
     """Scale a uint8 ``[H,W,3]`` picture, ``shown`` rows and columns large, to cover the target; crop the centre.
 
@@ -91,6 +108,9 @@ def fit(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Tensor
     height, width = spec.height, spec.width
     scale = max(height / shown[0], width / shown[1])
     rows, columns = max(height, round(shown[0] * scale)), max(width, round(shown[1] * scale))
+    if rows * columns > max(MOST_PIXELS, 16 * height * width):  # a strip: only its middle is scaled
+        picture, middle = _middle(picture, shown, spec)
+        return fit(picture, middle, spec)[0], (rows, columns)
     if tuple(picture.shape[:2]) != (rows, columns):
         stacked = picture.permute(2, 0, 1)[None]
         picture = F.interpolate(stacked, (rows, columns), mode="bicubic", antialias=True)[0].permute(1, 2, 0)

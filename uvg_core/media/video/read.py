@@ -29,7 +29,7 @@ def probe(path: str | Path) -> ClipInfo:
         if first is None:
             raise source.broken(0.0)
         rate, seconds = source.rate, source.header_seconds()
-        count = source.stream.frames or round(seconds * rate)
+        count = source.stated_frames or round(seconds * rate)
         if not count or not seconds:
             source.rewind()
             timeline = scan(source)
@@ -40,7 +40,8 @@ def probe(path: str | Path) -> ClipInfo:
 def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: float | None = None) -> Clip:
     """Read the frames that ``spec`` asks for; ``start`` and ``seconds`` choose a part of the clip.
 
-    Any container, codec, size, length and frame rate that PyAV reads, GIFs and still pictures too. At each of the
+    Any codec, length and frame rate that PyAV reads, sizes to 8K, in the containers of ``limits.FORMATS``, GIFs and
+    still pictures among them. At each of the
     evenly spread times the frame on screen is taken (of one frame: the first); a clip with fewer frames repeats some.
     The picture is turned upright, scaled to cover the target (bicubic, anti-aliased; small ones are enlarged) and
     centre-cropped. Transparent parts become black.

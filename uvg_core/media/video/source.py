@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,18 @@ import av
 
 from ...confined import is_open
 from ...errors import UniViGUError
+from .limits import (
+    EXPECTED,
+    FASTEST,
+    LONGEST,
+    MOST_DECODED,
+    MOST_PACKETS,
+    MOST_PIXELS,
+    OPTIONS,
+    require_size,
+    require_sound_decoders,
+)
+from .mp4 import require_short_tables
 
 # What find_clips picks up; read_clip itself looks at the content, not at the name.
 CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -43,36 +56,35 @@ def find_clips(
     return sorted(videos)
 
 
-LONGEST = 1e6  # seconds, 12 days: a header that states more is wrong
-
-
 class Source:
     """An open video file. Use as a context manager.
 
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
 
-    Raises UniViGUError naming the file where it is missing, empty, or holds no video that PyAV can decode.
+    Raises UniViGUError naming the file where it is missing, empty, holds no video that PyAV can decode, or goes beyond
+    what ``limits`` allows.
     """
 
     def __init__(self, path: str | Path) -> None:
         if not is_open(path):
             raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
         _require_file(path)
+        require_sound_decoders()
         self.path = Path(path)
+        self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
+        require_short_tables(self.path)
         self._open()
 
     def _open(self) -> None:
-        self.errors = 0
+        self.errors = self.taken = 0
         try:
-            # Absolute, so that a name like "http:x.mp4" is a name; only files, so that a playlist in disguise
-            # reaches nothing else. Not as `options`: with those, older PyAVs (14.2) crash on FLV.
-            whitelist = {"protocol_whitelist": "file"}
-            self.container = av.open(os.path.abspath(self.path), container_options=whitelist)
+            # Absolute, so that a name like "http:x.mp4" is a name.
+            self.container = av.open(os.path.abspath(self.path), options=OPTIONS)
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
-                f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected a "
-                "whole video file; one whose writing or download was cut short must be made again"
+                f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
+                f"{EXPECTED}; one whose writing or download was cut short must be made again"
             ) from error
         self.kind = self.container.format.name
         attached = 0x400  # the cover of a song
@@ -81,14 +93,20 @@ class Source:
         found = "" if videos else f"only {' and '.join(kinds) or 'nothing'}"
         if videos and videos[0].codec_context is None:
             found = "a codec that this PyAV cannot decode"
-        if self.kind == "tty":  # ffmpeg rendering a text file
-            found = "text"
         if found:
             self.container.close()
             raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
         self.stream = videos[0]
         self.stream.thread_type = "AUTO"
-        self.stream.codec_context.thread_count = 4  # more threads hold more source frames in memory
+        context = self.stream.codec_context
+        context.thread_count = 4  # more threads hold more source frames in memory
+        context.options = {"max_pixels": OPTIONS["max_pixels"]}
+        try:
+            require_sound_decoders(context.name)
+            require_size(self.path, context.width, context.height)
+        except UniViGUError:
+            self.container.close()
+            raise
 
     def __enter__(self) -> Source:
         return self
@@ -98,8 +116,14 @@ class Source:
 
     @property
     def rate(self) -> float:
-        """Frames per second as the header says; 25 where it is silent (raw streams)."""
-        return float(self.stream.average_rate or getattr(self.stream, "guessed_rate", None) or 25)
+        """Frames per second as the header says; 25 where it is silent (raw streams) or wrong."""
+        rate = float(self.stream.average_rate or getattr(self.stream, "guessed_rate", None) or 25)
+        return rate if 0 < rate <= FASTEST else 25.0
+
+    @property
+    def stated_frames(self) -> int:
+        """Number of frames as the header says, 0 where it has none worth believing."""
+        return self.stream.frames if 0 < self.stream.frames <= MOST_PACKETS else 0
 
     def rewind(self) -> None:
         """Start over. Reopening works for every format; seeking does not."""
@@ -116,26 +140,41 @@ class Source:
         return True
 
     def packets(self) -> Iterator[Any]:
-        """From here to the end; a file that breaks off ends early."""
+        """From here to the end; a file that breaks off ends early. Raises UniViGUError for more than are read."""
         try:
-            yield from self.container.demux(self.stream)
+            for packet in self.container.demux(self.stream):
+                self.taken += 1
+                if self.taken > MOST_PACKETS:
+                    raise UniViGUError(f"{self.path}: found more than {MOST_PACKETS} frames; cut it into shorter clips")
+                yield packet
         except (av.FFmpegError, OSError):
             self.errors += 1
 
     def frames(self) -> Iterator[Any]:
-        """Decode from here to the end; damaged packets are passed over and counted in ``errors``."""
+        """Decode from here to the end; damaged packets are passed over and counted in ``errors``. Raises UniViGUError
+        where frames are larger than those that are read, or more."""
         for packet in self.packets():
             try:
                 decoded = packet.decode()
-            except (av.FFmpegError, OSError):
+            except (av.FFmpegError, OSError) as error:
                 self.errors += 1
+                self.refused |= error.errno == errno.EINVAL
                 continue
-            yield from decoded
+            for frame in decoded:
+                require_size(self.path, frame.width, frame.height)  # it may change on the way
+                self.decoded += frame.width * frame.height
+                if self.decoded > MOST_DECODED:
+                    raise UniViGUError(
+                        f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
+                        "shorter clips, or write it as an mp4 with more keyframes"
+                    )
+                yield frame
 
     def broken(self, second: float) -> UniViGUError:
+        large = f", has frames of more than {MOST_PIXELS} pixels," if self.refused else ""
         return UniViGUError(
-            f"{self.path}: the video is damaged or breaks off: no frame can be decoded at {second:.2f} s, where one is "
-            "needed. Copy or download it again, or cut the damaged part away"
+            f"{self.path}: the video is damaged{large} or breaks off: no frame can be decoded at {second:.2f} s, where "
+            "one is needed. Copy or download it again, or cut the damaged part away"
         )
 
     def header_seconds(self, *, binding: bool = False) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import UniViGUError
 from .clip import ClipSpec
+from .limits import MOST_ELEMENTS
 from .source import Source
 
 # Only these containers mark keyframes reliably. AVI, ASF and MPEG-PS do not, and GIF frames build on one another.
@@ -133,12 +134,12 @@ def _require_whole(source: Source, timeline: Timeline, declared: float, *, whole
     # A transport stream declares no length, but it is made of packets of one size.
     size = source.path.stat().st_size
     torn = torn or (source.kind == "mpegts" and all(size % packet for packet in _TRANSPORT_PACKETS))
-    few = whole < source.stream.frames and (cut or torn)
+    few = whole < source.stated_frames and (cut or torn)
     missing, frame = declared - timeline.seconds, 1 / timeline.rate
     if torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared):
         why = f"its header promises {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
         if few:
-            why = f"its header promises {source.stream.frames} frames, of which {whole} are whole"
+            why = f"its header promises {source.stated_frames} frames, of which {whole} are whole"
         raise UniViGUError(
             f"{source.path}: the video breaks off at {timeline.seconds:.2f} s; {why}. Copy or download it again, or "
             f"cut it to the first {timeline.seconds:.2f} s"
@@ -149,7 +150,9 @@ def _is_cut(path: Path, kind: str) -> bool:
     """Whether a file is shorter than its outermost elements say."""
     end, size = 0, path.stat().st_size
     with path.open("rb") as file:
-        while end + 8 <= size:
+        for _ in range(MOST_ELEMENTS):
+            if end + 8 > size:
+                break
             file.seek(end)
             length = _element_bytes(file.read(16), kind)
             if not length:

@@ -1,0 +1,77 @@
+"""What the tables of an mp4 claim, looked at before ffmpeg takes memory for it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import UniViGUError
+from .limits import MOST_ELEMENTS, MOST_SAMPLES
+
+_NESTED = set(b"moov trak mdia minf stbl moof traf mvex edts udta dinf clip tapt wave".split())
+_DEEPEST = 16
+
+
+def require_short_tables(path: Path) -> None:
+    """Raise UniViGUError for an mp4 whose tables claim more frames and pieces of sound than are read: a few bytes can
+    claim a billion, and ffmpeg takes memory for all of them when it opens the file. Other files pass."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        track, claimed = _Track(), 0
+        for number, (kind, begin, end) in enumerate(_boxes(data, 0, len(data))):
+            if kind == b"cmov" or number >= MOST_ELEMENTS:
+                break
+            if kind == b"trak":
+                claimed, track = claimed + track.claimed, _Track()
+            track.add(kind, data[begin : min(begin + 16, end)])
+        claimed += track.claimed
+    if kind == b"cmov":
+        raise UniViGUError(f"{path}: its header is compressed, which is not read; write it anew with ffmpeg -c copy")
+    if claimed > MOST_SAMPLES:
+        raise UniViGUError(
+            f"{path}: its tables claim {claimed} frames and pieces of sound, of which at most {MOST_SAMPLES} are read. "
+            "The file is damaged, or too long: cut it into shorter ones"
+        )
+
+
+@dataclass
+class _Track:
+    """What the boxes of one track claim."""
+
+    samples: int = 0
+    edits: int = 1
+    durations: list[bytes] = field(default_factory=list)
+    sound: bool = False
+
+    def add(self, kind: bytes, start: bytes) -> None:
+        """A box by the first of its bytes, version and flags included."""
+        if kind in (b"stsz", b"stz2"):
+            self.samples += int.from_bytes(start[8:12], "big")
+        elif kind == b"trun":
+            self.samples += int.from_bytes(start[4:8], "big")
+        elif kind == b"elst":  # every edit may show all of it again
+            self.edits = max(self.edits, int.from_bytes(start[4:8], "big"))
+        elif kind == b"stts":
+            self.durations.append(start[4:16])
+        elif kind == b"hdlr":
+            self.sound = start[8:12] == b"soun"
+
+    @property
+    def claimed(self) -> int:
+        # Plain sound: a sample is one number of it, and ffmpeg remembers only whole chunks.
+        plain = self.sound and [d[:4] + d[8:] for d in self.durations] == [b"\0\0\0\1" * 2]
+        return 0 if plain else self.samples * self.edits
+
+
+def _boxes(data: mmap.mmap, at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Name and place of all boxes, those inside others behind the one they are in."""
+    while at + 8 <= end:
+        length, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
+        if length == 1:
+            length, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        inside = min(at + length, end) if length >= head else end  # 0: to the end
+        yield kind, at + head, inside
+        if kind in _NESTED and depth < _DEEPEST:
+            yield from _boxes(data, at + head, inside, depth + 1)
+        at = inside

@@ -49,8 +49,10 @@ class Tokenizer:
         return self._pieces.get_piece_size()
 
     def ids(self, text: str, end: bool = True) -> list[int]:
-        """Token ids of a text, with the end-of-text token unless told otherwise."""
-        return [*self._pieces.encode(text.strip()), *([self.run.eos_token] if end else [])]
+        """Token ids of a text, with the end-of-text token unless told otherwise. Halves of surrogate pairs, which no
+        encoding has, become question marks."""
+        text = text.strip().encode("utf-8", "replace").decode()
+        return [*self._pieces.encode(text), *([self.run.eos_token] if end else [])]
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
         """Words of one row of ids, up to the first end-of-text unless the model's way is ``skip``; end tokens, padding

@@ -25,7 +25,7 @@ from ..uvg_core.data.folder import (
     too_short,
 )
 from ..uvg_core.data.sources import TrainingClip, digest
-from ..uvg_core.errors import UniViGUError
+from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.media.video import ClipSpec
 from ..uvg_core.progress import Report
 from ..uvg_core.sampling import Size
@@ -151,7 +151,7 @@ class ConnectedClips:
     def item(self, index: int) -> TrainingClip:
         run = self.run
         pixels, note = read_video(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
-        log.info("%s", note)  # retimed, resized, cropped
+        log.info("%s", printable(note))  # retimed, resized, cropped
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
     def require_usable(self, tokens: Callable[[str], list[int]], need_details: bool, progress: Report) -> None:

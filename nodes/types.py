@@ -32,7 +32,7 @@ def _guarded(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
         with for_clients():
             for name, value in named.items():
                 if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
-                    raise UniViGUError(f"{name}: {value!r} holds half of a character; expected text. Type it again")
+                    raise UniViGUError(f"{name}: the text holds half of a character (a lone surrogate); type it again")
             return execute(cls, *inputs, **named)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def file_path(widget: str, name: str) -> str:
     folders = FOLDERS[widget]
     what = "the released model" if widget == "checkpoint" else "what Wan 2.1 uses"
     download = f". To get {what}: {RELEASE[widget]}" if widget in RELEASE else ""
+    file = re.split(r"[\\/]", name)[-1]  # no more of what a prompt says than it needs
     raise UniViGUError(
-        f"{name}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
+        f"{file}: found in none of ComfyUI's folders {', '.join(folders)}; put the file into models/{folders[0]}, "
         f"press R, and choose it again{download}"
     )
 

@@ -5,8 +5,10 @@ Legend: B batch, C latent channels, F H W latent frames, height, width, V video 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...uvg_core.checkpoint.keys import ENCODER_PREFIX
-from ...uvg_core.config import ModelConfig, RunConfig
+from ...uvg_core.checkpoint.keys import CONFIG_KEY, ENCODER_PREFIX
+from ...uvg_core.config import CheckpointConfig, ModelConfig, RunConfig
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.io import PACK
+from ...uvg_core.io import MEGABYTE, PACK
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.sampling.start import require_ids
@@ -90,6 +92,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
         # Not the network's own list: core makes some weights only as they are loaded (dynamic VRAM, comfy_quant).
         wanted = weights_of(self.config).keys()
+        sd.pop(unet_prefix + CONFIG_KEY, None)
         missing = sorted(name for name in wanted if unet_prefix + name not in sd)
         if missing:
             raise UniViGUError(
@@ -97,6 +100,13 @@ class UniViGUModel(comfy.model_base.WAN21):
                 "expected all of them. The file is incomplete: download or convert it again"
             )
         return super().load_model_weights(sd, unet_prefix, **kwargs)
+
+    def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *parts: Any, **more: Any) -> Any:
+        """What core's savers write: of metadata they keep their own only, and a file without ours is run as it was not
+        trained (grey clips)."""
+        text = CheckpointConfig(self.config, self.run_facts).to_json()
+        facts = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        return super().state_dict_for_saving({**unet_state_dict, CONFIG_KEY: facts}, *parts, **more)
 
     # Streams
 
@@ -258,6 +268,11 @@ class UniViGUConfig(comfy.supported_models.WAN21_T2V):
         return inference_dtypes()
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> UniViGUModel:
+        carried = state_dict.get(prefix + CONFIG_KEY)
+        if carried is not None and carried.numel() <= MEGABYTE:  # a file of core's savers
+            with suppress(ValueError, AttributeError, RecursionError):
+                data = json.loads(bytes(carried.flatten().tolist()))
+                self.unet_config.update(data.pop("transformer", {}) | data)
         return UniViGUModel(self, self._network_config(state_dict, prefix), self._run(), device=device)
 
     def _run(self) -> RunConfig:

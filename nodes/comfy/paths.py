@@ -68,7 +68,7 @@ def opened_folder(text: str) -> Iterator[Path]:
             settings_file(),
             json.dumps(os.path.normpath(os.path.join(home, text))),  # which is YAML, too
         )
-    if found is None or not found.is_dir():
+    if found is None or not os.path.isdir(found):  # False also for a name that is too long
         raise UniViGUError(CLOSED)
     with confined_to(roots):
         yield found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ...uvg_core.checkpoint.quant import (
 from ...uvg_core.checkpoint.read import Stored
 from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safetensors
 from ...uvg_core.config import CheckpointConfig
+from ...uvg_core.confined import is_plain, place_of
 from ...uvg_core.errors import UniViGUError
 from .network import config_of, network_of, run_facts
 
@@ -94,9 +96,10 @@ def output_file(prefix: str, kind: str) -> Path:
 
     Raises UniViGUError for a prefix that is empty or leads out of that folder."""
     home = Path(folder_paths.get_output_directory()) / kind
-    if not prefix.strip() or not (home / prefix).resolve().is_relative_to(home.resolve()):
+    if not prefix.strip() or not is_plain(prefix) or place_of(prefix, home, [home]) is None:
+        found = "an absolute path" if os.path.isabs(prefix) else repr(prefix)
         raise UniViGUError(
-            f"filename_prefix is {prefix!r}; expected a name such as uni_vigu, or a path inside {home}, such as "
+            f"filename_prefix is {found}; expected a name such as uni_vigu, or a path inside {home}, such as "
             "mine/uni_vigu"
         )
     home.mkdir(parents=True, exist_ok=True)

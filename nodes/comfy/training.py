@@ -18,6 +18,7 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
@@ -181,9 +182,7 @@ class TrainingRun:
         shards = build_shards(source, parts, cache, per_shard=shard_clips(self.run), progress=report, say=log.debug)
         if shards.left_out:
             lost = f"{len(shards.left_out)} of {len(source)} clips cannot be read and are left out"
-            note = "\n".join([lost, *tally(shards.left_out)])
-            log.warning("%s", note)
-            self.progress.text(note, last=True)
+            log.warning("%s", self.progress.text("\n".join([lost, *tally(shards.left_out)]), last=True))
         with torch.inference_mode(False):
             return Shards(cache, in_memory=True)
 
@@ -295,7 +294,8 @@ class TrainingRun:
 
     def _write_to(self, path: Path, trainer: Trainer, learnt: dict[str, Tensor]) -> Path:
         if self.config.trains == "lora":
-            save_lora(path, learnt, self.config.lora, {"uvg_training": json.dumps(trainer.card())})
+            facts = {} if args.disable_metadata else {"uvg_training": json.dumps(trainer.card())}
+            save_lora(path, learnt, self.config.lora, facts)
             return path
         learns = {name for name, weight in trainer.network.named_parameters() if weight.requires_grad}
         changed = {name: weight for name, weight in learnt.items() if name in learns}

@@ -90,3 +90,17 @@ def test_raw_and_normalised_latents(inside: Inside) -> None:
     assert found["moved"] > 0.5
     assert found["back"] <= 1e-5
     assert found["previews"] <= 1
+
+
+def test_core_s_savers_keep_the_facts_of_the_model(inside: Inside) -> None:
+    """Of metadata they write their own only: without latent space, sizes and recipe the model runs as it was not
+    trained, and nothing says so."""
+    found = inside.call("model", "saved_by_core")
+    assert found["wanted"][0]["transformer"]["latent_space"] == "raw"
+    assert found["one"] == [found["wanted"]] * 3
+    assert found["whole"] == [found["wanted tiny"]] * 3
+    assert found["one weights"] == found["whole weights"] == 0.0
+    assert found["stock"] == [found["wanted tiny"], found["wanted tiny"][0]["run"]["text_length"]]
+    assert "lying_no_json.safetensors" in found["no json"]
+    assert "not JSON" in found["no json"]
+    assert "expected a text in bytes" in found["numbers"]

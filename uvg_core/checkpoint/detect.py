@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UniViGUError
-from .keys import DERIVED, layout_of, network_prefix, strip_wrappers, to_native
+from .keys import CONFIG_KEY, DERIVED, layout_of, network_prefix, strip_wrappers, to_native
 from .quant import dequantise, is_companion, scaled_weight
 from .read import Stored, WeightFile, open_weights
 
@@ -56,7 +56,7 @@ class Checkpoint:
         names: dict[str, str] = {}
         scales: dict[str, str] = {}
         for name, bare in inside.items():
-            if DERIVED.search(bare) or is_companion(bare):
+            if DERIVED.search(bare) or is_companion(bare) or bare == CONFIG_KEY:
                 continue
             weight = scaled_weight(bare)
             places = names if weight is None else scales

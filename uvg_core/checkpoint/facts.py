@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
+import torch
+
 from ..config import (
     END_OF_TEXT,
     LATENT_SPACES,
@@ -17,8 +19,10 @@ from ..config import (
     RunConfig,
 )
 from ..errors import UniViGUError
+from ..io import MEGABYTE
 from ..settings import OneOf, Text, Whole, fields_of, setting, settings
 from .detect import Checkpoint
+from .keys import CONFIG_KEY
 
 # diffusers' names, which the release's own JSON follows, for what the tensors do not show.
 _TRANSLATED = {"num_attention_heads": "num_heads", "eps": "eps"}
@@ -87,8 +91,21 @@ def run_and_card(checkpoint: Checkpoint) -> CheckpointConfig:
         raise checkpoint.error(f"{error}. {EXPORT_AGAIN}") from None
 
 
+def _carried_config(checkpoint: Checkpoint) -> str:
+    """The same text where a saver has kept the tensors alone, as ComfyUI's own do: it lies among them, in bytes."""
+    weights, name = checkpoint.weights, checkpoint.prefix + CONFIG_KEY
+    stored = weights.tensors.get(name)
+    if stored is None:
+        return "{}"
+    if stored.numel > MEGABYTE or stored.torch_dtype is not torch.uint8:
+        raise checkpoint.error(
+            f"{name} holds {stored.numel} numbers of {stored.dtype}, expected a text in bytes. {EXPORT_AGAIN}"
+        )
+    return bytes(weights.read(name).flatten().tolist()).decode("utf-8", "replace")
+
+
 def _metadata_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    text = checkpoint.weights.metadata.get("config", "{}")
+    text = checkpoint.weights.metadata.get("config") or _carried_config(checkpoint)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -20,6 +20,8 @@ ENCODER_PREFIX = "text_encoders.umt5xxl.transformer."
 TOKENIZER_KEY = "text_encoders.spiece_model"
 VAE_PREFIX = "vae."
 
+# Bytes of the metadata entry "config", inside the network, for savers that write tensors alone (ComfyUI's own).
+CONFIG_KEY = "uni_vigu.config"
 # Derived from the sizes, stored by the release all the same.
 DERIVED = re.compile(r"(^|\.)rotary_emb_text\.inv_freq$|(^|\.)rope\.freqs\w*$")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ import comfy.quant_ops
 import comfy.samplers
 import comfy.sd
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
 from check_made import (
@@ -24,6 +26,7 @@ from check_made import (
     empty,
     inputs,
     load_embedded,
+    message,
     model_folder,
     plain_wan,
     random_network,
@@ -32,7 +35,7 @@ from check_made import (
     video_half,
 )
 from safetensors import safe_open
-from worker import pack_module
+from worker import node_class, pack_module
 
 KITCHEN = ("apply_rope1", "apply_rope1_", "apply_rope_split_half1", "apply_rope_split_half1_")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -292,3 +295,46 @@ def empty_text_is_wan() -> float:
         denoise=1.0,
     )
     return distance(out["samples"], sampled(wan, positive, negative, empty()))
+
+
+def saved_by_core() -> dict[str, Any]:
+    """Core's Save Model and Save Checkpoint: what our loader, core's and ``uvg_core`` find in their files."""
+    odd = {"latent_space": "raw", "num_heads": 4, "text_flow": "discrete", "source": "mask"}
+    facts = {"text_length": 7, "fps": 5.0, "text_states": "release", "width": 96}
+    given = bridge.load_network(checkpoint("for_core", torch.float32, facts, **odd), "default", None)
+    tiny, clip, vae = load_embedded()
+    home = Path(folder_paths.get_output_directory())
+
+    def save(node: str, name: str, **parts: Any) -> str:
+        saver = node_class(node)()
+        getattr(saver, saver.FUNCTION)(filename_prefix=name, **parts)
+        return str(next(home.glob(f"{name}_*.safetensors")))
+
+    def facts_of(model: Any) -> list[Any]:
+        return [json.loads(core.CheckpointConfig(bridge.config_of(model), bridge.run_facts(model)).to_json())]
+
+    found: dict[str, Any] = {"wanted": facts_of(given), "wanted tiny": facts_of(tiny)}
+    one = save("ModelSave", "by_core", model=given)
+    whole = save("CheckpointSave", "whole_by_core", model=tiny, clip=clip, vae=vae)
+    for name, path, source in (("one", one, given), ("whole", whole, tiny)):
+        ours, theirs = bridge.load_network(path, "default", None), loaded_by_core(path)
+        config = core.read_config(path)
+        found[name] = [
+            facts_of(ours),
+            facts_of(theirs),
+            [json.loads(core.CheckpointConfig(config.model, config.run).to_json())],
+        ]
+        state = source.model.diffusion_model.state_dict()
+        found[f"{name} weights"] = max(
+            distance(state[key].float(), tensor)
+            for key, tensor in core.load_model(path, dtype=torch.float32).state_dict().items()
+        )
+    stock, stock_clip, _, _ = comfy.sd.load_checkpoint_guess_config(whole)
+    found["stock"] = [facts_of(stock), bridge.run_facts(stock_clip).text_length]
+    lying = comfy.utils.load_torch_file(one)
+    key = next(name for name in lying if name.endswith("uni_vigu.config"))
+    for kind, value in (("no json", torch.tensor([1, 2], dtype=torch.uint8)), ("numbers", torch.ones(3))):
+        path = str(model_folder() / f"lying_{kind.replace(' ', '_')}.safetensors")
+        comfy.utils.save_torch_file({**lying, key: value}, path)
+        found[kind] = message(lambda path=path: bridge.load_network(path, "default", None))
+    return found

@@ -195,7 +195,7 @@ def checkpoints(folder: str) -> dict[str, Any]:
     again = load_embedded(checkpoint=Path(file).name)
     changed = differences(before, weights(again[0]))
     *_, bare, _ = train(parts, clips, trains="all", all_in_one=False, filename_prefix="all", steps=2)
-    network = core.load_model(bare, dtype=torch.float32)
+    network = core.load_model(saved(bare), dtype=torch.float32)
     pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))
     return {
         "where": [Path(path).parent.name for path in (file, bare)],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from uvg_core import io, locks
 from uvg_core.errors import UniViGUError, printable
 from uvg_core.io import read_text, require_writable, write_beside, write_new, write_text, written_whole
 from uvg_core.versions import require
@@ -146,3 +147,74 @@ def test_packages_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UniViGUError, match=r"old 0\.2\.1 is installed, 0\.2\.3 or newer is needed: older ones crash"):
         require("old", (0, 2, 3), "crash")
     require.cache_clear()
+
+
+class Windows:
+    """What the pack meets there: no fcntl, files that are open cannot be replaced, names that devices have."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.locked: set[tuple[int, int]] = set()
+        for module in (io, locks):
+            monkeypatch.setattr(module, "fcntl", None)
+        monkeypatch.setattr(locks, "msvcrt", self, raising=False)
+        monkeypatch.setattr(io, "WINDOWS", True)
+
+    def locking(self, handle: int, mode: int, _: int) -> None:
+        place = os.fstat(handle).st_ino, os.lseek(handle, 0, os.SEEK_CUR)
+        if mode == self.LK_UNLCK:
+            self.locked.discard(place)
+        elif place in self.locked:
+            raise OSError(36, "Resource deadlock avoided")
+        else:
+            self.locked.add(place)
+
+
+def test_files_and_claims_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Windows(monkeypatch)
+    write_text(tmp_path / "a.txt", "words")
+    assert (tmp_path / "a.txt").read_text() == "words"
+    for name in ("con.txt", "LPT1", "nul", "dot.", "space "):
+        with pytest.raises(UniViGUError, match="Windows does not allow this name"):
+            write_text(tmp_path / name, "words")
+    fresh, old = tmp_path / ".uvg-fresh.part.txt", tmp_path / "sub" / ".uvg-old.part.txt"
+    old.parent.mkdir()
+    for path in (fresh, old):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    write_text(old.with_name("b.txt"), "words")
+    assert fresh.exists()
+    assert not old.exists()
+    first, second = locks.Claims(tmp_path), locks.Claims(tmp_path)
+    with (
+        first,
+        second,
+        first.claimed(str(tmp_path / "a.txt")) as ours,
+        second.claimed(str(tmp_path / "a.txt")) as theirs,
+    ):
+        assert (ours, theirs) == (True, False)
+    with second, second.claimed(str(tmp_path / "a.txt")) as theirs:
+        assert theirs
+
+
+def test_a_file_that_another_program_holds_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(source: object, target: object) -> None:
+        raise PermissionError(13, "Access is denied", str(source), 5, str(target))
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(UniViGUError, match=r"a\.txt: could not be written \(Access is denied\)"):
+        write_text(tmp_path / "a.txt", "words")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_console_that_lacks_letters_ends_nothing(tmp_path: Path) -> None:
+    """cp1252, as on Windows, and names and prompts that are no UTF-8."""
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    clip = os.fsencode(tmp_path) + b"/caf\xe9 \x1b[31m \xe2\x80\xae.mp4"
+    command = [sys.executable, "-m", "uvg_core", "caption", clip]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert b"caf\\udce9 \\x1b[31m \\u202e.mp4" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"\x1b" not in done.stderr

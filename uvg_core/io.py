@@ -26,6 +26,7 @@ except ImportError:  # Windows
 # The folder of the pack: models, samples and pyproject.toml lie in it.
 PACK = Path(__file__).resolve().parents[1]
 MEGABYTE = 2**20
+WINDOWS = os.name == "nt"
 _PART = ".uvg-"  # begins the names of unfinished files
 _OLD_PART = 3600.0  # seconds after which an unfinished file is nobody's, where no lock can tell
 _LONGEST_SUFFIX = 16
@@ -108,7 +109,7 @@ def require_writable(path: str | Path) -> None:
             problem = "a name cannot hold a null byte; choose another"
         elif len(os.fsencode(path.name)) > 255:
             problem = "the name is longer than the 255 bytes that a file system takes; choose a shorter one"
-        elif os.name == "nt" and _RESERVED.fullmatch(path.name):
+        elif WINDOWS and _RESERVED.fullmatch(path.name):
             problem = "Windows does not allow this name; choose another"
     except (OSError, ValueError) as error:  # a name that is too long, or with a null byte
         problem = f"cannot be a file's name ({getattr(error, 'strerror', None) or error}); choose another"
@@ -182,7 +183,7 @@ def flushed(*paths: Path) -> None:
 
 def flushed_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can."""
-    if os.name != "nt":
+    if not WINDOWS:
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
             try:

@@ -26,3 +26,8 @@ def require(package: str, at_least: tuple[int, ...], why: str) -> None:
             f"{package} {found} is installed, {wanted} or newer is needed: older ones {why}. "
             f'pip install "{package}>={wanted}"'
         )
+
+
+def require_pillow() -> None:
+    """For what is drawn with Pillow from texts and pixels of strangers. It opens none of their files."""
+    require("pillow", (12, 3, 0), "write beyond their pictures (CVE-2026-59199)")

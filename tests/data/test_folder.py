@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,20 @@ def test_each_reason_is_counted(tmp_path: Path) -> None:
 def test_captions_come_in_the_encodings_of_this_world(tmp_path: Path, encoding: str) -> None:
     add(tmp_path, "a.mp4").with_suffix(".txt").write_bytes("ein brauner Bär".encode(encoding))
     assert look(tmp_path).usable[0].prompt == "ein brauner Bär"
+
+
+def test_a_subfolder_that_may_not_be_entered_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path, "good.mp4")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [(one.name, one.reason) for one in look(tmp_path).left_out] == [("closed/", reasons.UNREADABLE)]
 
 
 def test_a_pipe_in_the_place_of_a_caption_blocks_nothing(tmp_path: Path) -> None:

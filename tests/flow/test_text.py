@@ -145,6 +145,15 @@ def test_what_is_forbidden_has_no_share_in_a_likelihood(monkeypatch: pytest.Monk
     assert (token_log_likelihood(logits, tokens) < wanted).all()
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-40, 1e-38, 1e-30])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_a_temperature_too_small_for_float32_takes_the_most_likely(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[[0.0, 3.0, 2.9, -1.0], [1.0, 1.0, 1.0, 2.0]]])
+    for seed in range(20):
+        drawn = draw_clean_tokens(logits, generator=generator(seed), temperature=temperature, top_p=top_p)
+        assert drawn.tolist() == [[1, 3]]
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (1.0, 0.0), (1.0, 1.5)])
 def test_draw_arguments(temperature: float, top_p: float) -> None:
     with pytest.raises(UniViGUError, match="expected"):

@@ -38,6 +38,10 @@ def test_words_survive(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.text(tokenizer.ids(text)) == text
 
 
+def test_halves_of_surrogate_pairs_are_question_marks(tokenizer: Tokenizer) -> None:
+    assert tokenizer.ids("a red \udce9 circle") == tokenizer.ids("a red ? circle")
+
+
 def test_world_words_are_single_tokens(tokenizer: Tokenizer) -> None:
     assert [word for word in WORDS if len(tokenizer.ids(word, end=False)) != 1] == []
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UniViGUError
+from ..io import read_text
 
 # Names as diffusers and transformers give them: BASE.safetensors, or shards BASE-00001-of-00002.safetensors and their
 # index BASE.safetensors.index.json. A precision (.fp16) may stand before any dot or dash.
 _WEIGHTS = re.compile(r"(?P<base>.+?)(?:-\d+-of-\d+)?\.(?P<kind>safetensors|sft|pth|pt|bin)(?P<index>\.index\.json)?")
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|fp8\w*)(?=[.-])")
 _AGAIN = "Download the file again"
+_ELSEWHERE = re.compile(r"[/\\:\x00]|^\.{0,2}$")  # in a name: a folder, a drive, this folder or the one above
+_MOST_JSON = 1 << 24  # bytes
 # What is often found in the place of weights: how it begins, and the error.
 _NO_WEIGHTS = {
     rb"$": f"the file is empty (0 bytes); expected weights. {_AGAIN}",
@@ -31,11 +34,13 @@ _NO_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Location:
-    """The files that hold the weights, one or all shards, and what a ``config.json`` beside them says."""
+    """The files that hold the weights, one or all shards, what a ``config.json`` beside them says, and the name of the
+    shard that each tensor is in, as an index says."""
 
     path: Path
     files: tuple[Path, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, str] = field(default_factory=dict)
 
 
 def locate(path: str | Path) -> Location:
@@ -61,7 +66,7 @@ def locate(path: str | Path) -> Location:
     if not stat.S_ISREG(mode):
         raise UniViGUError(f"{path}: found a device or a pipe, expected a checkpoint file or folder. Name another")
     if (name := _named(path)) and name["index"]:
-        return Location(path, _shards(path), _facts(path.parent))
+        return _indexed(path, path)
     # Only a file that diffusers named belongs to the config.json beside it.
     facts = _facts(path.parent) if path.name.startswith("diffusion_pytorch_model") else {}
     return Location(path, (path,), facts)
@@ -86,8 +91,7 @@ def kind_of(path: Path) -> str:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
     raise UniViGUError(
-        f"{path}: neither safetensors nor a torch checkpoint (it starts with {start[:16]!r}). {_AGAIN}, or choose the "
-        "file that holds the weights"
+        f"{path}: neither safetensors nor a torch checkpoint. {_AGAIN}, or choose the file that holds the weights"
     )
 
 
@@ -117,25 +121,32 @@ def _in_folder(folder: Path) -> Location:
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates[:5])
         raise UniViGUError(f"{folder}: several files could be meant ({names}); name the one to load")
-    return Location(folder, _shards(indices[0]) if indices else (candidates[0],), _facts(folder))
+    return _indexed(folder, indices[0]) if indices else Location(folder, (candidates[0],), _facts(folder))
 
 
 def _named(file: Path) -> re.Match[str] | None:
     return _WEIGHTS.fullmatch(_VARIANT.sub("", file.name))
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    names = _json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+def _indexed(path: Path, index: Path) -> Location:
+    """The shards that an index lists. They lie beside it: as files, or links as the Hugging Face cache makes them."""
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UniViGUError(f"{index}: not a shard index (no 'weight_map' in it). {_AGAIN}")
-    files = tuple(index.parent / name for name in sorted(set(names.values())))
-    missing = [file.name[:200] for file in files if not _is_file(file)]
+    names = sorted(set(shards.values()))
+    elsewhere = next((name for name in names if _ELSEWHERE.search(name)), None)
+    if elsewhere is not None:
+        raise UniViGUError(
+            f"{index}: names a shard outside its folder ({elsewhere[:100]}), which was not opened; expected files that "
+            f"lie beside it. {_AGAIN}"
+        )
+    missing = [name[:200] for name in names if not _is_file(index.parent / name)]
     if missing:
         raise UniViGUError(
-            f"{index}: lists {len(files)} shards, of which {len(missing)} are missing (first: {missing[0]}). "
+            f"{index}: lists {len(names)} shards, of which {len(missing)} are missing (first: {missing[0]}). "
             "Download the missing ones into the same folder"
         )
-    return files
+    return Location(path, tuple(index.parent / name for name in names), _facts(index.parent), shards)
 
 
 def _is_file(path: Path) -> bool:
@@ -152,7 +163,9 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_text(path, most=_MOST_JSON, exact=True))
+    except UniViGUError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UniViGUError(f"{path}: cannot be read as JSON ({error}). {_AGAIN}") from error
     if not isinstance(data, dict):

@@ -15,18 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UniViGUError
+from ..io import read_text
 from .detect import describe_foreign
 from .fit import shapes_of
 from .keys import is_text_half
 from .lora_names import layer_and_role, lora_place, lora_places
 from .lora_patch import FACTORS, OPTIONAL, Patch, Product, product
+from .peft_patterns import Patterns
 from .quant import is_companion
 from .read import WeightFile, open_weights
 
@@ -285,7 +286,7 @@ def _peft_scale(file: WeightFile) -> Callable[[Sequence[str], int | None], float
     where = "its metadata lora_adapter_metadata"
     try:
         if text is None and file.path.stem == "adapter_model" and beside.is_file():
-            text, where = beside.read_text("utf-8"), str(beside)
+            text, where = read_text(beside, exact=True), str(beside)
         facts = json.loads(text or "{}")
         stated = next((name for name in facts if re.search(r"^(?!text_encoder)(.*\.)?(lora_)?alpha$", name)), None)
         if stated is None:
@@ -293,22 +294,21 @@ def _peft_scale(file: WeightFile) -> Callable[[Sequence[str], int | None], float
         prefix = stated[: stated.rfind(".") + 1]
         rslora = bool(facts.get(f"{prefix}use_rslora"))
 
-        def table(default: Any, patterns: str) -> list[tuple[re.Pattern[str], float]]:
-            entries = [*dict(facts.get(f"{prefix}{patterns}") or {}).items(), (".*", default)]
-            return [(re.compile(rf"(.*\.)?({pattern})"), float(value)) for pattern, value in entries]
-
-        strengths, ranks = table(facts[stated], "alpha_pattern"), table(facts.get(f"{prefix}r") or 1, "rank_pattern")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+        strengths, ranks = (
+            Patterns(dict(facts.get(f"{prefix}{patterns}") or {}), float(default))
+            for patterns, default in (("alpha_pattern", facts[stated]), ("rank_pattern", facts.get(f"{prefix}r") or 1))
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UniViGUError(
             f"{file.path}: {where} cannot be read ({error}); expected peft's configuration, which says how strong the "
             "LoRA is. Save or download it again"
         ) from None
 
     def scale(names: Sequence[str], rank: int | None) -> float:
-        alpha, stated_rank = (
-            next(value for pattern, value in table if any(pattern.fullmatch(name) for name in names))
-            for table in (strengths, ranks)
-        )
+        try:
+            alpha, stated_rank = strengths.number_of(names), ranks.number_of(names)
+        except ValueError as error:
+            raise UniViGUError(f"{file.path}: {where}: {error}. Write the names of its layers out") from None
         rank_or_root = rank or stated_rank
         return alpha / (math.sqrt(rank_or_root) if rslora else rank_or_root)
 

@@ -6,11 +6,14 @@ stays mapped: a loaded model costs its own size and nothing beside it, and its f
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from .locate import kind_of, locate
+from ..errors import UniViGUError
+from .locate import Location, kind_of, locate
 from .safetensors_file import open_safetensors
 from .torch_file import open_torch
 from .weight_file import Stored, WeightFile, bytes_of
@@ -25,6 +28,7 @@ def open_weights(path: str | Path) -> WeightFile:
     """
     location = locate(path)
     files = [open_safetensors(file) if kind_of(file) == "safetensors" else open_torch(file) for file in location.files]
+    _require_listed(location, files)
     opened = files[0]
     opened.facts = location.facts
     for file in files[1:]:
@@ -34,6 +38,21 @@ def open_weights(path: str | Path) -> WeightFile:
         opened.ignored = "; ".join(filter(None, (opened.ignored, file.ignored)))
         opened.nbytes += file.nbytes
     return opened
+
+
+def _require_listed(location: Location, files: Sequence[WeightFile]) -> None:
+    """Raise UniViGUError where a shard lacks a tensor that the index says is in it, or two shards have the same."""
+    holding = {file.path.name: file.tensors for file in files}
+    absent = [name for name, shard in location.shards.items() if name not in holding[shard]]
+    if absent:
+        raise UniViGUError(
+            f"{location.path}: lists {len(absent)} tensors that its shards do not hold (first: {absent[0][:200]}, in "
+            f"{location.shards[absent[0]]}). Download index and shards again, from one place"
+        )
+    counts = Counter(name for tensors in holding.values() for name in tensors)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise UniViGUError(f"{location.path}: {twice[:200]} is in two shards. Download the files again, from one place")
 
 
 def read_part(path: str | Path, prefix: str) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from ..errors import UniViGUError
 from ..settings import shown
 from .weight_file import Place, Stored, WeightFile, are_counts, damaged, is_shape
 
-_HEADER_LIMIT = 100_000_000  # as in the safetensors format
+# The format allows 100 MB; the header of the released network takes 0.2. Python takes ten times as much to read it.
+_HEADER_LIMIT = 1 << 24
+_MOST_METADATA = 1 << 12
 
 
 def open_safetensors(path: Path) -> WeightFile:
@@ -19,12 +21,14 @@ def open_safetensors(path: Path) -> WeightFile:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _HEADER_LIMIT:
-            raise damaged(path, f"the header claims {length} bytes")
+            raise damaged(path, f"the header claims {length} bytes, more than the {_HEADER_LIMIT} that are read")
         _require_bytes(weights, 8 + length)
         text = file.read(length)
     try:
         header = json.loads(text)
         weights.metadata = {str(k): str(v) for k, v in (header.pop("__metadata__", None) or {}).items()}
+        if len(weights.metadata) > _MOST_METADATA:
+            raise damaged(path, f"found {len(weights.metadata)} entries of metadata, more than {_MOST_METADATA}")
         for name, entry in header.items():
             _add(weights, name, entry, 8 + length)
     except UniViGUError:

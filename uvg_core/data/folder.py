@@ -195,13 +195,15 @@ def survey(
     ``.detail.txt``. Raises UniViGUError when the folder is missing, holds no clips, or none that is usable.
     """
     root, report = Path(folder), progress or (lambda *_: None)
-    clips = find_clips(root, recursive=recursive)
+    unreadable: list[tuple[Path, str]] = []
+    clips = find_clips(root, recursive=recursive, unreadable=unreadable)
     if not clips:
         raise UniViGUError(
             f"{root}: found no videos here; expected clips such as clip.mp4, each with its prompt in clip.txt"
         )
     limits = (limits or TextLimits.of(run)).within(run)
-    found = Survey(root, run, [], [], [])
+    closed = [LeftOut(f"{path.relative_to(root).as_posix()}/", UNREADABLE, why) for path, why in unreadable]
+    found = Survey(root, run, [], closed, [])
     for number, (path, text) in enumerate(zip(clips, text_files(clips), strict=True)):
         report("surveying the clips", number, len(clips))
         name = path.relative_to(root).as_posix()

@@ -136,7 +136,7 @@ def draw_clean_tokens(
 
     Args:
         logits: ``[B,L,V]``, any float dtype.
-        temperature: 0 takes the most likely token. top_p: nucleus in (0, 1].
+        temperature: 0, or what float32 cannot hold, takes the most likely token. top_p: nucleus in (0, 1].
         forbidden: an id that is never drawn (the mask token: it is noise, not a word).
         checks: takes whether the logits are finite, a boolean scalar, for the caller to look at when it likes; without
             it one look is taken here, which waits for a card.
@@ -147,6 +147,7 @@ def draw_clean_tokens(
     """
     if not 0 <= temperature < math.inf:
         raise UniViGUError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    greedy = temperature < torch.finfo(torch.float32).tiny  # the quotient would be 0/0
     if not 0 < top_p <= 1:
         raise UniViGUError(f"top_p is {top_p}; expected a number above 0 and at most 1")
     rows, peaks = logits.flatten(0, -2), []
@@ -155,7 +156,7 @@ def draw_clean_tokens(
     for chunk, part in _chunks(rows, forbidden):
         highest = part.amax(-1, keepdim=True)
         peaks.append(highest)
-        if temperature == 0:
+        if greedy:
             drawn[chunk] = part.argmax(-1)
             continue
         part = (part - highest).div_(temperature)  # the highest at 0: nothing overflows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UniViGUError
+from ..versions import require_pillow
 from .sheet import ACCENT, BODY, BRIGHT, CARD, GROUND, MUTED, cleaner, shorten
 
 WIDTH, ROW, MARGIN = 960, 64, 36
@@ -18,6 +19,7 @@ def draw_ranking(texts: Sequence[str], scores: Sequence[float], shares: Sequence
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    require_pillow()
     if not texts or not len(texts) == len(scores) == len(shares):
         raise UniViGUError(f"found {len(texts)} texts, {len(scores)} scores and {len(shares)} shares; expected as many")
     big, small = ImageFont.load_default(size=19), ImageFont.load_default(size=15)

@@ -4,12 +4,11 @@ place of the encoded empty prompt."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..checkpoint.read import open_weights
+from ..checkpoint.torch_file import read_saved
 from ..errors import UniViGUError
 
 MOST_ROWS = 8192
@@ -51,11 +50,13 @@ def _tensors(path: Path) -> list[Tensor]:
         weights = open_weights(path)
         return [weights.read(name) for name in weights.tensors]
     try:
-        saved: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch reports a damaged or refused file in many ways, some of which advise against its safety
+        saved = read_saved(path)
+    except UniViGUError as error:
+        raise UniViGUError(f"{path}: cannot be read as one tensor. {error}") from None
+    values = list(saved.values()) if isinstance(saved, dict) else saved if isinstance(saved, list) else [saved]
+    if any(value is None for value in values):
         raise UniViGUError(
-            f"{path}: cannot be read: the file is damaged, or holds something else than tensors; expected one tensor. "
-            "Nothing in it was executed. Download it again, or ask for a safetensors version"
-        ) from None
-    values = saved.values() if isinstance(saved, dict) else saved if isinstance(saved, (list, tuple)) else [saved]
+            f"{path}: holds an object that is no tensor; expected one tensor. Nothing in it was executed. Ask for a "
+            "safetensors version"
+        )
     return [value for value in values if isinstance(value, Tensor)]

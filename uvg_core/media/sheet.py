@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checkpoint.read import bytes_of
 from ..errors import UniViGUError
 from ..io import written_whole
+from ..versions import require_pillow
 from .video.clip import require_frames
 
 GROUND = (17, 19, 23)
@@ -88,6 +89,7 @@ def draw_sheet(
     """
     from PIL import Image, ImageDraw
 
+    require_pillow()
     if not rows:
         raise UniViGUError("there are no rows to draw; expected at least one step")
     if columns < 1 or cell < 16:

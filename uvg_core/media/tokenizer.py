@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import UniViGUError
+from ..versions import require
 
 _BLANK = re.compile(r"_{2,}")
 
@@ -29,11 +30,15 @@ class Tokenizer:
         try:
             import sentencepiece
 
+            # Planted models read and write beyond memory before: CVE-2026-1260 until 0.2.1, OSV-2026-646 in 0.2.1.
+            require("sentencepiece", (0, 2, 3), "crash, or worse, on a planted tokenizer (CVE-2026-1260, OSV-2026-646)")
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except ImportError as error:
             raise UniViGUError(
                 f"the tokenizer needs sentencepiece, which does not import ({error}): pip install sentencepiece"
             ) from None
+        except UniViGUError:
+            raise
         except (RuntimeError, ValueError) as error:  # the latter for a reason that is not UTF-8
             raise UniViGUError(f"the tokenizer is not a SentencePiece model ({error})") from None
         self.proto, self.run = model, run
@@ -44,8 +49,10 @@ class Tokenizer:
         return self._pieces.get_piece_size()
 
     def ids(self, text: str, end: bool = True) -> list[int]:
-        """Token ids of a text, with the end-of-text token unless told otherwise."""
-        return [*self._pieces.encode(text.strip()), *([self.run.eos_token] if end else [])]
+        """Token ids of a text, with the end-of-text token unless told otherwise. Halves of surrogate pairs, which no
+        encoding has, become question marks."""
+        text = text.strip().encode("utf-8", "replace").decode()
+        return [*self._pieces.encode(text), *([self.run.eos_token] if end else [])]
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
         """Words of one row of ids, up to the first end-of-text unless the model's way is ``skip``; end tokens, padding

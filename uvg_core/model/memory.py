@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import ModelConfig
+from ..errors import UniViGUError
 
 MARGIN = 1.02  # clocks, conditions, latents, rounding
 WIDE = 4  # bytes of a number while queries and keys are rotated
@@ -60,3 +61,28 @@ def free_memory(device: torch.device) -> float:
     fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
     unused = reserved - torch.cuda.memory_allocated(device)
     return float(SHARE_OF_FREE * (min(free, fraction * total - reserved) + unused))
+
+
+def total_memory(device: torch.device) -> float:
+    """Bytes that ``device`` has in all, used or not; infinity where the system does not say."""
+    if device.type == "cpu":
+        lines = MEMORY_OF_LINUX.read_text().splitlines() if MEMORY_OF_LINUX.exists() else []
+        stated = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
+        return float(stated[0]) if stated else math.inf
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    try:
+        return float(torch.accelerator.get_memory_info(device)[1])
+    except (AttributeError, RuntimeError):  # an older torch; a device that does not know
+        return math.inf
+
+
+def require_room(needed: float, device: torch.device, what: str) -> None:
+    """Raise UniViGUError for ``what`` that takes more bytes than the device has in all: nothing that could be freed
+    would make it fit. Ask before work begins and before memory is taken."""
+    total = total_memory(device)
+    if needed > total:
+        raise UniViGUError(
+            f"{what} takes at least {needed / 1e9:.4g} GB of memory; {device} has {total / 1e9:.1f} GB in all. Make it "
+            "smaller or shorter"
+        )

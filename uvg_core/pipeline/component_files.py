@@ -16,6 +16,7 @@ from ..checkpoint.detect import Checkpoint, describe_foreign
 from ..checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX
 from ..checkpoint.read import WeightFile, open_weights
 from ..errors import UniViGUError
+from ..io import read_bytes, read_text
 from ..media.text_encoder import SHARED, SPIECE, encoder_names
 from ..media.vae import is_wan_vae
 from ..settings import setting, settings
@@ -29,6 +30,7 @@ ENCODERS, VAES = ("text_encoders", "clip"), ("vae",)
 NETWORKS = ("uni_vigu", "diffusion_models", "unet", "checkpoints")
 EXTRA_PATHS = "extra_model_paths.yaml"
 _WEIGHTS = (".safetensors", ".sft", ".pth")
+_MOST_TOKENIZER = 1 << 26  # bytes; umT5's has 4.5 million
 _HUB = "https://huggingface.co"
 
 
@@ -104,16 +106,18 @@ class ComponentFile:
     prefix: str = ""
 
     def read_tokenizer(self) -> bytes:
-        """The SentencePiece model. Raises UniViGUError for a file that cannot be read."""
-        if self.prefix:
-            return open_weights(self.path).read(self.prefix).numpy().tobytes()
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise UniViGUError(
-                f"{self.path}: cannot be read ({error.strerror or error}); expected the SentencePiece model of the "
-                "umT5 tokenizer (spiece.model)"
-            ) from None
+        """The SentencePiece model. Raises UniViGUError for a file that cannot be read, and for a larger one."""
+        expected = "the SentencePiece model of the umT5 tokenizer (spiece.model)"
+        if not self.prefix:
+            try:
+                return read_bytes(self.path, _MOST_TOKENIZER, expected)
+            except FileNotFoundError:
+                raise UniViGUError(f"{self.path}: is not there any more; expected {expected}") from None
+        weights = open_weights(self.path)
+        stored = weights.tensors[self.prefix]
+        if stored.nbytes > _MOST_TOKENIZER:
+            raise UniViGUError(f"{self.path}: {self.prefix} has {stored.nbytes} bytes; expected {expected}")
+        return weights.read(self.prefix).numpy().tobytes()
 
 
 @dataclass(frozen=True)
@@ -358,7 +362,7 @@ def _extra_folders(file: Path, names: Sequence[str]) -> list[Path]:
     except ImportError:
         raise UniViGUError(f"{file}: reading it needs pyyaml: pip install pyyaml") from None
     try:
-        sections = yaml.safe_load(file.read_text("utf-8")) or {}
+        sections = yaml.safe_load(read_text(file, exact=True)) or {}
         found = []
         for section in filter(None, sections.values()):
             # As ComfyUI reads it: paths are relative to the section's base_path, and that to the file.

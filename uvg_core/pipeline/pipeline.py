@@ -21,7 +21,7 @@ from ..media.text_encoder import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from ..media.video import ClipSpec, read_clip
 from ..model import UniViGU
-from ..model.memory import free_memory, pass_bytes, video_tokens
+from ..model.memory import free_memory, pass_bytes, require_room, video_tokens
 from ..progress import Report, counted_calls
 from ..sampling import (
     GuidedDenoiser,
@@ -221,9 +221,20 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.components.device
 
+    def _shape(self, size: Size) -> tuple[int, int, int, int, int]:
+        """Of the latent of a clip. Raises UniViGUError for sizes that are off the grid or do not fit into memory."""
+        frames, height, width = size.resolved(self.config.run)
+        config, what = self.config.model, f"a clip of {frames} frames of {width}x{height}"
+        shape = latent_shape(frames, height, width, config.in_dim)
+        require_room(3 * frames * height * width, torch.device("cpu"), what)  # its pixels
+        video = video_tokens(shape[2:], config)
+        require_room(pass_bytes(config, rows=1, video=video, text=0, itemsize=2, logits=0), self.device, what)
+        return shape
+
     def noise(self, size: Size = SIZE, seed: int = 0) -> Tensor:
-        """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid."""
-        shape = latent_shape(*size.resolved(self.config.run), self.config.model.in_dim)
+        """Pure noise ``[1,C,F,h,w]`` for a clip of that size; raises UniViGUError for sizes off the grid, and for those
+        that no memory of this machine holds."""
+        shape = self._shape(size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     # The jobs
@@ -262,7 +273,7 @@ class Pipeline:
     def latent_of(self, path: str | Path, size: Size = SIZE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
         frames, height, width = size.resolved(self.config.run)
-        latent_shape(frames, height, width)  # refuses what is off the grid before a file is opened
+        self._shape(size)  # refuses what cannot be before a file is opened
         clip = read_clip(path, ClipSpec(frames, height, width))
         return self.encode_clip(clip.pixels), clip.note
 

@@ -1,0 +1,56 @@
+"""Sizes that no memory of the machine holds: refused before anything is read, encoded or allocated."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import TINY
+
+from uvg_core.config import CheckpointConfig
+from uvg_core.errors import UniViGUError
+from uvg_core.model import memory
+from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.sampling import Size
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """On a machine of 1 GB; without components: none may be asked for."""
+    (tmp_path / "meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 10 kB\n")
+    monkeypatch.setattr(memory, "MEMORY_OF_LINUX", tmp_path / "meminfo")
+    made = Pipeline.__new__(Pipeline)
+    made.config, made.components = CheckpointConfig(model=TINY), SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize(("frames", "side"), [(99_997, 8192), (99_997, 64)])
+def test_sizes_beyond_memory_are_refused_before_work(pipeline: Pipeline, frames: int, side: int) -> None:
+    size = Size(frames=frames, height=side, width=side)
+    jobs: list[Any] = [
+        lambda: pipeline.noise(size),
+        lambda: pipeline.generate("words", size=size),
+        lambda: pipeline.joint("words", size=size),
+        lambda: pipeline.latent_of("nowhere.mp4", size),
+    ]
+    tracemalloc.start()
+    for job in jobs:
+        with pytest.raises(
+            UniViGUError, match=rf"a clip of {frames} frames of {side}x{side} takes at least .* 1\.0 GB"
+        ):
+            job()
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_what_fits_is_not_refused(pipeline: Pipeline) -> None:
+    assert pipeline.noise(Size(frames=5, height=64, width=64)).shape == (1, 16, 2, 8, 8)
+
+
+def test_a_system_that_says_nothing_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MEMORY_OF_LINUX", Path("nowhere"))
+    memory.require_room(1e30, torch.device("cpu"), "anything")

@@ -316,7 +316,7 @@ class UniViGUTrain(Node):
         run = TrainingRun(model[0], clip[0], vae[0], sizes, config, read(OutputFile, inputs), progress)
         run.train(clips)
         lora = run.lora or blocked(
-            f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {run.file}"
+            f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {shown(str(run.file))}"
         )
         samples = [as_image(picture) for picture in run.pictures] or blocked(None)
         return io.NodeOutput(lora, {"loss": run.losses}, config.steps, shown(str(run.file or "")), samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 import folder_paths
@@ -55,7 +56,8 @@ def file_path(widget: str, name: str) -> str:
 
 def fingerprint(**widgets: str) -> str:
     """What changes when a file that one of the widgets names is replaced, deleted or put there."""
-    return "\n".join(file_state(_find(widget, name)) for widget, name in widgets.items() if widget in FOLDERS)
+    states = [file_state(_find(widget, name)) for widget, name in widgets.items() if widget in FOLDERS]
+    return blake2b("\n".join(states).encode(errors="surrogateescape")).hexdigest()  # clients see it in the history
 
 
 def file_state(path: str | None) -> str:

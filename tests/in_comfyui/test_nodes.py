@@ -253,6 +253,20 @@ def test_a_missing_package_takes_one_feature(inside: Inside) -> None:
     assert "'av'" in found["said"][0]
 
 
+def test_errors_of_all_kinds_can_be_printed_and_name_no_folder(inside: Inside) -> None:
+    half = "caf\udce9"
+    assert inside.call("nodes", "errors_for_clients") == {
+        "plain": "ValueError: input/caf\\udce9\\x1b[31m",
+        "a file": "FileNotFoundError: [Errno 2] No such file: 'input/caf\\\\udce9'",
+        "chained": "RuntimeError: at input/clip.mp4",
+        "odd": "UniViGUError: Odd: input/caf\\udce9",
+        "odd below": "KeyError: 'fine'",
+        "unicode": f"UnicodeEncodeError: {UnicodeEncodeError('utf-8', half, 3, 4, 'surrogates not allowed')}",
+        "memory": "OutOfMemoryError: input is full",
+        "cancelled": "InterruptProcessingException: ",
+    }
+
+
 def test_many_runs_leave_nothing_behind(inside: Inside) -> None:
     found = inside.call("nodes", "growth")
     assert found["after"] == found["before"]

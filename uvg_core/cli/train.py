@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..progress import Bars
 from ..settings import Flag, setting, settings
 from ..training import run
+from ..training.config import load_config
+from ..training.trainer import Watch
 from .output import say
 
 
@@ -21,4 +26,39 @@ class Train:
 
 def train(own: Train, shown: Bars) -> int:
     """Train in stages: generate, recall, refine."""
-    return run.run(own.config, shown, say, resume=own.resume, accept_changes=own.accept_changes)
+    config = load_config(own.config)
+    with _stopping() as watch:
+        result = run.train(
+            config, resume=own.resume, accept_changes=own.accept_changes, say=say, progress=shown, watch=watch
+        )
+    if not result.finished:
+        say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
+    elif result.file is not None:  # the main process
+        say(f"done: {result.file}")
+    return 0 if result.finished else 130
+
+
+@contextmanager
+def _stopping() -> Iterator[Watch]:
+    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once, and so does the
+    first while the data are being prepared: the cache goes on where it was."""
+    learning = asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked or not learning:
+            raise KeyboardInterrupt
+        asked = True
+        say("stopping after this step; once more to stop without keeping it")
+
+    def watch(*_: object) -> bool:
+        nonlocal learning
+        learning = True
+        return asked
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

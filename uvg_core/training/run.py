@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +29,7 @@ from ..pipeline.component_files import Places
 from ..pipeline.components import Components
 from ..progress import Report
 from . import checkpoints
-from .config import TrainConfig, load_config
+from .config import TrainConfig
 from .objective import plain_attention
 from .optimizers import require_bitsandbytes
 from .start import require_peft, require_vocabulary, starting_facts, starting_network
@@ -205,44 +204,3 @@ def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
         source: Source | None = entry.load()(argument, config, run)
         return source
     return None
-
-
-# The command line
-
-
-def run(path: Path, progress: Report, say: Say, *, resume: bool, accept_changes: bool) -> int:
-    """Train as the configuration file at ``path`` says; 130 where the user stopped it."""
-    config = load_config(path)
-    with _stopping(say) as watch:
-        result = train(config, resume=resume, accept_changes=accept_changes, say=say, progress=progress, watch=watch)
-    if not result.finished:
-        say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
-    elif result.file is not None:  # the main process
-        say(f"done: {result.file}")
-    return 0 if result.finished else 130
-
-
-@contextmanager
-def _stopping(say: Say) -> Iterator[Watch]:
-    """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second one at once, and so does the
-    first while the data are being prepared: the cache goes on where it was."""
-    learning = asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked or not learning:
-            raise KeyboardInterrupt
-        asked = True
-        say("stopping after this step; once more to stop without keeping it")
-
-    def watch(*_: object) -> bool:
-        nonlocal learning
-        learning = True
-        return asked
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield watch
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -683,6 +683,55 @@ async def without_a_package() -> dict[str, Any]:
     return {"left": [cls.GET_SCHEMA().node_id for cls in left], "said": said.getvalue().splitlines()}
 
 
+def errors_for_clients() -> dict[str, Any]:
+    """Errors of all kinds in a node: what clients are told, and whether ComfyUI can log them."""
+    import traceback
+
+    base, half = folder_paths.get_input_directory(), "caf\udce9"
+
+    def chained() -> None:
+        try:
+            raise ValueError(f"{base}/{half}")
+        except ValueError as error:
+            raise RuntimeError(f"at {base}/clip.mp4") from error
+
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return f"{base}/{half}"
+
+    def odd_below() -> None:
+        try:
+            raise Odd
+        except Odd:
+            raise KeyError("fine")  # noqa: B904 (the chain is what is tested)
+
+    def throw(error: BaseException) -> Callable[[], None]:
+        def act() -> None:
+            raise error
+
+        return act
+
+    acts = {
+        "plain": throw(ValueError(f"{base}/{half}\x1b[31m")),
+        "a file": throw(FileNotFoundError(2, "No such file", f"{base}/{half}")),
+        "chained": chained,
+        "odd": throw(Odd()),
+        "odd below": odd_below,
+        "unicode": throw(UnicodeEncodeError("utf-8", half, 3, 4, "surrogates not allowed")),
+        "memory": throw(torch.OutOfMemoryError(f"{base} is full")),
+        "cancelled": throw(comfy.model_management.InterruptProcessingException()),
+    }
+    found = {}
+    for name, act in acts.items():
+        try:
+            with pack_module("nodes.comfy.errors").for_clients():
+                act()
+        except BaseException as error:
+            traceback.format_exc().encode()  # raises where ComfyUI's log would
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
 def growth() -> dict[str, Any]:
     """Objects and memory over many runs of every job."""
     import gc

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import comfy.model_management
 import comfy.utils
@@ -193,7 +195,7 @@ def checkpoints(folder: str) -> dict[str, Any]:
     again = load_embedded(checkpoint=Path(file).name)
     changed = differences(before, weights(again[0]))
     *_, bare, _ = train(parts, clips, trains="all", all_in_one=False, filename_prefix="all", steps=2)
-    network = core.load_model(bare, dtype=torch.float32)
+    network = core.load_model(saved(bare), dtype=torch.float32)
     pixels = torch.rand(9, 48, 48, 3, generator=torch.Generator().manual_seed(0))
     return {
         "where": [Path(path).parent.name for path in (file, bare)],
@@ -330,6 +332,19 @@ def wrong_use(folder: str, broken: str) -> dict[str, str]:
         "nothing usable": lambda: load(parts, broken),
     }
     return {name: message(act) for name, act in cases.items()}
+
+
+def facts_of_a_lora() -> list[Any]:
+    """What is written into a LoRA's file beside weights, without and with ComfyUI's --disable-metadata."""
+    training, written = pack_module("nodes.comfy.training"), []
+    run, trainer = SimpleNamespace(config=SimpleNamespace(trains="lora", lora=None)), SimpleNamespace(card=lambda: {})
+    for off in (False, True):
+        with (
+            mock.patch.object(training, "save_lora", lambda *given: written.append(given[-1])),
+            mock.patch.object(training.args, "disable_metadata", off),
+        ):
+            training.TrainingRun._write_to(run, Path("lora.safetensors"), trainer, {})
+    return written
 
 
 def breaks_off(folder: str) -> dict[str, Any]:

@@ -9,10 +9,14 @@ import torch
 from uvg_core.config import RunConfig
 from uvg_core.data.sources import TrainingClip, digest
 from uvg_core.errors import UniViGUError
+from uvg_core.model.memory import require_room
 from uvg_core.training.config import TrainConfig
 
 from .drawing import FRAMES, SIDE, render
 from .grammar import VERSION, random_world
+
+_BYTES_OF_A_WORLD = 300  # its key and its place in the cache's index; the clip itself is not kept
+_MOST_DIGITS = 30
 
 
 @dataclass(frozen=True)
@@ -68,4 +72,6 @@ def open_source(argument: str, config: TrainConfig, run: RunConfig) -> WorldSour
             f"{config.model}: its clips are {run.width}x{run.height}, {run.frames} frames at {run.fps:g} fps; "
             "little worlds are square and last two seconds. Train on a folder of clips"
         )
-    return WorldSource(int(argument), side=run.height, frames=run.frames, seed=config.seed, pairs=config.two_objects)
+    count = int(argument[:_MOST_DIGITS])
+    require_room(_BYTES_OF_A_WORLD * count, torch.device("cpu"), f"a list of {argument[:_MOST_DIGITS]} little worlds")
+    return WorldSource(count, side=run.height, frames=run.frames, seed=config.seed, pairs=config.two_objects)

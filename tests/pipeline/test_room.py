@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 import torch
 from tiny_networks import TINY
 
-from uvg_core.config import CheckpointConfig
+from recipes.worlds.source import open_source
+from uvg_core.config import CheckpointConfig, RunConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.model import memory
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import Size
+from uvg_core.training.config import TrainConfig
+from uvg_core.training.run import require_memory
 
 
 @pytest.fixture
@@ -54,3 +58,24 @@ def test_what_fits_is_not_refused(pipeline: Pipeline) -> None:
 def test_a_system_that_says_nothing_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMORY_OF_LINUX", Path("nowhere"))
     memory.require_room(1e30, torch.device("cpu"), "anything")
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "what"), [(10**9, 1, "a step of"), (1, 10**9, "a step of"), (100, 1, "a batch of")]
+)
+def test_batches_beyond_memory_are_refused_before_work(
+    pipeline: Pipeline, batch: int, accumulate: int, what: str
+) -> None:
+    config = TrainConfig(stage="generate", steps=1, model="m", data="d", out="o", batch=batch, accumulate=accumulate)
+    with pytest.raises(UniViGUError, match=f"{what} .* takes at least"):
+        require_memory(config, pipeline.config, torch.device("cpu"))
+    require_memory(replace(config, batch=1, accumulate=1), pipeline.config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("count", ["9" * 9, "9" * 5000])
+def test_more_worlds_than_memory_lists(pipeline: Pipeline, count: str) -> None:
+    run = RunConfig(height=32, width=32, frames=17, fps=8)
+    config = TrainConfig(stage="generate", steps=1, model="m", data=f"worlds:{count}", out="o")
+    with pytest.raises(UniViGUError, match="little worlds takes at least"):
+        open_source(count, config, run)
+    assert len(open_source("1000", config, run) or ()) == 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import CheckpointConfig, RunConfig
 from ..content import remembered
 from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
@@ -24,7 +25,8 @@ from ..data.sources import Source, digest, fingerprints
 from ..errors import UniViGUError
 from ..io import make_folder, require_writable
 from ..locks import owned
-from ..media.vae import LatentCodec
+from ..media.vae import SPATIAL, TEMPORAL, LatentCodec
+from ..model.memory import pass_bytes, require_room, video_tokens
 from ..pipeline.component_files import Places
 from ..pipeline.components import Components
 from ..progress import Report
@@ -56,6 +58,7 @@ def train(
     require_whole_weights(config, accelerator)
     with _owned_by_us(config, accelerator):
         facts = starting_facts(config)
+        require_memory(config, facts, accelerator.device)
         parts = Components(
             config.model,
             Places(wan=None if config.wan is None else Path(config.wan)),
@@ -112,6 +115,18 @@ def require_packages(config: TrainConfig) -> None:
         raise UniViGUError(
             f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
         )
+
+
+def require_memory(config: TrainConfig, facts: CheckpointConfig, device: torch.device) -> None:
+    """Raise UniViGUError for batches that no memory of the machine holds; by the forward pass alone, in bfloat16."""
+    run, model = facts.run, facts.model
+    size = ((run.frames - 1) // TEMPORAL + 1, run.height // SPATIAL, run.width // SPATIAL)
+    step = config.batch * config.accumulate
+    latents = 4.0 * step * model.in_dim * math.prod(size)  # of a step, read ahead
+    require_room(latents, torch.device("cpu"), f"a step of {step} clips (batch times accumulate)")
+    tokens = video_tokens(size, model)
+    needed = pass_bytes(model, rows=config.batch, video=tokens, text=run.text_length, itemsize=2, logits=0)
+    require_room(needed, device, f"a batch of {config.batch} clips")
 
 
 def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:

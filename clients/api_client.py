@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 import socket
 import ssl
@@ -37,7 +38,7 @@ from contextlib import ExitStack, closing, suppress
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 from urllib.parse import quote, urlsplit
 
 try:
@@ -56,13 +57,27 @@ HTTP_SECONDS = 60.0  # for one answer; a server that loads a large model can be 
 QUIET_SECONDS = 5.0  # after so long without a message from the websocket, the history is checked
 POLL_SECONDS = 0.5  # between checks of the history when there is no websocket
 PATIENCE = 10  # so many unanswered checks (of HTTP_SECONDS each) mean that the server is gone and not just busy
+MOST_BYTES = 32 * 2**20  # of one answer or message; a queue holds whole workflows, previews are pictures
 # Through no proxy: ComfyUI runs nearby. A busy server answers pings too late; previews can exceed the default limit.
-WEBSOCKET: dict[str, Any] = dict.fromkeys(("proxy", "compression", "ping_interval", "max_size"))
+WEBSOCKET: dict[str, Any] = dict.fromkeys(("proxy", "compression", "ping_interval"))
+WEBSOCKET |= {"max_size": MOST_BYTES, "max_queue": 2}
+ODD = (AttributeError, LookupError, TypeError, ValueError)  # what reading JSON of an unexpected form raises
+# What would steer a terminal, reorder or break a line, or cannot be encoded.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+FILE = {"filename": "", "subfolder": "", "type": "output"}  # what the history says of a file, and the usual value
 OnEvent = Callable[["Event"], object]
+
+
+def printable(text: object) -> str:
+    r"""A text that is safe to print, with everything else as escapes such as ``\x1b`` and ``\u202e``."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 class ClientError(Exception):
     """What went wrong, what was expected and what to do about it, in words for the person who runs the workflow."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message[:10_000]))
 
 
 class Event(NamedTuple):
@@ -102,11 +117,14 @@ class Client:
         except ValueError:  # a port that is no number, a name that cannot be one
             usable = False
         if not usable or url.scheme not in ("http", "https"):
-            raise ClientError(f"{server!r} is no server address; expected one like {SERVER}")
+            found = repr(server) if re.fullmatch(r"[A-Za-z0-9.:/_\[\]-]*", server) else "this"  # it may hold a password
+            raise ClientError(f"{found} is no server address; expected one like {SERVER}")
         self.server = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
         self._address = url.hostname, url.port or (443 if url.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
-        self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers={"Connection": "close"})
+        # Nothing is compressed, so that a small answer cannot become a large one.
+        headers = {"Connection": "close", "Accept-Encoding": "identity"}
+        self._http = httpx.Client(trust_env=False, verify=ssl.create_default_context(), headers=headers)
 
     def run(self, graph: Graph, on_event: OnEvent | None = None, timeout: float | None = None) -> Result:
         """Queue a workflow, follow it to its end and return its texts and files.
@@ -134,7 +152,10 @@ class Client:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
                 raise
-        return Result(prompt_id, *_read_history(entry, graph), time.monotonic() - started)
+        try:
+            return Result(prompt_id, *_read_history(entry, graph), time.monotonic() - started)
+        except ODD as error:
+            raise ClientError(f"{self.server}: the history of the run is not as ComfyUI writes it ({error})") from error
 
     def queue(self, graph: Graph, client_id: str | None = None) -> str:
         """Put a workflow in the queue and return its prompt id. Raises ClientError with every node and input that
@@ -161,7 +182,7 @@ class Client:
                 answer = _read(self._send("/upload/image", files={"image": file}), "name")
         except (OSError, ClientError) as error:
             raise ClientError(f"{path}: could not be read or uploaded ({error})") from error
-        return "/".join(filter(None, (answer.get("subfolder"), answer["name"])))
+        return "/".join(map(str, filter(None, (answer.get("subfolder"), answer["name"]))))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
         """Fetch a file into a folder, whole or not at all, and return its path there.
@@ -176,11 +197,11 @@ class Client:
                 if not response.is_success:
                     raise ClientError(f"{path}: {response.url} answered {response.status_code}")
                 with Path(temporary, "part").open("wb") as target:
-                    target.writelines(response.iter_bytes())
+                    target.writelines(response.iter_raw())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
                 free = next(name for name in chain([path], numbered) if not name.exists())
                 return Path(target.name).replace(free)
-        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:  # ValueError: of odd names
             raise ClientError(f"{path}: could not be brought from {self.server} ({error})") from error
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
@@ -195,15 +216,17 @@ class Client:
                 # In this order: a prompt goes from the queue to the history and never back.
                 queue = _read(self._send("/queue"), "queue_running", "queue_pending")
                 entry = _read(self._send(f"/history/{prompt_id}")).get(prompt_id)
+                waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
             except ClientError as error:
                 unanswered += 1
                 if unanswered >= PATIENCE or not isinstance(error.__cause__, httpx.TimeoutException):
                     raise
                 continue
+            except ODD as error:
+                raise ClientError(f"{self.server}: its queue is not as ComfyUI writes it ({error})") from error
             if entry is not None:
-                return dict(entry)
+                return cast("dict[str, Any]", entry)
             # The server can miss a prompt that moves from waiting to running right then, but not twice.
-            waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
             unanswered, lost = 0, 0 if waits else lost + 1
             if lost > 1:
                 break
@@ -214,10 +237,26 @@ class Client:
         """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
         if request is not None:  # httpx's own ``json=`` refuses NaN, which a workflow may hold
             body = {"content": json.dumps(request), "headers": {"Content-Type": "application/json"}}
+        deadline, content = time.monotonic() + HTTP_SECONDS, bytearray()
+        method, url = "POST" if body else "GET", self.server + route
         try:
-            return self._http.request("POST" if body else "GET", self.server + route, timeout=HTTP_SECONDS, **body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            with self._http.stream(method, url, timeout=HTTP_SECONDS, **body) as response:
+                for piece in response.iter_raw():
+                    content += piece
+                    if len(content) > MOST_BYTES or time.monotonic() > deadline:
+                        most = f"{MOST_BYTES >> 20} MB or {HTTP_SECONDS:g} s"
+                        raise ClientError(f"{url}: the answer takes more than {most}; is this a ComfyUI server?")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise ClientError(f"{self.server} does not answer ({error}); start ComfyUI or fix the address") from error
+        return httpx.Response(response.status_code, content=bytes(content), request=response.request)
+
+
+def _json(text: str | bytes) -> Any:
+    """What is written in JSON. Raises ValueError for what is none, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
@@ -226,7 +265,7 @@ def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
         hint = "; start ComfyUI with a larger --max-upload-size" if response.status_code == 413 else ""
         raise ClientError(f"{response.url} answered {response.status_code} {response.reason_phrase}{hint}")
     with suppress(ValueError):
-        answer = response.json() if response.content else {}
+        answer = _json(response.content) if response.content else {}
         if isinstance(answer, dict) and answer.keys() >= {*keys}:
             return answer
     wanted = f"JSON with {' and '.join(keys) or 'keys'}"
@@ -262,7 +301,7 @@ def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, timeout: f
 def _read_event(message: str | bytes) -> Event | None:
     """Read one message of ComfyUI's websocket; None for kinds that are unknown here. Raises ValueError for no JSON."""
     if isinstance(message, str):
-        found = json.loads(message)
+        found = _json(message)
         return Event(str(found.get("type")), dict(found.get("data") or {})) if isinstance(found, dict) else None
     kind, size = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
     if kind == 1:  # a preview: its format (JPEG or PNG), which the picture itself tells too, and the picture
@@ -284,7 +323,7 @@ def _refusal(response: httpx.Response, graph: Graph) -> str:
     """ComfyUI's reasons for refusing a workflow: one line for each node and input."""
     lines = ["the server refused the workflow:"]
     try:
-        answer = response.json()
+        answer = _json(response.content)
         refused = (answer.get("node_errors") or {}).items()
         reasons = [(_node(graph, key, node.get("class_type")), one) for key, node in refused for one in node["errors"]]
         for where, error in reasons or [("", answer["error"])]:
@@ -314,7 +353,8 @@ def _read_history(entry: dict[str, Any], graph: Graph) -> tuple[dict[str, list[s
     for node, output in (entry.get("outputs") or {}).items():
         items = [(key, item) for key, values in output.items() if isinstance(values, list) for item in values]
         found = [item for _, item in items if isinstance(item, dict) and item.get("filename")]
-        files += [FileRecord(node, f["filename"], f.get("subfolder") or "", f.get("type") or "output") for f in found]
+        places = [[str(f.get(key) or usual) for key, usual in FILE.items()] for f in found]
+        files += [FileRecord(node, *place) for place in places]
         if shown := [item for key, item in items if key == "text" and isinstance(item, str)]:
             texts[node] = shown
     return texts, files
@@ -324,12 +364,18 @@ def read_workflow(path: str | Path) -> Graph:
     """Read a workflow in API form. Raises ClientError with the file and what it is instead."""
     export = "export it from ComfyUI with File, Export (API)"
     try:
-        graph = json.loads(Path(path).read_text(encoding="utf-8"))
+        graph = _json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClientError(f"{path}: could not be read or is not JSON ({error}); {export}") from error
-    if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
+    if not isinstance(graph, dict) or not all(map(_is_node, graph.values())):
         raise ClientError(f"{path}: is no workflow in API form, perhaps one in the form of the canvas; {export}")
     return graph
+
+
+def _is_node(node: Any) -> bool:
+    """Whether this is a node of a workflow in API form."""
+    sections = isinstance(node, dict) and (node.get("inputs", {}), node.get("_meta", {}))
+    return bool(sections) and "class_type" in node and all(isinstance(section, dict) for section in sections)
 
 
 def set_input(graph: Graph, assignment: str, client: Client) -> None:
@@ -354,14 +400,19 @@ def set_input(graph: Graph, assignment: str, client: Client) -> None:
         raise ClientError(f"{target[:length]!r} are {len(ids)} nodes; name one by its id: {', '.join(ids)}")
     class_type, inputs = graph[ids[0]]["class_type"], graph[ids[0]].setdefault("inputs", {})
     if name not in inputs:
-        info = client.node_info(class_type).get(class_type, {}).get("input", {})
-        known = {**inputs, **info.get("required", {}), **info.get("optional", {})}
+        try:
+            info = client.node_info(class_type).get(class_type, {}).get("input", {})
+            known = {**inputs, **info.get("required", {}), **info.get("optional", {})}
+        except ODD as error:
+            raise ClientError(
+                f"--set {assignment}: what the server says of {class_type} is unclear ({error})"
+            ) from error
         if name.split(".")[0] not in known:  # what belongs to a choice of an input follows after a dot
             reason = f"has no such input; it has: {', '.join(known) or 'none'}"
             raise ClientError(f"--set {assignment}: {_node(graph, ids[0])} {reason}")
     inputs[name] = client.upload(text[1:]) if text.startswith("@") else text
     with suppress(ValueError):
-        inputs[name] = json.loads(text)
+        inputs[name] = _json(text)
 
 
 class ProgressLine:
@@ -372,11 +423,14 @@ class ProgressLine:
         self._node = self._count = self._text = ""
 
     def __call__(self, event: Event) -> None:
-        data = event.data
-        for node_id, state in data["nodes"].items() if event.type == "progress_state" else ():
+        with suppress(*ODD):  # an event that is not as ComfyUI sends it
+            self._take(event.type, event.data)
+
+    def _take(self, kind: str, data: dict[str, Any]) -> None:
+        for node_id, state in data["nodes"].items() if kind == "progress_state" else ():
             if state.get("state") == "running":
                 self._show(_node(self._graph, node_id), state)
-        if event.type in ("executing", "progress", "progress_text") and data.get("node") is not None:
+        if kind in ("executing", "progress", "progress_text") and data.get("node") is not None:
             self._show(_node(self._graph, data["node"]), data)
         if data.get("exception_type") == "ExecutionBlocked":
             # Not a failure of the run, and said nowhere else: what depends on this node is left out.
@@ -386,7 +440,7 @@ class ProgressLine:
     def close(self) -> None:
         """Clear the line."""
         if self._live:
-            _note("\r\x1b[K", end="")
+            _live("")
 
     def _show(self, node: str, state: dict[str, Any]) -> None:
         if node != self._node:
@@ -398,11 +452,15 @@ class ProgressLine:
         self._text = " ".join(state.get("text", self._text).split())
         if self._live:
             line = "  ".join(filter(None, (node, self._count, self._text)))
-            _note(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="")
+            _live(printable(line)[: shutil.get_terminal_size().columns - 1])
 
 
-def _note(text: str, end: str = "\n") -> None:
-    print(text, end=end, file=sys.stderr, flush=True)
+def _live(line: str) -> None:
+    print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _note(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -442,7 +500,7 @@ def _run_command(args: argparse.Namespace) -> None:
         raise ClientError(f"--timeout: '{args.timeout:g}' is no number of seconds above 0")
     client = Client(args.server)
     for path in args.upload:
-        print(client.upload(path), flush=True)
+        print(printable(client.upload(path)), flush=True)
     if args.workflow is None:
         return
     graph = read_workflow(args.workflow)
@@ -451,7 +509,7 @@ def _run_command(args: argparse.Namespace) -> None:
     with closing(ProgressLine(graph)) as progress:
         result = client.run(graph, progress, args.timeout)
     for text in chain.from_iterable(result.texts.values()):
-        print(text, flush=True)
+        print(printable(text), flush=True)
     for file in result.files:
         _note(f"saved {client.download(file, args.out)}")
     _note(f"done in {result.seconds:.1f} s")

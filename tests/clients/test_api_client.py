@@ -6,10 +6,12 @@ The client against a real ComfyUI is in ``in_comfyui/test_harness.py``.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from typing import Any
 
 import pytest
 from in_comfyui_host import load_client
+from raw_server import raw_server
 from stand_in_server import StandInServer
 
 api = load_client()
@@ -350,6 +353,135 @@ def test_answers_that_are_none(client: Any, script: Script, path: str, status: i
     with pytest.raises(api.ClientError) as caught:
         client.run(GRAPH)
     assert words in str(caught.value)
+
+
+# What a server can send
+
+
+def test_an_answer_without_end_is_cut_off(client: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MOST_BYTES", 2**20)
+    script.answers["/object_info"] = 200, b" " * (2**20 + 1)
+    with pytest.raises(api.ClientError, match=r"/object_info: the answer takes more than 1 MB or 60 s"):
+        client.node_info()
+    script.answers["/object_info"] = 200, b"{}" + b" " * (2**20 - 2)
+    assert client.node_info() == {}
+
+
+def test_an_answer_that_drips_is_given_up(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b" ")
+            time.sleep(0.02)
+
+    monkeypatch.setattr(api, "HTTP_SECONDS", 0.3)
+    with (
+        raw_server(drip) as server,
+        pytest.raises(api.ClientError, match=r"the answer takes more than 32 MB or 0\.3 s"),
+    ):
+        api.Client(server.url).node_info()
+
+
+def test_nothing_compressed_is_asked_for_or_unpacked(client: Any) -> None:
+    packed = gzip.compress(b" " * 2**26)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
+    with raw_server(lambda connection: connection.sendall(head + packed)) as server:
+        with pytest.raises(api.ClientError, match="is this a ComfyUI server"):
+            api.Client(server.url).node_info()
+        assert b"accept-encoding: identity" in server.heard[0].lower()
+
+
+@pytest.mark.parametrize("levels", [900, 100_000])
+@pytest.mark.parametrize("path", ["/prompt", "/queue", f"/history/{ID}"])
+def test_deep_answers_are_worded(client: Any, script: Script, path: str, levels: int) -> None:
+    script.answers[path] = 200, b"[" * levels + b"]" * levels
+    script.history = None
+    with pytest.raises(api.ClientError, match="is this a ComfyUI server") as caught:
+        client.run(GRAPH)
+    assert len(str(caught.value)) < 1000
+    script.answers["/prompt"] = 400, b"[" * levels
+    with pytest.raises(api.ClientError, match="refused the workflow with status 400"):
+        client.run(GRAPH)
+
+
+def test_a_message_beyond_the_bound_ends_the_websocket(
+    client: Any, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert api.WEBSOCKET["max_size"] == api.MOST_BYTES
+    monkeypatch.setitem(api.WEBSOCKET, "max_size", 70_000)
+    for large in ("x" * 71_000, "[" * 60_000):
+        script.frames, script.looks = [STARTED, frame(large), message("note"), ENDED], 3
+        events: list[Any] = []
+        assert client.run(GRAPH, events.append).texts == {"2": ["a caption"]}
+        assert [event.type for event in events] == ["execution_start"]
+        script.heard = b""
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        {"status": "odd"},
+        {"status": {"messages": [1]}},
+        {"status": {"messages": [["execution_error", 1]]}},
+        {"outputs": [1]},
+        {"outputs": {"2": "text"}},
+        [1],
+        7,
+    ],
+)
+def test_a_history_of_another_form_is_worded(client: Any, script: Script, history: Any) -> None:
+    script.history = history
+    with pytest.raises(api.ClientError, match="is not as ComfyUI writes it"):
+        client.run(GRAPH)
+
+
+def test_a_queue_of_another_form_is_worded(client: Any, script: Script) -> None:
+    script.answers["/queue"] = 200, b'{"queue_running": [1], "queue_pending": 2}'
+    script.history = None
+    with pytest.raises(api.ClientError, match="queue is not as ComfyUI writes it"):
+        client.run(GRAPH)
+
+
+HOSTILE = "a\x1b]0;title\x07 \u202egnp.exe\u2028b\udcff"
+SAFE = r"a\x1b]0;title\x07 \u202egnp.exe\u2028b\udcff"
+
+
+def test_what_is_printed_is_printable(
+    client: Any, script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    command = [str(tmp_path / "graph.json"), "--server", client.server, "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    script.answers["/view"] = 200, b"pixels"
+    files = [{"filename": f"{HOSTILE[:-1]}.mp4"}, {"filename": 5}, {"filename": "..", "subfolder": []}]
+    script.history = {"outputs": {"2": {"text": [f"{HOSTILE}\nand more"], "files": files}}}
+    blocked = message("execution_error", exception_type="ExecutionBlocked", exception_message=HOSTILE, node_id=HOSTILE)
+    odd = [message("progress_state", nodes=[1]), message("progress", node="1", value="x", max="y")]
+    live = frame(struct.pack(">II", 3, 1) + b"1" + HOSTILE.encode(errors="surrogatepass"))
+    script.frames = [STARTED, *odd, live, blocked, ENDED]
+    assert api.main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{SAFE}\nand more\n"
+    shown = printed.err.replace("\r", "").replace("\x1b[K", "")
+    assert f"saved {tmp_path / 'out'}/{SAFE[:-6]}.mp4\n" in shown
+    assert SAFE in shown
+    assert api.printable(shown) == shown
+    script.history = {"status": {"messages": [["execution_error", {"exception_message": HOSTILE * 10_000}]]}}
+    assert api.main(command) == 1
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert SAFE in error
+    assert api.printable(error) == error
+    assert len(error) < 70_000
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://me:hunter2@host", "me:hunter2@host", "http://me:hunter2@host:x?key=hunter2"]
+)
+def test_secrets_of_an_address_are_not_shown(address: str) -> None:
+    with pytest.raises(api.ClientError, match="is no server address") as caught:
+        api.Client(address)
+    assert "hunter2" not in str(caught.value)
 
 
 # Files

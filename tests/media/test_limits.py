@@ -171,8 +171,25 @@ def test_a_file_of_empty_boxes_is_looked_at_for_a_moment(tmp_path: Path) -> None
     path.write_bytes(box(b"free") * 1_000_000)
     began = time.monotonic()
     assert not _is_cut(path, "mov,mp4")
-    require_short_tables(path)
+    with pytest.raises(UniViGUError, match="more than 262144 boxes"):
+        require_short_tables(path)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("data", [b"1", b"1234567", bytes(8), b"\0\0\0\1mdat"])
+def test_files_of_a_few_bytes(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "stump.mp4").write_bytes(data)
+    refused(tmp_path / "stump.mp4", "cannot be opened as a video|no frame can be decoded")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clip(tmp_path / "locked.mp4")
+
+    def denied(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", denied)  # the tests may run as root
+    refused(path, "cannot be opened as a video.*Permission denied")
 
 
 def test_too_many_frames_and_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

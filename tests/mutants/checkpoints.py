@@ -17,6 +17,7 @@ from tiny_networks import TINY, random_network
 from mutants import Parser, overwritten, prefixed, wrong, wrong_json
 from uvg_core.checkpoint import Lora, LoraChoice, inspect_checkpoint, load_model
 from uvg_core.checkpoint.read import open_weights
+from uvg_core.media.null_embedding import read_null_embedding
 
 
 def _weights() -> dict[str, torch.Tensor]:
@@ -136,11 +137,17 @@ def lie_in_zip(data: bytes, random: Random) -> bytes:
     return out.getvalue()
 
 
+def _make_null(folder: Path) -> Path:
+    torch.save({"context": torch.ones(1, 5, 20), "prompt": ""}, folder / "null.pt")
+    return folder / "null.pt"
+
+
 PARSERS = {
     "checkpoint, safetensors": Parser(_make_native, _read_model, lie_in_safetensors),
     "checkpoint, pth": Parser(_make_torch, _read_torch, lie_in_zip),
     "shard index": Parser(_make_shards, _read_model, wrong_json),
     "config.json": Parser(_make_config, _read_model, wrong_json),
+    "null condition": Parser(_make_null, read_null_embedding, lie_in_zip),
     "LoRA": Parser(lambda folder: _lora(folder, peft=False), _read_lora, lie_in_safetensors),
     "adapter_config.json": Parser(lambda folder: _lora(folder, peft=True), _read_lora, wrong_json),
 }

@@ -99,6 +99,12 @@ def _lie(spans):
     return lie
 
 
+def _heads(data: bytes) -> Iterator[tuple[int, int]]:
+    """Numbers of one to eight bytes where a file begins, and around its end, where some keep an index."""
+    for at in (*range(min(len(data) - 8, 1200)), *range(max(0, len(data) - 400), len(data) - 8)):
+        yield from [(at, at + 1), (at, at + 2), (at, at + 4), (at, at + 8)]
+
+
 def _lie_in_mkv(data: bytes, random: Random) -> bytes:
     at = data.find(b"00:00:00.")
     if at >= 0 and not random.randrange(3):
@@ -197,5 +203,19 @@ PARSERS = {
     "clip, mkv": Parser(_clip(".mkv", "libx264", "yuv420p"), _read, _lie_in_mkv),
     "picture, gif": Parser(_clip(".gif", "gif", "rgb8"), _read, _lie(_gif_fields)),
     "picture, png": Parser(_clip(".apng", "apng", "rgb24", 1), _read, _lie_in_png),
+    **{
+        f"clip, {suffix}": Parser(_clip(f".{suffix}", codec, "yuv420p"), _read, _lie(_heads))
+        for suffix, codec in [
+            ("avi", "mpeg4"),
+            ("ts", "libx264"),
+            ("flv", "flv1"),
+            ("mpg", "mpeg2video"),
+            ("wmv", "wmv2"),
+            ("mxf", "mpeg2video"),
+            ("webm", "libvpx"),
+            ("h264", "libx264"),
+        ]
+    },
+    "picture, jpg": Parser(_clip(".mjpeg", "mjpeg", "yuvj420p", 1), _read, _lie(_heads)),
     "tokenizer": Parser(_make_tokenizer, _read_tokenizer, _lie_in_tokenizer),
 }

@@ -283,8 +283,8 @@ class _DataSet:
         if known is None or known.caption_sha256 != _sha256(read_bytes(detail, MEGABYTE)):
             raise _LeftOut(
                 KEPT,
-                f"{detail}: was written or changed by somebody else, and would lie beside a new clip; it stays as it "
-                "is. Move it away to have the clip made",
+                f"{detail}: was written or changed by somebody else (or by an earlier version), and would lie beside "
+                "a new clip; it stays as it is. Move it away to have the clip made",
             )
         self.note(f"     {detail}: removed, since the clip is made anew")
         detail.unlink()

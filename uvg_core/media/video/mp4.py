@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ...errors import UniViGUError
 from .limits import MOST_ELEMENTS, MOST_SAMPLES
 
 _NESTED = set(b"moov trak mdia minf stbl moof traf mvex edts udta dinf clip tapt wave".split())
 _DEEPEST = 16
+_ANEW = "write it anew with ffmpeg -c copy"
 
 
 def require_short_tables(path: Path) -> None:
     """Raise UniViGUError for an mp4 whose tables claim more frames and pieces of sound than are read: a few bytes can
     claim a billion, and ffmpeg takes memory for all of them when it opens the file. Other files pass."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file:
         track, claimed = _Track(), 0
-        for number, (kind, begin, end) in enumerate(_boxes(data, 0, len(data))):
-            if kind == b"cmov" or number >= MOST_ELEMENTS:
-                break
+        for number, (kind, begin, end) in enumerate(_boxes(file, 0, path.stat().st_size)):
+            if number >= MOST_ELEMENTS:
+                raise UniViGUError(f"{path}: found more than {MOST_ELEMENTS} boxes; {_ANEW}")
+            if kind == b"cmov":
+                raise UniViGUError(f"{path}: its header is compressed, which is not read; {_ANEW}")
             if kind == b"trak":
                 claimed, track = claimed + track.claimed, _Track()
-            track.add(kind, data[begin : min(begin + 16, end)])
+            track.add(kind, _at(file, begin, min(16, end - begin)))
         claimed += track.claimed
-    if kind == b"cmov":
-        raise UniViGUError(f"{path}: its header is compressed, which is not read; write it anew with ffmpeg -c copy")
     if claimed > MOST_SAMPLES:
         raise UniViGUError(
             f"{path}: its tables claim {claimed} frames and pieces of sound, of which at most {MOST_SAMPLES} are read. "
@@ -64,14 +65,20 @@ class _Track:
         return 0 if plain else self.samples * self.edits
 
 
-def _boxes(data: mmap.mmap, at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: IO[bytes], at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """Name and place of all boxes, those inside others behind the one they are in."""
     while at + 8 <= end:
-        length, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
+        start, head = _at(file, at, 16), 8
+        length, kind = int.from_bytes(start[:4], "big"), start[4:8]
         if length == 1:
-            length, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+            length, head = int.from_bytes(start[8:16], "big"), 16
         inside = min(at + length, end) if length >= head else end  # 0: to the end
         yield kind, at + head, inside
         if kind in _NESTED and depth < _DEEPEST:
-            yield from _boxes(data, at + head, inside, depth + 1)
+            yield from _boxes(file, at + head, inside, depth + 1)
         at = inside
+
+
+def _at(file: IO[bytes], place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(max(count, 0))

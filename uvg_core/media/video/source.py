@@ -73,12 +73,12 @@ class Source:
         require_sound_decoders()
         self.path = Path(path)
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
-        require_short_tables(self.path)
         self._open()
 
     def _open(self) -> None:
         self.errors = self.taken = 0
         try:
+            require_short_tables(self.path)
             # Absolute, so that a name like "http:x.mp4" is a name.
             self.container = av.open(os.path.abspath(self.path), options=OPTIONS)
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:

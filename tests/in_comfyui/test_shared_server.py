@@ -238,9 +238,9 @@ def test_the_owner_opens_folders_in_one_file(own: Server, secret: Path) -> None:
     settings.write_text(f"folders:\n  - {json.dumps(str(opened))}\n")
     try:
         for text in (str(opened), "to_opened", f"{opened}/../opened"):
-            words, report = texts_of(person.run(load_clips(text)))
-            assert "words of the opened folder" in words
-            assert str(own.base.parent) not in report
+            shown = "\n".join(texts_of(person.run(load_clips(text))))
+            assert "words of the opened folder" in shown
+            assert str(own.base.parent) not in shown
         assert error_of(person.run(load_clips(str(secret))))
     finally:
         settings.unlink()

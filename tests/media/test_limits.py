@@ -142,6 +142,9 @@ def table(*numbers: int) -> bytes:
     return bytes(4) + struct.pack(f">{len(numbers)}I", *numbers)
 
 
+HDLR = box(b"hdlr", bytes(8), b"pict")
+
+
 @pytest.mark.parametrize(
     ("handler", "boxes", "problem"),
     [
@@ -153,6 +156,12 @@ def table(*numbers: int) -> bytes:
         (b"soun", [box(b"stsz", table(4, 400_000_000)), box(b"stts", table(1, 400_000_000, 2))], "claim 400000000"),
         (b"vide", [box(b"stsz", table(0, 900_000))], None),
         (b"vide", [box(b"cmov")], "header is compressed"),
+        (
+            b"pict",
+            [box(b"meta", bytes(4), HDLR, box(b"iloc", b"\2\0\0\0D@", struct.pack(">I", 5_000_000)))],
+            "claim 5000000",
+        ),
+        (b"pict", [box(b"meta", HDLR, box(b"iinf", b"\2\0\0\0", struct.pack(">I", 5_000_000)))], "claim 5000000"),
     ],
 )
 def test_tables_of_mp4(handler: bytes, boxes: list[bytes], problem: str | None, tmp_path: Path) -> None:
@@ -164,6 +173,13 @@ def test_tables_of_mp4(handler: bytes, boxes: list[bytes], problem: str | None, 
         return
     with pytest.raises(UniViGUError, match=problem):
         require_short_tables(path)
+
+
+def test_a_list_of_pictures_that_claims_millions(tmp_path: Path) -> None:
+    items = box(b"iloc", b"\2\0\0\0D@", struct.pack(">I", 200_000_000), bytes(64))
+    path = tmp_path / "items.heic"
+    path.write_bytes(box(b"ftyp", b"heic", bytes(4), b"mif1heic") + box(b"meta", bytes(4), HDLR, items))
+    refused(path, "its tables claim 200000000")
 
 
 def test_a_file_of_empty_boxes_is_looked_at_for_a_moment(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import IO
 from ...errors import UniViGUError
 from .limits import MOST_ELEMENTS, MOST_SAMPLES
 
-_NESTED = set(b"moov trak mdia minf stbl moof traf mvex edts udta dinf clip tapt wave".split())
+_NESTED = set(b"moov trak mdia minf stbl moof traf mvex edts udta dinf clip tapt wave meta".split())
 _DEEPEST = 16
+_MOST_BEFORE = 1 << 16  # bytes
 _ANEW = "write it anew with ffmpeg -c copy"
 
 
@@ -51,6 +52,10 @@ class _Track:
             self.samples += int.from_bytes(start[8:12], "big")
         elif kind == b"trun":
             self.samples += int.from_bytes(start[4:8], "big")
+        elif kind == b"iloc" and start[:1] > b"\1":  # of still pictures; before version 2 it counts to 65535
+            self.samples += int.from_bytes(start[6:10], "big")
+        elif kind == b"iinf" and start[:1] > b"\0":
+            self.samples += int.from_bytes(start[4:8], "big")
         elif kind == b"elst":  # every edit may show all of it again
             self.edits = max(self.edits, int.from_bytes(start[4:8], "big"))
         elif kind == b"stts":
@@ -75,7 +80,11 @@ def _boxes(file: IO[bytes], at: int, end: int, depth: int = 0) -> Iterator[tuple
         inside = min(at + length, end) if length >= head else end  # 0: to the end
         yield kind, at + head, inside
         if kind in _NESTED and depth < _DEEPEST:
-            yield from _boxes(file, at + head, inside, depth + 1)
+            begin = at + head
+            if kind == b"meta":  # its boxes begin with hdlr, some writers put numbers before it
+                words = _at(file, begin, min(inside - begin, _MOST_BEFORE))
+                begin += max(next((k - 4 for k in range(0, len(words), 4) if words[k : k + 4] == b"hdlr"), 0), 0)
+            yield from _boxes(file, begin, inside, depth + 1)
         at = inside
 
 

@@ -79,8 +79,9 @@ def opened_folder(text: str) -> Iterator[Path]:
 
 def shown(text: str) -> str:
     """A text for clients: folders of this server by their names in ComfyUI (input/..., models/...), and printable."""
+    case = re.IGNORECASE if os.name == "nt" else 0
     for root, name in _names():
-        text = re.sub(rf"{re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text)
+        text = re.sub(rf"{re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text, flags=case)
     return printable(text)
 
 

@@ -58,14 +58,16 @@ class Progress:
         self._bar.update_absolute(done, total, ("JPEG", picture, None))
 
     def text(self, text: str, *, last: bool = False) -> str:
-        """Show text in the node, at most ten times a second, to the client that queued the prompt. Gives the text as it
-        is shown."""
-        now, text = time.monotonic(), shown(text)
+        """Show text in the node, at most ten times a second, to the client that queued the prompt. Gives a ``last``
+        text as it is shown."""
+        now = time.monotonic()
+        if not last and now - self._last <= 0.1:
+            return text
+        text, self._last = shown(text), now
         server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
         client = getattr(server, "client_id", None)  # none: a prompt that nobody waits for; to core that means all
-        if server is not None and client is not None and self._node_id is not None and (last or now - self._last > 0.1):
+        if server is not None and client is not None and self._node_id is not None:
             server.send_progress_text(text, self._node_id, client)
-            self._last = now
         return text
 
 

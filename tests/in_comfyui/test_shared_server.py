@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -237,13 +238,31 @@ def test_the_owner_opens_folders_in_one_file(own: Server, secret: Path) -> None:
     settings.write_text(f"folders:\n  - {json.dumps(str(opened))}\n")
     try:
         for text in (str(opened), "to_opened", f"{opened}/../opened"):
-            words, report = texts_of(person.run(load_clips(text)))
-            assert "words of the opened folder" in words
-            assert str(own.base.parent) not in report
+            shown = "\n".join(texts_of(person.run(load_clips(text))))
+            assert "words of the opened folder" in shown
+            assert str(own.base.parent) not in shown
         assert error_of(person.run(load_clips(str(secret))))
     finally:
         settings.unlink()
     assert error_of(person.run(load_clips(str(opened))))
+
+
+def test_no_request_writes_the_owner_s_file(own: Server) -> None:
+    settings = own.base / "user" / "uni_vigu.yaml"
+    for file in (
+        "../uni_vigu.yaml",
+        "..%2Funi_vigu.yaml",
+        "%2e%2e%2funi_vigu.yaml",
+        "..%5Cuni_vigu.yaml",
+        "a/../../uni_vigu.yaml",
+    ):
+        for quoted in (
+            urllib.parse.quote(file, safe=""),
+            urllib.parse.quote(urllib.parse.quote(file, safe=""), safe=""),
+        ):
+            with suppress(urllib.error.HTTPError):
+                Person(own).post(f"/userdata/{quoted}?overwrite=true", {"folders": ["/"]})
+    assert not settings.exists()
 
 
 NAMES = (

@@ -145,7 +145,8 @@ def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], c
         text = clip.with_suffix(".txt").read_text(encoding="utf-8")
         assert said_in(text) == seen_in(clip)
     assert any("3 captioned" in text for text in texts(result))
-    again = client.run(graph_of("caption_folder"))
+    assert texts(client.run(graph_of("caption_folder"))) == texts(result)  # nothing has changed
+    again = client.run(changed(graph_of("caption_folder"), "UniViGUCaptionFolder", seed=1))
     assert any("3 skipped" in text for text in texts(again))
 
 
@@ -247,7 +248,7 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
     "a folder that is not there": (
         "caption_folder",
         lambda g: changed(g, "UniViGUCaptionFolder", folder="nowhere"),
-        "nowhere",
+        "the widget folder names nothing",
     ),
 }
 

@@ -164,6 +164,10 @@ def test_tokenizers_are_bounded(tmp_path):
     save_file({"spiece_model": torch.zeros((1 << 26) + 1, dtype=torch.uint8)}, tmp_path / "t.safetensors")
     with pytest.raises(UniViGUError, match="spiece_model has 67108865 bytes; expected the SentencePiece model"):
         ComponentFile(tmp_path / "t.safetensors", "spiece_model").read_tokenizer()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes among its files")
+def test_a_pipe_is_no_tokenizer(tmp_path):
     os.mkfifo(tmp_path / "pipe.model")
     with pytest.raises(UniViGUError, match="not a regular file"):
         ComponentFile(tmp_path / "pipe.model").read_tokenizer()

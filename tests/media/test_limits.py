@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import struct
 import time
 import zlib
@@ -20,6 +19,7 @@ from uvg_core.media.video.pictures import fit
 from uvg_core.media.video.timeline import _is_cut
 from uvg_core.versions import require
 
+resource = pytest.importorskip("resource")  # Windows has none
 SPEC = ClipSpec(frames=5, height=32, width=32)
 
 

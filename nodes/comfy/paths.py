@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -36,8 +37,16 @@ def settings_file() -> Path:
 def opened() -> list[str]:
     """The folders that the owner's settings file opens; none, and a line in the log, where it cannot be read."""
     path = settings_file()
-    if not path.is_file():
+    try:
+        facts = path.stat()
+    except OSError:
         return []
+    return _opened_in(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)
+def _opened_in(path: Path, _: tuple[int, ...]) -> list[str]:
+    """What a state of the file says; a mistake in it is logged once."""
     try:
         folders = read_yaml(path, "the folders that clients may name").get("folders")
     except UniViGUError as error:

@@ -90,7 +90,7 @@ def shown(text: str) -> str:
     """A text for clients: folders of this server by their names in ComfyUI (input/..., models/...), and printable."""
     case = re.IGNORECASE if os.name == "nt" else 0
     for root, name in _names():
-        text = re.sub(rf"{re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text, flags=case)
+        text = re.sub(rf"(?<![\w.~)/\\-]){re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text, flags=case)
     return printable(text)
 
 
@@ -100,7 +100,11 @@ def _names() -> Iterator[tuple[str, str]]:
     groups = [
         {folder_paths.get_input_directory(): "input", folder_paths.get_output_directory(): "output"},
         {folder: Path(folder).name for folder in opened()},
-        {folder: f"models/{kind}" for kind in kinds for folder in folder_paths.get_folder_paths(kind)},
+        {
+            folder: kind if kind == "custom_nodes" else f"models/{kind}"
+            for kind in kinds
+            for folder in folder_paths.get_folder_paths(kind)
+        },
         {
             folder_paths.models_dir: "models",
             folder_paths.get_temp_directory(): "temp",

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -36,8 +37,16 @@ def settings_file() -> Path:
 def opened() -> list[str]:
     """The folders that the owner's settings file opens; none, and a line in the log, where it cannot be read."""
     path = settings_file()
-    if not path.is_file():
+    try:
+        facts = path.stat()
+    except OSError:
         return []
+    return _opened_in(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)
+def _opened_in(path: Path, _: tuple[int, ...]) -> list[str]:
+    """What a state of the file says; a mistake in it is logged once."""
     try:
         folders = read_yaml(path, "the folders that clients may name").get("folders")
     except UniViGUError as error:
@@ -81,7 +90,7 @@ def shown(text: str) -> str:
     """A text for clients: folders of this server by their names in ComfyUI (input/..., models/...), and printable."""
     case = re.IGNORECASE if os.name == "nt" else 0
     for root, name in _names():
-        text = re.sub(rf"{re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text, flags=case)
+        text = re.sub(rf"(?<![\w.~)/\\-]){re.escape(root)}(?![\w.-])", name.replace("\\", r"\\"), text, flags=case)
     return printable(text)
 
 
@@ -91,7 +100,11 @@ def _names() -> Iterator[tuple[str, str]]:
     groups = [
         {folder_paths.get_input_directory(): "input", folder_paths.get_output_directory(): "output"},
         {folder: Path(folder).name for folder in opened()},
-        {folder: f"models/{kind}" for kind in kinds for folder in folder_paths.get_folder_paths(kind)},
+        {
+            folder: kind if kind == "custom_nodes" else f"models/{kind}"
+            for kind in kinds
+            for folder in folder_paths.get_folder_paths(kind)
+        },
         {
             folder_paths.models_dir: "models",
             folder_paths.get_temp_directory(): "temp",

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from uvg_core import UniViGUError, convert, inspect_checkpoint, load_model, read_config
 from uvg_core.checkpoint import Overrides
+from uvg_core.config import CheckpointConfig, RunConfig
 from uvg_core.model.rope import frequencies, rotations, text_angles
 
 STORED = "rotary_emb_text.inv_freq"
@@ -93,3 +95,35 @@ def test_what_is_asked_for_is_written_and_kept(model, tools, tmp_path):
     assert "never" in str(inspect_checkpoint(original))
     with pytest.raises(UniViGUError, match="text_states is 'plain'"):
         read_config(first, Overrides(text_states="plain"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_file_of_tensors_alone_states_its_facts_among_them(model, tmp_path, prefix):
+    """As ComfyUI's own savers write it: they keep none of a file's metadata."""
+    run = RunConfig(text_length=7, fps=5.0, text_states="release")
+    facts = CheckpointConfig(replace(model.config, latent_space="raw"), run)
+    text = torch.frombuffer(bytearray(facts.to_json().encode()), dtype=torch.uint8)
+    weights = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    save_file({**weights, f"{prefix}uni_vigu.config": text}, tmp_path / "alone.safetensors")
+    found = read_config(tmp_path / "alone.safetensors")
+    assert (found.model, found.run) == (facts.model, run)
+    assert load_model(tmp_path / "alone.safetensors").config == facts.model
+    convert(tmp_path / "alone.safetensors", tmp_path / "again.safetensors")
+    assert read_config(tmp_path / "again.safetensors").run == run
+
+
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        (torch.ones(3), "expected a text in bytes"),
+        (torch.zeros(2**20 + 1, dtype=torch.uint8), "expected a text in bytes"),
+        (torch.tensor([1, 2], dtype=torch.uint8), "not JSON"),
+        (torch.tensor(list(b"[1]"), dtype=torch.uint8), "expected a JSON object"),
+        (torch.tensor(list(b'{"transformer": 3}'), dtype=torch.uint8), "not a JSON object"),
+        (torch.tensor(list(b"[" * 100_000), dtype=torch.uint8), "not JSON"),
+    ],
+)
+def test_facts_among_tensors_that_lie_are_refused_in_words(model, tmp_path, lie, why):
+    save_file({**model.state_dict(), "uni_vigu.config": lie}, tmp_path / "lying.safetensors")
+    with pytest.raises(UniViGUError, match=rf"lying\.safetensors: .*{why}"):
+        read_config(tmp_path / "lying.safetensors")

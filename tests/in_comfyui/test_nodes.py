@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,7 @@ def test_errors_of_all_kinds_can_be_printed_and_name_no_folder(inside: Inside) -
     assert inside.call("nodes", "errors_for_clients") == {
         "plain": "ValueError: input/caf\\udce9\\x1b[31m",
         "a file": "FileNotFoundError: [Errno 2] No such file: 'input/caf\\\\udce9'",
+        "names like roots": f"ValueError: input{Path.home()}{tempfile.gettempdir()}/x, ~/x",
         "chained": "RuntimeError: at input/clip.mp4",
         "odd": "UniViGUError: Odd: input/caf\\udce9",
         "odd below": "KeyError: 'fine'",

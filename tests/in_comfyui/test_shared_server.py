@@ -344,7 +344,7 @@ def test_no_name_and_no_prompt_stops_the_server(own: Server) -> None:
     (odd / os.fsdecode(b"fine\xe9.txt")).write_text("a red circle")
     for make in (caption_folder, load_clips):
         shown = "\n".join(texts_of(person.run(make("odd"))))
-        assert "caf\\udce9.mp4" in shown
+        assert shown.count("caf\\udce9.mp4") == 1
         assert "\\u202egpj.mp4" in shown
     for name, changes in (
         ("text_to_video", {"UniViGUTextEncode": {"text": "a \udcff circle"}}),

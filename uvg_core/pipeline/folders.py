@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, printable
 from ..io import MEGABYTE, read_bytes, require_writable, write_new, write_text
 from ..locks import Claims
 from ..media.video import find_clips
@@ -38,7 +38,7 @@ class FolderReport:
         lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join(counts)}"]
         for path, reason in self.failed:
             # Most reasons begin with the file already.
-            lines.append(f"  {reason}" if str(path) in reason else f"  {path}: {reason}")
+            lines.append(f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}")
         return "\n".join(lines)
 
 

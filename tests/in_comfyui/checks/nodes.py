@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -714,6 +715,7 @@ def errors_for_clients() -> dict[str, Any]:
     acts = {
         "plain": throw(ValueError(f"{base}/{half}\x1b[31m")),
         "a file": throw(FileNotFoundError(2, "No such file", f"{base}/{half}")),
+        "names like roots": throw(ValueError(f"{base}{Path.home()}{tempfile.gettempdir()}/x, {Path.home()}/x")),
         "chained": chained,
         "odd": throw(Odd()),
         "odd below": odd_below,

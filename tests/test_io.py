@@ -178,7 +178,7 @@ def test_files_and_claims_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("con.txt", "LPT1", "nul", "dot.", "space "):
         with pytest.raises(UniViGUError, match="Windows does not allow this name"):
             write_text(tmp_path / name, "words")
-    fresh, old = tmp_path / ".uvg-fresh.part.txt", tmp_path / "sub" / ".uvg-old.part.txt"
+    fresh, old = tmp_path / ".uvg-fresh123.part.txt", tmp_path / "sub" / ".uvg-old45678.part.txt"
     old.parent.mkdir()
     for path in (fresh, old):
         path.write_text("half")

@@ -30,6 +30,7 @@ WINDOWS = os.name == "nt"
 _PART = ".uvg-"  # begins the names of unfinished files
 _OLD_PART = 3600.0  # seconds after which an unfinished file is nobody's, where no lock can tell
 _LONGEST_SUFFIX = 16
+_OURS = re.compile(rf"{re.escape(_PART)}[a-z0-9_]{{8}}\.part(\.[^.]*)?")  # as mkstemp names them
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]", re.IGNORECASE)  # on Windows
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
@@ -247,7 +248,7 @@ def _sweep(folder: Path) -> None:
     _swept.add(folder)
     for path in folder.glob(f"{_PART}*.part*"):
         with suppress(OSError):
-            if not path.is_symlink() and path.is_file() and _is_abandoned(path):
+            if _OURS.fullmatch(path.name) and not path.is_symlink() and path.is_file() and _is_abandoned(path):
                 path.unlink()
 
 

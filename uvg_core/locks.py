@@ -99,6 +99,18 @@ class Claims:
             if is_ours:
                 self._lock(at, release=True)
 
+    def alone(self) -> bool:
+        """Whether nobody has claimed a file of the folder; nobody can from here on, until this one leaves."""
+        if self._handle < 0:
+            self._open()
+        if fcntl is None:  # Windows does not delete a file that somebody reads
+            return True
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
     def _open(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tiny_runs import make_shards
 from uvg_core.cli.main import main
 from uvg_core.data.caches import find_caches, keep_newest
 from uvg_core.errors import UniViGUError
-from uvg_core.locks import owned
+from uvg_core.locks import LOCK, Claims, owned
 
 
 def test_the_command_lists_and_clears_caches_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +31,8 @@ def test_the_command_lists_and_clears_caches_alone(tmp_path: Path, capsys: pytes
     ]
     assert main(["cache", str(tmp_path), "--clear"]) == 0
     assert all(line.endswith("deleted") for line in capsys.readouterr().out.splitlines())
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK]
+    assert sorted(left) == sorted(others)
     assert main(["cache", str(tmp_path)]) == 0
     assert "there is no cache" in capsys.readouterr().err
     assert main(["cache", str(tmp_path / "nowhere")]) == 1
@@ -40,6 +43,35 @@ def test_a_cache_that_is_being_built_is_not_cleared(tmp_path: Path) -> None:
     with owned(tmp_path, "a build"), pytest.raises(UniViGUError, match="a build is at work"):
         find_caches(tmp_path)[0].clear()
     assert find_caches(tmp_path)
+
+
+def test_a_cache_that_a_training_reads_is_not_cleared(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from uvg_core.locks import Claims\n"
+        "with Claims(Path(sys.argv[1])) as cache, cache.claimed(sys.argv[1] + '/a reader'):\n"
+        "    print('on', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "on\n"
+        with Claims(tmp_path) as cache:
+            assert not cache.alone()
+        with pytest.raises(UniViGUError, match="a training reads this cache"):
+            find_caches(tmp_path)[0].clear()
+    finally:
+        reader.kill()
+        reader.wait()
+    find_caches(tmp_path)[0].clear()
+    assert not find_caches(tmp_path)
+
+
+def test_folders_of_others_are_no_caches(tmp_path: Path) -> None:
+    for name, text in (("uvg-shard-00000.safetensors", "mine"), ("index.json", '{"mine": 1}'), ("contents.json", "{}")):
+        (tmp_path / name).write_text(text)
+    assert find_caches(tmp_path) == []
 
 
 def test_the_oldest_answers_go_when_there_are_too_many(tmp_path: Path) -> None:

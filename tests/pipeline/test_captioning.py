@@ -150,8 +150,10 @@ def test_nothing_of_the_users_is_written_over_and_nothing_empty_is_written(folde
 def test_a_linked_text_is_neither_followed_nor_replaced(folder: Path) -> None:
     elsewhere = folder / "sub" / "elsewhere"
     (folder / "a.txt").symlink_to(elsewhere)
+    (folder / "b.txt").mkdir()
     report = caption_folder(folder, lambda path: "words")
-    assert folder / "a.txt" in report.skipped
+    assert "is a link" in dict(report.failed)[folder / "a.mp4"]
+    assert "a folder lies here" in dict(report.failed)[folder / "b.mov"]
     assert not elsewhere.exists()
     again = caption_folder(folder, lambda path: "words", overwrite=True)
     assert "is a link" in dict(again.failed)[folder / "a.mp4"]

@@ -23,7 +23,7 @@ from uvg_core.synthesis import engine
 from uvg_core.synthesis import record as module
 from uvg_core.synthesis.captioner import Caption, Captioner
 from uvg_core.synthesis.engine import KEPT, ClipJob, Generator, SynthesisReport, plan, synthesise
-from uvg_core.synthesis.record import ClipRecord, Record
+from uvg_core.synthesis.record import RECORD, ClipRecord, Record
 
 JOBS = plan(["a red circle", "a green square", "a blue star"], 1, 0)
 SETTINGS = {"model": "a.safetensors", "sha256": "12", "steps": 4}
@@ -201,7 +201,7 @@ def test_a_line_that_was_cut_off_anywhere_costs_that_line(tmp_path: Path) -> Non
     for cut in range(starts[1], len(data) + 1):
         record.path.write_bytes(data[:cut])
         found = Record(tmp_path)
-        whole = sum(start <= cut for start in starts)
+        whole = sum(start <= cut + 1 for start in starts)  # a line that lacks but its end is whole
         assert len(found.clips) == whole - 2
         assert found.generators == record.generators
         assert record.path.read_bytes() == data[: starts[whole - 1]]
@@ -267,7 +267,8 @@ def test_a_record_is_not_written_through_a_link(tmp_path: Path) -> None:
     victim.write_text("")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "synthesis.jsonl").symlink_to(victim)
-    assert go(tmp_path / "out").failed
+    with pytest.raises(UniViGUError, match="is a link"):
+        go(tmp_path / "out")
     assert victim.read_text() == ""
 
 
@@ -341,3 +342,31 @@ def test_a_kill_costs_at_most_the_clip_at_hand(tmp_path: Path, count: int, monke
     assert all(record.clips[job.name].frames == 4 for job in jobs)
     assert all((out / f"{job.name}.detail.txt").read_text() == f"the model says: {job.prompt}\n" for job in jobs)
     assert not list(out.glob(".uvg-*"))
+
+
+def test_a_record_that_is_a_link_or_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("no newline")
+    (tmp_path / RECORD).symlink_to(secret)
+    with pytest.raises(UniViGUError, match="is a link"):
+        Record(tmp_path)
+    assert secret.read_text() == "no newline"
+    (tmp_path / RECORD).unlink()
+    for text in ('{"my": "own notes"}', "my own notes", '{"my": "own'):
+        (tmp_path / RECORD).write_text(text)
+        with pytest.raises(UniViGUError, match=RECORD):
+            Record(tmp_path)
+        assert (tmp_path / RECORD).read_text() == text
+
+
+def test_a_record_whose_last_line_lost_its_end_in_an_editor_is_whole(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    for name in "ab":
+        record.keep(name, ClipRecord("a prompt", 1, frames=9))
+    path = tmp_path / RECORD
+    whole = path.read_bytes()
+    path.write_bytes(whole.rstrip(b"\n"))
+    assert set(Record(tmp_path).clips) == {"a", "b"}
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-9])
+    assert set(Record(tmp_path).clips) == {"a"}

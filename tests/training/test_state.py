@@ -123,3 +123,12 @@ def test_a_run_unpickles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(pickle, place, refuse)
     monkeypatch.setattr(torch, "load", refuse)
     assert make_trainer(config, data).run(resume=True).finished
+
+
+def test_a_file_that_no_run_wrote_is_not_overwritten(folder: Path) -> None:
+    data, config = make_shards(folder / "cache"), make_config(folder)
+    (folder / "run").mkdir()
+    (folder / "run" / "model.safetensors").write_text("mine")
+    with pytest.raises(UniViGUError, match=r"model\.safetensors: lies here already"):
+        make_trainer(config, data).run()
+    assert (folder / "run" / "model.safetensors").read_text() == "mine"

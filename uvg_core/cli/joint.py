@@ -55,10 +55,10 @@ def joint(
             record=8 if own.sheet else 0,
         )
         show_clip(own.out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
+    show(text)  # first: whatever refuses to be written, the words are not lost
     caption = own.out.with_suffix(".txt")
     if (written := write_beside(caption, text + "\n")) != caption:
         say(f"{caption} was there already and stays as it is; the caption is in {written}")
     if own.sheet:
         joint_sheet(own.sheet, own.prompt, text, pixels, trace)
         say(f"{own.sheet}: how clip and caption took shape")
-    show(text)

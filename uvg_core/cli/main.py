@@ -141,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _require_other_files(args)
             code = int(args.run(**given, shown=shown) or 0)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where it was closed
+                sys.stdout.flush()
             return code
         except BrokenPipeError:  # `... | head` has read enough; what is left to write at the exit goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UniViGUError
-from ..locks import owned
+from ..locks import Claims, owned
 from .shards import INDEX, Index
 
 ANSWERS = ".answers"  # the folder's name beside a data set that ``synthesise`` makes
@@ -35,13 +35,11 @@ class Cache:
 
     def clear(self) -> None:
         """Delete the files, and the folder where nothing else lies in it. Raises UniViGUError while it is in use."""
-        with owned(self.folder, "clearing a cache"):
+        with owned(self.folder, "clearing a cache"), Claims(self.folder) as claims:
+            if not claims.alone():
+                raise UniViGUError(f"{self.folder}: a training reads this cache; wait for its end")
             for path in self.files:
                 path.unlink(missing_ok=True)
-        for name in (".uvg.lock", ".uvg.owner.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
 
 def find_caches(folder: str | Path) -> list[Cache]:
@@ -57,18 +55,18 @@ def _caches(root: Path) -> Iterator[Cache]:
         here = Path(place)
         if here.name == ANSWERS and (files := _named(here, names, _ANSWER)):
             yield Cache(here, f"{len(files):,} answers of a language model", files)
-        elif shards := _named(here, names, _SHARD):
+        elif INDEX in names and (index := _index(here)):
+            shards = _named(here, names, _SHARD)
             others = [here / name for name in (INDEX, "contents.json") if name in names]
-            yield Cache(here, _clips(here), (*shards, *others))
+            clips = sum(shard.clips for shard in index.shards)
+            yield Cache(here, f"{clips:,} clips encoded for training", (*shards, *others))
 
 
-def _clips(folder: Path) -> str:
+def _index(folder: Path) -> Index | None:
     try:
-        index = Index.read(folder)
-    except UniViGUError:
-        index = None
-    clips = "clips" if index is None else f"{sum(shard.clips for shard in index.shards):,} clips"
-    return f"{clips} encoded for training"
+        return Index.read(folder)
+    except UniViGUError:  # of something else
+        return None
 
 
 def _named(folder: Path, names: list[str], pattern: re.Pattern[str]) -> tuple[Path, ...]:

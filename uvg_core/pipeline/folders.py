@@ -94,9 +94,11 @@ def caption_folder(
 def _captioned(clip: Path, target: Path, caption: Callable[[Path], str], prefix: str, overwrite: bool) -> bool:
     """Caption one clip; False where a text with words is there already, or by the time the caption is done."""
     is_empty = _is_empty(target)
-    if os.path.lexists(target) and not (is_empty or overwrite):
+    if not (is_empty or overwrite) and target.is_file():
         return False
     require_writable(target)
+    if os.path.lexists(target) and not target.is_file():
+        raise UniViGUError(f"{target}: is not a regular file; move it away to have the clip captioned")
     text = caption(clip)
     if not text.strip():
         raise UniViGUError(f"{clip}: the caption came out empty; nothing was written. Try another seed or more steps")

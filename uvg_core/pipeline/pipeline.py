@@ -50,6 +50,9 @@ Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
 
 
+MOST_RANKED = 4096  # tokens of a text whose likelihood is taken
+
+
 @dataclass(frozen=True)
 class JointStep:
     """One recorded step of a joint run: the clip it points at, uint8 ``[T,H,W,3]``, and the text as it reads."""
@@ -346,6 +349,8 @@ class Pipeline:
         for text in texts:
             _require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
+        if (longest := max(map(len, ids), default=0)) > MOST_RANKED:
+            raise UniViGUError(f"a text to rank has {longest} tokens; at most {MOST_RANKED} are judged. Shorten it")
         # As long as the text stream was in training: how a text ends is part of what is judged.
         tokens = padded(ids, run.pad_token, run.text_length)
         length = tokens.shape[1]

@@ -100,18 +100,28 @@ class Record:
             )
 
     def _lines(self) -> Contents | None:
+        if self.path.is_symlink():
+            raise UniViGUError(f"{self.path}: is a link; expected the record itself. Remove the link")
         try:
             data = read_bytes(self.path, _MOST_BYTES, "the record of a data set")
         except FileNotFoundError:
             return None
         whole, newline, rest = data.rpartition(b"\n")
+        is_torn = not _is_json(rest)  # a run was killed while it appended
         try:
-            contents = _folded(whole.decode().split("\n") if newline else [])
+            if is_torn and not newline:  # the first lines are written whole
+                raise UniViGUError("there is no whole line in it")
+            lines = [line for line in (whole, rest if not is_torn else b"") if line]
+            contents = _folded(b"\n".join(lines).decode().split("\n") if lines else [])
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise _damaged(self.path, error) from None
         if rest:
             with self.path.open("rb+") as file:
-                file.truncate(len(whole + newline))
+                if is_torn:
+                    file.truncate(len(whole + newline))
+                else:  # an editor took the end of the line away
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
         return contents
 
     def _earlier(self, path: Path) -> Contents | None:
@@ -168,6 +178,14 @@ def _folded(lines: list[str]) -> Contents:
         else:
             raise UniViGUError(f"line {number}: {shown(entry)}, expected a clip or settings")
     return from_dict(Contents, found)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _append(handle: int, data: bytes) -> None:

@@ -6,6 +6,7 @@ OUT/checkpoints/step_00000500/   weights, optimizer, moving average and random s
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .state import RunState
 
 FOLDER = "checkpoints"
 FACTS = "run.json"
+RESULTS = ("model.safetensors", "lora.safetensors")
 
 
 def prepare(out: Path) -> None:
@@ -54,7 +56,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
         facts["config"] = dict(facts["config"])
         _ = int(facts["step"]), facts["data"], int(facts["global_batch"])
         return facts
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UniViGUError(
             f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
         ) from None
@@ -75,6 +77,12 @@ def require_startable(
     data are touched (a run that is refused must not have thrown away another one's cache), and again with them."""
     last = newest(config.out_folder)
     if last is None:
+        for path in (config.out_folder / name for name in RESULTS):
+            if os.path.lexists(path):
+                raise UniViGUError(
+                    f"{path}: lies here already, without a checkpoint of the run that wrote it; it stays as it is. "
+                    "Choose another out, or move it away"
+                )
         return None
     if not resume:
         raise UniViGUError(

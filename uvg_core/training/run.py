@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +26,7 @@ from ..data.shards import Shards
 from ..data.sources import Source, digest, fingerprints
 from ..errors import UniViGUError
 from ..io import make_folder, require_writable
-from ..locks import owned
+from ..locks import Claims, owned
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec
 from ..model.memory import pass_bytes, require_room, video_tokens
 from ..pipeline.component_files import Places
@@ -96,7 +98,9 @@ def _owned_by_us(config: TrainConfig, accelerator: Any) -> Iterator[None]:
     make_folder(config.out_folder, "choose another folder for out")
     for name in ("lora.safetensors" if config.trains == "lora" else "model.safetensors", "losses.jsonl"):
         require_writable(config.out_folder / name)
-    with owned(config.out_folder, "a training"):
+    make_folder(config.cache_folder, "choose another for the cache")
+    reader = config.cache_folder / f"{socket.gethostname()} {os.getpid()}"  # a name of its own: several may read
+    with owned(config.out_folder, "a training"), Claims(config.cache_folder) as cache, cache.claimed(str(reader)):
         yield
 
 

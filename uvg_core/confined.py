@@ -12,7 +12,7 @@ from types import ModuleType
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Of Windows: devices, streams of a file, short names of a folder above, names that it reads as another.
-_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³])( *[.:].*)?|.*[. ]|.*:.*", re.IGNORECASE)
+DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³])( *[.:].*)?|.*[. ]|.*:.*", re.IGNORECASE)
 
 _roots: ContextVar[tuple[str, ...] | None] = ContextVar("roots", default=None)
 
@@ -30,7 +30,7 @@ def place_of(text: str, home: str | Path, roots: Iterable[str | Path], system: M
     kept += [system.realpath(root) for root in kept]
     if not _is_within(named, kept, system):
         return None
-    if system.sep == "\\" and any(_DEVICE.fullmatch(part) for part in system.splitdrive(named)[1].split("\\")):
+    if system.sep == "\\" and any(DEVICE.fullmatch(part) for part in system.splitdrive(named)[1].split("\\")):
         return None
     found = system.realpath(named)
     return Path(found) if _is_within(found, kept, system) else None
@@ -39,7 +39,7 @@ def place_of(text: str, home: str | Path, roots: Iterable[str | Path], system: M
 def is_plain(text: str) -> bool:
     """Whether a text can be a file's name, or a path of some, on this system: no control characters, no device."""
     parts = re.split(r"[\\/]", text) if os.name == "nt" else []
-    return not (_CONTROL.search(text) or any(_DEVICE.fullmatch(part) for part in parts))
+    return not (_CONTROL.search(text) or any(DEVICE.fullmatch(part) for part in parts))
 
 
 @contextmanager

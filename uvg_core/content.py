@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOENT
 from hashlib import blake2b
 from pathlib import Path
 
-from .confined import is_open
 from .errors import UniViGUError
-from .io import read_text, write_text
+from .io import open_regular, read_text, write_text
 
 _MOST = 100_000  # files that are remembered
 _SETTLED = 2 * 10**9  # ns after a change in which another one may bear the same time
@@ -32,27 +29,16 @@ def content_of(path: str | Path) -> str:
     A file is read once in a process, and again after it has changed: by its device, inode, size and times. Raises
     UniViGUError, naming the file, for what is no regular file or cannot be read; FileNotFoundError stays what it is.
     """
-    if not is_open(path):
-        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
+    handle = open_regular(path, "one")
     try:
-        # A pipe that nobody writes to would block already when it is opened.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    try:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            raise UniViGUError(f"{path}: is not a regular file; expected one")
-        key = _key(facts)
+        key = _key(os.fstat(handle))
         found = _known.get(key)
         if found is None:
             found = _hashed(handle)
             _remember(key, os.fstat(handle), found)
         return found
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror or error})") from None
     finally:
         with suppress(OSError):
             os.close(handle)
@@ -94,7 +80,3 @@ def _remember(key: _Key, facts: os.stat_result, found: str) -> None:
 
 def _key(facts: os.stat_result) -> _Key:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-
-
-def _unreadable(path: str | Path, error: OSError | ValueError) -> UniViGUError:
-    return UniViGUError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")

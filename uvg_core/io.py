@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .confined import is_open
+from .confined import DEVICE, is_open
 from .errors import UniViGUError
 
 try:
@@ -31,7 +31,6 @@ _PART = ".uvg-"  # begins the names of unfinished files
 _OLD_PART = 3600.0  # seconds after which an unfinished file is nobody's, where no lock can tell
 _LONGEST_SUFFIX = 16
 _OURS = re.compile(rf"{re.escape(_PART)}[a-z0-9_]{{8}}\.part(\.[^.]*)?")  # as mkstemp names them
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]", re.IGNORECASE)  # on Windows
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 _UMASK = os.umask(0o077)  # it can only be read by setting it
@@ -42,10 +41,11 @@ _swept: set[Path] = set()
 # Reading
 
 
-def read_bytes(path: str | Path, most: int, what: str = "a file") -> bytes:
-    """The contents of a regular file of at most ``most`` bytes; a pipe or a device is refused and never waited for.
+def open_regular(path: str | Path, what: str) -> int:
+    """The handle of a regular file, open for reading; a pipe or a device is refused and never waited for.
 
-    Raises UniViGUError, naming the file, for anything else; FileNotFoundError stays what it is."""
+    Raises UniViGUError, naming the file and ``what`` was expected, for anything else; FileNotFoundError stays what it
+    is, also for what ``confined_to`` leaves out."""
     if not is_open(path):
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path))
     try:
@@ -58,7 +58,12 @@ def read_bytes(path: str | Path, most: int, what: str = "a file") -> bytes:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UniViGUError(f"{path}: is not a regular file; expected {what}")
-    with os.fdopen(handle, "rb") as file:
+    return handle
+
+
+def read_bytes(path: str | Path, most: int, what: str = "a file") -> bytes:
+    """The contents of a file of at most ``most`` bytes. Raises as ``open_regular``, and UniViGUError for more."""
+    with os.fdopen(open_regular(path, what), "rb") as file:
         try:
             data = file.read(most + 1)
         except OSError as error:
@@ -110,7 +115,7 @@ def require_writable(path: str | Path) -> None:
             problem = "a name cannot hold a null byte; choose another"
         elif len(os.fsencode(path.name)) > 255:
             problem = "the name is longer than the 255 bytes that a file system takes; choose a shorter one"
-        elif WINDOWS and _RESERVED.fullmatch(path.name):
+        elif WINDOWS and DEVICE.fullmatch(path.name):
             problem = "Windows does not allow this name; choose another"
     except (OSError, ValueError) as error:  # a name that is too long, or with a null byte
         problem = f"cannot be a file's name ({getattr(error, 'strerror', None) or error}); choose another"

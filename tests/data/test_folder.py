@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from refusals import closed_folder
 
 from uvg_core.config import RunConfig
 from uvg_core.data import folder as reasons
@@ -100,15 +100,7 @@ def test_captions_come_in_the_encodings_of_this_world(tmp_path: Path, encoding: 
 
 def test_a_subfolder_that_may_not_be_entered_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(tmp_path, "good.mp4")
-    (tmp_path / "closed").mkdir()
-    scandir = os.scandir
-
-    def refusing(path: str) -> Any:
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    closed_folder(tmp_path, monkeypatch)
     assert [(one.name, one.reason) for one in look(tmp_path).left_out] == [("closed/", reasons.UNREADABLE)]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from refusals import closed_folder
 
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
@@ -161,17 +160,9 @@ def test_a_linked_text_is_neither_followed_nor_replaced(folder: Path) -> None:
 
 
 def test_a_subfolder_that_cannot_be_listed_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "closed").mkdir()
-    scandir = os.scandir
-
-    def refusing(path: str) -> Any:
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    closed = closed_folder(folder, monkeypatch)
     report = caption_folder(folder, lambda path: "words")
-    assert (folder / "closed", "the folder cannot be read (Permission denied)") in report.failed
+    assert (closed, "the folder cannot be read (Permission denied)") in report.failed
     assert report.written
 
 

@@ -119,7 +119,8 @@ def latent_saved(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
 
             _save(keep_latent)
             if text:
-                _save(lambda: f"{write_beside(out.with_suffix('.txt'), text + chr(10))}: its caption")
+                words, line = out.with_suffix(".txt"), text + "\n"
+                _save(lambda: f"{write_beside(words, line)}: its caption")
         raise
 
 

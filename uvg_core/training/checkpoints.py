@@ -91,8 +91,9 @@ def require_startable(
         )
     facts = read(last)
     differences = changed(facts["config"], config.to_dict(), by_content=("data",))
-    if facts.get("starts_from") == starts_from(config):
-        differences = [line for line in differences if not line.startswith("model: ")]
+    others = [line for line in differences if not line.startswith("model: ")]
+    if others != differences and facts.get("starts_from") == starts_from(config):
+        differences = others
     if data and facts["data"] not in data:
         differences.append("data: the clips, their texts or what encodes them have changed")
     if facts["global_batch"] != global_batch:

@@ -174,9 +174,17 @@ def write_new(path: str | Path, text: str) -> bool:
 
 def write_beside(path: str | Path, text: str) -> Path:
     """Write a text file without touching one that is there: ``clip.txt``, else ``clip.2.txt`` and so on."""
-    first = Path(path)
-    names = chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
-    return next(name for name in names if write_new(name, text))
+    return next(name for name in _names(Path(path)) if write_new(name, text))
+
+
+def free_name(path: str | Path) -> Path:
+    """A name under which nothing lies yet: ``clip.mp4``, else ``clip.2.mp4`` and so on; for names that nobody asked
+    for."""
+    return next(name for name in _names(Path(path)) if not os.path.lexists(name))
+
+
+def _names(first: Path) -> Iterator[Path]:
+    return chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
 
 
 def flushed(*paths: Path) -> None:

@@ -39,6 +39,7 @@ KEPT = "a file of somebody else is in the way"
 # What fails so often in succession fails for a reason that the next clip shares.
 _IN_A_ROW = 3
 _MOST_PROMPTS = 64 * MEGABYTE  # of the file with the prompts
+_REMAKE = "move it away to have the clip made anew"
 _SLUG = 40  # letters of the prompt in a file's name
 
 
@@ -249,15 +250,16 @@ class _DataSet:
                 f"{clip}: lies here already, and {RECORD} does not know it; it stays as it is. Move it away to have "
                 "the clip made"
             )
-        try:
-            if (frames := probe(clip).frames) == known.frames:
-                return False
-        except UniViGUError as error:
-            self.note(f"     {error}; made anew")
+        if clip.is_file() and not clip.stat().st_size:  # a power cut, before files were synced
             return True
+        try:
+            frames = probe(clip).frames
+        except UniViGUError as error:
+            raise UniViGUError(f"{error}. It was changed, and stays as it is; {_REMAKE}") from None
+        if frames == known.frames:
+            return False
         raise UniViGUError(
-            f"{clip}: found {frames} frames, expected {known.frames}: it was changed, and stays as it is. Move it away "
-            "to have the clip made anew"
+            f"{clip}: found {frames} frames, expected {known.frames}. It was changed, and stays as it is; {_REMAKE}"
         )
 
     def _make(self, job: ClipJob, clip: Path, detail: Path) -> None:

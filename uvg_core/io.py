@@ -81,10 +81,14 @@ def read_text(path: str | Path, *, most: int = MEGABYTE, exact: bool = False) ->
     """
     data = read_bytes(path, most, "a text file")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if exact:
             raise UniViGUError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    else:
+        if "\0" in text:  # no text holds it, unless it is UTF-16 that does not say so
+            raise UniViGUError(f"{path}: is not text (found a null byte); expected a text file in UTF-8")
+        return text
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = data.decode("utf-16" if wide else "cp1252")

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..io import MEGABYTE, make_folder, read_bytes, read_text, write_new, write_text
 from ..locks import owned
 from ..media.video import probe
@@ -135,12 +135,12 @@ class SynthesisReport:
             counts.append(f"{len(self.uncaptioned)} without a caption (no --endpoint)")
         if self.problems:
             reasons = Counter(problem.reason for problem in self.problems)
-            named = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            named = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
             counts.append(f"{len(self.problems)} left out ({named})")
         untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
             counts.append(f"{untouched} not begun")
-        lines = [f"{self.total} clip{'' if self.total == 1 else 's'}: {', '.join(counts)}"]
+        lines = [f"{counted(self.total, 'clip')}: {', '.join(counts)}"]
         lines += [
             f"  {p.reason}: {p.job.name} (“{shorten(p.job.prompt, 60, placeholder='…')}”): {p.message}"
             for p in self.problems
@@ -222,7 +222,7 @@ class _DataSet:
         """Do what is missing of one job; returns where in the report it belongs. Raises _LeftOut."""
         tokens, (fewest, most) = self.generator.count(job.prompt), self.generator.prompt_tokens
         if not fewest <= tokens <= most:
-            raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
+            raise _LeftOut(PROMPT_LENGTH, f"{counted(tokens, 'token')}; expected {fewest} to {most}. Rewrite it")
         clip = self.out / f"{job.name}.mp4"
         prompt, detail = clip.with_suffix(".txt"), clip.with_suffix(".detail.txt")
         with _leaving_out(KEPT):

@@ -125,7 +125,7 @@ def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
     assert found["second"][0] == captions
     assert "0 captioned, 4 skipped" in found["second"][1]
     assert found["noticed"]
-    assert names[-1] == "sub/uvg_sample.mp4"
+    assert "sub/uvg_sample.mp4" in names
     assert captions[names.index("sub/uvg_sample.mp4")] == SAMPLE
     assert (count, channels) == (1, 3)
     assert height > width / 2

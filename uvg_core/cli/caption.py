@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def caption(
 
     for path in own.clips:
         try:
-            if path.is_dir():
+            if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
                 report = caption_folder(
                     path,
                     partial(describe, folder=path),

@@ -118,19 +118,27 @@ def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
     shutil.copy(ROOT / "samples" / "uvg_sample.mp4", tmp_path / "sub")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = inside.call("nodes", "folder", path=str(tmp_path))
-    captions, report = found["first"]
+    captions, report, names, (count, height, width, channels) = found["first"]
     assert len(captions) == 4
     assert report.startswith("5 clips: 4 captioned, 0 skipped (captioned before), 1 failed")
     assert "broken.mp4" in report
     assert found["second"][0] == captions
     assert "0 captioned, 4 skipped" in found["second"][1]
     assert found["noticed"]
+    assert "sub/uvg_sample.mp4" in names
+    assert captions[names.index("sub/uvg_sample.mp4")] == SAMPLE
+    assert (count, channels) == (1, 3)
+    assert height > width / 2
+    assert max(height, width) < 2000
     files = found["files"]
     assert files["uvg_sample.txt"] == SAMPLE  # subfolders were off the third time
     for colour in ("blue", "green", "yellow"):
         text = next(text for name, text in files.items() if name.startswith(colour))
         assert text.startswith("mystyle, a large ")
         assert colour in text
+    every, some, hinted = (dict(zip(names, captions, strict=True)) for captions, _, names, _ in found["drawn"])
+    assert every == {**some, "sub/uvg_sample.mp4": every["sub/uvg_sample.mp4"]}  # each clip's seed is its own
+    assert hinted != some
 
 
 def test_saved_files_come_back(inside: Inside) -> None:

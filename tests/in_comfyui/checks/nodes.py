@@ -326,9 +326,10 @@ def folder(path: str) -> dict[str, Any]:
 
     def caption(**changes: Any) -> Any:
         options = {"folder": path, "subfolders": True, "overwrite": False, "prefix": "", "template": ""}
-        return run(
+        *texts, table = run(
             "UniViGUCaptionFolder", model=model, clip=clip, vae=vae, **{**options, **SIZE, **CAPTIONING, **changes}
         )
+        return [*texts, list(table.shape)]
 
     cls = node_class("UniViGUCaptionFolder")
     asked = {"folder": f' "{path}"', "subfolders": True}
@@ -338,6 +339,10 @@ def folder(path: str) -> dict[str, Any]:
         "first": first,
         "second": caption(),
         "prefixed": caption(overwrite=True, prefix="mystyle, ", subfolders=False),
+        "drawn": [
+            caption(clip_seeds=True, format="csv", file_suffix=name, temperature=3.0, subfolders=subfolders, hint=hint)
+            for name, subfolders, hint in (("all", True, ""), ("some", False, ""), ("hinted", False, "a red circle"))
+        ],
         "noticed": cls.fingerprint_inputs(**asked) != before,
         "files": {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(path).rglob("*.txt"))},
     }

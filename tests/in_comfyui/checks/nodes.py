@@ -921,3 +921,45 @@ def joint_keeps() -> dict[str, Any]:
         "empty": message(lambda: sample(masked(first, {"samples": torch.zeros_like(video)}))),
         "nested": message(lambda: sample({"samples": bridge.nested(video, torch.zeros(1, 64, 5))})),
     }
+
+
+def sliced() -> dict[str, Any]:
+    """Core's Trim Video in front of Encode Video: what core shows of a part, and what is read of it."""
+    media, video = pack_module("nodes.media"), pack_module("uvg_core.media.video")
+    _, _, vae = load_embedded()
+    spec = video.ClipSpec(100, 48, 48)
+    found: dict[str, Any] = {"shown": [], "read": [], "known": [], "alike": []}
+
+    def trimmed(clip: Any, start: float, seconds: float, strict: bool = True) -> Any:
+        return run("Video Slice", video=clip, start_time=start, duration=seconds, strict_duration=strict)[0]
+
+    def look(part: Any) -> None:
+        images = part.get_components().images
+        pixels, note = media.read(part, spec)
+        seen = "1" if "a single frame" in note else note.split(" frames out of only ")[1].split(",")[0]
+        found["shown"].append(len(images))
+        found["read"].append(int(seen))
+        found["known"].append(media.info_of(part).frames)
+        ends = [float((images[n].mean() * 255 - pixels[n].float().mean()).abs()) for n in (0, -1)]
+        found["alike"].append(max(ends) < 3)  # a frame differs from the next by 6
+
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in (29.97, 24.0, 8.0):
+            path = Path(folder) / f"{rate}.mp4"
+            shades = torch.arange(40, dtype=torch.uint8).mul(6)[:, None, None, None]
+            video.write_video(path, shades.expand(-1, 48, 48, 3), rate)
+            clip = InputImpl.VideoFromFile(str(path))
+            for start, frames in ((0.0, 4), (0.1, 4), (0.333, 4), (0.5, 1), (-0.5, 3)):
+                look(trimmed(clip, start, round(frames / rate, 3)))
+            look(trimmed(trimmed(clip, 0.25, 0.0), 0.25, 0.5))  # a part of a part
+            look(trimmed(clip, 1.0, 0.0, strict=False))  # to the end
+        four, note = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.5), vae=vae, **{**SIZE, "frames": 81})
+        five, more = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
+        memory = InputImpl.VideoFromComponents(clip.get_components())
+        look(trimmed(memory, 0.5, 0.5))
+    return {
+        **found,
+        "notes": [note, more],
+        "latents": [four["samples"].shape[2], five["samples"].shape[2]],
+        "beyond": message(lambda: media.read(clip.as_trimmed(4.99, 0.01), spec)),
+    }

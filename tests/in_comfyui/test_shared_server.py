@@ -280,14 +280,19 @@ def test_the_panel_gets_the_clips_of_the_folder_alone(own: Server, secret: Path)
     assert (status, picture[:2]) == (200, b"\xff\xd8")
     up = os.path.relpath(secret, home)
     names = [
-        "", ".", "..", "outside.mp4", f"{up}/a.mp4", f"./{up}/a.mp4", str(secret / "a.mp4"), f"//{secret}/a.mp4", "a.txt",
-        "captions.review.jsonl", "../uvg_sample.mp4", "a.mp4\0", "a.mp4/", "..\\a.mp4", "a" * 5000, "\udcff", "none.mp4",
+        "", ".", "..", "outside.mp4", f"{up}/a.mp4", f"./{up}/a.mp4", str(secret / "a.mp4"), f"//{secret}/a.mp4",
+        "a.txt", "captions.review.jsonl", "../uvg_sample.mp4", "a.mp4\0", "a.mp4/", "..\\a.mp4", "a" * 5000, "\udcff",
+        "none.mp4",
     ]  # fmt: skip
     answers = {reviewed(own, what, folder="reviewed", clip=name) for what in ("/clip", "/frame") for name in names}
     ((status, body),) = answers
     assert status == 400
     assert b"no clip of this name" in body
-    decisions = [{"clip": name, "decision": "accepted", "text": "x", "old": SECRET} for name in ("b.mp4", *names)]
+    decisions = [
+        {"clip": name, "decision": "accepted", "text": "x", "old": SECRET}
+        for name in ("b.mp4", *names)
+        if len(name) < 4096
+    ]
     outcomes = json.loads(reviewed(own, "", {"folder": "reviewed", "decisions": decisions})[1])["items"]
     assert {one["state"] for one in outcomes} == {"failed"}
     assert str(own.base) not in json.dumps(outcomes)

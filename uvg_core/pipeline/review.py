@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..confined import is_open
 from ..errors import UniViGUError
 from ..io import append, read_bytes
 from ..locks import appending
 from ..media.video import find_clips
-from ..settings import OneOf, Text, from_dict, setting, settings
+from ..settings import shown
 from .texts import Captions, Texts, texts_of
 
 RECORD = "captions.review.jsonl"
@@ -97,22 +97,32 @@ class Pending:
             self.proposals[clip].state = entry["decision"]
 
 
-@settings
+@dataclass(frozen=True)
 class Decision:
     """What somebody wants done with a proposed caption: write ``text`` in the place of ``old``, which they have seen
     (accepted), leave the clip as it is (skipped), or decide again (open)."""
 
-    clip: Text = setting(max_length=4096)
-    decision: Annotated[str, OneOf(*_DECISIONS)] = setting()
-    text: Text = setting(default="", max_length=LONGEST)
-    old: Text = setting(default="", max_length=10 * LONGEST)
+    clip: str
+    decision: str
+    text: str = ""
+    old: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {"clip": 4096, "text": LONGEST, "old": 10 * LONGEST}
+        for name, most in lengths.items():
+            found = getattr(self, name)
+            if not isinstance(found, str) or len(found) > most:
+                raise UniViGUError(f"decisions: {name} is {shown(found)}; expected text of at most {most} characters")
+        if self.decision not in _DECISIONS:
+            raise UniViGUError(f"decisions: found {shown(self.decision)}; expected one of {', '.join(_DECISIONS)}")
 
 
 def decisions_of(values: Any) -> list[Decision]:
     """Decisions from plain values. Raises UniViGUError for anything else."""
-    if not isinstance(values, list) or not all(isinstance(one, Mapping) for one in values):
-        raise UniViGUError("decisions: expected a list of objects with clip, decision, text and old")
-    return [from_dict(Decision, one) for one in values]
+    with suppress(TypeError):
+        if isinstance(values, list):
+            return [Decision(**one) for one in values]
+    raise UniViGUError("decisions: expected a list of objects with clip, decision, text and old")
 
 
 def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:

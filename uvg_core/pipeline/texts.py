@@ -70,7 +70,7 @@ class Captions:
 
     only: Text = setting("Caption this clip alone, by its name in the folder; of several, each on a line.", default="")
     review: Flag = setting(
-        "New captions are not written yet: they wait in captions.review.jsonl for Review captions, the button below.",
+        "New captions wait in captions.review.jsonl, to be read and accepted with Review captions in ComfyUI.",
         default=False,
     )
 

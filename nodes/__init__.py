@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 # What each file brings; ids are permanent.
 NODES = {
     "loading": ("UniViGULoader", "UniViGULoraLoader", "UniViGUSave"),
-    "prompt": ("UniViGUTextEncode",),
+    "prompt": ("UniViGUTextEncode", "UniViGUPromptList"),
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
-    "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder"),
+    "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),
 }

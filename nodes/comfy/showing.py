@@ -67,7 +67,9 @@ class Progress:
         server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
         client = getattr(server, "client_id", None)  # none: a prompt that nobody waits for; to core that means all
         if server is not None and client is not None and self._node_id is not None:
-            server.send_progress_text(text, self._node_id, client)
+            # A copy of a node, which runs for another prompt of a list, is not on the canvas.
+            node = server.last_node_id if "." in self._node_id else self._node_id
+            server.send_progress_text(text, node, client)
         return text
 
 

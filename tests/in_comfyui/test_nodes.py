@@ -118,19 +118,27 @@ def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
     shutil.copy(ROOT / "samples" / "uvg_sample.mp4", tmp_path / "sub")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = inside.call("nodes", "folder", path=str(tmp_path))
-    captions, report = found["first"]
+    captions, report, names, (count, height, width, channels) = found["first"]
     assert len(captions) == 4
     assert report.startswith("5 clips: 4 captioned, 0 skipped (captioned before), 1 failed")
     assert "broken.mp4" in report
     assert found["second"][0] == captions
     assert "0 captioned, 4 skipped" in found["second"][1]
     assert found["noticed"]
+    assert "sub/uvg_sample.mp4" in names
+    assert captions[names.index("sub/uvg_sample.mp4")] == SAMPLE
+    assert (count, channels) == (1, 3)
+    assert height > width / 2
+    assert max(height, width) < 2000
     files = found["files"]
     assert files["uvg_sample.txt"] == SAMPLE  # subfolders were off the third time
     for colour in ("blue", "green", "yellow"):
         text = next(text for name, text in files.items() if name.startswith(colour))
         assert text.startswith("mystyle, a large ")
         assert colour in text
+    every, some, hinted = (dict(zip(names, captions, strict=True)) for captions, _, names, _ in found["drawn"])
+    assert every == {**some, "sub/uvg_sample.mp4": every["sub/uvg_sample.mp4"]}  # each clip's seed is its own
+    assert hinted != some
 
 
 def test_saved_files_come_back(inside: Inside) -> None:
@@ -297,3 +305,25 @@ def test_check_finds_the_latent_space_and_writes_it(inside: Inside) -> None:
     assert found["unchecked"] == "raw"
     assert "set text_states of Load Uni-ViGU to umT5" in found["release"]
     assert not found["offered"]
+
+
+def test_a_video_is_saved_with_its_caption(inside: Inside) -> None:
+    found = inside.call("nodes", "captioned")
+    words = "a large red circle"
+    tags = {"title": words, "comment": words, "prompt": '{"1": {"class_type": "X"}}', "workflow": '{"id": "w"}'}
+    whole, again, part, frames = (found[name] for name in ("whole", "again", "part", "frames"))
+    assert found["unchanged"] == [True] * 4
+    assert found["passed on"]
+    assert [whole["file"], again["file"]] == [f"output/captioned/clip_0000{n}_.mp4" for n in (1, 2)]
+    assert whole["ui"]["images"] == [{"filename": "clip_00001_.mp4", "subfolder": "captioned", "type": "output"}]
+    assert found["memory"]["ui"]["images"][0]["subfolder"] == ""
+    assert [whole["texts"], again["texts"], frames["texts"], found["memory"]["texts"]] == [[words], [], [words], []]
+    assert [whole["end"], part["end"], frames["end"]] == pytest.approx([2.125, 0.5, 2.125], abs=2e-3)
+    assert found["frames in the part"] == 4
+    assert whole["tags"] == part["tags"] == frames["tags"] == tags
+    assert again["tags"] == {**tags, "title": None, "comment": None}
+    assert found["private"]["tags"] == {**tags, "prompt": None, "workflow": None}
+    assert [whole["beside"], again["beside"]] == [[".mp4", ".srt", ".txt"], [".mp4"]]
+    assert found["memory"]["beside"] == [".mp4"]  # an empty caption is not written
+    assert found["srt"] == f"1\n00:00:00,000 --> 00:00:02,125\n{words}\n"
+    assert all("filename_prefix is" in refusal for refusal in found["refused"])

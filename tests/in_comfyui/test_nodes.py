@@ -327,3 +327,17 @@ def test_a_video_is_saved_with_its_caption(inside: Inside) -> None:
     assert found["memory"]["beside"] == [".mp4"]  # an empty caption is not written
     assert found["srt"] == f"1\n00:00:00,000 --> 00:00:02,125\n{words}\n"
     assert all("filename_prefix is" in refusal for refusal in found["refused"])
+
+
+def test_joint_sampler_keeps_what_a_mask_says(inside: Inside) -> None:
+    found = inside.call("nodes", "joint_keeps")
+    assert found["size only"] == found["white"] == [0.0]
+    first, two = found["first frame"], found["two of the latent"]
+    assert first[0] == two[0] == two[1] == 0.0
+    assert min(first[1], first[2], two[2]) > 0.1
+    exact, changed = found["corner"]
+    assert (exact, changed > 0) == (0.0, True)
+    assert "Video-to-Text Denoise" in found["whole"]
+    assert "found a mask of 5 frames" in found["odd"]
+    assert "the mask keeps parts of a latent that is empty" in found["empty"]
+    assert "found a latent with a text stream (nested)" in found["nested"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import widgets
 from .comfy.checking import NodeCheck
 from .comfy.folders import NO_FILE, fingerprint
-from .comfy.showing import Progress
+from .comfy.paths import shown
+from .comfy.showing import Progress, said
 from .types import Node, output, schema
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class UniViGUCheck(Node):
             "Check Uni-ViGU",
             "Decides by the model's own losses on a few real clips which latent space and text states it "
             "was trained with, runs each job once, and gives the text for a bug report.",
+            says=True,
             search_aliases=["uni-vigu check", "latent space", "bug report"],
             is_output_node=True,
             inputs=[
@@ -53,6 +55,6 @@ class UniViGUCheck(Node):
         check = NodeCheck(model, clip, vae, null_embedding, progress)
         for _ in check.lines():
             progress.text("\n".join(check.report))
-        report = progress.text("\n".join(check.report), last=True)
+        report = shown("\n".join(check.report))
         log.info("Uni-ViGU check:\n%s", report)
-        return io.NodeOutput(check.model, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(check.model, report, ui=said(report))

@@ -27,7 +27,7 @@ from .comfy.sampling import (
     schedulers,
     with_shift,
 )
-from .comfy.showing import Progress
+from .comfy.showing import Progress, blocked, said
 from .types import Node, UvgText, output, schema
 from .widgets import read, widget
 
@@ -55,6 +55,13 @@ def video_widgets() -> list[Any]:
         widget(Sampling, "guidance", max=100, step=0.1, round=0.01),
         widget(Sampling, "shift", max=100, step=0.1, round=0.01),
     ]
+
+
+NO_WORDS = "Joint Sampler gives captions where its input clip is connected: connect CLIP of Load Uni-ViGU to it"
+
+
+def captions(tooltip: str) -> Any:
+    return output(io.String, "captions", tooltip, is_output_list=True)
 
 
 def generated_text() -> Any:
@@ -130,8 +137,9 @@ class VideoToTextDenoise(Node):
                 record(),
                 widgets.video_cache(),
             ],
-            outputs=[generated_text()],
+            outputs=[generated_text(), captions("The caption, one for each clip of the batch.")],
             hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -151,11 +159,12 @@ class VideoToTextDenoise(Node):
             progress.text(words)
 
         sampling, record = read(Sampling, inputs), read(Recording, inputs).record
-        text, words = describe(
+        text, first = describe(
             model, clip, latent["samples"], sampling, hint=hint, template=template, record=record, report=report
         )
-        progress.text(words, last=True)
-        return io.NodeOutput(text)
+        progress.text(first, last=True)
+        words = text.words(tokenizer_of(clip))
+        return io.NodeOutput(text, words, ui=said(*words))
 
 
 class JointSampler(Node):
@@ -192,11 +201,18 @@ class JointSampler(Node):
                     **hidden,
                 ),
                 record(),
-                widgets.clip("Shows the words in the node while they form.", optional=True),
+                widgets.clip(
+                    "Turns tokens into words: they show in the node, and come out as captions.", optional=True
+                ),
                 guidance_end(),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip, for VAE Decode."), generated_text()],
+            outputs=[
+                io.Latent.Output(tooltip="The clip, for VAE Decode."),
+                generated_text(),
+                captions("The caption, one for each clip of the batch. Needs the input clip."),
+            ],
             hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -242,6 +258,7 @@ class JointSampler(Node):
             sigmas=sigmas,
         )
         text = recorder.text(tokens)
-        if tokenizer is not None:
-            progress.text(tokenizer.text(text.tokens[0]), last=True)
-        return io.NodeOutput({**latent, "samples": samples}, text)
+        words = [] if tokenizer is None else text.words(tokenizer)
+        if words:
+            progress.text(words[0], last=True)
+        return io.NodeOutput({**latent, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words))

@@ -38,9 +38,18 @@ def _guarded(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     return run
 
 
-def schema(node: type, title: str, description: str, **parts: Any) -> io.Schema:
-    """The schema of a node: its id is the name of its class. ``parts``: inputs, outputs, and what else a schema has."""
-    return io.Schema(node_id=node.__name__, display_name=title, category="Uni-ViGU", description=description, **parts)
+def schema(node: type, title: str, description: str, *, says: bool = False, **parts: Any) -> io.Schema:
+    """The schema of a node: its id is the name of its class. ``says``: it returns words that stay in the node; core
+    sends them even where nothing asks for the node because all behind it is cached. ``parts``: inputs, outputs, and
+    what else a schema has."""
+    return io.Schema(
+        node_id=node.__name__,
+        display_name=title,
+        category="Uni-ViGU",
+        description=description,
+        has_intermediate_output=says,
+        **parts,
+    )
 
 
 def output(kind: Any, name: str, tooltip: str, **options: Any) -> Any:

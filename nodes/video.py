@@ -23,7 +23,8 @@ from . import widgets
 from .comfy.captions import describe
 from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
-from .comfy.showing import Progress
+from .comfy.paths import shown
+from .comfy.showing import Progress, said
 from .media import (
     Folder,
     Rate,
@@ -57,7 +58,7 @@ class UniViGUEncodeVideo(Node):
                 io.Latent.Output(tooltip="The clip, clean, for Video-to-Text Denoise and Rank Captions."),
                 output(io.String, "note", "Which frames were taken, and how they were resized and cropped."),
             ],
-            hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -69,8 +70,8 @@ class UniViGUEncodeVideo(Node):
             pixels, note = fit_pixels(as_pixels(video), fitting(run, size, max(fps, 0.0)))  # images have no rate
         else:
             pixels, note = read_video(video, fitting(run, size, fps))
-        note = Progress(cls.hidden.unique_id).text(note, last=True)
-        return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note)
+        note = shown(note)
+        return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note, ui=said(note))
 
 
 REMEMBERED = 1000  # prompts about folders
@@ -126,6 +127,7 @@ class UniViGUCaptionFolder(Node):
             search_aliases=["batch caption", "dataset caption"],
             is_output_node=True,
             not_idempotent=True,
+            says=True,
             inputs=[
                 widgets.model(),
                 widgets.clip(),
@@ -190,7 +192,8 @@ class UniViGUCaptionFolder(Node):
             captions = texts_of(sorted([*report.written, *report.skipped]))
             if not (report.busy or unforeseen):
                 work.finished(inputs, before, {str(file): content_or_none(file) for file in report.written})
-        return io.NodeOutput(captions, progress.text(str(report), last=True))
+        words = shown(str(report))
+        return io.NodeOutput(captions, words, ui=said(words))
 
 
 def texts_of(files: Iterable[Path]) -> list[str]:

@@ -139,8 +139,9 @@ def captions() -> dict[str, Any]:
     latent, _ = sample_latent(vae)
 
     def words(latent: Any = latent, **changes: Any) -> Any:
-        (text,) = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, **changes})
-        return run("UniViGUTextDecoder", text=text, clip=clip)[0], [step.step for step in text.record]
+        text, said = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, **changes})
+        assert said == run("UniViGUTextDecoder", text=text, clip=clip)[0]
+        return said, [step.step for step in text.record]
 
     two = {"samples": torch.cat([latent["samples"]] * 2)}
     (hint,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
@@ -173,8 +174,8 @@ def looks_at_the_clip() -> dict[str, Any]:
     def described(model: Any = model, **changes: Any) -> list[Any]:
         looks.clear()
         given = {**CAPTIONING, "latent": latent, "temperature": 0.0, "steps": 8, **changes}
-        (text,) = run("VideoToTextDenoise", model=model, clip=clip, **given)
-        return [run("UniViGUTextDecoder", text=text, clip=clip)[0][0], len(looks)]
+        _, said = run("VideoToTextDenoise", model=model, clip=clip, **given)
+        return [said[0], len(looks)]
 
     patched = model.clone()
     patched.set_model_patch(lambda args: args, "double_block")

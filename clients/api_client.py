@@ -8,13 +8,17 @@ It needs httpx and websockets: ``pip install httpx websockets``, or start it wit
 
     python clients/api_client.py text_to_video.json --set Prompt.value="a red circle" --set 5.seed=7 -o out
     python clients/api_client.py caption.json --set "Load Video.file=@my.mp4"
+    python clients/api_client.py caption.json --list
 
 The workflow is in API form (in ComfyUI: File, Export (API)). ``--set NODE.INPUT=VALUE`` changes an input: NODE is an
 id, a title or a class that occurs once; VALUE is read as JSON where it is JSON and as plain text otherwise; ``@FILE``
 uploads the file and stands for the name that ComfyUI gave it (write ``'"@text"'`` for text that begins with @).
+``--list`` prints what can be set, with the value that it has now and what it may be.
 
 Texts that the workflow shows go to the standard output, progress and notes to the standard error, videos and pictures
-into a folder. The exit code is 0 or 1; errors begin with ``error:``. Ctrl-C cancels the run on the server too.
+into a folder. Errors begin with ``error:``. Ctrl-C cancels the run on the server too. The exit code is 0 when all went
+well, 1 when the run failed, 2 when the command, the workflow or an input is wrong, 3 when the server cannot be reached
+or is no ComfyUI, 4 when the time was up, and 130 after Ctrl-C.
 
     client = Client("http://127.0.0.1:8188")
     result = client.run(graph, on_event=print, timeout=600)
@@ -33,6 +37,7 @@ import ssl
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from itertools import chain, count
@@ -64,7 +69,10 @@ WEBSOCKET |= {"max_size": MOST_BYTES, "max_queue": 2}
 ODD = (AttributeError, LookupError, TypeError, ValueError)  # what reading JSON of an unexpected form raises
 # What would steer a terminal, reorder or break a line, or cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+FAILED, WRONG, NO_SERVER, TOO_LATE = 1, 2, 3, 4  # exit codes, beside 0 and 130
 FILE = {"filename": "", "subfolder": "", "type": "output"}  # what the history says of a file, and the usual value
+KINDS = {"STRING": "text", "INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}
+MOST_CHOICES = 12  # of an input that are listed
 OnEvent = Callable[["Event"], object]
 
 
@@ -74,10 +82,12 @@ def printable(text: object) -> str:
 
 
 class ClientError(Exception):
-    """What went wrong, what was expected and what to do about it, in words for the person who runs the workflow."""
+    """What went wrong, what was expected and what to do about it, in words for the person who runs the workflow;
+    ``code`` is the exit code that the command line gives it."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(printable(message[:10_000]))
+        self.code = code
 
 
 class Event(NamedTuple):
@@ -108,9 +118,11 @@ class Result(NamedTuple):
 
 class Client:
     """A ComfyUI server at an address. Holds no state of a run: one client may serve many runs and threads.
+    ``timeout``: seconds from now for all that it does, uploads and downloads included.
     Every method raises ClientError, and nothing else, when the server cannot be reached or refuses."""
 
-    def __init__(self, server: str = SERVER) -> None:
+    def __init__(self, server: str = SERVER, timeout: float | None = None) -> None:
+        self._timeout, self._deadline = timeout, time.monotonic() + (math.inf if timeout is None else timeout)
         try:
             url = urlsplit(server if "://" in server else f"http://{server}")
             usable = (url.hostname or "").encode("idna") and url.port != 0 and url.username is None
@@ -118,7 +130,7 @@ class Client:
             usable = False
         if not usable or url.scheme not in ("http", "https"):
             found = repr(server) if re.fullmatch(r"[A-Za-z0-9.:/_\[\]-]*", server) else "this"  # it may hold a password
-            raise ClientError(f"{found} is no server address; expected one like {SERVER}")
+            raise ClientError(f"{found} is no server address; expected one like {SERVER}", WRONG)
         self.server = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
         self._address = url.hostname, url.port or (443 if url.scheme == "https" else 80)
         # ComfyUI runs nearby: a proxy for the internet is no help. A connection that is kept open can break unnoticed.
@@ -141,13 +153,15 @@ class Client:
             # Before queueing, to miss nothing. Where the server cannot be reached at all, queueing reports it.
             with suppress(OSError, ValueError, WebSocketException):
                 # With a socket of our own, no version of the library follows redirects to other servers.
-                sock = socket.create_connection(self._address, HTTP_SECONDS)
+                sock = socket.create_connection(self._address, left := self._left())
                 sock.settimeout(None)
-                opened = connect(url, sock=sock, open_timeout=HTTP_SECONDS, close_timeout=1, **WEBSOCKET)
+                opened = connect(url, sock=sock, open_timeout=left, close_timeout=1, **WEBSOCKET)
                 websocket = stack.enter_context(opened)
             prompt_id = self.queue(graph, name)
             try:
-                entry = self._follow(prompt_id, _checks(websocket, prompt_id, on_event or (lambda _: None), timeout))
+                whole = self._deadline - time.monotonic()
+                seconds = whole if timeout is None else min(timeout, whole)
+                entry = self._follow(prompt_id, _checks(websocket, prompt_id, on_event or (lambda _: None), seconds))
             except BaseException:
                 with suppress(ClientError):
                     self.interrupt(prompt_id)
@@ -166,13 +180,13 @@ class Client:
             if not answer.get("node_errors"):
                 return str(answer["prompt_id"])
             self.interrupt(answer["prompt_id"])
-        raise ClientError(_refusal(response, graph))
+        raise ClientError(_refusal(response, graph), WRONG)
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Cancel a prompt, waiting or running; without an id, whatever runs now. No error when there is none."""
         if prompt_id is not None:
-            _read(self._send("/queue", {"delete": [prompt_id]}))
-        _read(self._send("/interrupt", {"prompt_id": prompt_id}))
+            _read(self._send("/queue", {"delete": [prompt_id]}, within=HTTP_SECONDS))
+        _read(self._send("/interrupt", {"prompt_id": prompt_id}, within=HTTP_SECONDS))  # also where the time is up
 
     def upload(self, path: str | Path) -> str:
         """Copy a video or picture into ComfyUI's input folder; returns the name that loading nodes know it by.
@@ -181,7 +195,8 @@ class Client:
             with open(path, "rb") as file:
                 answer = _read(self._send("/upload/image", files={"image": file}), "name")
         except (OSError, ClientError) as error:
-            raise ClientError(f"{path}: could not be read or uploaded ({error})") from error
+            code = error.code if isinstance(error, ClientError) else WRONG
+            raise ClientError(f"{path}: could not be read or uploaded ({error})", code) from error
         return "/".join(map(str, filter(None, (answer.get("subfolder"), answer["name"]))))
 
     def download(self, file: FileRecord, folder: str | Path) -> Path:
@@ -190,23 +205,30 @@ class Client:
         # Never outside the folder, whatever the server says.
         path = Path(folder, Path(file.filename.replace("\\", "/")).name or "unnamed")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-        request = self._http.stream("GET", f"{self.server}/view", params=query, timeout=HTTP_SECONDS)
+        request = self._http.stream("GET", f"{self.server}/view", params=query, timeout=self._left())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with request as response, TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
                 if not response.is_success:
                     raise ClientError(f"{path}: {response.url} answered {response.status_code}")
                 with Path(temporary, "part").open("wb") as target:
-                    target.writelines(response.iter_raw())
+                    target.writelines(piece for piece in response.iter_raw() if self._left())
                 numbered = (path.with_stem(f"{path.stem} ({number})") for number in count(2))
                 free = next(name for name in chain([path], numbered) if not name.exists())
                 return Path(target.name).replace(free)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:  # ValueError: of odd names
+            self._left()
             raise ClientError(f"{path}: could not be brought from {self.server} ({error})") from error
 
     def node_info(self, class_type: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of its node classes, or of one: class -> inputs, outputs, names. Empty for an unknown."""
         return _read(self._send(f"/object_info/{quote(class_type, safe='')}" if class_type else "/object_info"))
+
+    def _left(self) -> float:
+        """Seconds that one answer may take. Raises ClientError where the time of the whole is up."""
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise ClientError(f"{_late(self._timeout)}; allow more time or look at the server's log", TOO_LATE)
+        return min(HTTP_SECONDS, left)
 
     def _follow(self, prompt_id: str, checks: Iterator[None]) -> dict[str, Any]:
         """The history's entry of a prompt, once it has ended, however it did; read at each of ``checks``."""
@@ -233,22 +255,32 @@ class Client:
         reason = f"{self.server} no longer knows prompt {prompt_id}: it was removed, or the server was restarted"
         raise ClientError(f"{reason}; queue the workflow again")
 
-    def _send(self, route: str, request: Any = None, **body: Any) -> httpx.Response:
-        """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal."""
+    def _send(self, route: str, request: Any = None, within: float | None = None, **body: Any) -> httpx.Response:
+        """GET a route, or POST ``request`` as JSON or another body to it. The answer may be a refusal. ``within``:
+        seconds in place of those that are left."""
         if request is not None:  # httpx's own ``json=`` refuses NaN, which a workflow may hold
             body = {"content": json.dumps(request), "headers": {"Content-Type": "application/json"}}
-        deadline, content = time.monotonic() + HTTP_SECONDS, bytearray()
+        seconds = within or self._left()
+        deadline, content = time.monotonic() + seconds, bytearray()
         method, url = "POST" if body else "GET", self.server + route
         try:
-            with self._http.stream(method, url, timeout=HTTP_SECONDS, **body) as response:
+            with self._http.stream(method, url, timeout=seconds, **body) as response:
                 for piece in response.iter_raw():
                     content += piece
                     if len(content) > MOST_BYTES or time.monotonic() > deadline:
+                        within or self._left()
                         most = f"{MOST_BYTES >> 20} MB or {HTTP_SECONDS:g} s"
-                        raise ClientError(f"{url}: the answer takes more than {most}; is this a ComfyUI server?")
+                        problem = f"{url}: the answer takes more than {most}; is this a ComfyUI server?"
+                        raise ClientError(problem, NO_SERVER)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise ClientError(f"{self.server} does not answer ({error}); start ComfyUI or fix the address") from error
+            within or self._left()
+            problem = f"{self.server} does not answer ({error}); start ComfyUI or fix the address"
+            raise ClientError(problem, NO_SERVER) from error
         return httpx.Response(response.status_code, content=bytes(content), request=response.request)
+
+
+def _late(seconds: float | None) -> str:
+    return f"not finished after {seconds:.3g} s and cancelled"
 
 
 def _json(text: str | bytes) -> Any:
@@ -269,12 +301,13 @@ def _read(response: httpx.Response, *keys: str) -> dict[str, Any]:
         if isinstance(answer, dict) and answer.keys() >= {*keys}:
             return answer
     wanted = f"JSON with {' and '.join(keys) or 'keys'}"
-    raise ClientError(f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?")
+    problem = f"{response.url}: expected {wanted}, not {response.text[:200]!r}; is this a ComfyUI server?"
+    raise ClientError(problem, NO_SERVER)
 
 
-def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, timeout: float | None) -> Iterator[None]:
-    """Hand out a run's events; yield when it may have ended. Raises ClientError after ``timeout`` seconds."""
-    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, seconds: float) -> Iterator[None]:
+    """Hand out a run's events; yield when it may have ended. Raises ClientError after so many seconds."""
+    deadline = time.monotonic() + seconds
     running = False
     while (left := deadline - time.monotonic()) > 0:
         if ws is None:
@@ -295,7 +328,7 @@ def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, timeout: f
                     on_event(event)
                 if event.type == "executing" and event.data.get("node") is None:
                     yield  # the server's last event of a run is that it executes no node
-    raise ClientError(f"not finished after {timeout:g} s and cancelled; allow more time or look at the server's log")
+    raise ClientError(f"{_late(seconds)}; allow more time or look at the server's log", TOO_LATE)
 
 
 def _read_event(message: str | bytes) -> Event | None:
@@ -366,9 +399,9 @@ def read_workflow(path: str | Path) -> Graph:
     try:
         graph = _json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ClientError(f"{path}: could not be read or is not JSON ({error}); {export}") from error
+        raise ClientError(f"{path}: could not be read or is not JSON ({error}); {export}", WRONG) from error
     if not isinstance(graph, dict) or not all(map(_is_node, graph.values())):
-        raise ClientError(f"{path}: is no workflow in API form, perhaps one in the form of the canvas; {export}")
+        raise ClientError(f"{path}: is no workflow in API form, perhaps one in the form of the canvas; {export}", WRONG)
     return graph
 
 
@@ -395,24 +428,58 @@ def set_input(graph: Graph, assignment: str, client: Client) -> None:
     name = target[length + 1 :]
     if not (equals and name):
         nodes = "\n  ".join(_node(graph, node_id) for node_id in graph)
-        raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {nodes}")
+        raise ClientError(f"--set {assignment}: expected NODE.INPUT=VALUE, where NODE is one of\n  {nodes}", WRONG)
     if len(ids) > 1:
-        raise ClientError(f"{target[:length]!r} are {len(ids)} nodes; name one by its id: {', '.join(ids)}")
+        raise ClientError(f"{target[:length]!r} are {len(ids)} nodes; name one by its id: {', '.join(ids)}", WRONG)
     class_type, inputs = graph[ids[0]]["class_type"], graph[ids[0]].setdefault("inputs", {})
     if name not in inputs:
-        try:
-            info = client.node_info(class_type).get(class_type, {}).get("input", {})
-            known = {**inputs, **info.get("required", {}), **info.get("optional", {})}
-        except ODD as error:
-            raise ClientError(
-                f"--set {assignment}: what the server says of {class_type} is unclear ({error})"
-            ) from error
+        known = {**inputs, **_inputs_of(client.node_info(class_type), class_type)}
         if name.split(".")[0] not in known:  # what belongs to a choice of an input follows after a dot
             reason = f"has no such input; it has: {', '.join(known) or 'none'}"
-            raise ClientError(f"--set {assignment}: {_node(graph, ids[0])} {reason}")
+            raise ClientError(f"--set {assignment}: {_node(graph, ids[0])} {reason}", WRONG)
     inputs[name] = client.upload(text[1:]) if text.startswith("@") else text
     with suppress(ValueError):
         inputs[name] = _json(text)
+
+
+def _inputs_of(info: dict[str, Any], class_type: str) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The inputs of a class, as the server describes them: name -> type or choices, and options."""
+    try:
+        sections = info.get(class_type, {}).get("input", {})
+        known = {**sections.get("required", {}), **sections.get("optional", {})}
+        return {name: (spec[0], dict(spec[1]) if len(spec) > 1 else {}) for name, spec in known.items()}
+    except ODD as error:
+        raise ClientError(f"what the server says of {class_type} is unclear ({error})", NO_SERVER) from error
+
+
+def settable(graph: Graph, client: Client) -> Iterator[str]:
+    """What ``--set`` can change, a line each: NODE.INPUT=VALUE with the value of now, and what it may be."""
+    names = Counter(key for node in graph.values() for key in {node.get("_meta", {}).get("title"), node["class_type"]})
+    info = client.node_info()
+    for node_id, node in graph.items():
+        title, class_type = node.get("_meta", {}).get("title"), node["class_type"]
+        plain = [name for name in (title, class_type) if name and names[name] == 1 and not set(".=\n") & set(name)]
+        inputs, known = node.get("inputs", {}), _inputs_of(info, class_type)
+        for name in {**inputs, **known}:
+            kind, options = known.get(name, ("", {}))
+            may_be = _kind(kind, options)
+            is_link = isinstance(inputs.get(name), list)
+            if is_link or (name in known and not may_be):  # what comes from another node
+                continue
+            value = json.dumps(inputs[name], ensure_ascii=False) if name in inputs else ""
+            yield f"{(plain or [node_id])[0]}.{name}={value}" + (f"   # {may_be}" if may_be else "")
+
+
+def _kind(kind: Any, options: dict[str, Any]) -> str:
+    """What an input may be, in words; empty for one that only another node can give."""
+    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    if isinstance(choices, list):
+        shown = [str(choice) for choice in choices[:MOST_CHOICES]]
+        more = f" and {len(choices) - len(shown)} more" if len(choices) > len(shown) else ""
+        return f"one of: {', '.join(shown)}{more}"
+    words = KINDS.get(kind, "") if isinstance(kind, str) else ""
+    low, high = options.get("min"), options.get("max")
+    return words + (f" from {low} to {high}" if words and None not in (low, high) else "")
 
 
 class ProgressLine:
@@ -465,7 +532,7 @@ def _note(text: str) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ClientError(f"{message}; see --help")
+        raise ClientError(f"{message}; see --help", WRONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -482,23 +549,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--upload", action="append", default=[], metavar="FILE", help=upload)
     add("-o", "--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     add("--server", default=SERVER, help=f"address of ComfyUI (default: {SERVER})")
-    add("--timeout", type=float, metavar="SECONDS", help="give up and cancel after so long")
+    add("--list", action="store_true", help="print what --set can change, and run nothing")
+    add("--timeout", type=float, metavar="SECONDS", help="give up and cancel after so long, transfers included")
     try:
         _run_command(parser.parse_args(arguments))
-    except (ClientError, KeyboardInterrupt) as error:
-        _note(f"error: {error if isinstance(error, ClientError) else 'cancelled'}")
-        return 1
+    except ClientError as error:
+        _note(f"error: {error}")
+        return error.code
+    except KeyboardInterrupt:
+        _note("error: cancelled")
+        return 130
     return 0
 
 
-def _run_command(args: argparse.Namespace) -> None:
+def _require_sensible(args: argparse.Namespace) -> None:
+    """Raise ClientError for a command that cannot be carried out."""
     if args.workflow is None and not args.upload:
-        raise ClientError("nothing to do: name a workflow or --upload FILE; see --help")
+        raise ClientError("nothing to do: name a workflow or --upload FILE; see --help", WRONG)
     if args.out.exists() and not args.out.is_dir():
-        raise ClientError(f"{args.out}: is a file; name a folder for -o")
+        raise ClientError(f"{args.out}: is a file; name a folder for -o", WRONG)
     if args.timeout is not None and not 0 < args.timeout < math.inf:
-        raise ClientError(f"--timeout: '{args.timeout:g}' is no number of seconds above 0")
-    client = Client(args.server)
+        raise ClientError(f"--timeout: '{args.timeout:g}' is no number of seconds above 0", WRONG)
+
+
+def _run_command(args: argparse.Namespace) -> None:
+    _require_sensible(args)
+    client = Client(args.server, args.timeout)
     for path in args.upload:
         print(printable(client.upload(path)), flush=True)
     if args.workflow is None:
@@ -506,9 +582,13 @@ def _run_command(args: argparse.Namespace) -> None:
     graph = read_workflow(args.workflow)
     for assignment in args.set:
         set_input(graph, assignment, client)
+    if args.list:
+        for line in settable(graph, client):
+            print(printable(line), flush=True)
+        return
     with closing(ProgressLine(graph)) as progress:
-        result = client.run(graph, progress, args.timeout)
-    for text in chain.from_iterable(result.texts.values()):
+        result = client.run(graph, progress)
+    for text in dict.fromkeys(chain.from_iterable(result.texts.values())):  # once, though several nodes show it
         print(printable(text), flush=True)
     for file in result.files:
         _note(f"saved {client.download(file, args.out)}")

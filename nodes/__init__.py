@@ -16,7 +16,7 @@ NODES = {
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
-    "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder"),
+    "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),
 }

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl
+from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
 from ..uvg_core.config import RunConfig
 from ..uvg_core.content import content_of
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
-from ..uvg_core.media.video import ClipInfo, ClipSpec, find_clips, fit_pixels, probe, read_clip
+from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
 from ..uvg_core.pipeline.folders import text_files
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
@@ -150,6 +150,23 @@ def file_of(video: Any) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         path.write_bytes(source.getbuffer())
+        yield path
+
+
+@contextmanager
+def copied_from(video: Any) -> Iterator[Path]:
+    """A file whose streams show what a VIDEO shows, in a container that captions are written into: its own file or, for
+    frames, parts, crops and other containers, an mp4 that ComfyUI encodes."""
+    if not (
+        isinstance(video, InputImpl.VideoFromComponents) or is_edited(video) or any(video.get_active_trim_window())
+    ):
+        with file_of(video) as path:
+            if container_suffix(path) is not None:
+                yield path
+                return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        video.save_to(str(path), format=Types.VideoContainer.MP4)
         yield path
 
 

@@ -1,4 +1,4 @@
-"""Clips in: Encode Video for Uni-ViGU, Caption Folder."""
+"""Clips in, and out with their captions: Encode Video for Uni-ViGU, Caption Folder, Save Captioned Video."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
-from ..uvg_core.io import read_text
-from ..uvg_core.media.video import fit_pixels, read_clip
+from ..uvg_core.io import read_text, write_new
+from ..uvg_core.media.video import as_srt, caption_tags, container_suffix, fit_pixels, read_clip, write_captioned
 from ..uvg_core.pipeline.folders import caption_folder
 from ..uvg_core.sampling import Sampling, Size
 from ..uvg_core.settings import Flag, Text, setting, settings
@@ -24,18 +24,20 @@ from .comfy.captions import describe
 from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
 from .comfy.paths import shown
+from .comfy.saving import output_file, place_in_output, workflow_tags
 from .comfy.showing import Progress, said
 from .media import (
     Folder,
     Rate,
     as_pixels,
     content_or_none,
+    copied_from,
     fitting,
     size_widgets,
 )
 from .media import read as read_video
 from .types import Node, output, schema
-from .widgets import read
+from .widgets import read, widget
 
 
 class UniViGUEncodeVideo(Node):
@@ -203,3 +205,64 @@ def texts_of(files: Iterable[Path]) -> list[str]:
         with suppress(FileNotFoundError, UniViGUError):
             texts.append(read_text(file))
     return texts
+
+
+@settings
+class Captioned:
+    """Where a clip goes, and how its caption goes with it."""
+
+    filename_prefix: Text = setting("In the output folder; a number is added.", default="video/uni_vigu")
+    tags: Flag = setting("The caption as the title and the comment of the file.", default=True)
+    subtitles: Flag = setting("The caption as a track of subtitles, over the whole of the clip.", default=True)
+    txt: Flag = setting("A .txt of the same name beside it, as trainers expect it.", default=False)
+    srt: Flag = setting("The subtitles as an .srt of the same name, for players that show no track.", default=False)
+
+
+class UniViGUSaveCaptionedVideo(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            cls,
+            "Save Captioned Video",
+            "Saves a video with its caption in the file: as tags, as subtitles, or as text beside it. Pictures and "
+            "sound of a video file are copied, not encoded again.",
+            search_aliases=["save video", "export video", "subtitles", "srt", "mov_text", "embed caption"],
+            is_output_node=True,
+            inputs=[
+                io.Video.Input("video", tooltip="The video to save."),
+                io.String.Input(
+                    "caption",
+                    multiline=True,
+                    default="",
+                    tooltip="What it shows: from Text Decoder, or by hand. Empty: the video alone.",
+                ),
+                widget(Captioned, "filename_prefix"),
+                *[
+                    widget(Captioned, name, optional=True, advanced=name in ("txt", "srt"))
+                    for name in ("tags", "subtitles", "txt", "srt")
+                ],
+            ],
+            outputs=[
+                io.Video.Output(tooltip="The input video, unchanged."),
+                output(io.String, "file", "The path of the file."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            says=True,
+        )
+
+    @classmethod
+    def execute(cls, video: Any, caption: str, **inputs: Any) -> io.NodeOutput:
+        own = read(Captioned, inputs)
+        tags = workflow_tags(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        with copied_from(video) as clip:
+            path = output_file(own.filename_prefix, "", container_suffix(clip) or "")
+            tags |= caption_tags(caption) if own.tags else {}
+            cues = write_captioned(path, clip, caption, subtitles=own.subtitles, tags=tags)
+        if own.txt and cues:
+            write_new(path.with_suffix(".txt"), caption.strip() + "\n")
+        if own.srt and cues:
+            write_new(path.with_suffix(".srt"), as_srt(cues))
+        name, folder = place_in_output(path)
+        saved = ui.PreviewVideo([ui.SavedResult(name, folder, io.FolderType.output)])
+        words = said(f"saved {path}" if cues else f"saved {path} without a caption")
+        return io.NodeOutput(video, shown(str(path)), ui={**saved.as_dict(), **words})

@@ -12,7 +12,7 @@ import pytest
 
 from uvg_core import io, locks
 from uvg_core.errors import UniViGUError, printable
-from uvg_core.io import read_text, require_writable, write_beside, write_new, write_text, written_whole
+from uvg_core.io import free_name, read_text, require_writable, write_beside, write_new, write_text, written_whole
 from uvg_core.versions import require
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,3 +218,18 @@ def test_a_console_that_lacks_letters_ends_nothing(tmp_path: Path) -> None:
     assert b"caf\\udce9 \\x1b[31m \\u202e.mp4" in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"\x1b" not in done.stderr
+
+
+def test_a_free_name_is_one_where_nothing_lies(tmp_path: Path) -> None:
+    first = tmp_path / "clip.mp4"
+    assert free_name(first) == first
+    first.write_bytes(b"")
+    (tmp_path / "clip.2.mp4").symlink_to("nowhere")
+    assert free_name(first) == tmp_path / "clip.3.mp4"
+
+
+def test_utf16_that_does_not_say_so_is_refused_and_not_read_with_null_bytes(tmp_path: Path) -> None:
+    text = tmp_path / "clip.txt"
+    text.write_bytes("a red circle".encode("utf-16-le"))
+    with pytest.raises(UniViGUError, match="null byte"):
+        read_text(text)

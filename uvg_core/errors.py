@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 clip``, ``2 clips``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def _shortened(line: str) -> str:
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"

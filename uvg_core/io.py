@@ -81,10 +81,14 @@ def read_text(path: str | Path, *, most: int = MEGABYTE, exact: bool = False) ->
     """
     data = read_bytes(path, most, "a text file")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if exact:
             raise UniViGUError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    else:
+        if "\0" in text:  # no text holds it, unless it is UTF-16 that does not say so
+            raise UniViGUError(f"{path}: is not text (found a null byte); expected a text file in UTF-8")
+        return text
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = data.decode("utf-16" if wide else "cp1252")
@@ -174,9 +178,17 @@ def write_new(path: str | Path, text: str) -> bool:
 
 def write_beside(path: str | Path, text: str) -> Path:
     """Write a text file without touching one that is there: ``clip.txt``, else ``clip.2.txt`` and so on."""
-    first = Path(path)
-    names = chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
-    return next(name for name in names if write_new(name, text))
+    return next(name for name in _names(Path(path)) if write_new(name, text))
+
+
+def free_name(path: str | Path) -> Path:
+    """A name under which nothing lies yet: ``clip.mp4``, else ``clip.2.mp4`` and so on; for names that nobody asked
+    for."""
+    return next(name for name in _names(Path(path)) if not os.path.lexists(name))
+
+
+def _names(first: Path) -> Iterator[Path]:
+    return chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
 
 
 def flushed(*paths: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 import torch
+from comfy.cli_args import args
 from torch import Tensor
 
 from ...uvg_core.checkpoint.convert import packed
@@ -91,8 +93,9 @@ def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:
     return tensor if scale is None else dequantise(tensor, scale.to("cpu"))
 
 
-def output_file(prefix: str, kind: str) -> Path:
-    """The next free ``output/<kind>/<prefix>_00001_.safetensors``; ComfyUI's loaders look there too.
+def output_file(prefix: str, kind: str, suffix: str = ".safetensors") -> Path:
+    """The next free ``output/<kind>/<prefix>_00001_.safetensors``; ComfyUI's loaders look there too. No other file has
+    that number, whatever its suffix.
 
     Raises UniViGUError for a prefix that is empty or leads out of that folder."""
     home = Path(folder_paths.get_output_directory()) / kind
@@ -104,4 +107,17 @@ def output_file(prefix: str, kind: str) -> Path:
         )
     home.mkdir(parents=True, exist_ok=True)
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(home))
-    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+    return Path(folder) / f"{name}_{counter:05}_{suffix}"
+
+
+def workflow_tags(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """What core's savers write of the workflow into a file; nothing with --disable-metadata."""
+    if args.disable_metadata:
+        return {}
+    tags = {**(extra or {}), **({} if prompt is None else {"prompt": prompt})}
+    return {name: json.dumps(value) for name, value in tags.items()}
+
+
+def place_in_output(path: Path) -> tuple[str, str]:
+    """Name and subfolder of a file in the output folder, as previews of ComfyUI want it."""
+    return path.name, path.parent.relative_to(folder_paths.get_output_directory()).as_posix().removeprefix(".")

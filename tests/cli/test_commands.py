@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,40 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
     assert str(stopped.value).startswith("error: ")
     assert "--help" in str(stopped.value)
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["generate"], "See python -m uvg_core generate --help"),
+        (["generate", "x", "-o", ".mp4"], "'.mp4' has no name before .mp4"),
+        (["generate", "x", "--seed", "-1"], "expected between 0 and 9223372036854775807"),
+    ],
+)
+def test_an_error_of_usage_names_its_command_and_what_is_wrong(command: list[str], words: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        main(command)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu:7"])
+def test_a_device_that_is_not_there_is_refused(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", "--device", device]) == 1
+    assert f"device '{device}' cannot be used (there is no such device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a" * 300 + ".mp4", "file name too long"), (os.devnull, "this is a pipe or a device")]
+)
+def test_clips_that_are_none_are_said_to_be_what_they_are(
+    name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", name, "--device", "cpu"]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_results_that_nobody_named_take_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"mine")
+    assert main(["generate", "a red circle", "--steps", "1", "--device", "cpu"]) == 0
+    assert (tmp_path / "clip.mp4").read_bytes() == b"mine"
+    assert (tmp_path / "clip.2.mp4").stat().st_size > 0

@@ -283,8 +283,8 @@ def test_a_prompt_that_is_missed_once_is_not_given_up(client: Any, script: Scrip
 def test_a_busy_server_is_waited_for_and_a_dead_one_is_not(
     client: Any, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "HTTP_SECONDS", 0.1)
-    script.websocket, script.looks, script.delay = "is missing", 2, 0.3
+    monkeypatch.setattr(api, "HTTP_SECONDS", 0.3)
+    script.websocket, script.looks, script.delay = "is missing", 2, 0.6
     assert client.run(GRAPH).texts == {"2": ["a caption"]}
     monkeypatch.setattr(api, "PATIENCE", 2)
     script.looks = 9
@@ -321,7 +321,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     with pytest.raises(api.ClientError, match=r"http://127\.0\.0\.1:1 does not answer \(.*refused\); start ComfyUI"):
         api.Client("http://127.0.0.1:1").run(GRAPH)
     (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
-    assert api.main([str(tmp_path / "graph.json"), "--server", "http://127.0.0.1:1/"]) == 1
+    assert api.main([str(tmp_path / "graph.json"), "--server", "http://127.0.0.1:1/"]) == 3
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: http://127.0.0.1:1 does not answer")
@@ -518,7 +518,7 @@ def test_a_folder_that_cannot_be_written_to(
     (tmp_path / "file").write_text("")
     with pytest.raises(api.ClientError, match="could not be brought from"):
         client.download(record("a.mp4"), tmp_path / "file")
-    assert api.main(["graph.json", "-o", str(tmp_path / "file")]) == 1
+    assert api.main(["graph.json", "-o", str(tmp_path / "file")]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
 
 
@@ -671,8 +671,60 @@ def test_a_missing_package_is_named() -> None:
     ],
 )
 def test_wrong_commands(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert api.main(arguments) == 1
+    assert api.main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert words in printed.err
+
+
+INFO = {
+    "PrimitiveString": {"input": {"required": {"value": ["STRING", {}]}}},
+    "PreviewAny": {"input": {"required": {"source": ["*", {}]}, "optional": {"note": ["STRING", {}]}}},
+    "LoadVideo": {"input": {"required": {"file": ["COMBO", {"options": [f"{n}.mp4" for n in range(14)]}]}}},
+    "SaveVideo": {"input": {"required": {"video": ["VIDEO"], "fps": ["INT", {"min": 1, "max": 60}]}}},
+}
+
+
+def test_what_can_be_set_is_listed_as_it_is_set(client: Any, script: Script) -> None:
+    script.answers["/object_info"] = 200, json.dumps(INFO).encode()
+    lines = list(api.settable(GRAPH, client))
+    some = ", ".join(f"{n}.mp4" for n in range(12))
+    assert lines == [
+        'Prompt.value="?"   # text',
+        "PreviewAny.note=   # text",  # its title holds a dot; "source" is a link
+        f'LoadVideo.file=""   # one of: {some} and 2 more',
+        "LoadVideo.extra.part=1",
+        "4.fps=   # a whole number from 1 to 60",
+        "5.fps=   # a whole number from 1 to 60",
+    ]
+    graph = json.loads(json.dumps(GRAPH))
+    for name in INFO:
+        script.answers[f"/object_info/{name}"] = 200, json.dumps(INFO).encode()
+    for line in lines:
+        name, _, value = line.partition("   #")[0].partition("=")
+        api.set_input(graph, f"{name}={value or 24}", client)
+    assert graph["4"]["inputs"] == {"fps": 24}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--set", "1.no=1"], 2), (["--timeout", "0.05"], 4), (["--server", "http://127.0.0.1:1"], 3), ([], 1)],
+)
+def test_exit_codes(client: Any, script: Script, tmp_path: Path, arguments: list[str], code: int) -> None:
+    workflow = tmp_path / "graph.json"
+    workflow.write_text(json.dumps(GRAPH), encoding="utf-8")
+    script.answers["/object_info/PrimitiveString"] = 200, json.dumps(INFO).encode()
+    script.history = None if code == 4 else {"status": {"status_str": "error", "messages": []}}
+    assert api.main([str(workflow), "--server", client.server, "-o", str(tmp_path / "out"), *arguments]) == code
+
+
+def test_the_timeout_covers_transfers_too(client: Any, script: Script, tmp_path: Path) -> None:
+    hasty = api.Client(client.server, timeout=0.2)
+    record = api.FileRecord("1", "clip.mp4", "", "output")
+    time.sleep(0.2)
+    for call in (lambda: hasty.download(record, tmp_path), lambda: hasty.upload(__file__), hasty.node_info):
+        with pytest.raises(api.ClientError, match=r"not finished after 0\.2 s") as late:
+            call()
+        assert late.value.code == 4
+    assert not list(tmp_path.glob("*.mp4"))

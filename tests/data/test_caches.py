@@ -27,7 +27,7 @@ def test_the_command_lists_and_clears_caches_alone(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == [
         f"{tmp_path / 'run' / 'cache'}: 12 clips encoded for training",
-        f"{answers}: 1 answers of a language model",
+        f"{answers}: 1 answer of a language model",
     ]
     assert main(["cache", str(tmp_path), "--clear"]) == 0
     assert all(line.endswith("deleted") for line in capsys.readouterr().out.splitlines())

@@ -209,7 +209,7 @@ def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.Capture
     assert f"saved {saved}" in printed.err
     assert 'node 3 "The clip." (LoadVideo)' in printed.err
 
-    assert api.main([*command, "--set", "SaveVideo.fromat=mp4"]) == 1
+    assert api.main([*command, "--set", "SaveVideo.fromat=mp4"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: --set SaveVideo.fromat=mp4: node 4 (SaveVideo) has no such input; it has: ")

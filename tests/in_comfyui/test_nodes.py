@@ -297,3 +297,25 @@ def test_check_finds_the_latent_space_and_writes_it(inside: Inside) -> None:
     assert found["unchecked"] == "raw"
     assert "set text_states of Load Uni-ViGU to umT5" in found["release"]
     assert not found["offered"]
+
+
+def test_a_video_is_saved_with_its_caption(inside: Inside) -> None:
+    found = inside.call("nodes", "captioned")
+    words = "a large red circle"
+    tags = {"title": words, "comment": words, "prompt": '{"1": {"class_type": "X"}}', "workflow": '{"id": "w"}'}
+    whole, again, part, frames = (found[name] for name in ("whole", "again", "part", "frames"))
+    assert found["unchanged"] == [True] * 4
+    assert found["passed on"]
+    assert [whole["file"], again["file"]] == [f"output/captioned/clip_0000{n}_.mp4" for n in (1, 2)]
+    assert whole["ui"]["images"] == [{"filename": "clip_00001_.mp4", "subfolder": "captioned", "type": "output"}]
+    assert found["memory"]["ui"]["images"][0]["subfolder"] == ""
+    assert [whole["texts"], again["texts"], frames["texts"], found["memory"]["texts"]] == [[words], [], [words], []]
+    assert [whole["end"], part["end"], frames["end"]] == pytest.approx([2.125, 0.5, 2.125], abs=2e-3)
+    assert found["frames in the part"] == 4
+    assert whole["tags"] == part["tags"] == frames["tags"] == tags
+    assert again["tags"] == {**tags, "title": None, "comment": None}
+    assert found["private"]["tags"] == {**tags, "prompt": None, "workflow": None}
+    assert [whole["beside"], again["beside"]] == [[".mp4", ".srt", ".txt"], [".mp4"]]
+    assert found["memory"]["beside"] == [".mp4"]  # an empty caption is not written
+    assert found["srt"] == f"1\n00:00:00,000 --> 00:00:02,125\n{words}\n"
+    assert all("filename_prefix is" in refusal for refusal in found["refused"])

@@ -87,7 +87,7 @@ def test_a_clip_that_was_changed_stays(tmp_path: Path) -> None:
     flat(clip, 3)
     trimmed = clip.read_bytes()
     report = go(tmp_path)
-    assert "found 3 frames, expected 5: it was changed, and stays" in report.problems[0].message
+    assert "found 3 frames, expected 5. It was changed, and stays" in report.problems[0].message
     assert clip.read_bytes() == trimmed
 
 

@@ -542,15 +542,17 @@ def test_a_second_run_does_what_is_missing(
     data = third.with_suffix(".mp4").read_bytes()
     third.with_suffix(".mp4").write_bytes(data[: len(data) // 2])
     third.with_suffix(".detail.txt").write_text("by hand")
-    notes: list[str] = []
-    report = go(note=notes.append)
+    assert "stays as it is; move it away to have the clip made anew" in str(go())  # maybe somebody's own
+    assert third.with_suffix(".mp4").read_bytes() == data[: len(data) // 2]
+    third.with_suffix(".mp4").unlink()
+    second.with_suffix(".detail.txt").write_text(" \n")
+    report = go()
     assert (report.made, report.complete) == ([JOBS[1], JOBS[2]], [JOBS[0]])
     assert studio.made[3:] == [PROMPTS[2]]
-    assert len(script.asked) == 4
+    assert len(script.asked) == 5
     assert first.with_suffix(".txt").read_text() == PROMPTS[0] + "\n"
     assert third.with_suffix(".mp4").read_bytes() == data
     assert third.with_suffix(".detail.txt").read_text() == "by hand"  # the same clip again: it stays true
-    assert any("made anew" in note for note in notes)
     more = plan([*PROMPTS[1:], "a new one"], 1, 0)
     assert str(go(more)) == "3 clips: 1 made, 2 complete before"
 
@@ -616,7 +618,7 @@ def test_what_fails_is_left_out_and_counted(
     assert report.failed
     assert report.made == [jobs[4]]
     first, *lines = str(report).splitlines()
-    assert first.startswith("5 clips: 1 made, 0 complete before, 4 left out (1 prompt outside the token limits, 1 clip")
+    assert first.startswith("5 clips: 1 made, 0 complete before, 4 left out (prompt outside the token limits: 1, clip")
     assert "7 tokens; expected 0 to 6" in lines[0]
     assert "RuntimeError: some trouble" in lines[1]
     assert "bad picture" in lines[3]
@@ -636,7 +638,7 @@ def test_what_fails_for_every_clip_stops_the_run(
     assert (len(report.made), report.stopped is not None, report.failed) == (1, True, True)
     assert studio.made == list(PROMPTS[:2])
     assert str(report).startswith(
-        "3 clips: 1 made, 0 complete before, 1 left out (1 no caption from the language model"
+        "3 clips: 1 made, 0 complete before, 1 left out (no caption from the language model: 1"
     )
     assert "1 not begun" in str(report).splitlines()[0]
     script.usual = answered(GOOD)
@@ -738,7 +740,7 @@ def test_the_command_with_the_embedded_model(
     script.usual = failed(401, "no")
     assert main([*asking, "--cache", str(tmp_path / "empty")]) == 1
     shown = capsys.readouterr()
-    assert "1 left out (1 no caption from the language model)" in shown.out
+    assert "1 left out (no caption from the language model: 1)" in shown.out
     assert f"error: {script.url}/chat/completions answered 401: no; the key in SOME_KEY was refused" in shown.err
     # The answers lie in the first cache still.
     asked = len(script.asked)

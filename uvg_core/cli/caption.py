@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def caption(
 
     for path in own.clips:
         try:
-            if path.is_dir():
+            if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
                 report = caption_folder(
                     path,
                     describe,

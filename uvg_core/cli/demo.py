@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..io import make_folder, write_text
+from ..io import free_name, make_folder, write_text
 from ..progress import Bars
 from ..sampling import Sampling
 from ..settings import setting, settings
@@ -21,12 +21,14 @@ TEMPLATE = "a ___ ___ circle moves ___"
 class Demo:
     """Where ``generated.mp4``, ``joint.mp4``, ``captions.txt`` and ``joint.png`` go."""
 
-    out: Path = setting("Folder for the results.", default=Path("out"), metavar="DIR")
+    out: Path | None = setting(
+        "Folder for the results.", default=None, auto="out, or out.2 if that exists", metavar="DIR"
+    )
 
 
 def demo(own: Demo, model: Model, shown: Bars) -> None:
     """Run all three jobs on the embedded model in under a minute."""
-    pipe, out = model.pipeline(shown), own.out
+    pipe, out = model.pipeline(shown), own.out or free_name("out")
     make_folder(out, "choose another with --out")
     started, fps = time.monotonic(), pipe.config.run.fps
     captions: list[str] = []

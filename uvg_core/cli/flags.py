@@ -100,9 +100,10 @@ def _number(kind: type, field: FieldInfo) -> Callable[[str], Any]:
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number")
         if (low is not None and (value < low or (is_open and value == low))) or (high is not None and value > high):
-            bounds = f"above {low:g}" if is_open else f"at least {low:g}"
+            form = "d" if kind is int else "g"
+            bounds = f"above {low:{form}}" if is_open else f"at least {low:{form}}"
             if high is not None:
-                bounds = f"{bounds}, at most {high:g}" if is_open else f"between {low:g} and {high:g}"
+                bounds = f"{bounds}, at most {high:{form}}" if is_open else f"between {low:{form}} and {high:{form}}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; expected {bounds}")
         return value
 
@@ -116,6 +117,8 @@ def _path(*suffixes: str) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         if not text.strip():
             raise argparse.ArgumentTypeError("the path is empty")
+        if Path(text).name.lower() in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} has no name before {Path(text).name}")
         if suffixes and Path(text).suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
         return Path(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import UniViGUError
-from ..io import require_writable
+from ..io import free_name, require_writable
 from ..media.vae import read_latent
 from ..pipeline.pipeline import given
 from ..progress import Bars
@@ -22,7 +22,9 @@ class Generate:
     """What ``generate`` makes."""
 
     prompt: Text | None = setting("What the video shows.", default=None, positional=True, metavar="prompt")
-    out: Path = setting("The video file.", default=Path("clip.mp4"), short="-o", suffixes=(".mp4",))
+    out: Path | None = setting(
+        "The video file.", default=None, auto="clip.mp4, or clip.2.mp4 if that exists", short="-o", suffixes=(".mp4",)
+    )
     from_latent: Path | None = setting("Decode a latent that an earlier run kept, instead of a prompt.", default=None)
     text: Text | None = setting("Another text for the text stream.", default=None, auto="the prompt")
     no_text_stream: Flag = setting("Leave the text stream empty: plain Wan.", default=False)
@@ -41,14 +43,15 @@ def generate(
     shown: Bars,
 ) -> None:
     """Generate a video from a prompt."""
-    require_writable(own.out)
+    out = own.out or free_name("clip.mp4")
+    require_writable(out)
     pipe = model.pipeline(shown, video.null_embedding)
     fps = given(video.fps, pipe.config.run.fps)
     if own.from_latent is not None:
         latent = read_latent(own.from_latent, model=pipe.components.path.name)
-        show_clip(own.out, pipe.decode_clips([latent])[0], fps, video.scale)
+        show_clip(out, pipe.decode_clips([latent])[0], fps, video.scale)
         return
-    with latent_saved(pipe, own.out, shown):
+    with latent_saved(pipe, out, shown):
         pixels = pipe.generate(
             own.prompt or "",
             text="" if own.no_text_stream else own.text,
@@ -57,4 +60,4 @@ def generate(
             sampling=sampling,
             callback=steps_on(shown, "generating"),
         )
-        show_clip(own.out, pixels, fps, video.scale)
+        show_clip(out, pixels, fps, video.scale)

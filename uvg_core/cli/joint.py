@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ..io import require_writable, write_beside
+from ..io import free_name, require_writable, write_beside
 from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
@@ -20,9 +20,10 @@ class Joint:
     """What ``joint`` makes."""
 
     prompt: Text = setting("What the video shows.", positional=True, metavar="prompt")
-    out: Path = setting(
+    out: Path | None = setting(
         "The video file; the caption goes beside it as .txt.",
-        default=Path("joint.mp4"),
+        default=None,
+        auto="joint.mp4, or joint.2.mp4 if that exists",
         short="-o",
         suffixes=(".mp4",),
     )
@@ -42,10 +43,11 @@ def joint(
     shown: Bars,
 ) -> None:
     """Generate a video and its caption at once from a prompt."""
-    for path in filter(None, (own.out, own.sheet)):
+    out = own.out or free_name("joint.mp4")
+    for path in filter(None, (out, own.sheet)):
         require_writable(path)
     pipe = model.pipeline(shown, video.null_embedding)
-    with latent_saved(pipe, own.out, shown):
+    with latent_saved(pipe, out, shown):
         pixels, text, trace = pipe.joint(
             own.prompt,
             negative=video.negative,
@@ -54,9 +56,9 @@ def joint(
             callback=steps_on(shown, "generating both", pipe.tokenizer.text),
             record=8 if own.sheet else 0,
         )
-        show_clip(own.out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
+        show_clip(out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
     show(text)  # first: whatever refuses to be written, the words are not lost
-    caption = own.out.with_suffix(".txt")
+    caption = out.with_suffix(".txt")
     if (written := write_beside(caption, text + "\n")) != caption:
         say(f"{caption} was there already and stays as it is; the caption is in {written}")
     if own.sheet:

@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for run in COMMANDS:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, error=sub.error)
         add_flags(sub, run)
     return parser
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = settings_of(args.run, args)
     except UniViGUError as error:
-        parser.error(str(error))
+        args.error(str(error))
     _quiet_libraries()
     with bars() as shown, _ended_by_sigterm():
         try:

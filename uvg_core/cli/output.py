@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import printable
+from ..errors import counted, printable
 from ..media.sheet import SheetRow, contact_sheet
 from ..media.video import write_video
 from ..pipeline.pipeline import JointStep
@@ -39,7 +39,7 @@ def show_clip(path: Path, pixels: Tensor, fps: float, scale: int | None = None) 
     big = enlarged(pixels, scale)
     write_video(path, big, fps)
     grown = "" if big.shape == pixels.shape else f", enlarged to {big.shape[2]}x{big.shape[1]}"
-    say(f"{path}: {len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
+    say(f"{path}: {counted(len(pixels), 'frame')} of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
 
 
 def joint_sheet(path: Path, prompt: str, text: str, pixels: Tensor, trace: Sequence[JointStep]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..locks import Claims, owned
 from .shards import INDEX, Index
 
@@ -31,7 +31,7 @@ class Cache:
         return sum(path.stat().st_size for path in self.files if path.exists())
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.what}, {self.nbytes / 1e6:,.1f} MB in {len(self.files)} files"
+        return f"{self.folder}: {self.what}, {self.nbytes / 1e6:,.1f} MB in {counted(len(self.files), 'file')}"
 
     def clear(self) -> None:
         """Delete the files, and the folder where nothing else lies in it. Raises UniViGUError while it is in use."""
@@ -54,7 +54,7 @@ def _caches(root: Path) -> Iterator[Cache]:
     for place, _, names in os.walk(root):
         here = Path(place)
         if here.name == ANSWERS and (files := _named(here, names, _ANSWER)):
-            yield Cache(here, f"{len(files):,} answers of a language model", files)
+            yield Cache(here, f"{counted(len(files), 'answer')} of a language model", files)
         elif INDEX in names and (index := _index(here)):
             shards = _named(here, names, _SHARD)
             others = [here / name for name in (INDEX, "contents.json") if name in names]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..config import RunConfig
 from ..content import content_of
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..io import read_text
 from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
 from ..pipeline.folders import text_files
@@ -156,17 +156,18 @@ class Survey:
         more = f" and {len(rates) - _RATES} other rates" if len(rates) > _RATES else ""
         verb = "is" if len(others) == 1 else "are"
         found = f"{', '.join(rates[:_RATES])}{more}"
-        return f"{len(others)} of {_clips(len(self.usable))} {verb} retimed from {found} fps to {fps:g} fps"
+        return f"{len(others)} of {counted(len(self.usable), 'clip')} {verb} retimed from {found} fps to {fps:g} fps"
 
     def __str__(self) -> str:
         total = len(self.usable) + len(self.left_out)
-        lines = [f"{self.folder}: {_clips(total)}, {len(self.usable)} usable, {len(self.left_out)} left out"]
+        lines = [f"{self.folder}: {counted(total, 'clip')}, {len(self.usable)} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
         lines += [self.retimed] if self.retimed else []
         seconds = self.run.frames / self.run.fps
         long = sum(clip.info.duration > seconds + 1 / self.run.fps for clip in self.usable)
         if long:
-            lines.append(f"{long} of {_clips(len(self.usable))} longer than {seconds:.3g} s: their beginning is used")
+            of_all = f"{long} of {counted(len(self.usable), 'clip')}"
+            lines.append(f"{of_all} longer than {seconds:.3g} s: their beginning is used")
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
@@ -232,7 +233,7 @@ def survey(
     if not found.usable:
         texts = "its prompt in clip.txt" + (" and its detailed caption in clip.detail.txt" if need_detail else "")
         expected = f"clips of at least {run.frames} frames at {run.fps:g} fps, each with {texts}"
-        lines = [f"{root}: none of {_clips(len(clips))} can be trained on; expected {expected}. Left out were"]
+        lines = [f"{root}: none of {counted(len(clips), 'clip')} can be trained on; expected {expected}. Left out were"]
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
     return found
 
@@ -277,9 +278,5 @@ def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[st
         raise _Unusable(empty)
     length = len(tokens(text))
     if not limits[0] <= length <= limits[1]:
-        raise _Unusable(f"{other_length} ({limits[0]}-{limits[1]})", f"{length} tokens")
+        raise _Unusable(f"{other_length} ({limits[0]}-{limits[1]})", counted(length, "token"))
     return text
-
-
-def _clips(count: int) -> str:
-    return f"{count} clip{'' if count == 1 else 's'}"

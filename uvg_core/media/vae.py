@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint.build import with_weights
 from ..checkpoint.read import WeightFile, open_weights
 from ..checkpoint.vae_keys import vae_to_diffusers
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..io import written_whole
 
 # Wan2.1's statistics per latent channel, as in its configuration.
@@ -65,7 +65,7 @@ def latent_shape(frames: int, height: int, width: int, channels: int = 16) -> tu
     if (whole, rows, columns) != (frames, height, width):
         raise UniViGUError(
             f"{frames} frames of {width}x{height} are off the model's grid; expected 4n+1 frames and sides that are "
-            f"multiples of 16: the nearest are {whole} frames of {columns}x{rows}"
+            f"multiples of 16: the nearest size is {counted(whole, 'frame')} of {columns}x{rows}"
         )
     return 1, channels, (frames - 1) // TEMPORAL + 1, height // SPATIAL, width // SPATIAL
 

@@ -48,6 +48,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best there is. Raises UniViGUError for one that is not here."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if chosen.type == "meta" or (chosen.type == "cpu" and chosen.index):
+            raise ValueError("there is no such device")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.caches import ANSWERS
-from ..errors import UniViGUError, printable
+from ..errors import UniViGUError, counted, printable
 from ..io import read_text
 from ..media.video import ClipSpec, probe, read_clip
 from .chat import Answer, ChatClient, LengthError
@@ -130,7 +130,7 @@ class Captioner:
     def _again(self, text: str, tokens: int, cut: bool) -> str:
         """What is wrong with an answer, and the wish for another, in words of the kind that the answer has."""
         words = len(text.split())
-        found = f"Your description has {tokens} tokens in {words} words"
+        found = f"Your description has {counted(tokens, 'token')} in {counted(words, 'word')}"
         found += " and was cut off before its end" if cut else ""
         wish = "shorter" if cut or tokens > self.limits[1] else "with more of what is to be seen"
         return f"{found}. {self._demand(words / tokens)} Write it again, {wish}. Answer with the description alone."

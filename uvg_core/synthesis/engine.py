@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..io import MEGABYTE, make_folder, read_bytes, read_text, write_new, write_text
 from ..locks import owned
 from ..media.video import probe
@@ -39,6 +39,7 @@ KEPT = "a file of somebody else is in the way"
 # What fails so often in succession fails for a reason that the next clip shares.
 _IN_A_ROW = 3
 _MOST_PROMPTS = 64 * MEGABYTE  # of the file with the prompts
+_REMAKE = "move it away to have the clip made anew"
 _SLUG = 40  # letters of the prompt in a file's name
 
 
@@ -134,12 +135,12 @@ class SynthesisReport:
             counts.append(f"{len(self.uncaptioned)} without a caption (no --endpoint)")
         if self.problems:
             reasons = Counter(problem.reason for problem in self.problems)
-            named = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            named = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
             counts.append(f"{len(self.problems)} left out ({named})")
         untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
             counts.append(f"{untouched} not begun")
-        lines = [f"{self.total} clip{'' if self.total == 1 else 's'}: {', '.join(counts)}"]
+        lines = [f"{counted(self.total, 'clip')}: {', '.join(counts)}"]
         lines += [
             f"  {p.reason}: {p.job.name} (“{shorten(p.job.prompt, 60, placeholder='…')}”): {p.message}"
             for p in self.problems
@@ -221,7 +222,7 @@ class _DataSet:
         """Do what is missing of one job; returns where in the report it belongs. Raises _LeftOut."""
         tokens, (fewest, most) = self.generator.count(job.prompt), self.generator.prompt_tokens
         if not fewest <= tokens <= most:
-            raise _LeftOut(PROMPT_LENGTH, f"{tokens} tokens; expected {fewest} to {most}. Rewrite it")
+            raise _LeftOut(PROMPT_LENGTH, f"{counted(tokens, 'token')}; expected {fewest} to {most}. Rewrite it")
         clip = self.out / f"{job.name}.mp4"
         prompt, detail = clip.with_suffix(".txt"), clip.with_suffix(".detail.txt")
         with _leaving_out(KEPT):
@@ -249,15 +250,16 @@ class _DataSet:
                 f"{clip}: lies here already, and {RECORD} does not know it; it stays as it is. Move it away to have "
                 "the clip made"
             )
-        try:
-            if (frames := probe(clip).frames) == known.frames:
-                return False
-        except UniViGUError as error:
-            self.note(f"     {error}; made anew")
+        if clip.is_file() and not clip.stat().st_size:  # a power cut, before files were synced
             return True
+        try:
+            frames = probe(clip).frames
+        except UniViGUError as error:
+            raise UniViGUError(f"{error}. It was changed, and stays as it is; {_REMAKE}") from None
+        if frames == known.frames:
+            return False
         raise UniViGUError(
-            f"{clip}: found {frames} frames, expected {known.frames}: it was changed, and stays as it is. Move it away "
-            "to have the clip made anew"
+            f"{clip}: found {frames} frames, expected {known.frames}. It was changed, and stays as it is; {_REMAKE}"
         )
 
     def _make(self, job: ClipJob, clip: Path, detail: Path) -> None:

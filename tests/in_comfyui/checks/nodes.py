@@ -824,3 +824,56 @@ def checked() -> dict[str, Any]:
     bridge.offer_samples()
     found["offered"] = (Path(folder_paths.get_input_directory()) / "check").exists()
     return found
+
+
+def captioned() -> dict[str, Any]:
+    """Save Captioned Video: of a file, a part of it, frames and another container; the files, what is in them, and what
+    the front end is told."""
+    import av
+    from comfy.cli_args import args
+    from comfy_api.latest import io as api
+
+    caption = "a large red circle"
+    node = node_class("UniViGUSaveCaptionedVideo")
+    source = Path(folder_paths.get_input_directory()) / "uvg_sample.mp4"
+    prompt, extra = {"1": {"class_type": "X"}}, {"workflow": {"id": "w"}}
+
+    def save(video: Any, **inputs: Any) -> Any:
+        hidden = {api.Hidden.unique_id: "1", api.Hidden.prompt: prompt, api.Hidden.extra_pnginfo: extra}
+        given = {"filename_prefix": "captioned/clip", "txt": True, "srt": True, "caption": caption, **inputs}
+        return node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).execute(video=video, **given)
+
+    def packets(path: Any) -> list[Any]:
+        with av.open(str(path)) as file:
+            return [(bytes(one), one.pts, one.dts) for one in file.demux(file.streams.video[0]) if one.size]
+
+    def facts(out: Any) -> dict[str, Any]:
+        path = Path(saved(out.args[1]))
+        with av.open(str(path)) as file:
+            words = [one for stream in file.streams.subtitles for one in file.demux(stream)]
+            texts = [piece.ass.decode().split(",", 8)[-1] for one in words for piece in one.decode()]
+            end = max((float((one.pts + one.duration) * one.time_base) for one in words if one.size > 2), default=0.0)
+            tags = {name.lower(): value for name, value in file.metadata.items()}
+        beside = sorted(one.suffix for one in path.parent.glob(f"{path.stem}.*"))
+        kept = {name: tags.get(name) for name in ("title", "comment", "prompt", "workflow")}
+        return {"file": out.args[1], "texts": texts, "end": end, "tags": kept, "beside": beside, "ui": out.ui.as_dict()}
+
+    clip = sample_clip()
+    whole = save(clip)
+    again = save(clip, tags=False, subtitles=False, txt=False, srt=False)
+    part = save(clip.as_trimmed(0.5, 0.5))
+    frames = save(InputImpl.VideoFromComponents(clip.get_components()), filename_prefix="captioned/frames")
+    memory = save(InputImpl.VideoFromFile(io.BytesIO(source.read_bytes())), caption="", filename_prefix="memory")
+    with mock.patch.object(args, "disable_metadata", True):
+        private = save(clip, filename_prefix="captioned/private")
+    return {
+        **{name: facts(out) for name, out in locals().items() if isinstance(out, api.NodeOutput)},
+        "unchanged": [packets(saved(out.args[1])) == packets(source) for out in (whole, again, private, memory)],
+        "frames in the part": len(packets(saved(part.args[1]))),
+        "passed on": whole.args[0] is clip,
+        "srt": Path(saved(whole.args[1])).with_suffix(".srt").read_text(),
+        "refused": [
+            message(lambda prefix=prefix: save(clip, filename_prefix=prefix))
+            for prefix in ("../out", "/tmp/out", "", "a\x1bb")
+        ],
+    }

@@ -4,9 +4,23 @@ Legend: T frames, H rows, W columns; the last axis is RGB. "Shown" sizes are tho
 and rotation. Timestamps are integers in the stream's own unit, ``time_base`` seconds each.
 """
 
+from .captioned import as_srt, caption_tags, container_suffix, write_captioned
 from .clip import Clip, ClipInfo, ClipSpec
 from .read import fit_pixels, probe, read_clip
 from .source import find_clips
 from .write import write_video
 
-__all__ = ["Clip", "ClipInfo", "ClipSpec", "find_clips", "fit_pixels", "probe", "read_clip", "write_video"]
+__all__ = [
+    "Clip",
+    "ClipInfo",
+    "ClipSpec",
+    "as_srt",
+    "caption_tags",
+    "container_suffix",
+    "find_clips",
+    "fit_pixels",
+    "probe",
+    "read_clip",
+    "write_captioned",
+    "write_video",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def find_clips(
             unreadable.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
 
     root = Path(folder)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
+    if not os.path.isdir(root):
+        found = "a file" if os.path.exists(root) else "nothing there"
         raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
     videos: list[Path] = []
     for place, folders, names in os.walk(root, onerror=note):
@@ -206,8 +207,10 @@ class Source:
 def _require_file(path: str | Path) -> None:
     """Raise UniViGUError unless ``path`` is a file with something in it."""
     try:
-        found = "" if os.path.getsize(path) else "the file is empty (0 bytes)"
-        found = "this is a folder" if os.path.isdir(path) else found
+        status = os.stat(path)
+        found = "" if status.st_size else "the file is empty (0 bytes)"
+        if not stat.S_ISREG(status.st_mode):
+            found = "this is a folder" if stat.S_ISDIR(status.st_mode) else "this is a pipe or a device"
     except (OSError, ValueError) as error:  # nothing there, a name that is too long, a folder that may not be entered
         found = (getattr(error, "strerror", None) or str(error)).lower() if str(path) else "this is an empty path"
     if found:

@@ -356,6 +356,32 @@ def test_no_name_and_no_prompt_stops_the_server(own: Server) -> None:
     assert texts_of(person.run(workflow("video_to_text")))
 
 
+NO_NUMBERS = [
+    ("text_to_video", "UniFlowSampler", "guidance", float("nan"), "guidance (-1 = auto) is nan; expected a number"),
+    ("text_to_video", "UniFlowSampler", "shift", float("nan"), "shift (0 = auto) is nan; expected a number"),
+    ("text_to_video", "UniFlowSampler", "denoise", float("nan"), "denoise is nan; expected a number"),
+    ("video_to_text", "VideoToTextDenoise", "temperature", float("nan"), "temperature (-1 = auto) is nan"),
+    ("video_to_text", "VideoToTextDenoise", "top_p", float("nan"), "top_p is nan; expected a number"),
+    ("video_to_text", "UniViGUEncodeVideo", "fps", float("nan"), "fps (-1 = auto) is nan; expected a number"),
+]
+CONNECTED = [  # what is connected is not held to the widget's range
+    ("video_to_text", "VideoToTextDenoise", "temperature", float("-inf"), "temperature (-1 = auto) is -inf"),
+    ("text_to_video", "UniFlowSampler", "guidance", float("inf"), "guidance (-1 = auto) is inf; expected a number"),
+    ("text_to_video", "UniFlowSampler", "guidance", 2000.0, "guidance (-1 = auto) is 2000.0; expected a number from"),
+    ("video_to_text", "VideoToTextDenoise", "top_p", 2.0, "top_p is 2.0; expected a number above 0, at most 1"),
+]
+
+
+def test_a_value_that_is_no_number_is_named_by_its_widget(own: Server) -> None:
+    person = Person(own)
+    for case in (*NO_NUMBERS, *CONNECTED):
+        name, node, widget, value, words = case
+        source = {"class_type": "PrimitiveFloat", "inputs": {"value": value}}
+        graph = workflow(name, **{node: {widget: ["number", 0] if case in CONNECTED else value}})
+        found = error_of(person.run({**graph, "number": source} if case in CONNECTED else graph))
+        assert found["exception_message"].startswith(words)
+
+
 def test_messages_name_no_folder_of_the_server(own: Server) -> None:
     person, home = Person(own), own.base / "input" / "broken"
     home.mkdir()

@@ -34,7 +34,8 @@ class UniViGUCheck(Node):
                 widgets.vae("From Load Uni-ViGU."),
                 widgets.null_embedding(
                     "The release's empty_context_t5_emb.pt, as further evidence: it was computed with one of the two "
-                    "kinds of text states."
+                    "kinds of text states.",
+                    advanced=True,
                 ),
             ],
             outputs=[

@@ -77,7 +77,7 @@ class UniFlowSampler(Node):
             "Uni-Flow Sampler",
             "Text to video. ComfyUI's own samplers; both passes of guidance see the positive prompt's text "
             "stream, as in the release.",
-            search_aliases=["ksampler", "text to video"],
+            search_aliases=["ksampler", "text to video", "t2v", "txt2vid", "generate video"],
             inputs=[
                 widgets.model(),
                 *widgets.prompts("The prompt, from Uni-ViGU Prompt."),
@@ -120,7 +120,10 @@ class VideoToTextDenoise(Node):
             "Video-to-Text Denoise",
             "Describes a clip: the video is held clean, the text forms from noise. The text shows in the "
             "node while it forms.",
-            search_aliases=["caption video", "describe video", "vqa"],
+            search_aliases=[
+                *("caption", "describe", "interrogate", "img2txt", "vid2txt", "v2t", "image to text", "video to text"),
+                *("caption video", "describe video", "vqa"),
+            ],
             inputs=[
                 widgets.model(),
                 widgets.clip(),
@@ -176,7 +179,7 @@ class JointSampler(Node):
             "Joint Sampler",
             "From a brief prompt, a clip and its caption at once, on one clock. The preview shows the "
             "clip, the node the text.",
-            search_aliases=["text and video", "t2vt"],
+            search_aliases=["text and video", "t2vt", "text to video with caption"],
             inputs=[
                 widgets.model(),
                 *widgets.prompts("The brief prompt, from Uni-ViGU Prompt."),

@@ -117,7 +117,7 @@ class UniViGUTrajectory(Node):
                 widgets.clip(),
                 widgets.vae("Shows the clip of a joint run beside the text.", optional=True),
                 *[widget(Sheet, name, optional=True) for name in ("title", "layout", "columns")],
-                widget(Sheet, "cell", step=8, optional=True),
+                widget(Sheet, "cell", step=8, optional=True, advanced=True),
             ],
             outputs=[io.Image.Output(tooltip="One picture, or one for each step.")],
         )

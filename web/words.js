@@ -63,14 +63,23 @@ function show(node) {
   box ??= addBox(node)
   box.element.value = text
   box.element.style.display = text ? "" : "none"
+  mount(node, box.element)
   const [width, height] = node.size
   const needed = node.computeSize()[1]
   if (text && height < needed) node.setSize([width, needed])
   node.setDirtyCanvas?.(true, true)
 }
 
+/** Nodes 2.0 keeps the element of a node that was there before under the same id: put this node's in its place. */
+function mount(node, element) {
+  if (node.graph !== app.canvas?.graph) return
+  const mounted = document.querySelector(`[data-node-id="${node.id}"] textarea[name="${KEPT}"]`)
+  if (mounted && mounted !== element) mounted.replaceWith(element)
+}
+
 function addBox(node) {
   const element = document.createElement("textarea")
+  element.name = KEPT
   element.className = "comfy-multiline-input"
   element.readOnly = true
   element.spellcheck = false

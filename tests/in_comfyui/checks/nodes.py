@@ -636,6 +636,11 @@ def wrong_use() -> dict[str, str]:
         "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
         "nothing could be captioned": lambda: run("UniViGUCaptionFolder", folder=str(broken), **into_folder),
         "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
+        "endless temperature": lambda: run("VideoToTextDenoise", **{**caption, "temperature": float("-inf")}),
+        "endless strength": lambda: run(
+            "UniViGULoraLoader", model=model, lora="none", strength_video=float("inf"), strength_text=1.0
+        ),
+        "too long": lambda: run("VideoToTextDenoise", **{**caption, "length": 10_000}),
         "nothing to split": lambda: run("UniViGUSplitLatent", model=model, latent=video),
         "nothing was recorded": lambda: run("UniViGUTrajectory", text=no_record, clip=clip),
     }  # fmt: skip

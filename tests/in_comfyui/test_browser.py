@@ -114,10 +114,22 @@ WATCH = """() => {
 # What a node's box shows, what the saved workflow keeps of it, and the saved values of the node's widgets.
 BOX = "What the node said"
 SAID = """id => {
-  const node = app.graph.getNodeById(id), boxes = node.widgets.filter(w => w.element?.ariaLabel);
+  const node = app.canvas.graph.getNodeById(id), boxes = node.widgets.filter(w => w.element?.ariaLabel);
   if (boxes.length > 1 || node.widgets.some(w => w.name === '$$node-text-preview')) throw new Error('said twice');
   const {properties, widgets_values} = node.serialize();
   return [boxes[0]?.element.value ?? '', properties.uni_vigu_said ?? '', widgets_values];
+}"""
+
+# Where a widget lies on the page, and how it shows a number that stands for "auto".
+PLACE = """([id, name, share]) => {
+  const node = app.graph.getNodeById(id), {scale, offset} = app.canvas.ds;
+  const place = [node.pos[0] + share * node.size[0], node.pos[1] + node.widgets.find(w => w.name === name).y + 10];
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return [canvas.left + (place[0] + offset[0]) * scale, canvas.top + (place[1] + offset[1]) * scale];
+}"""
+SHOWN = """([id, name]) => {
+  const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+  return [widget.value, widget._displayValue];
 }"""
 
 
@@ -206,18 +218,32 @@ class Canvas:
 
     def run(self, seconds: float = SECONDS) -> Run:
         """Press Run and wait for the end."""
-        self.page.evaluate(WATCH)
-        self.page.get_by_test_id("queue-button").click()
-        self.page.wait_for_function("window.uvg.end", timeout=seconds * 1000)
-        kind, detail = self.page.evaluate("window.uvg.end")
+        kind, detail = self.end_of_run(seconds)
         if "training needs the package" in str(detail):
             pytest.skip(detail["exception_message"])
         assert kind == "execution_success", detail
         return Run(self)
 
+    def end_of_run(self, seconds: float = SECONDS) -> tuple[str, Any]:
+        self.page.evaluate(WATCH)
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function("window.uvg.end", timeout=seconds * 1000)
+        kind, detail = self.page.evaluate("window.uvg.end")
+        return kind, detail
+
+    def reload(self) -> None:
+        """As a user does; the front end brings the workflow back."""
+        count = self.page.evaluate("app.graph._nodes.length")
+        self.page.reload()
+        self.page.wait_for_function("count => window.app?.canvas && app.graph?._nodes.length === count", arg=count)
+
+    def click(self, node: str, widget: str, share: float) -> None:
+        """Click on a widget on the classic canvas, at a share of the node's width."""
+        self.page.mouse.click(*self.page.evaluate(PLACE, [node, widget, share]))
+
     def node(self, title: str) -> str:
         """The id of the node of that title."""
-        ids = self.page.evaluate("title => app.graph._nodes.filter(n => n.title === title).map(n => n.id)", title)
+        ids = self.page.evaluate("t => app.canvas.graph._nodes.filter(n => n.title === t).map(n => n.id)", title)
         assert len(ids) == 1, f"{title}: {ids}"
         return str(ids[0])
 
@@ -310,6 +336,42 @@ def video_to_text(run: Run) -> None:
     run.said("Video-to-Text Denoise", run.text("The caption", SAMPLE), live=2)
     run.said("Encode Video for Uni-ViGU", run.text("What was read of the clip", r"uvg_sample\.mp4: 9 of .*"))
     run.video()
+
+    words_stay(run.canvas)
+    auto_is_a_word(run.canvas)
+
+
+def words_stay(canvas: Canvas) -> None:
+    """After a reload, and when all of a run comes from the cache; and not when a run fails: for the template of
+    video-to-text that has run."""
+    nodes = [canvas.node(title) for title in ("Video-to-Text Denoise", "Encode Video for Uni-ViGU")]
+    words = [canvas.said(node) for node in nodes]
+    assert words[0] == SAMPLE
+    canvas.page.wait_for_function("Object.values(localStorage).some(draft => draft.includes('uni_vigu_said'))")
+    canvas.reload()
+    assert [canvas.said(node) for node in nodes] == words
+    canvas.run()
+    assert [canvas.said(node) for node in nodes] == words
+
+
+def auto_is_a_word(canvas: Canvas) -> None:
+    """A number that stands for "auto" is shown and taken as the word; the value stays the number."""
+    node, page = canvas.node("Video-to-Text Denoise"), canvas.page
+
+    def after(widget: str, share: float, typed: str = "") -> Any:
+        canvas.click(node, widget, share)
+        if typed:
+            page.locator(".graphdialog input").fill(typed)
+            page.keyboard.press("Enter")
+            page.locator(".graphdialog").wait_for(state="detached")
+        return page.evaluate(SHOWN, [node, widget])
+
+    assert page.evaluate(SHOWN, [node, "steps"]) == [0, "auto"]
+    assert after("steps", 0.95) == [1, "1"]
+    assert after("steps", 0.5, "12") == [12, "12"]
+    assert after("steps", 0.5, "auto") == [0, "auto"]
+    assert after("temperature", 0.95) == [0, "0.00"]
+    assert after("temperature", 0.05) == [-1, "auto"]
 
 
 def joint(run: Run) -> None:
@@ -429,6 +491,19 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas],
         picture_of(page, f"{name}_nodes_2")
 
 
+def test_words_stay_in_the_modern_node_design_until_a_run_fails(canvas: Callable[..., Canvas], server: Server) -> None:
+    page = canvas(VueNodes_Enabled=True)
+    opened(page, "video_to_text")
+    page.run()
+    words_stay(page)
+    assert misplaced(page.page.evaluate(VUE_BOXES)) == []
+    node = page.node("Video-to-Text Denoise")
+    page.page.evaluate("id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'template').value = 'a' }", node)
+    assert page.end_of_run()[0] == "execution_error"
+    assert page.said(node) == ""
+    assert page.said(page.node("Encode Video for Uni-ViGU")) != ""
+
+
 def test_canvases_of_older_versions_load_as_they_were(canvas: Callable[..., Canvas], server: Server) -> None:
     """What people saved with an older version of the pack; each in its API form is run by test_workflows.py."""
     forget_captions(server)
@@ -489,4 +564,10 @@ def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) ->
     )
     assert page.faults() == []
     page.run().text("Shown", SAMPLE)
+    page.page.evaluate("""() => {
+      const node = app.graph._nodes.find(n => n.subgraph);
+      app.canvas.openSubgraph(node.subgraph, node);
+    }""")
+    page.page.wait_for_function("app.canvas.graph !== app.rootGraph && app.canvas.graph._nodes.length === 4")
+    assert page.said(page.node("Video-to-Text Denoise")) == SAMPLE
     assert page.faults() == []

@@ -861,7 +861,7 @@ def captioned() -> dict[str, Any]:
             tags = {name.lower(): value for name, value in file.metadata.items()}
         beside = sorted(one.suffix for one in path.parent.glob(f"{path.stem}.*"))
         kept = {name: tags.get(name) for name in ("title", "comment", "prompt", "workflow")}
-        return {"file": out.args[1], "texts": texts, "end": end, "tags": kept, "beside": beside, "ui": out.ui.as_dict()}
+        return {"file": out.args[1], "texts": texts, "end": end, "tags": kept, "beside": beside, "ui": out.ui}
 
     clip = sample_clip()
     whole = save(clip)

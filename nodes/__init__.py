@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 # What each file brings; ids are permanent.
 NODES = {
     "loading": ("UniViGULoader", "UniViGULoraLoader", "UniViGUSave"),
-    "prompt": ("UniViGUTextEncode",),
+    "prompt": ("UniViGUTextEncode", "UniViGUPromptList"),
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),

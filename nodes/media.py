@@ -18,7 +18,7 @@ from ..uvg_core.content import content_of
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
-from ..uvg_core.pipeline.folders import text_files
+from ..uvg_core.pipeline.texts import Captions, files_of, text_files
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
 from .comfy.paths import opened_folder
@@ -53,12 +53,14 @@ class Folder:
         with opened_folder(self.folder.strip().strip('"')) as path:
             yield path
 
-    def state(self) -> dict[str, str]:
-        """What each clip and text in the folder holds, by its path: neither times nor the folder's place count."""
+    def state(self, how: Captions | None = None) -> dict[str, str]:
+        """What each clip and text in the folder holds, by its path: neither times nor the folder's place count. With
+        ``how``, also the files that captions are written to that way."""
         with suppress(UniViGUError), self.opened() as path:
             clips = find_clips(path, recursive=self.subfolders)
             texts = [name for text in text_files(clips) for name in (text, text.with_suffix(".detail.txt"))]
-            return {str(file): content_or_none(file) for file in (*clips, *texts)}
+            texts += files_of(path, clips, how) if how is not None else []
+            return {str(file): content_or_none(file) for file in dict.fromkeys((*clips, *texts))}
         return {}
 
 

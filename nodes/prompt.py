@@ -1,16 +1,23 @@
-"""Words in: Uni-ViGU Prompt."""
+"""Words in: Uni-ViGU Prompt, Prompt List."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from comfy_api.latest import io
 
+from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.null_embedding import read_null_embedding
+from ..uvg_core.prompts import expanded, file_name, lines_of
+from ..uvg_core.settings import OneOf, Text, Whole, setting, settings
 from . import widgets
 from .comfy.conditioning import encode_prompt
 from .comfy.folders import NO_FILE, file_path, fingerprint
-from .types import Node, schema
+from .comfy.paths import opened_text
+from .comfy.repeating import AFTER, ITEM, runs_behind
+from .comfy.showing import said
+from .types import Node, output, schema
+from .widgets import read, widget
 
 
 class UniViGUTextEncode(Node):
@@ -56,3 +63,82 @@ class UniViGUTextEncode(Node):
         if null_embedding != NO_FILE and not text.strip():
             states = read_null_embedding(file_path("null_embedding", null_embedding))
         return io.NodeOutput(encode_prompt(clip, text, stream_text if stream_text.strip() else None, states))
+
+
+@settings
+class Prompts:
+    """Which prompts a list stands for, and what goes with each."""
+
+    prompts: Text = setting("One prompt a line; lines that begin with # are left out.", default="")
+    file: Text = setting("A text file with more of them, in ComfyUI's input folder, e.g. prompts.txt.", default="")
+    wildcards: Annotated[str, OneOf("all combinations", "one drawn by seed")] = setting(
+        "What becomes of choices in braces, divided by bars.", default="all combinations"
+    )
+    seed: Whole = setting("The seed of the first clip, and of what is drawn.", default=0, ge=0)
+    seeds: Annotated[str, OneOf("one for each prompt", "the same for all")] = setting(
+        "Each prompt gets the next seed, or all of them get this one.", default="one for each prompt"
+    )
+    limit: Whole = setting("Most prompts that are run; a longer list is refused.", default=50, ge=1, le=1000)
+    prefix: Text = setting("Begins every name; a number and words of the prompt follow.", default="video/prompt")
+
+    def items(self) -> list[tuple[str, int, str]]:
+        """Prompt, seed and name of every run. Raises UniViGUError where there is none, and for too many."""
+        lines = lines_of(self.prompts) + (lines_of(opened_text(self.file.strip())) if self.file.strip() else [])
+        try:
+            texts = expanded(lines, self.limit, self.seed if self.wildcards == "one drawn by seed" else None)
+        except UniViGUError as error:
+            raise UniViGUError(f"prompts: {error}") from None
+        if not texts:
+            raise UniViGUError("there is no prompt; write one a line, or name a text file with some in the widget file")
+        step = 1 if self.seeds == "one for each prompt" else 0
+        seeds = [(self.seed + step * number) % (2 * widgets.SEEDS) for number in range(len(texts))]
+        names = [f"{self.prefix}_{file_name(text, number)}" for number, text in enumerate(texts, 1)]
+        return list(zip(texts, seeds, names, strict=True))
+
+
+class UniViGUPromptList(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            cls,
+            "Prompt List",
+            "Several prompts in one run: all that is connected behind this node runs once for each, and is saved "
+            "before the next one starts. Cancel keeps what is done.",
+            search_aliases=["batch prompts", "prompts from file", "wildcards", "dynamic prompts", "for each", "loop"],
+            is_input_list=True,
+            enable_expand=True,
+            says=True,
+            accept_all_inputs=True,  # those of the later runs, see runs_behind
+            inputs=[
+                widget(Prompts, "prompts", multiline=True),
+                widget(Prompts, "file"),
+                widget(Prompts, "wildcards"),
+                widgets.seed(Prompts),
+                widget(Prompts, "seeds"),
+                widget(Prompts, "limit", optional=True, advanced=True),
+                widget(Prompts, "prefix", optional=True),
+            ],
+            outputs=[
+                output(io.String, "prompt", "For Uni-ViGU Prompt."),
+                output(io.Int, "seed", "For the seed of the sampler."),
+                output(io.String, "name", "For the filename_prefix of the node that saves."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> float:
+        """Always another one: what has changed behind this node has to run for every prompt."""
+        return float("nan")  # a new one: ComfyUI knows one that it has seen
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        """Every input is a list. The first item is given here; a node of this kind for each of the others."""
+        if ITEM in inputs:
+            prompt, seed, name, shown = inputs[ITEM][0]
+            return io.NodeOutput(prompt, seed, name, ui=said(shown))
+        own = {name: values[0] for name, values in inputs.items() if values and not name.startswith(AFTER)}
+        items = read(Prompts, {**own, "prompts": "\n".join(inputs["prompts"])}).items()
+        shown = [(*item, f"{number} of {len(items)}: {item[0]}") for number, item in enumerate(items, 1)]
+        runs = runs_behind(cls.hidden.dynprompt, cls.hidden.unique_id, shown[1:]) if len(items) > 1 else None
+        return io.NodeOutput(*items[0], expand=runs, ui=said(shown[0][-1]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
@@ -13,7 +15,7 @@ from ..uvg_core.settings import Whole, setting, settings
 from . import widgets
 from .comfy.captions import Recorder, describe
 from .comfy.conditioning import tokenizer_of, with_tokens_of
-from .comfy.latents import require_video_latent, streams_of
+from .comfy.latents import masks_of, nearest_words, require_video_latent, streams_of, video_mask
 from .comfy.network import network_of, run_facts
 from .comfy.sampling import (
     Conditions,
@@ -183,7 +185,11 @@ class JointSampler(Node):
             inputs=[
                 widgets.model(),
                 *widgets.prompts("The brief prompt, from Uni-ViGU Prompt."),
-                io.Latent.Input("latent", tooltip="From Empty Uni-ViGU Latent: it says the size."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="From Empty Uni-ViGU Latent: it says the size. An encoded clip says no more either, unless "
+                    "it has a mask (Set Latent Noise Mask): what is black there is kept.",
+                ),
                 widget(Sampling, "text_length"),
                 widgets.seed(),
                 *video_widgets(),
@@ -229,11 +235,13 @@ class JointSampler(Node):
         clip: Any | None = None,
         **inputs: Any,
     ) -> io.NodeOutput:
+        video, free = _video_of(model, latent)
+        fixed = _words_of(model, latent)
+        if fixed is not None:
+            inputs["text_length"] = _same_length(inputs["text_length"], fixed.shape[-1])
         sampling = read(Sampling, {"seed": seed, **inputs}).resolved(run_facts(model))
         assert sampling.steps is not None
         assert sampling.shift is not None
-        video = streams_of(latent)[0]
-        require_video_latent(video, network_of(model).config)
         sigmas, shifted = video_sigmas(sampling.steps, sampling.shift), with_shift(model, sampling.shift)
         tokenizer = None if clip is None else tokenizer_of(clip)
         progress = Progress(cls.hidden.unique_id, shifted, sampling.steps)
@@ -247,9 +255,10 @@ class JointSampler(Node):
                 estimate = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
                 recorder.add(state, state.sigma, estimate.half())
 
-        def job(denoise: HostDenoiser, noise: Any, _: Any) -> tuple[Any, Any]:
+        def job(denoise: HostDenoiser, noise: Any, clean: Any) -> tuple[Any, Any]:
             seeds = [(seed + row) % widgets.SEEDS for row in latent.get("batch_index") or range(len(video))]
-            return joint(denoise, noise, sampling, seeds=seeds, callback=watch)
+            kept = None if free is None else (clean, free.to(noise))
+            return joint(denoise, noise, sampling, fixed=fixed, seeds=seeds, kept=kept, callback=watch)
 
         samples, tokens = run_job(
             guided_until(shifted, sampling.guidance_end, sigmas),
@@ -264,4 +273,49 @@ class JointSampler(Node):
         words = [] if tokenizer is None else text.words(tokenizer)
         if words:
             progress.text(words[0], last=True)
-        return io.NodeOutput({**latent, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words))
+        if free is not None:  # to the network's space and back is not quite where it was
+            samples = torch.where(free > 0, samples, video.to(samples))
+        rest = {key: value for key, value in latent.items() if not getattr(value, "is_nested", False)}
+        return io.NodeOutput({**rest, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words))
+
+
+def _video_of(model: Any, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """The video of a LATENT, and the mask of what forms anew in it, None for all."""
+    config, (video, *_), (mask, _) = network_of(model).config, streams_of(latent), masks_of(latent)
+    require_video_latent(video if config.text_flow == "embedding" else latent["samples"], config)
+    free = None if mask is None else video_mask(mask, video)
+    if free is None or bool((free >= 1).all()):
+        return video, None
+    if not bool(video.any()):
+        raise UniViGUError(
+            "the mask keeps parts of a latent that is empty; connect the clip that they are from, with Encode Video "
+            "for Uni-ViGU, or take the mask away"
+        )
+    if not bool(free.any()):
+        raise UniViGUError(
+            "the mask keeps the whole clip, so that there is nothing to form; for its caption use Video-to-Text "
+            "Denoise, else make white in the mask what is to change"
+        )
+    return video, free
+
+
+def _words_of(model: Any, latent: dict[str, Any]) -> Tensor | None:
+    """The words of a text stream that its mask keeps: ids ``[B,L]``, -1 where the model may choose; None for none."""
+    streams, (_, mask) = streams_of(latent), masks_of(latent)
+    if mask is None or len(streams) < 2 or bool((mask > 0).all()):
+        return None
+    text = streams[1]
+    if not bool(text.any()):
+        raise UniViGUError("the mask keeps words of a text stream that is empty; take the mask of the text away")
+    words = nearest_words(model, text.transpose(1, 2))
+    return words.where(mask.cpu().reshape(-1, mask.shape[-1]).expand_as(words) <= 0, -1)
+
+
+def _same_length(given: int, kept: int) -> int:
+    """The length of a text stream of which words are kept, whatever the widget leaves to it."""
+    if given not in (0, kept):
+        raise UniViGUError(
+            f"text_length is {given}, and the text stream whose words the mask keeps has {kept} tokens; set "
+            "text_length to 0"
+        )
+    return kept

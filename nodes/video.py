@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,24 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..uvg_core.data.sources import digest
-from ..uvg_core.errors import UniViGUError
-from ..uvg_core.io import read_text, write_new
-from ..uvg_core.media.video import as_srt, caption_tags, container_suffix, fit_pixels, read_clip, write_captioned
-from ..uvg_core.pipeline.folders import caption_folder
+from ..uvg_core.errors import UniViGUError, printable
+from ..uvg_core.io import write_new
+from ..uvg_core.media.sheet import SheetRow, draw_sheet
+from ..uvg_core.media.video import (
+    ClipSpec,
+    as_srt,
+    caption_tags,
+    container_suffix,
+    fit_pixels,
+    read_clip,
+    write_captioned,
+)
+from ..uvg_core.pipeline.folders import Captions, caption_folder
 from ..uvg_core.sampling import Sampling, Size
-from ..uvg_core.settings import Flag, Text, setting, settings
+from ..uvg_core.settings import Flag, Text, fields_of, setting, settings
 from . import widgets
 from .comfy.captions import describe
+from .comfy.conditioning import encode_prompt
 from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
 from .comfy.paths import shown
@@ -29,6 +41,7 @@ from .comfy.showing import Progress, said
 from .media import (
     Folder,
     Rate,
+    as_image,
     as_pixels,
     content_or_none,
     copied_from,
@@ -77,6 +90,8 @@ class UniViGUEncodeVideo(Node):
 
 
 REMEMBERED = 1000  # prompts about folders
+ROWS = 24  # of the table of captions
+FIRST = ("overwrite", "prefix", "template")  # the widgets that stand before those of the size
 
 
 class _Work:
@@ -110,15 +125,6 @@ class _Work:
 work = _Work()
 
 
-@settings
-class Files:
-    """What is written beside the clips of a folder."""
-
-    overwrite: Flag = setting("Off: clips that have a .txt already are skipped.", default=False)
-    prefix: Text = setting('In front of every caption, e.g. "mystyle, ".', default="")
-    template: Text = setting("Text with blanks (___) to fill in; empty for free captions.", default="")
-
-
 class UniViGUCaptionFolder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -135,10 +141,11 @@ class UniViGUCaptionFolder(Node):
                 widgets.clip(),
                 widgets.vae(),
                 *widgets.each(Folder),
-                *widgets.each(Files),
+                *(widget(Captions, name) for name in FIRST),
                 *size_widgets(),
                 *widgets.captioning(),
                 widgets.video_cache(),
+                *later_widgets(),
             ],
             outputs=[
                 output(
@@ -148,6 +155,13 @@ class UniViGUCaptionFolder(Node):
                     is_output_list=True,
                 ),
                 output(io.String, "report", "How many clips were captioned, skipped and failed, and why."),
+                output(
+                    io.String,
+                    "files",
+                    "The clip of each caption, by its name in the folder.",
+                    is_output_list=True,
+                ),
+                output(io.Image, "table", f"The first {ROWS} clips, each with a frame, its name and its caption."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -157,54 +171,71 @@ class UniViGUCaptionFolder(Node):
         """What the clips and texts hold: another state of the folder is other work, unless this node made it."""
         if inputs.get("folder") is None or inputs.get("subfolders") is None:  # connected, and not known yet
             return math.nan
-        return work.asked(inputs, read(Folder, inputs).state())
+        known = {name: value for name, value in inputs.items() if value is not None}
+        return work.asked(inputs, read(Folder, known).state(read(Captions, known)))
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
-        folder, files, sampling = read(Folder, inputs), read(Files, inputs), read(Sampling, inputs)
+        folder, how, sampling = read(Folder, inputs), read(Captions, inputs), read(Sampling, inputs)
         spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps)
-        progress, before = Progress(cls.hidden.unique_id), folder.state()
+        progress, before, where = Progress(cls.hidden.unique_id), folder.state(how), [""]
         unforeseen: list[Exception] = []  # such as too little memory: worth another try though nothing has changed
 
-        def caption(file: Path) -> str:
+        @cache
+        def hint() -> list[Any] | None:  # only where a clip is captioned: the text encoder is large
+            return encode_prompt(clip, how.hint, None) if how.hint.strip() else None
+
+        def caption(root: Path, file: Path) -> str:
             def show(step: int, steps: int, words: str) -> None:
-                progress.text(f"{file.name}\n{words}")
+                progress.text(f"{where[0]}\n{file.name}\n{words}")
 
             try:
                 latent = encode_pixels(vae, read_clip(file, spec).pixels)
-                _, text = describe(model, clip, latent, sampling, template=files.template, report=show)
+                seeded = replace(sampling, seed=how.seed(sampling.seed, file.relative_to(root)))
+                _, text = describe(model, clip, latent, seeded, hint=hint(), template=how.template, report=show)
             except Exception as error:
                 unforeseen.extend([] if isinstance(error, UniViGUError) else [error])
                 raise
-            progress.text(f"{file.name}\n{text}")
+            progress.text(f"{where[0]}\n{file.name}\n{text}")
             return text
 
+        def on_clip(index: int, total: int, _: Path, words: str) -> None:
+            where[0] = words
+            progress("captioning", index, total)
+
         with folder.opened() as path:
-            report = caption_folder(
-                path,
-                caption,
-                overwrite=files.overwrite,
-                prefix=files.prefix,
-                recursive=folder.subfolders,
-                on_clip=lambda index, total, _: progress("captioning", index, total),
-            )
+            report = caption_folder(path, partial(caption, path), how, recursive=folder.subfolders, on_clip=on_clip)
             if report.failed and not (report.written or report.skipped):
                 raise UniViGUError(str(report))
-            captions = texts_of(sorted([*report.written, *report.skipped]))
             if not (report.busy or unforeseen):
                 work.finished(inputs, before, {str(file): content_or_none(file) for file in report.written})
+            names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
+            table = table_of(report.captions, names, spec)
+        captions = [text for _, text in report.captions]
         words = shown(str(report))
-        return io.NodeOutput(captions, words, ui=said(words))
+        return io.NodeOutput(captions, words, names, table, ui=said(words))
 
 
-def texts_of(files: Iterable[Path]) -> list[str]:
-    """The texts that can be read; those of links that lead out cannot."""
-    texts = []
-    for file in files:
-        with suppress(FileNotFoundError, UniViGUError):
-            texts.append(read_text(file))
-    return texts
+def later_widgets() -> list[Any]:
+    """What Caption Folder has got since it was made."""
+    return [
+        widget(Captions, name, optional=True, advanced=True, **({"multiline": True} if name == "replace" else {}))
+        for name in fields_of(Captions)
+        if name not in FIRST
+    ]
+
+
+def table_of(captions: Sequence[tuple[Path, str]], names: list[str], spec: ClipSpec) -> torch.Tensor:
+    """The first captions of a folder as a picture: a frame of each clip, its name, its caption."""
+    rows = []
+    for (file, text), name in zip(captions[:ROWS], names, strict=False):
+        frame = None
+        with suppress(UniViGUError):
+            frame = read_clip(file, replace(spec, frames=1, fps=None)).pixels
+        rows.append(SheetRow(name, frame, text))
+    count = f"{len(names)} captions" if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
+    return as_image(draw_sheet(rows or [SheetRow("", None, "no captions")], title=count, columns=1))
 
 
 @settings

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOENT
+from errno import ENOENT, ENOSPC
 from itertools import chain, count
 from pathlib import Path
 
@@ -189,6 +189,18 @@ def free_name(path: str | Path) -> Path:
 
 def _names(first: Path) -> Iterator[Path]:
     return chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
+
+
+def append(handle: int, data: bytes) -> None:
+    """Append all of ``data`` to an open file, or nothing, and wait until it is on the disk. Raises OSError."""
+    start = os.fstat(handle).st_size
+    try:
+        if os.write(handle, data) < len(data):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, start)
+        raise
 
 
 def flushed(*paths: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder.
+"""One process at a time in a folder, or at a file.
 
 The lock is the system's and dies with its owner, however that ends. Not every network folder hands it on to other
 machines: a record beside it, with a heartbeat, tells them.
@@ -6,9 +6,11 @@ machines: a record beside it, with a heartbeat, tells them.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, OWNER, CLAIMS = ".uvg.lock", ".uvg.owner.json", ".uvg.claims"
+_FAR = 2**31 - 2  # a byte that no file of ours has: Windows locks bytes, and others may read the rest
 BEAT = 10.0  # seconds between two heartbeats
 STALE = 60.0  # seconds without one after which an owner on another machine is dead
 
@@ -55,6 +58,43 @@ def owned(folder: str | Path, what: str) -> Iterator[None]:
             yield
     finally:
         lock.release()
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[int]:
+    """The handle of a file, open to be read and appended to and made where there is none, which is nobody else's for
+    the length of a block: whoever comes meanwhile waits. Never through a link.
+
+    Raises UniViGUError where it cannot be opened."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = -1
+    try:
+        while handle < 0:
+            handle = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            if fcntl is None:
+                os.lseek(handle, _FAR, os.SEEK_SET)
+                msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+            else:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if not os.fstat(handle).st_nlink:  # another one was put in its place while we waited
+                os.close(handle)
+                handle = -1
+    except OSError as error:
+        if handle >= 0:
+            os.close(handle)
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or error
+        raise UniViGUError(
+            f"{path}: cannot be appended to ({reason}); expected a folder that can be written to, and no link"
+        ) from None
+    try:
+        yield handle
+    finally:
+        if fcntl is None:
+            os.lseek(handle, _FAR, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+        os.close(handle)
 
 
 class Claims:

@@ -47,6 +47,36 @@ def streams_of(latent: Mapping[str, Any]) -> list[Tensor]:
     return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
 
 
+def masks_of(latent: Mapping[str, Any]) -> list[Tensor | None]:
+    """The masks of video and text of a LATENT, None where all of a stream is free. ComfyUI means the video by a mask
+    that is not nested."""
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return [None, None]
+    return [*(mask.unbind() if getattr(mask, "is_nested", False) else [mask]), None][:2]
+
+
+def video_mask(mask: Tensor, video: Tensor) -> Tensor:
+    """A mask, as core's nodes make it, for a video latent ``[B,C,F,h,w]``: ``[B or 1,1,F,h,w]``. A place of the latent
+    is as free as the freest of its pixels, so that nothing of what is to change is kept.
+
+    Raises UniViGUError for a number of frames that is neither the clip's nor the latent's."""
+    frames, rows, columns = video.shape[2:]
+    pixels = 4 * (frames - 1) + 1
+    if mask.ndim < 5:
+        mask = mask.reshape(1, 1, -1, *mask.shape[-2:])
+    count = mask.shape[2]
+    if count not in (1, frames, pixels) or mask.shape[0] not in (1, len(video)) or mask.shape[1] != 1:
+        raise UniViGUError(
+            f"found a mask of {count} frames for {mask.shape[0]} clip(s); expected 1 frame, {pixels} as the clip has, "
+            f"or {frames} as its latent has, for 1 clip or {len(video)}"
+        )
+    if count == pixels:  # the first frame alone, then four at a time
+        mask = torch.cat([mask[:, :, :1].expand(-1, -1, 4, -1, -1), mask[:, :, 1:]], 2)
+    pooled = torch.nn.functional.adaptive_max_pool3d(mask.float(), (min(count, frames), rows, columns))
+    return pooled.expand(-1, -1, frames, -1, -1)
+
+
 def empty_latent(shape: Sequence[int]) -> Tensor:
     return torch.zeros(tuple(shape), device=comfy.model_management.intermediate_device())
 

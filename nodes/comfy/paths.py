@@ -17,7 +17,7 @@ import folder_paths
 
 from ...uvg_core.confined import confined_to, place_of
 from ...uvg_core.errors import UniViGUError, printable
-from ...uvg_core.io import PACK
+from ...uvg_core.io import PACK, read_text
 from ...uvg_core.settings import read_yaml
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ SETTINGS = "uni_vigu.yaml"
 CLOSED = (
     "the widget folder names nothing that can be opened; expected a folder inside ComfyUI's input or output folder, "
     "such as uvg_sample_clips. Check the name. How the owner of this ComfyUI opens other folders: SECURITY.md, Folders"
+)
+CLOSED_FILE = (
+    "the widget file names nothing that can be read; expected a text file inside ComfyUI's input or output folder, "
+    "such as prompts.txt. Check the name. How the owner of this ComfyUI opens other folders: SECURITY.md, Folders"
 )
 
 
@@ -67,20 +71,37 @@ def opened_folder(text: str) -> Iterator[Path]:
 
     Raises UniViGUError, in the same words for a folder that is missing and for one that is refused: the server's log
     alone says more. Nothing outside is looked for before that."""
-    home = folder_paths.get_input_directory()
-    roots = [home, folder_paths.get_output_directory(), *opened()]
-    found = place_of(text, home, roots)
-    if found is None:
-        log.warning(
-            "Uni-ViGU: a prompt names a folder outside of ComfyUI's input and output folders; it was refused. To open "
-            "it, add to %s:\nfolders:\n  - %s",
-            settings_file(),
-            json.dumps(os.path.normpath(os.path.join(home, text))),  # which is YAML, too
-        )
+    found, roots = _place(text, "folder")
     if found is None or not os.path.isdir(found):  # False also for a name that is too long
         raise UniViGUError(CLOSED)
     with confined_to(roots):
         yield found
+
+
+def opened_text(text: str) -> str:
+    """What stands in a text file that a prompt names; where it may lie is said at ``opened_folder``."""
+    found, roots = _place(text, "file")
+    if found is None or not os.path.isfile(found):
+        raise UniViGUError(CLOSED_FILE)
+    with confined_to(roots):
+        return read_text(found)
+
+
+def _place(text: str, kind: str) -> tuple[Path | None, list[str]]:
+    """Where a file or folder lies that a prompt names, None where that is closed; and the open folders."""
+    home = folder_paths.get_input_directory()
+    roots = [home, folder_paths.get_output_directory(), *opened()]
+    found = place_of(text, home, roots)
+    if found is None:
+        named = os.path.normpath(os.path.join(home, text))
+        log.warning(
+            "Uni-ViGU: a prompt names a %s outside of ComfyUI's input and output folders; it was refused. To open "
+            "it, add to %s:\nfolders:\n  - %s",
+            kind,
+            settings_file(),
+            json.dumps(named if kind == "folder" else os.path.dirname(named)),  # which is YAML, too
+        )
+    return found, roots
 
 
 # What clients are shown

@@ -67,22 +67,23 @@ class Progress:
         if not last and now - self._last <= 0.1:
             return
         self._last = now
-        server, client = _client()
-        if client is not None and self._node_id is not None:
-            server.send_progress_text(shown(text), self._node_id, client)
+        server, client, node = self._reader()
+        if client is not None and node is not None:
+            server.send_progress_text(shown(text), node, client)
 
     def leave(self, text: str) -> None:
         """Text that stays in the node of a run that ends without outputs, for the client that queued it."""
         self.text(text, last=True)
-        server, client = _client()
-        if client is not None and self._node_id is not None:
-            server.send_sync(SAID, {"node": self._node_id, **said(text)}, client)
+        server, client, node = self._reader()
+        if client is not None and node is not None:
+            server.send_sync(SAID, {"node": node, **said(text)}, client)
 
-
-def _client() -> tuple[Any, str | None]:
-    """The server, None where nodes run without one, and who waits for the prompt: None is nobody, and to core all."""
-    server = getattr(PromptServer, "instance", None)
-    return server, getattr(server, "client_id", None)
+    def _reader(self) -> tuple[Any, str | None, str | None]:
+        """The server, None where nodes run without one; who waits for the prompt: None is nobody, and to core all; and
+        the node on the canvas. A copy of a node, which runs for another prompt of a list, is not there."""
+        server: Any = getattr(PromptServer, "instance", None)
+        is_copy = server is not None and self._node_id is not None and "." in self._node_id
+        return server, getattr(server, "client_id", None), server.last_node_id if is_copy else self._node_id
 
 
 def blocked(message: str | None) -> Any:

@@ -118,19 +118,27 @@ def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
     shutil.copy(ROOT / "samples" / "uvg_sample.mp4", tmp_path / "sub")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = inside.call("nodes", "folder", path=str(tmp_path))
-    captions, report = found["first"]
+    captions, report, names, (count, height, width, channels) = found["first"]
     assert len(captions) == 4
     assert report.startswith("5 clips: 4 captioned, 0 skipped (captioned before), 1 failed")
     assert "broken.mp4" in report
     assert found["second"][0] == captions
     assert "0 captioned, 4 skipped" in found["second"][1]
     assert found["noticed"]
+    assert "sub/uvg_sample.mp4" in names
+    assert captions[names.index("sub/uvg_sample.mp4")] == SAMPLE
+    assert (count, channels) == (1, 3)
+    assert height > width / 2
+    assert max(height, width) < 2000
     files = found["files"]
     assert files["uvg_sample.txt"] == SAMPLE  # subfolders were off the third time
     for colour in ("blue", "green", "yellow"):
         text = next(text for name, text in files.items() if name.startswith(colour))
         assert text.startswith("mystyle, a large ")
         assert colour in text
+    every, some, hinted = (dict(zip(names, captions, strict=True)) for captions, _, names, _ in found["drawn"])
+    assert every == {**some, "sub/uvg_sample.mp4": every["sub/uvg_sample.mp4"]}  # each clip's seed is its own
+    assert hinted != some
 
 
 def test_saved_files_come_back(inside: Inside) -> None:
@@ -322,3 +330,17 @@ def test_a_video_is_saved_with_its_caption(inside: Inside) -> None:
     assert found["memory"]["beside"] == [".mp4"]  # an empty caption is not written
     assert found["srt"] == f"1\n00:00:00,000 --> 00:00:02,125\n{words}\n"
     assert all("filename_prefix is" in refusal for refusal in found["refused"])
+
+
+def test_joint_sampler_keeps_what_a_mask_says(inside: Inside) -> None:
+    found = inside.call("nodes", "joint_keeps")
+    assert found["size only"] == found["white"] == [0.0]
+    first, two = found["first frame"], found["two of the latent"]
+    assert first[0] == two[0] == two[1] == 0.0
+    assert min(first[1], first[2], two[2]) > 0.1
+    exact, changed = found["corner"]
+    assert (exact, changed > 0) == (0.0, True)
+    assert "Video-to-Text Denoise" in found["whole"]
+    assert "found a mask of 5 frames" in found["odd"]
+    assert "the mask keeps parts of a latent that is empty" in found["empty"]
+    assert "found a latent with a text stream (nested)" in found["nested"]

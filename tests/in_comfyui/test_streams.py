@@ -62,3 +62,13 @@ def test_sampler_custom_advanced(inside: Inside) -> None:
 def test_a_packed_latent_is_estimated_as_its_video(inside: Inside) -> None:
     found = inside.call("streams", "memory")
     assert found["packed"] == pytest.approx(found["plain"])
+
+
+def test_joint_sampler_keeps_words_and_frames_of_two_streams(inside: Inside) -> None:
+    found = inside.call("streams", "joint_keeps_words")
+    [words] = found["words"]
+    assert [len(words), words[0], words[2]] == [5, 3, 30]
+    assert found["frames"][0] == 0.0 < found["frames"][1]
+    assert not found["mask left"]
+    assert "words of a text stream that is empty" in found["empty"]
+    assert "set text_length to 0" in found["length"]

@@ -12,7 +12,8 @@ from refusals import closed_folder
 
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
-from uvg_core.pipeline.folders import FolderReport, caption_folder, text_files
+from uvg_core.pipeline import folders
+from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, text_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_each_clip_gets_a_text_beside_it(folder: Path) -> None:
-    report = caption_folder(folder, lambda path: f"ein {path.stem} fährt", prefix="trigger, ")
+    report = caption_folder(folder, lambda path: f"ein {path.stem} fährt", Captions(prefix="trigger, "))
     assert texts(folder) == {
         "a.txt": "trigger, ein a fährt",
         "b.txt": "trigger, ein b fährt",
@@ -58,7 +59,7 @@ def test_existing_captions_stay_and_cost_nothing(folder: Path) -> None:
     assert texts(folder)["a.txt"] == "by hand"
     assert report.skipped == (folder / "a.txt",)
     assert caption_folder(folder, caption).written == ()
-    assert len(caption_folder(folder, caption, overwrite=True).written) == 3
+    assert len(caption_folder(folder, caption, Captions(overwrite=True)).written) == 3
     assert texts(folder)["a.txt"] == "new"
 
 
@@ -85,7 +86,7 @@ def test_a_bad_clip_is_reported_and_the_work_goes_on(folder: Path) -> None:
 
 def test_a_text_that_cannot_be_written_is_reported(folder: Path) -> None:
     (folder / "a.txt").mkdir()
-    report = caption_folder(folder, lambda path: "x", overwrite=True)
+    report = caption_folder(folder, lambda path: "x", Captions(overwrite=True))
     assert [path.name for path, _ in report.failed] == ["a.mp4"]
     assert "a folder lies here" in report.failed[0][1]
 
@@ -117,9 +118,28 @@ def test_text_files_never_collide() -> None:
 
 def test_progress_counts_every_clip(folder: Path) -> None:
     (folder / "a.txt").touch()
-    seen: list[tuple[int, int, str]] = []
-    caption_folder(folder, lambda path: "x", on_clip=lambda index, total, path: seen.append((index, total, path.name)))
+    seen: list[tuple[object, ...]] = []
+    caption_folder(
+        folder, lambda path: "x", on_clip=lambda index, total, path, _: seen.append((index, total, path.name))
+    )
     assert seen == [(0, 3, "a.mp4"), (1, 3, "b.mov"), (2, 3, "c.webm")]
+
+
+def test_the_time_left_is_that_of_the_clips_to_be_captioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(folders.time, "monotonic", lambda: now[0])
+    pace, said = Pace(left=300), []
+    for index in range(40, 52):  # 40 of 340 were captioned before
+        said.append(pace.words(index, 340))
+        with pace.timed():
+            now[0] += 90 if index < 45 else 2
+    assert said[0] == "41 of 340"
+    assert said[1] == "42 of 340, about 7.5 h left"
+    for _ in range(30):
+        with pace.timed():
+            now[0] += 2
+    assert pace.words(82, 340) == "83 of 340, about 9 min left"
+    assert Pace(left=0).words(0, 1) == "1 of 1"
 
 
 def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
@@ -154,7 +174,7 @@ def test_a_linked_text_is_neither_followed_nor_replaced(folder: Path) -> None:
     assert "is a link" in dict(report.failed)[folder / "a.mp4"]
     assert "a folder lies here" in dict(report.failed)[folder / "b.mov"]
     assert not elsewhere.exists()
-    again = caption_folder(folder, lambda path: "words", overwrite=True)
+    again = caption_folder(folder, lambda path: "words", Captions(overwrite=True))
     assert "is a link" in dict(again.failed)[folder / "a.mp4"]
     assert not elsewhere.exists()
 

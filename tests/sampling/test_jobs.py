@@ -428,3 +428,42 @@ def test_euler_is_refused_before_the_network_runs(given: dict[str, torch.Tensor]
 def test_stopping_early_belongs_to_the_discrete_flow(given: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UniViGUError, match="stop_when_stable"):
         video_to_text(random_network(EMBEDDING), video=given["noise"], length=3, stop_when_stable=2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_joint_keeps_what_a_mask_holds(any_network: UniViGU, given: dict[str, torch.Tensor], solver: str) -> None:
+    """Frames come out as they were, the others see them; a mask of ones is no mask, bit for bit."""
+    clean = torch.randn(given["noise"].shape, generator=torch.Generator().manual_seed(8))
+    free = torch.ones(1, 1, 2, 4, 4)
+    options = {**given, "length": 5, "steps": 4, "solver": solver}
+    plain = joint(any_network, **options)
+    same = joint(any_network, **options, kept=(clean, free))
+    assert torch.equal(same.video, plain.video)
+    assert torch.equal(same.text, plain.text)
+
+    free[:, :, 0] = 0
+    free[:, :, 1, 0, 0] = 0.5
+    seen: list[State] = []
+    held = joint(any_network, **options, kept=(clean, free), callback=lambda _, state: seen.append(state))
+    assert torch.equal(held.video[:, :, 0], clean[:, :, 0])
+    assert not torch.equal(held.video[:, :, 1, 1:], plain.video[:, :, 1, 1:])
+    assert torch.equal(seen[0].estimate[:, :, 0], clean[:, :, 0])
+    noised = (1 - seen[1].sigma) * clean + seen[1].sigma * given["noise"]
+    torch.testing.assert_close(seen[1].latent[:, :, 0], noised[:, :, 0])
+
+    words = torch.tensor([3, -1, 7, -1, -1])
+    both = joint(any_network, **options, kept=(clean, free), fixed=words)
+    assert both.text[:, [0, 2]].tolist() == [[3, 7]] * 2
+    assert torch.equal(both.video[:, :, 0], clean[:, :, 0])
+
+
+def test_masks_that_do_not_fit_are_refused(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
+    clean = torch.zeros_like(given["noise"])
+    for kept, words in (
+        ((clean[:1], torch.ones(1)), "expected the shape of the noise"),
+        ((clean, torch.ones(3, 1, 1)), "expected the shape of the noise"),
+        ((clean, torch.full((1,), 1.5)), "below 0 or above 1"),
+        ((clean, torch.full((1,), float("nan"))), "below 0 or above 1"),
+    ):
+        with pytest.raises(UniViGUError, match=words):
+            joint(network, **given, length=4, steps=2, kept=kept)

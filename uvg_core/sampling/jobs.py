@@ -98,6 +98,7 @@ def joint(
     *,
     fixed: Fixed | None = None,
     seeds: Sequence[int] | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     sigmas: Schedule | None = None,
     callback: Callback | None = None,
 ) -> JointResult:
@@ -105,10 +106,11 @@ def joint(
 
     Arguments as in ``text_to_video`` and ``video_to_text``; ``settings.text_update`` is ``bridge`` (the exact jump
     process), ``euler``, or ``release`` (its redraw rule with the closing pass at time 0). ``seeds``: one a row for the
-    text, in the place of ``settings.seed`` + row.
+    text, in the place of ``settings.seed`` + row. ``kept``: the clean latent of a clip and a mask, 0 where the clip is
+    kept as it is and 1 where it forms anew, such as all frames but the first.
     """
     settings = settings.resolved()
-    video = noisy_video(noise, settings, sigmas)
+    video = noisy_video(noise, settings, sigmas, kept)
     taus = checked_taus(tau_from_sigma(torch.tensor(video.sigmas, dtype=torch.float64)))
     text = noisy_text(denoise, settings, taus, noise, fixed=fixed, seeds=seeds, rounded=False)
     moved, written = run(video, text, denoise, solver=settings.solver, callback=callback)

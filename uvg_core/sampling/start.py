@@ -15,7 +15,7 @@ from ..flow.embedding import normalised_rows
 from ..flow.schedule import checked_sigmas, video_sigmas
 from .denoiser import Denoiser
 from .settings import SAMPLING, Sampling
-from .streams import TextStream, VideoStream
+from .streams import Kept, TextStream, VideoStream
 from .text_updates import EmbeddingEuler, JumpProcess, TextUpdate
 
 # Added to seeds: a caller who draws the video's noise from the same seed must not get the same numbers for the text.
@@ -44,12 +44,30 @@ def as_text_content(network: Any, tokens: Tensor) -> Tensor:
     return normalised_rows(network.embed(tokens)) if network.config.text_flow == "embedding" else tokens
 
 
-def noisy_video(noise: Tensor, settings: Sampling, sigmas: Schedule | None) -> VideoStream:
-    """The video stream at pure noise ``[B,C,F,H,W]``, with the release's schedule or ``sigmas``."""
+def noisy_video(
+    noise: Tensor, settings: Sampling, sigmas: Schedule | None, kept: tuple[Tensor, Tensor] | None = None
+) -> VideoStream:
+    """The video stream at pure noise ``[B,C,F,H,W]``, with the release's schedule or ``sigmas``.
+
+    ``kept``: a clean latent, and a mask that is 0 where it is kept and 1 where it forms anew (see ``Kept``). Raises
+    UniViGUError where these do not fit the noise."""
     assert settings.steps is not None
     assert settings.shift is not None
     schedule = video_sigmas(settings.steps, settings.shift) if sigmas is None else checked_sigmas(sigmas)
-    return VideoStream(noise, tuple(schedule.tolist()))
+    return VideoStream(noise, tuple(schedule.tolist()), None if kept is None else _kept(noise, *kept))
+
+
+def _kept(noise: Tensor, clean: Tensor, free: Tensor) -> Kept | None:
+    """What is kept of a clip; None where that is nothing."""
+    sides = zip(reversed(free.shape), reversed(noise.shape), strict=False)
+    if clean.shape != noise.shape or free.ndim > noise.ndim or not all(side in (1, whole) for side, whole in sides):
+        raise UniViGUError(
+            f"the clip to keep is {list(clean.shape)} and its mask {list(free.shape)}; expected the shape of the "
+            f"noise, {list(noise.shape)}"
+        )
+    if not bool(((free >= 0) & (free <= 1)).all()):
+        raise UniViGUError("the mask of what is kept holds numbers below 0 or above 1; expected 0 (kept) to 1 (formed)")
+    return None if bool((free == 1).all()) else Kept(clean, free, noise)
 
 
 def clean_text(denoise: Denoiser, tokens: Tensor | None, mask: Tensor | None, like: Tensor) -> TextStream:

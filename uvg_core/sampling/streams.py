@@ -20,11 +20,28 @@ from .text_updates import NO_UPDATE, TextUpdate
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a run keeps of a clip. Where ``free`` is 0 the stream follows ``clean`` ``[B,C,F,H,W]`` with as much
+    ``noise`` in it as the step has, and ends there; where it is 1 it forms freely; between, both are mixed."""
+
+    clean: Tensor
+    free: Tensor
+    noise: Tensor
+
+    def put_into(self, latent: Tensor, sigma: float) -> Tensor:
+        """A latent at this noise share, with what is kept in its place."""
+        held = (1 - sigma) * self.clean + sigma * self.noise
+        return latent * self.free + held * (1 - self.free)
+
+
+@dataclass(frozen=True)
 class VideoStream:
-    """``latent`` ``[B,C,F,H,W]``; ``sigmas`` are the N+1 noise shares of a run, None where it is held clean."""
+    """``latent`` ``[B,C,F,H,W]``; ``sigmas`` are the N+1 noise shares of a run, None where it is held clean; ``kept``:
+    parts that are not formed anew."""
 
     latent: Tensor
     sigmas: tuple[float, ...] | None = None
+    kept: Kept | None = None
 
     @property
     def held(self) -> bool:
@@ -48,20 +65,24 @@ class VideoStream:
         """After an Euler step along the velocity."""
         if self.held or velocity is None:
             return self
-        return replace(self, latent=euler_step(self.latent, velocity, self.sigma(step), self.sigma(step + 1)))
+        return self._moved(euler_step(self.latent, velocity, self.sigma(step), self.sigma(step + 1)), step + 1)
 
     def corrected(self, velocity: Tensor | None, velocity_next: Tensor | None, step: int) -> VideoStream:
         """After a Heun step from here, given the velocities at both ends."""
         if velocity is None or velocity_next is None:
             return self
         ends = self.sigma(step), self.sigma(step + 1)
-        return replace(self, latent=heun_correction(self.latent, velocity, velocity_next, *ends))
+        return self._moved(heun_correction(self.latent, velocity, velocity_next, *ends), step + 1)
+
+    def _moved(self, latent: Tensor, step: int) -> VideoStream:
+        return replace(self, latent=latent if self.kept is None else self.kept.put_into(latent, self.sigma(step)))
 
     def estimate(self, velocity: Tensor | None, step: int) -> Tensor:
         """The clean latent that the velocity points at."""
         if self.held or velocity is None:
             return self.latent
-        return clean_estimate(self.latent, velocity, self.sigma(step))
+        estimate = clean_estimate(self.latent, velocity, self.sigma(step))
+        return estimate if self.kept is None else self.kept.put_into(estimate, 0.0)
 
 
 @dataclass(frozen=True)

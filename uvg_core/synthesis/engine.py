@@ -25,6 +25,7 @@ from ..errors import UniViGUError, counted
 from ..io import MEGABYTE, make_folder, read_bytes, read_text, write_new, write_text
 from ..locks import owned
 from ..media.video import probe
+from ..prompts import lines_of
 from .captioner import Captioner
 from .chat import LengthError
 from .endpoint import EndpointError
@@ -56,10 +57,9 @@ def read_prompts(path: Path) -> tuple[list[str], int]:
     """The prompts of a text file, one a line, without blank lines and those that begin with ``#``, each once; and how
     many were there more than once. Raises UniViGUError when the file cannot be read or holds none."""
     try:
-        lines = read_text(path, most=_MOST_PROMPTS).splitlines()
+        found = lines_of(read_text(path, most=_MOST_PROMPTS))
     except FileNotFoundError:
         raise UniViGUError(f"{path}: cannot be read: no such file; pass a text file with one prompt a line") from None
-    found = [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise UniViGUError(f"{path}: there is no prompt in it; expected one a line (# begins a comment)")
     prompts = list(dict.fromkeys(found))

@@ -8,7 +8,6 @@ as one object, is carried over and stays as it is.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UniViGUError
-from ..io import read_bytes, write_text
+from ..io import append, read_bytes, write_text
 from ..settings import from_dict, settings, shown
 
 RECORD, EARLIER = "synthesis.jsonl", "synthesis.json"
@@ -144,7 +143,7 @@ class Record:
             # Not through a link: it may lead to a file that is no record.
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | _FLAGS)
             try:
-                _append(handle, _json(line).encode("utf-8", "backslashreplace"))
+                append(handle, _json(line).encode("utf-8", "backslashreplace"))
             finally:
                 os.close(handle)
         except OSError as error:
@@ -186,18 +185,6 @@ def _is_json(data: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _append(handle: int, data: bytes) -> None:
-    """Append all of it or nothing."""
-    start = os.fstat(handle).st_size
-    try:
-        if os.write(handle, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(handle)
-    except OSError:
-        os.ftruncate(handle, start)
-        raise
 
 
 def _clip_line(name: str, clip: ClipRecord) -> dict[str, Any]:

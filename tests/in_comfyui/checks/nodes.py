@@ -327,9 +327,10 @@ def folder(path: str) -> dict[str, Any]:
 
     def caption(**changes: Any) -> Any:
         options = {"folder": path, "subfolders": True, "overwrite": False, "prefix": "", "template": ""}
-        return run(
+        *texts, table = run(
             "UniViGUCaptionFolder", model=model, clip=clip, vae=vae, **{**options, **SIZE, **CAPTIONING, **changes}
         )
+        return [*texts, list(table.shape)]
 
     cls = node_class("UniViGUCaptionFolder")
     asked = {"folder": f' "{path}"', "subfolders": True}
@@ -339,6 +340,10 @@ def folder(path: str) -> dict[str, Any]:
         "first": first,
         "second": caption(),
         "prefixed": caption(overwrite=True, prefix="mystyle, ", subfolders=False),
+        "drawn": [
+            caption(clip_seeds=True, format="csv", file_suffix=name, temperature=3.0, subfolders=subfolders, hint=hint)
+            for name, subfolders, hint in (("all", True, ""), ("some", False, ""), ("hinted", False, "a red circle"))
+        ],
         "noticed": cls.fingerprint_inputs(**asked) != before,
         "files": {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(path).rglob("*.txt"))},
     }
@@ -881,4 +886,44 @@ def captioned() -> dict[str, Any]:
             message(lambda prefix=prefix: save(clip, filename_prefix=prefix))
             for prefix in ("../out", "/tmp/out", "", "a\x1bb")
         ],
+    }
+
+
+def joint_keeps() -> dict[str, Any]:
+    """Joint Sampler with core's Set Latent Noise Mask: what is black is kept, what cannot be is refused."""
+    model, _, vae = load_embedded()
+    encoded, _ = sample_latent(vae)
+    video = encoded["samples"]
+    text = conditioning(2, width=bridge.network_of(model).config.text_dim)
+
+    def sample(latent: Any, **changes: Any) -> Any:
+        given = {"seed": 1, "steps": 3, "guidance": 2.0, "shift": 3.0, "text_length": 0, **changes}
+        return run("JointSampler", model=model, positive=text, negative=text, latent=latent, **given)
+
+    def masked(mask: Any, samples: Any = encoded) -> Any:
+        return run("SetLatentNoiseMask", samples=samples, mask=mask)[0]
+
+    def kept(out: Any) -> list[float]:
+        return [distance(out[0]["samples"][:, :, n], video[:, :, n]) for n in range(video.shape[2])]
+
+    white = torch.ones(9, 48, 48)
+    first, latent_frames, corner = white.clone(), torch.ones(3, 6, 6), torch.ones(1, 48, 48)
+    first[0] = 0
+    latent_frames[:2] = 0
+    corner[:, :20, :20] = 0  # two places and a half: what half of is free is free
+    size = sample(encoded)
+    at_corner = sample(masked(corner))[0]["samples"]
+    return {
+        "size only": [distance(size[0]["samples"], sample({"samples": torch.zeros_like(video)})[0]["samples"])],
+        "white": [distance(sample(masked(white))[0]["samples"], size[0]["samples"])],
+        "first frame": kept(sample(masked(first))),
+        "two of the latent": kept(sample(masked(latent_frames))),
+        "corner": [
+            distance(at_corner[..., :2, :2], video[..., :2, :2]),
+            float((at_corner[..., 2, :] - video[..., 2, :]).abs().min()),
+        ],
+        "whole": message(lambda: sample(masked(torch.zeros(1, 48, 48)))),
+        "odd": message(lambda: sample(masked(torch.zeros(5, 48, 48)))),
+        "empty": message(lambda: sample(masked(first, {"samples": torch.zeros_like(video)}))),
+        "nested": message(lambda: sample({"samples": bridge.nested(video, torch.zeros(1, 64, 5))})),
     }

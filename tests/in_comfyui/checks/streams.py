@@ -8,7 +8,19 @@ from typing import Any
 import comfy.nested_tensor
 import comfy.samplers
 import torch
-from check_made import bridge, checkpoint, conditioning, core, distance, empty, joint, random_network, run, sampled
+from check_made import (
+    bridge,
+    checkpoint,
+    conditioning,
+    core,
+    distance,
+    empty,
+    joint,
+    message,
+    random_network,
+    run,
+    sampled,
+)
 from worker import node_class, pack_module
 
 LENGTH = 5
@@ -230,3 +242,34 @@ def memory() -> dict[str, float]:
     packed = model.model.memory_required([1, 1, 16 * 21 * 60 * 104 + 64 * LENGTH])
     model.model.latent_shapes = None
     return {"plain": plain, "packed": packed}
+
+
+def joint_keeps_words() -> dict[str, Any]:
+    """Joint Sampler with words that the mask of a text stream keeps."""
+    model = embedding_model()
+    empty_text = bridge.streams_of(nested_latent(model))[1]
+    video = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    as_content = pack_module("uvg_core.sampling.start").as_text_content
+    ids = torch.tensor([[3, 7, 30, 1, 0]])
+    words = as_content(model.model.diffusion_model, ids).transpose(1, 2).float()
+    free = torch.ones(1, 1, LENGTH)
+    free[..., [0, 2]] = 0
+    frames = torch.ones(1, 1, 2, 4, 6)
+    frames[:, :, 0] = 0
+
+    def sample(text: Any, **changes: Any) -> Any:
+        mask = comfy.nested_tensor.NestedTensor((frames, free))
+        latent = {"samples": bridge.nested(video, text), "noise_mask": mask}
+        given = {"seed": 1, "steps": 3, "guidance": 2.0, "shift": 3.0, "text_length": 0, **changes}
+        return run(
+            "JointSampler", model=model, positive=conditioning(2), negative=conditioning(3), latent=latent, **given
+        )
+
+    latent, text = sample(words)
+    return {
+        "words": text.tokens.tolist(),
+        "frames": [distance(latent["samples"][:, :, n], video[:, :, n]) for n in range(2)],
+        "mask left": "noise_mask" in latent,
+        "empty": message(lambda: sample(torch.zeros_like(empty_text))),
+        "length": message(lambda: sample(words, text_length=9)),
+    }

@@ -12,7 +12,7 @@ const CATEGORY = "Uni-ViGU"
 const KEPT = "uni_vigu_said" // the property, and the name of the box
 const LONGEST = 4000 // characters that are kept and shown; all of a text is in the node's outputs
 const LIVE = "$$node-text-preview" // the front end's own box, for text that forms
-const [LINE, MOST_LINES, LETTER, BORDER] = [16, 8, 6.5, 32] // pixels, for the height that a text asks for
+const [LINE, MOST_LINES, LETTER, BORDER] = [16, 8, 6.5, 26] // pixels, for the height that a text asks for
 
 const tabs = new Map() // prompt -> the workflow that it was queued from
 const waiting = new WeakMap() // workflow in another tab -> what its nodes have said meanwhile, by their place

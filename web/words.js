@@ -12,7 +12,8 @@ const CATEGORY = "Uni-ViGU"
 const KEPT = "uni_vigu_said" // the property, and the name of the box
 const LONGEST = 4000 // characters that are kept and shown; all of a text is in the node's outputs
 const LIVE = "$$node-text-preview" // the front end's own box, for text that forms
-const [LINE, MOST_LINES, LETTER, BORDER] = [16, 8, 6.5, 26] // pixels, for the height that a text asks for
+const WIDTH = 330 // pixels at least of a new node that will have something to say
+const [LINE, MOST_LINES, LETTER, MARGINS, BORDER] = [16, 8, 6.5, 20, 26] // for the height that a text asks for
 
 const tabs = new Map() // prompt -> the workflow that it was queued from
 const waiting = new WeakMap() // workflow in another tab -> what its nodes have said meanwhile, by their place
@@ -63,10 +64,8 @@ function show(node) {
   box ??= addBox(node)
   box.element.value = text
   box.element.style.display = text ? "" : "none"
+  box.element.style.minHeight = `${text ? heightOf(text, node.size[0]) - MARGINS : 0}px` // for Nodes 2.0
   mount(node, box.element)
-  const [width, height] = node.size
-  const needed = node.computeSize()[1]
-  if (text && height < needed) node.setSize([width, needed])
   node.setDirtyCanvas?.(true, true)
 }
 
@@ -174,6 +173,12 @@ app.registerExtension({
   name: "UniViGU.Words",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.category !== CATEGORY) return
+    const created = nodeType.prototype.onNodeCreated
+    nodeType.prototype.onNodeCreated = function (...given) {
+      const answer = created?.apply(this, given)
+      if (nodeData.has_intermediate_output && this.size[0] < WIDTH) this.setSize([WIDTH, this.size[1]])
+      return answer
+    }
     const configured = nodeType.prototype.onConfigure
     nodeType.prototype.onConfigure = function (...given) {
       configured?.apply(this, given)

@@ -447,7 +447,7 @@ def test_no_name_and_no_prompt_stops_the_server(own: Server) -> None:
     shutil.copy(SAMPLES.parent / "uvg_sample.mp4", odd / os.fsdecode(b"fine\xe9.mp4"))
     (odd / os.fsdecode(b"fine\xe9.txt")).write_text("a red circle")
     for make in (caption_folder, load_clips):
-        shown = "\n".join(texts_of(person.run(make("odd"))))
+        shown = "\n".join(set(texts_of(person.run(make("odd")))))  # the node says what the preview shows
         assert shown.count("caf\\udce9.mp4") == 1
         assert "\\u202egpj.mp4" in shown
     for name, changes in (
@@ -458,6 +458,31 @@ def test_no_name_and_no_prompt_stops_the_server(own: Server) -> None:
     ):
         assert "half of a character" in error_of(person.run(workflow(name, **changes)))["exception_message"]
     assert texts_of(person.run(workflow("video_to_text")))
+
+
+NO_NUMBERS = [
+    ("text_to_video", "UniFlowSampler", "guidance", float("nan"), "guidance (-1 = auto) is nan; expected a number"),
+    ("text_to_video", "UniFlowSampler", "shift", float("nan"), "shift (0 = auto) is nan; expected a number"),
+    ("text_to_video", "UniFlowSampler", "denoise", float("nan"), "denoise is nan; expected a number"),
+    ("video_to_text", "VideoToTextDenoise", "temperature", float("nan"), "temperature (-1 = auto) is nan"),
+    ("video_to_text", "VideoToTextDenoise", "top_p", float("nan"), "top_p is nan; expected a number"),
+    ("video_to_text", "UniViGUEncodeVideo", "fps", float("nan"), "fps (-1 = auto) is nan; expected a number"),
+]
+CONNECTED = [  # what is connected is not held to the widget's range
+    ("text_to_video", "UniFlowSampler", "guidance", float("nan"), "guidance (-1 = auto) is nan; expected a number"),
+    ("text_to_video", "UniFlowSampler", "guidance", 2000.0, "guidance (-1 = auto) is 2000.0; expected a number from"),
+    ("video_to_text", "VideoToTextDenoise", "top_p", 2.0, "top_p is 2.0; expected a number above 0, at most 1"),
+]
+
+
+def test_a_value_that_is_no_number_is_named_by_its_widget(own: Server) -> None:
+    person = Person(own)
+    for case in (*NO_NUMBERS, *CONNECTED):
+        name, node, widget, value, words = case
+        source = {"class_type": "PrimitiveFloat", "inputs": {"value": value}}
+        graph = workflow(name, **{node: {widget: ["number", 0] if case in CONNECTED else value}})
+        found = error_of(person.run({**graph, "number": source} if case in CONNECTED else graph))
+        assert found["exception_message"].startswith(words)
 
 
 def test_messages_name_no_folder_of_the_server(own: Server) -> None:

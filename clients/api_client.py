@@ -588,7 +588,7 @@ def _run_command(args: argparse.Namespace) -> None:
         return
     with closing(ProgressLine(graph)) as progress:
         result = client.run(graph, progress)
-    for text in chain.from_iterable(result.texts.values()):
+    for text in dict.fromkeys(chain.from_iterable(result.texts.values())):  # once, though several nodes show it
         print(printable(text), flush=True)
     for file in result.files:
         _note(f"saved {client.download(file, args.out)}")

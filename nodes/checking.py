@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import widgets
 from .comfy.checking import NodeCheck
 from .comfy.folders import NO_FILE, fingerprint
-from .comfy.showing import Progress
+from .comfy.paths import shown
+from .comfy.showing import Progress, said
 from .types import Node, output, schema
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class UniViGUCheck(Node):
             "Check Uni-ViGU",
             "Decides by the model's own losses on a few real clips which latent space and text states it "
             "was trained with, runs each job once, and gives the text for a bug report.",
+            says=True,
             search_aliases=["uni-vigu check", "latent space", "bug report"],
             is_output_node=True,
             inputs=[
@@ -32,7 +34,8 @@ class UniViGUCheck(Node):
                 widgets.vae("From Load Uni-ViGU."),
                 widgets.null_embedding(
                     "The release's empty_context_t5_emb.pt, as further evidence: it was computed with one of the two "
-                    "kinds of text states."
+                    "kinds of text states.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -53,6 +56,6 @@ class UniViGUCheck(Node):
         check = NodeCheck(model, clip, vae, null_embedding, progress)
         for _ in check.lines():
             progress.text("\n".join(check.report))
-        report = progress.text("\n".join(check.report), last=True)
+        report = shown("\n".join(check.report))
         log.info("Uni-ViGU check:\n%s", report)
-        return io.NodeOutput(check.model, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(check.model, report, ui=said(report))

@@ -31,7 +31,7 @@ class UniViGUEmptyLatent(Node):
             inputs=[
                 widgets.model("Says what kind of latent is needed."),
                 *widgets.size(),
-                widget(Sampling, "text_length", tooltip=tooltip),
+                widget(Sampling, "text_length", tooltip=tooltip, advanced=True),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once."),
             ],
             outputs=[

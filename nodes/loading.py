@@ -16,13 +16,13 @@ from ..uvg_core.settings import Number, setting, settings
 from . import widgets
 from .comfy.folders import file_names, file_path, fingerprint
 from .comfy.latents import belong_to, fit_preview
-from .comfy.loading import WEIGHT_DTYPES, components_in, load_encoder, load_network, load_vae
+from .comfy.loading import WEIGHT_DTYPES, components_in, load_encoder, load_network, load_vae, notes_on
 from .comfy.lora import apply_lora
 from .comfy.names import FROM_CHECKPOINT
 from .comfy.network import network_of, run_facts
 from .comfy.paths import shown
 from .comfy.saving import output_file, save_checkpoint
-from .comfy.showing import Progress
+from .comfy.showing import Progress, said
 from .types import Node, output, schema
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class UniViGULoader(Node):
             cls,
             "Load Uni-ViGU",
             "Loads a Uni-ViGU checkpoint: native, converted, fp8, all-in-one, or the release's own .pth.",
+            says=True,
             search_aliases=["uni-vigu loader", "wan text video understanding"],
             inputs=[
                 io.Combo.Input(
@@ -118,7 +119,7 @@ class UniViGULoader(Node):
         decoder = load_vae(path if vae == own else file_path("vae", vae))
         fit_preview(model, decoder)
         belong_to(decoder, run)
-        return io.NodeOutput(model, clip, decoder)
+        return io.NodeOutput(model, clip, decoder, ui=said(*notes_on(model, checkpoint)))
 
 
 @settings
@@ -153,7 +154,7 @@ class UniViGULoraLoader(Node):
                 io.Model.Output(tooltip="The model with the LoRA on it."),
                 output(io.String, "report", "How many layers matched, and which did not."),
             ],
-            hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -164,10 +165,9 @@ class UniViGULoraLoader(Node):
     @classmethod
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
         patched, match = apply_lora(model, file_path("lora", lora), strength_video, strength_text)
-        line = f"{lora}: {match.at(strength_video, strength_text)}"
-        line = Progress(cls.hidden.unique_id).text(line, last=True)
+        line = shown(f"{lora}: {match.at(strength_video, strength_text)}")
         log.info("%s", line)
-        return io.NodeOutput(patched, line)
+        return io.NodeOutput(patched, line, ui=said(line))
 
 
 class UniViGUSave(Node):
@@ -196,6 +196,7 @@ class UniViGUSave(Node):
                 widgets.vae("Puts the VAE into the file (all-in-one).", optional=True),
             ],
             outputs=[output(io.String, "file", "The path of the file.")],
+            says=True,
             hidden=[io.Hidden.unique_id],
         )
 
@@ -207,5 +208,5 @@ class UniViGUSave(Node):
         path = output_file(filename_prefix, kind)
         progress = Progress(cls.hidden.unique_id, steps=100)
         save_checkpoint(path, model, clip, vae, None if dtype == "as loaded" else dtype, partial(progress, "saving"))
-        progress.text(f"saved {path}", last=True)
-        return io.NodeOutput(shown(str(path)))
+        file = shown(str(path))
+        return io.NodeOutput(file, ui=said(f"saved {file}"))

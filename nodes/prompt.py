@@ -15,7 +15,7 @@ from .comfy.conditioning import encode_prompt
 from .comfy.folders import NO_FILE, file_path, fingerprint
 from .comfy.paths import opened_text
 from .comfy.repeating import AFTER, ITEM, runs_behind
-from .comfy.showing import Progress
+from .comfy.showing import said
 from .types import Node, output, schema
 from .widgets import read, widget
 
@@ -107,6 +107,7 @@ class UniViGUPromptList(Node):
             search_aliases=["batch prompts", "prompts from file", "wildcards", "dynamic prompts", "for each", "loop"],
             is_input_list=True,
             enable_expand=True,
+            says=True,
             accept_all_inputs=True,  # those of the later runs, see runs_behind
             inputs=[
                 widget(Prompts, "prompts", multiline=True),
@@ -133,14 +134,11 @@ class UniViGUPromptList(Node):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Every input is a list. The first item is given here; a node of this kind for each of the others."""
-        node, progress = cls.hidden.unique_id, Progress(cls.hidden.unique_id)
         if ITEM in inputs:
             prompt, seed, name, shown = inputs[ITEM][0]
-            progress.text(shown, last=True)
-            return io.NodeOutput(prompt, seed, name)
+            return io.NodeOutput(prompt, seed, name, ui=said(shown))
         own = {name: values[0] for name, values in inputs.items() if values and not name.startswith(AFTER)}
         items = read(Prompts, {**own, "prompts": "\n".join(inputs["prompts"])}).items()
         shown = [(*item, f"{number} of {len(items)}: {item[0]}") for number, item in enumerate(items, 1)]
-        progress.text(shown[0][-1], last=True)
-        runs = runs_behind(cls.hidden.dynprompt, node, shown[1:]) if len(items) > 1 else None
-        return io.NodeOutput(*items[0], expand=runs)
+        runs = runs_behind(cls.hidden.dynprompt, cls.hidden.unique_id, shown[1:]) if len(items) > 1 else None
+        return io.NodeOutput(*items[0], expand=runs, ui=said(shown[0][-1]))

@@ -29,7 +29,7 @@ from .comfy.sampling import (
     schedulers,
     with_shift,
 )
-from .comfy.showing import Progress
+from .comfy.showing import Progress, blocked, said
 from .types import Node, UvgText, output, schema
 from .widgets import read, widget
 
@@ -59,6 +59,13 @@ def video_widgets() -> list[Any]:
     ]
 
 
+NO_WORDS = "Joint Sampler gives captions where its input clip is connected: connect CLIP of Load Uni-ViGU to it"
+
+
+def captions(tooltip: str) -> Any:
+    return output(io.String, "captions", tooltip, is_output_list=True)
+
+
 def generated_text() -> Any:
     tooltip = "The tokens, for Text Decoder, with the steps that were recorded."
     return output(UvgText, "text", tooltip)
@@ -72,7 +79,7 @@ class UniFlowSampler(Node):
             "Uni-Flow Sampler",
             "Text to video. ComfyUI's own samplers; both passes of guidance see the positive prompt's text "
             "stream, as in the release.",
-            search_aliases=["ksampler", "text to video"],
+            search_aliases=["ksampler", "text to video", "t2v", "txt2vid", "generate video"],
             inputs=[
                 widgets.model(),
                 *widgets.prompts("The prompt, from Uni-ViGU Prompt."),
@@ -115,7 +122,10 @@ class VideoToTextDenoise(Node):
             "Video-to-Text Denoise",
             "Describes a clip: the video is held clean, the text forms from noise. The text shows in the "
             "node while it forms.",
-            search_aliases=["caption video", "describe video", "vqa"],
+            search_aliases=[
+                *("caption", "describe", "interrogate", "img2txt", "vid2txt", "v2t", "image to text", "video to text"),
+                *("caption video", "describe video", "vqa"),
+            ],
             inputs=[
                 widgets.model(),
                 widgets.clip(),
@@ -132,8 +142,9 @@ class VideoToTextDenoise(Node):
                 record(),
                 widgets.video_cache(),
             ],
-            outputs=[generated_text()],
+            outputs=[generated_text(), captions("The caption, one for each clip of the batch.")],
             hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -153,11 +164,12 @@ class VideoToTextDenoise(Node):
             progress.text(words)
 
         sampling, record = read(Sampling, inputs), read(Recording, inputs).record
-        text, words = describe(
+        text, first = describe(
             model, clip, latent["samples"], sampling, hint=hint, template=template, record=record, report=report
         )
-        progress.text(words, last=True)
-        return io.NodeOutput(text)
+        progress.text(first, last=True)
+        words = text.words(tokenizer_of(clip))
+        return io.NodeOutput(text, words, ui=said(*words))
 
 
 class JointSampler(Node):
@@ -169,7 +181,7 @@ class JointSampler(Node):
             "Joint Sampler",
             "From a brief prompt, a clip and its caption at once, on one clock. The preview shows the "
             "clip, the node the text.",
-            search_aliases=["text and video", "t2vt"],
+            search_aliases=["text and video", "t2vt", "text to video with caption"],
             inputs=[
                 widgets.model(),
                 *widgets.prompts("The brief prompt, from Uni-ViGU Prompt."),
@@ -198,11 +210,18 @@ class JointSampler(Node):
                     **hidden,
                 ),
                 record(),
-                widgets.clip("Shows the words in the node while they form.", optional=True),
+                widgets.clip(
+                    "Turns tokens into words: they show in the node, and come out as captions.", optional=True
+                ),
                 guidance_end(),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip, for VAE Decode."), generated_text()],
+            outputs=[
+                io.Latent.Output(tooltip="The clip, for VAE Decode."),
+                generated_text(),
+                captions("The caption, one for each clip of the batch. Needs the input clip."),
+            ],
             hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -251,12 +270,13 @@ class JointSampler(Node):
             sigmas=sigmas,
         )
         text = recorder.text(tokens)
-        if tokenizer is not None:
-            progress.text(tokenizer.text(text.tokens[0]), last=True)
+        words = [] if tokenizer is None else text.words(tokenizer)
+        if words:
+            progress.text(words[0], last=True)
         if free is not None:  # to the network's space and back is not quite where it was
             samples = torch.where(free > 0, samples, video.to(samples))
         rest = {key: value for key, value in latent.items() if not getattr(value, "is_nested", False)}
-        return io.NodeOutput({**rest, "samples": samples}, text)
+        return io.NodeOutput({**rest, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words))
 
 
 def _video_of(model: Any, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from .comfy.captions import AT_ONCE, GeneratedText, RecordedStep, rank
 from .comfy.conditioning import tokenizer_of
 from .comfy.latents import decode_latent, require_video_latent
 from .comfy.network import network_of
-from .comfy.showing import Progress
+from .comfy.showing import Progress, said
 from .media import as_image
 from .types import Node, UvgText, output, schema
 from .widgets import read, widget
@@ -39,8 +39,7 @@ class UniViGUTextDecoder(Node):
 
     @classmethod
     def execute(cls, text: GeneratedText, clip: Any) -> io.NodeOutput:
-        tokenizer = tokenizer_of(clip)
-        return io.NodeOutput([tokenizer.text(row) for row in text.tokens])
+        return io.NodeOutput(text.words(tokenizer_of(clip)))
 
 
 class UniViGURankCaptions(Node):
@@ -51,6 +50,7 @@ class UniViGURankCaptions(Node):
             "Rank Captions",
             "Which of these texts fits the clip best? Scores are minus the text flow's loss; all texts "
             "meet the same noise.",
+            says=True,
             search_aliases=["classify video", "text video matching"],
             inputs=[
                 widgets.model(),
@@ -83,9 +83,8 @@ class UniViGURankCaptions(Node):
         order = sorted(range(len(candidates)), key=lambda n: -scores[n])
         best = candidates[order[0]]
         lines = "\n".join(f"{scores[n]:9.3f}  {shares[n]:6.1%}  {candidates[n]}" for n in order)
-        progress.text(best, last=True)
         plot = as_image(draw_ranking(candidates, scores, shares, "Which text fits the clip"))
-        return io.NodeOutput(best, lines, plot)
+        return io.NodeOutput(best, lines, plot, ui=said(lines))
 
 
 @settings
@@ -118,7 +117,7 @@ class UniViGUTrajectory(Node):
                 widgets.clip(),
                 widgets.vae("Shows the clip of a joint run beside the text.", optional=True),
                 *[widget(Sheet, name, optional=True) for name in ("title", "layout", "columns")],
-                widget(Sheet, "cell", step=8, optional=True),
+                widget(Sheet, "cell", step=8, optional=True, advanced=True),
             ],
             outputs=[io.Image.Output(tooltip="One picture, or one for each step.")],
         )

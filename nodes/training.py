@@ -34,8 +34,8 @@ from . import widgets
 from .comfy.conditioning import tokenizer_of
 from .comfy.network import network_of, run_facts
 from .comfy.paths import shown
-from .comfy.showing import Progress
-from .comfy.training import OutputFile, TrainingRun, best_precision, blocked, require_components
+from .comfy.showing import Progress, blocked, said
+from .comfy.training import OutputFile, TrainingRun, best_precision, require_components
 from .media import Folder, as_image, info_of, sized
 from .media import read as read_video
 from .types import LoraModel, LossMap, Node, output, schema
@@ -55,6 +55,7 @@ class UniViGULoadClips(Node):
             "Load Training Clips",
             "The clips of a folder with their texts: clip.mp4, its prompt clip.txt, its detailed caption "
             "clip.detail.txt. Says what it left out, and why.",
+            says=True,
             search_aliases=["load video dataset", "training data"],
             inputs=[
                 widgets.model("Says how long clips and texts may be."),
@@ -111,11 +112,11 @@ class UniViGULoadClips(Node):
                 recursive=folder.subfolders,
                 progress=progress,
             )
-        report = progress.text(str(found).removeprefix(f"{found.folder}: "), last=True)
+        report = shown(str(found).removeprefix(f"{found.folder}: "))
         log.info("%s", report)
         videos = [InputImpl.VideoFromFile(str(pair.path)) for pair in found.usable]
         texts = [pair.prompt for pair in found.usable], [pair.detail or "" for pair in found.usable]
-        return io.NodeOutput(videos, *texts, report)
+        return io.NodeOutput(videos, *texts, report, ui=said(report))
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class UniViGUTrain(Node):
             search_aliases=["train lora", "fine-tune", "knowledge recall", "capability refinement"],
             is_output_node=True,
             is_input_list=True,
+            says=True,
             inputs=[
                 widgets.model("Stays as it is: a copy of it learns."),
                 widgets.clip("The CLIP, from Load Uni-ViGU."),
@@ -319,4 +321,5 @@ class UniViGUTrain(Node):
             f"Train Uni-ViGU trained {config.trains}, and there is no LoRA; what it learnt is in {shown(str(run.file))}"
         )
         samples = [as_image(picture) for picture in run.pictures] or blocked(None)
-        return io.NodeOutput(lora, {"loss": run.losses}, config.steps, shown(str(run.file or "")), samples)
+        file = shown(str(run.file or ""))
+        return io.NodeOutput(lora, {"loss": run.losses}, config.steps, file, samples, ui=said("\n".join(run.notes)))

@@ -37,7 +37,7 @@ from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
 from .comfy.paths import shown
 from .comfy.saving import output_file, place_in_output, workflow_tags
-from .comfy.showing import Progress
+from .comfy.showing import Progress, said
 from .media import (
     Folder,
     Rate,
@@ -73,7 +73,7 @@ class UniViGUEncodeVideo(Node):
                 io.Latent.Output(tooltip="The clip, clean, for Video-to-Text Denoise and Rank Captions."),
                 output(io.String, "note", "Which frames were taken, and how they were resized and cropped."),
             ],
-            hidden=[io.Hidden.unique_id],
+            says=True,
         )
 
     @classmethod
@@ -85,8 +85,8 @@ class UniViGUEncodeVideo(Node):
             pixels, note = fit_pixels(as_pixels(video), fitting(run, size, max(fps, 0.0)))  # images have no rate
         else:
             pixels, note = read_video(video, fitting(run, size, fps))
-        note = Progress(cls.hidden.unique_id).text(note, last=True)
-        return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note)
+        note = shown(note)
+        return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note, ui=said(note))
 
 
 REMEMBERED = 1000  # prompts about folders
@@ -135,6 +135,7 @@ class UniViGUCaptionFolder(Node):
             search_aliases=["batch caption", "dataset caption"],
             is_output_node=True,
             not_idempotent=True,
+            says=True,
             inputs=[
                 widgets.model(),
                 widgets.clip(),
@@ -212,7 +213,8 @@ class UniViGUCaptionFolder(Node):
             names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
             table = table_of(report.captions, names, spec)
         captions = [text for _, text in report.captions]
-        return io.NodeOutput(captions, progress.text(str(report), last=True), names, table)
+        words = shown(str(report))
+        return io.NodeOutput(captions, words, names, table, ui=said(words))
 
 
 def later_widgets() -> list[Any]:
@@ -275,7 +277,8 @@ class UniViGUSaveCaptionedVideo(Node):
                 io.Video.Output(tooltip="The input video, unchanged."),
                 output(io.String, "file", "The path of the file."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            says=True,
         )
 
     @classmethod
@@ -290,7 +293,7 @@ class UniViGUSaveCaptionedVideo(Node):
             write_new(path.with_suffix(".txt"), caption.strip() + "\n")
         if own.srt and cues:
             write_new(path.with_suffix(".srt"), as_srt(cues))
-        Progress(cls.hidden.unique_id).text(f"saved {path}" if cues else f"saved {path} without a caption", last=True)
         name, folder = place_in_output(path)
         saved = ui.PreviewVideo([ui.SavedResult(name, folder, io.FolderType.output)])
-        return io.NodeOutput(video, shown(str(path)), ui=saved)
+        words = said(f"saved {path}" if cues else f"saved {path} without a caption")
+        return io.NodeOutput(video, shown(str(path)), ui={**saved.as_dict(), **words})

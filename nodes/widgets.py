@@ -121,7 +121,7 @@ def captioning() -> list[Any]:
             step=0.05,
             tooltip="0 always takes the likeliest word. Below 0: what the checkpoint recommends.",
         ),
-        widget(Sampling, "top_p", min=0.01, step=0.01),
+        widget(Sampling, "top_p", min=0.01, step=0.01, advanced=True),
         widget(
             Sampling,
             "stop_when_stable",

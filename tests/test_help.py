@@ -56,7 +56,7 @@ def test_the_schemas_are_understood() -> None:
     assert len(nodes()) == 19
     assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text", "null_embedding"]
     assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
-    assert list(nodes()["JointSampler"].outputs) == ["LATENT", "text"]
+    assert list(nodes()["JointSampler"].outputs) == ["LATENT", "text", "captions"]
 
 
 def test_every_input_and_output_has_a_tooltip() -> None:

@@ -40,6 +40,10 @@ class GeneratedText:
     tokens: Tensor
     record: tuple[RecordedStep, ...] = ()
 
+    def words(self, tokenizer: Any) -> list[str]:
+        """One text for each clip of the batch."""
+        return [tokenizer.text(row) for row in self.tokens]
+
 
 class Recorder:
     """Keeps ``record`` steps of a run, spread evenly; where a run ends early, as many of its last ones."""

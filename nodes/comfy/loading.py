@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...uvg_core.checkpoint import Overrides
-from ...uvg_core.checkpoint.config import say_unchecked
+from ...uvg_core.checkpoint.config import say_unchecked, unchecked
 from ...uvg_core.checkpoint.detect import Checkpoint, open_checkpoint
 from ...uvg_core.checkpoint.fit import open_network
 from ...uvg_core.checkpoint.keys import ENCODER_PREFIX, TOKENIZER_KEY, VAE_PREFIX, strip_wrappers
@@ -38,12 +38,17 @@ from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.pipeline.component_files import ENCODER, VAE
 from .latents import came_in, is_wan_vae
+from .network import network_of, run_facts
 
 log = logging.getLogger(__name__)
 
 SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 MARKS = ("comfy_quant", "scaled_fp8")  # what core marks quantised layers by, beside metadata
 SPARE = 2e9  # bytes of a card for its context, workspaces, the screen and what ComfyUI keeps around a pass
+SQUEEZED = (
+    "this card is too small for the network in two bytes a number; its large matrices are kept in fp8 with a scale "
+    "each, as convert --dtype fp8 does. Set weight_dtype to bf16 to keep them as they are"
+)
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
     "bf16": {"dtype": torch.bfloat16},
@@ -68,10 +73,7 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
     squeezed = weight_dtype == "default" and _is_too_large(tensors, config)
     if squeezed:
         tensors, metadata[METADATA_KEY] = _in_eight_bits(tensors)
-        log.warning(
-            "Uni-ViGU: this card is too small for the network in two bytes a number; its large matrices are kept in "
-            "fp8 with a scale each, as convert --dtype fp8 does. Set weight_dtype to bf16 to keep them as they are"
-        )
+        log.warning("Uni-ViGU: %s", SQUEEZED)
     model = comfy.sd.load_diffusion_model_state_dict(
         tensors, model_options=WEIGHT_DTYPES[weight_dtype], metadata=metadata, disable_dynamic=disable_dynamic
     )
@@ -82,6 +84,14 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         model.model.manual_cast_dtype = torch.float32  # quantised weights: core computes in what the card is best at
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
     return model
+
+
+def notes_on(model: Any, name: str) -> list[str]:
+    """What there is to say of a MODEL from the file of that name, where something is not as it may be expected."""
+    notes, run = [], run_facts(model)
+    if not run.checked:
+        notes.append(unchecked(name, network_of(model).config.latent_space, run.text_states or TEXT_STATES[0]))
+    return [*notes, SQUEEZED] if model.model.squeezed else notes
 
 
 def _read(path: str, network: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import latent_preview
+from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from .network import latent_format_of
 from .paths import shown
 
 log = logging.getLogger(__name__)
+
+SAID = "uni_vigu.said"  # the event of words that come without outputs; web/uni_vigu.js listens to it
 
 
 def preview_of(model: Any, steps: int) -> Any:
@@ -57,20 +60,41 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(done, total, ("JPEG", picture, None))
 
-    def text(self, text: str, *, last: bool = False) -> str:
-        """Show text in the node, at most ten times a second, to the client that queued the prompt. Gives a ``last``
-        text as it is shown."""
+    def text(self, text: str, *, last: bool = False) -> None:
+        """Show text in the node while it works, at most ten times a second but for a ``last`` one, to the client that
+        queued the prompt. What is to stay goes out with the outputs: ``said``."""
         now = time.monotonic()
         if not last and now - self._last <= 0.1:
-            return text
-        text, self._last = shown(text), now
-        server = getattr(PromptServer, "instance", None)  # absent where nodes run without a server
-        client = getattr(server, "client_id", None)  # none: a prompt that nobody waits for; to core that means all
-        if server is not None and client is not None and self._node_id is not None:
-            # A copy of a node, which runs for another prompt of a list, is not on the canvas.
-            node = server.last_node_id if "." in self._node_id else self._node_id
-            server.send_progress_text(text, node, client)
-        return text
+            return
+        self._last = now
+        server, client, node = self._reader()
+        if client is not None and node is not None:
+            server.send_progress_text(shown(text), node, client)
+
+    def leave(self, text: str) -> None:
+        """Text that stays in the node of a run that ends without outputs, for the client that queued it."""
+        self.text(text, last=True)
+        server, client, node = self._reader()
+        if client is not None and node is not None:
+            server.send_sync(SAID, {"node": node, **said(text)}, client)
+
+    def _reader(self) -> tuple[Any, str | None, str | None]:
+        """The server, None where nodes run without one; who waits for the prompt: None is nobody, and to core all; and
+        the node on the canvas. A copy of a node, which runs for another prompt of a list, is not there."""
+        server: Any = getattr(PromptServer, "instance", None)
+        is_copy = server is not None and self._node_id is not None and "." in self._node_id
+        return server, getattr(server, "client_id", None), server.last_node_id if is_copy else self._node_id
+
+
+def blocked(message: str | None) -> Any:
+    """An output that there is nothing for: what is connected to it does not run; None does not even say so."""
+    return ExecutionBlocker(message)
+
+
+def said(*texts: str) -> dict[str, list[str]]:
+    """What a node has to say in the end, as the ``ui`` of its outputs: it reaches the history and the page that queued
+    the prompt, where web/uni_vigu.js keeps it in the node. Core sends it for cached nodes too."""
+    return {"text": [shown(text) for text in texts]}
 
 
 def offer_samples() -> None:

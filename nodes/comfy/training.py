@@ -20,7 +20,6 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy.model_management import throw_exception_if_processing_interrupted
-from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ...uvg_core.config import CheckpointConfig, RunConfig
@@ -42,6 +41,7 @@ from ...uvg_core.training.trainer import Callbacks, Trainer
 from .conditioning import encode_prompt, tokenizer_of
 from .latents import decode_latent, encode_pixels, require_video_vae
 from .network import latent_format_of, network_of, weights_of
+from .paths import shown
 from .saving import output_file, save_checkpoint, value_of
 from .showing import Progress
 
@@ -50,11 +50,6 @@ log = logging.getLogger(__name__)
 LARGE = 500_000_000  # weights of a network from which on blocks are recomputed in the backward pass
 RECENT_STEPS = 20  # whose mean losses are shown
 LOSSES = ("loss", "video", "text")
-
-
-def blocked(message: str | None) -> Any:
-    """An output that there is nothing for: what is connected to it does not run; None does not even say so."""
-    return ExecutionBlocker(message)
 
 
 def require_components(model: Any, clip: Any, vae: Any, trains: str) -> None:
@@ -136,7 +131,8 @@ class TrainingRun:
 
     ``run``: sizes of the clips. ``config.out`` and ``config.device`` are not used. ``train`` fills in the rest:
     ``lora`` in ComfyUI's names, or the ``file`` of the network that was trained; the loss of every step; a picture of
-    every sample. A run that is cancelled or breaks off writes what was learnt, too.
+    every sample; ``notes``: what there is to say of it afterwards. A run that is cancelled or breaks off writes what
+    was learnt, too.
     """
 
     model: Any
@@ -150,6 +146,7 @@ class TrainingRun:
     file: Path | None = None
     losses: list[float] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _recent: deque[StepMetrics] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     _caption: str = ""
 
@@ -182,7 +179,8 @@ class TrainingRun:
         shards = build_shards(source, parts, cache, per_shard=shard_clips(self.run), progress=report, say=log.debug)
         if shards.left_out:
             lost = f"{len(shards.left_out)} of {len(source)} clips cannot be read and are left out"
-            log.warning("%s", self.progress.text("\n".join([lost, *tally(shards.left_out)]), last=True))
+            self.notes += [shown("\n".join([lost, *tally(shards.left_out)]))]
+            log.warning("%s", self.notes[-1])
         with torch.inference_mode(False):
             return Shards(cache, in_memory=True)
 
@@ -203,6 +201,7 @@ class TrainingRun:
             else:
                 self.progress.text("writing the checkpoint", last=True)
                 self.file = self._write(trainer, learnt)
+                self.notes += [f"saved {self.file}"]
         finally:
             accelerator.free_memory()
             comfy.model_management.soft_empty_cache()
@@ -216,7 +215,7 @@ class TrainingRun:
                 raise
             note = self._keep(trainer)
             log.warning("Training ended at step %d of %d: %s", trainer.step, self.config.steps, note)
-            self.progress.text(note, last=True)
+            self.progress.leave(note)
             if isinstance(error, UniViGUError):
                 raise UniViGUError(f"{error}. {note}") from error
             raise
@@ -238,6 +237,8 @@ class TrainingRun:
         # Two short lines, as wide as a node.
         lines = " ".join([f"{step}/{steps}", *known]), f"{minutes}:{seconds:02} left"
         self.progress.text("\n".join(lines) + self._caption, last=step == steps)
+        if step == steps:
+            self.notes += [lines[0] + self._caption]
         if step == steps or step % max(1, steps // 10) == 0:
             log.info("%s, %s", *lines)
 

@@ -111,6 +111,27 @@ WATCH = """() => {
   look();
 }"""
 
+# What a node's box shows, what the saved workflow keeps of it, and the saved values of the node's widgets.
+BOX = "What the node said"
+SAID = """id => {
+  const node = app.graph.getNodeById(id), boxes = node.widgets.filter(w => w.element?.ariaLabel);
+  if (boxes.length > 1 || node.widgets.some(w => w.name === '$$node-text-preview')) throw new Error('said twice');
+  const {properties, widgets_values} = node.serialize();
+  return [boxes[0]?.element.value ?? '', properties.uni_vigu_said ?? '', widgets_values];
+}"""
+
+# Where a widget lies on the page, and how it shows a number that stands for "auto".
+PLACE = """([id, name, share]) => {
+  const node = app.graph.getNodeById(id), {scale, offset} = app.canvas.ds;
+  const place = [node.pos[0] + share * node.size[0], node.pos[1] + node.widgets.find(w => w.name === name).y + 10];
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return [canvas.left + (place[0] + offset[0]) * scale, canvas.top + (place[1] + offset[1]) * scale];
+}"""
+SHOWN = """([id, name]) => {
+  const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+  return [widget.value, widget._displayValue];
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -197,20 +218,44 @@ class Canvas:
 
     def run(self, seconds: float = SECONDS) -> Run:
         """Press Run and wait for the end."""
-        self.page.evaluate(WATCH)
-        self.page.get_by_test_id("queue-button").click()
-        self.page.wait_for_function("window.uvg.end", timeout=seconds * 1000)
-        kind, detail = self.page.evaluate("window.uvg.end")
+        kind, detail = self.end_of_run(seconds)
         if "training needs the package" in str(detail):
             pytest.skip(detail["exception_message"])
         assert kind == "execution_success", detail
         return Run(self)
 
+    def end_of_run(self, seconds: float = SECONDS) -> tuple[str, Any]:
+        self.page.evaluate(WATCH)
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function("window.uvg.end", timeout=seconds * 1000)
+        kind, detail = self.page.evaluate("window.uvg.end")
+        return kind, detail
+
+    def reload(self) -> None:
+        """As a user does; the front end brings the workflow back."""
+        count = self.page.evaluate("app.graph._nodes.length")
+        self.page.reload()
+        self.page.wait_for_function("count => window.app?.canvas && app.graph?._nodes.length === count", arg=count)
+
+    def click(self, node: str, widget: str, share: float) -> None:
+        """Click on a widget on the classic canvas, at a share of the node's width."""
+        self.page.mouse.click(*self.page.evaluate(PLACE, [node, widget, share]))
+
     def node(self, title: str) -> str:
         """The id of the node of that title."""
-        ids = self.page.evaluate("title => app.graph._nodes.filter(n => n.title === title).map(n => n.id)", title)
+        ids = self.page.evaluate("t => app.graph._nodes.filter(n => n.title === t).map(n => n.id)", title)
         assert len(ids) == 1, f"{title}: {ids}"
         return str(ids[0])
+
+    def said(self, node: str) -> str:
+        """The text of a node's box on the canvas, which is its only one and changes nothing that a run reads; empty
+        where it has none."""
+        text, in_workflow, values = self.page.evaluate(SAID, node)
+        shown = [area.input_value() for area in self.page.get_by_label(BOX).all() if area.is_visible()]
+        assert not text or shown.count(text) == 1, shown
+        assert in_workflow == text
+        assert text not in [value for value in values if value]
+        return str(text)
 
     def picture(self, path: Path) -> None:
         """A JPEG of the whole graph, as large as it goes at this width."""
@@ -257,14 +302,14 @@ class Run:
         assert found in shown
         return found
 
-    def live(self, title: str, final: str, at_least: int) -> None:
-        """The node's own text, which changed on the way to ``final`` and was seen on the canvas while it ran: front
-        ends since 1.58 take it away when the job ends."""
+    def said(self, title: str, final: str, live: int = 0) -> None:
+        """What the node says in the end, once; ``live``: so many texts were seen on the canvas on the way to it."""
         node = self.canvas.node(title)
-        texts = self.page.evaluate("id => window.uvg.live[id] ?? []", node)
-        assert texts[-1] == final
-        assert len(set(texts)) >= at_least, texts
-        assert self.page.evaluate("id => window.uvg.seen[id] ?? []", node)
+        assert self.canvas.said(node) == final
+        if live:
+            texts = self.page.evaluate("id => window.uvg.live[id] ?? []", node)
+            assert len(set(texts)) >= live, texts
+            assert self.page.evaluate("id => window.uvg.seen[id] ?? []", node)
 
     def video(self, count: int = 1) -> None:
         """Videos that play in the canvas, of 48 pixels enlarged 6 times."""
@@ -288,25 +333,62 @@ def text_to_video(run: Run) -> None:
 
 
 def video_to_text(run: Run) -> None:
-    run.live("Video-to-Text Denoise", run.text("The caption", SAMPLE), 2)
-    run.live("Encode Video for Uni-ViGU", run.text("What was read of the clip", r"uvg_sample\.mp4: 9 of .*"), 1)
+    run.said("Video-to-Text Denoise", run.text("The caption", SAMPLE), live=2)
+    run.said("Encode Video for Uni-ViGU", run.text("What was read of the clip", r"uvg_sample\.mp4: 9 of .*"))
     run.video()
+
+    words_stay(run.canvas)
+    auto_is_a_word(run.canvas)
+
+
+def words_stay(canvas: Canvas) -> None:
+    """After a reload, and when all of a run comes from the cache; and not when a run fails: for the template of
+    video-to-text that has run."""
+    nodes = [canvas.node(title) for title in ("Video-to-Text Denoise", "Encode Video for Uni-ViGU")]
+    words = [canvas.said(node) for node in nodes]
+    assert words[0] == SAMPLE
+    canvas.page.wait_for_function("Object.values(localStorage).some(draft => draft.includes('uni_vigu_said'))")
+    canvas.reload()
+    assert [canvas.said(node) for node in nodes] == words
+    canvas.run()
+    assert [canvas.said(node) for node in nodes] == words
+
+
+def auto_is_a_word(canvas: Canvas) -> None:
+    """A number that stands for "auto" is shown and taken as the word; the value stays the number."""
+    node, page = canvas.node("Video-to-Text Denoise"), canvas.page
+
+    def after(widget: str, share: float, typed: str = "") -> Any:
+        canvas.click(node, widget, share)
+        if typed:
+            page.locator(".graphdialog input").fill(typed)
+            page.keyboard.press("Enter")
+            page.locator(".graphdialog").wait_for(state="detached")
+        return page.evaluate(SHOWN, [node, widget])
+
+    assert page.evaluate(SHOWN, [node, "steps"]) == [0, "auto"]
+    assert after("steps", 0.95) == [1, "1"]
+    assert after("steps", 0.5, "12") == [12, "12"]
+    assert after("steps", 0.5, "auto") == [0, "auto"]
+    assert after("temperature", 0.95) == [0, "0.00"]
+    assert after("temperature", 0.05) == [-1, "auto"]
 
 
 def joint(run: Run) -> None:
-    run.live("Joint Sampler", run.text("The caption", SENTENCE), 2)
+    run.said("Joint Sampler", run.text("The caption", SENTENCE), live=2)
     run.video()
     run.image("How both took shape", 500)
 
 
 def caption_folder(run: Run) -> None:
     run.text("The captions", rf"{SENTENCE}\n\n{SENTENCE}\n\n{SENTENCE}")
-    run.live("Caption Folder", run.text("Report", "3 clips: 3 captioned, .*"), 2)
+    run.said("Caption Folder", run.text("Report", "3 clips: 3 captioned, .*"), live=2)
 
 
 def rank_captions(run: Run) -> None:
-    run.live("Rank Captions", run.text("The best", SAMPLE), 1)
-    assert SAMPLE in run.text("All scores", ".*%.*").splitlines()[0]
+    run.text("The best", SAMPLE)
+    run.said("Rank Captions", scores := run.text("All scores", ".*%.*"))
+    assert SAMPLE in scores.splitlines()[0]
     run.image("Plot", 900)
     run.video()
 
@@ -395,10 +477,10 @@ def picture_of(page: Canvas, name: str) -> None:
 
 
 def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas], server: Server) -> None:
-    """Nodes 2.0 draws the same nodes with other sizes."""
+    """Nodes 2.0 draws the same nodes with other sizes; what they say stays until a run fails."""
     put_stand_ins(server.base / "models")
     page = canvas(VueNodes_Enabled=True)
-    for name in (*SHOWS, "first_try"):
+    for name in (*(SHOWS.keys() - {"video_to_text"}), "first_try", "video_to_text"):
         file = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         page.page.evaluate("graph => app.loadGraphData(graph)", file)
         page.page.wait_for_function(
@@ -407,6 +489,14 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas],
         assert page.faults() == []
         assert misplaced(page.page.evaluate(VUE_BOXES)) == [], name
         picture_of(page, f"{name}_nodes_2")
+    page.run()
+    words_stay(page)
+    assert misplaced(page.page.evaluate(VUE_BOXES)) == []
+    node = page.node("Video-to-Text Denoise")
+    page.page.evaluate("id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'template').value = 'a' }", node)
+    assert page.end_of_run()[0] == "execution_error"
+    assert page.said(node) == ""
+    assert page.said(page.node("Encode Video for Uni-ViGU")) != ""
 
 
 def test_canvases_of_older_versions_load_as_they_were(canvas: Callable[..., Canvas], server: Server) -> None:
@@ -428,6 +518,143 @@ def test_canvases_of_older_versions_load_as_they_were(canvas: Callable[..., Canv
         assert differences(sent, saved) == [], path
     page.run()
     assert page.faults() == []
+
+
+def waiting(folder: Path, count: int) -> Path:
+    """A folder with clips whose captions wait for review; every second clip has a caption already."""
+    folder.mkdir()
+    written_as = {"format": "txt", "file_suffix": "", "backup": False}
+    with (folder / "captions.review.jsonl").open("w") as record:
+        for number in range(count):
+            name = f"{number:04}"
+            (folder / f"{name}.mp4").hardlink_to(WORKFLOWS.parent / "samples" / "uvg_sample.mp4")
+            if number % 2:
+                (folder / f"{name}.txt").write_text(f"words of {name}")
+            entry = {"clip": f"{name}.mp4", "new": f"a grey shape, {name}", **written_as}
+            record.write(json.dumps(entry) + "\n")
+    return folder
+
+
+class Review:
+    """The panel of Caption Folder's button, on a folder in ComfyUI's input folder."""
+
+    def __init__(self, canvas: Canvas, folder: str) -> None:
+        self.canvas, self.page = canvas, canvas.page
+        file = json.loads((WORKFLOWS / "caption_folder.json").read_text(encoding="utf-8"))
+        self.page.evaluate("graph => app.loadGraphData(graph)", file)
+        self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
+        self.page.evaluate(
+            """folder => {
+              const widgets = app.graph._nodes.find(n => n.type === 'UniViGUCaptionFolder').widgets;
+              widgets.find(w => w.name === 'folder').value = folder;
+              widgets.find(w => w.name === 'steps').value = 2;
+              widgets.find(w => w.type === 'button').callback();
+            }""",
+            folder,
+        )
+        self.panel = self.page.locator("dialog.uvg-review")
+        self.rows = self.panel.locator(".uvg-row")
+        self.rows.first.wait_for()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def shows(self, words: str) -> None:
+        """Wait until the panel shows a text."""
+        self.panel.get_by_text(words, exact=False).first.wait_for()
+
+    @property
+    def new(self) -> str:
+        return str(self.panel.get_by_label("New", exact=True).input_value())
+
+    def picture(self, name: str) -> None:
+        if os.environ.get("UVG_SCREENSHOTS"):
+            self.page.wait_for_timeout(600)
+            self.page.screenshot(path=Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}.png")
+
+
+def test_captions_are_reviewed_by_the_keyboard(canvas: Callable[..., Canvas], server: Server) -> None:
+    folder = waiting(server.base / "input" / "to_review", 6)
+    page = canvas()
+    review = Review(page, "to_review")
+    page.page.set_viewport_size({"width": 1366, "height": 768})
+    review.shows("6 to decide, 0 accepted, 0 skipped")
+    assert review.new == "a grey shape, 0000"
+    review.picture("review_1366")
+    review.press("Enter")  # accept: the next one takes its place
+    review.shows("5 to decide, 1 accepted")
+    assert (folder / "0000.txt").read_text() == "a grey shape, 0000"
+    review.press("e", "Control+a")
+    page.page.keyboard.type("my own words")
+    review.press("Control+Enter")
+    review.shows("4 to decide, 2 accepted")
+    assert (folder / "0001.txt").read_text() == "my own words"
+    review.press("s")
+    review.shows("3 to decide, 2 accepted, 1 skipped")
+    assert not (folder / "0002.txt").exists()
+    (folder / "0003.txt").write_text("somebody else")  # while the panel shows another text
+    review.press("Enter")
+    review.shows("Somebody changed this caption meanwhile")
+    assert (folder / "0003.txt").read_text() == "somebody else"
+    review.picture("review_conflict")
+    review.press("Enter")
+    review.shows("2 to decide, 3 accepted")
+    assert (folder / "0003.txt").read_text() == "a grey shape, 0003"
+    review.press("f")
+    page.page.keyboard.type("grey shape")
+    review.shows("2 in 2 captions")
+    review.press("Tab")
+    page.page.keyboard.type("circle")
+    review.press("Enter", "Escape")
+    assert review.new == "a circle, 0004"
+    page.page.once("dialog", lambda dialog: dialog.accept())
+    review.panel.get_by_role("button", name="Accept all shown").click()
+    review.shows("0 to decide, 5 accepted")
+    assert (folder / "0005.txt").read_text() == "a circle, 0005"
+    review.press("Escape")
+    review.panel.wait_for(state="detached")
+    assert page.faults() == []
+
+
+def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], server: Server) -> None:
+    folder = waiting(server.base / "input" / "again", 2)
+    page = canvas(VueNodes_Enabled=True)
+    review = Review(page, "again")
+    review.press("ArrowDown", "h")
+    page.page.keyboard.type("a red circle")
+    review.press("Enter")
+    page.page.wait_for_function(
+        "!document.querySelector('.uvg-review label textarea:not([readonly])').value.includes('grey')"
+    )
+    assert re.search(r"a (large|small) \w+ ", review.new), review.new
+    assert (folder / "0001.txt").read_text() == "words of 0001"
+    assert not (folder / "0000.txt").exists()
+    review.picture("review_1600")
+    assert page.complaints == []
+
+
+@pytest.mark.slow
+def test_a_thousand_captions_do_not_stop_the_panel(canvas: Callable[..., Canvas], server: Server) -> None:
+    waiting(server.base / "input" / "thousand", 1000)
+    page = canvas()
+    review = Review(page, "thousand")
+    review.shows("1000 to decide")
+    review.press("End")
+    review.shows("1000 / 1000")
+    assert review.rows.count() < 40
+    asked: list[str] = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    review.press(*["PageUp"] * 20, "f")
+    page.page.keyboard.type("grey")
+    review.shows("1000 in 1000 captions")
+    review.press("Tab", "r", "Enter", "Escape", "Home")
+    review.shows("1 / 1000")
+    assert review.new == "a r shape, 0000"
+    assert len([url for url in asked if "/frame" in url]) < 200
+    review.panel.get_by_role("searchbox").fill("0999")
+    review.shows("1 / 1 · 0999.mp4")
+    assert page.complaints == []
 
 
 def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) -> None:
@@ -469,4 +696,7 @@ def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) ->
     )
     assert page.faults() == []
     page.run().text("Shown", SAMPLE)
+    inside = """() => app.graph._nodes.find(n => n.subgraph).subgraph._nodes
+      .map(n => [n.properties.uni_vigu_said, n.widgets?.at(-1)?.element?.value])"""
+    assert [SAMPLE, SAMPLE] in page.page.evaluate(inside)
     assert page.faults() == []

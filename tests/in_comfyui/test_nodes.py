@@ -225,6 +225,9 @@ MESSAGES = {
     "a folder without clips": ("no videos", "Check the folder"),
     "nothing could be captioned": ("1 failed", "clip.mp4"),
     "no folder": ("write the path",),
+    "endless temperature": ("temperature (-1 = auto) is -inf; expected a number",),
+    "endless strength": ("strength_video is inf; expected a number",),
+    "too long": ("length (0 = auto) is 10000; expected a whole number from 1 to 4096",),
     "nothing to split": ("Empty Uni-ViGU Latent",),
     "nothing was recorded": ("set record",),
 }

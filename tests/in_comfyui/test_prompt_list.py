@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def saved(server: Server, folder: str) -> list[str]:
     return sorted(path.name for path in (server.base / "output" / folder).glob("*.mp4"))
 
 
+def said_by_the_list(event: Any) -> bool:
+    return bool(event.type == "executed" and event.data["display_node"] == "list")
+
+
 NAMES = [
     "clip_001_a-large-red-circle-moves-right-on-a-navy_00001_.mp4",
     "clip_002_a-small-blue-square-moves-up-on-a-gray_00001_.mp4",
@@ -51,7 +56,8 @@ def test_each_prompt_gives_a_clip_of_its_own_and_they_come_in_turn(server: Serve
         assert client.run(graph(1, prompts="a {red|blue} star")).files
     assert len(saved(server, "listed")) == 3 + 2 * 2
     assert [file.filename for file in result.files] == NAMES
-    assert list(result.texts.values()) == [["5"], ["6"], ["7"]]
+    said = ["1 of 3", "2 of 3", "3 of 3"]  # in the list itself
+    assert [texts for texts in result.texts.values() if texts[0][:6] not in said] == [["5"], ["6"], ["7"]]
     clips = [(server.base / "output" / "listed" / name).read_bytes() for name in NAMES]
     assert len(set(clips)) == 3
 
@@ -59,14 +65,13 @@ def test_each_prompt_gives_a_clip_of_its_own_and_they_come_in_turn(server: Serve
     assert {data["display_node"] for data in shown} <= set(graph(1))
     order = [data["display_node"] for data in shown if data["display_node"] in ("5", "9")]
     assert order == ["5", "9"] * 3  # sampled and saved, three times
-    live = [event.data for event in events if event.type == "progress_text"]
-    assert {data["node"] for data in live} == {"list"}
-    assert [data["text"][:6] for data in live] == ["1 of 3", "2 of 3", "3 of 3"]
+    words = [event.data["output"]["text"][0] for event in events if said_by_the_list(event)]
+    assert [text[:6] for text in words] == said
 
 
 def test_cancel_keeps_what_is_done(server: Server, client: Any) -> None:
     def watch(event: Any) -> None:
-        if event.type == "progress_text" and event.data["text"].startswith("3 of 4"):
+        if said_by_the_list(event) and event.data["output"]["text"][0].startswith("3 of 4"):
             client.interrupt()
 
     with pytest.raises(Exception, match="interrupted at"):
@@ -84,9 +89,12 @@ def test_a_list_comes_from_a_file_of_the_input_folder_and_from_nowhere_else(
     def texts(**inputs: Any) -> list[str]:
         only["list"]["inputs"].update(inputs)
         try:
-            return [text for texts in client.run(only).texts.values() for text in texts]
+            shown = [text for texts in client.run(only).texts.values() for text in texts]
         except Exception as error:
             return [str(error).partition("UniViGUError: ")[2]]
+        runs = [text for text in shown if re.match(r"\d+ of \d+: ", text)]  # what the list says of itself
+        assert len(runs) == len(shown) // 2
+        return [text for text in shown if text not in runs]
 
     assert texts(prompts="", file="list of prompts.txt") == ["one a", "one b", "one c"]
     assert texts(prompts="first", limit=4) == ["first", "one a", "one b", "one c"]

@@ -10,6 +10,8 @@ import torch
 from tiny_worlds import one_world
 
 from uvg_core.errors import UniViGUError
+from uvg_core.media import fonts
+from uvg_core.media.fonts import DOT, written
 from uvg_core.media.sheet import SheetRow, contact_sheet
 
 Image = pytest.importorskip("PIL.Image")
@@ -105,3 +107,58 @@ def test_without_pillow_the_error_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UniViGUError, match="pip install pillow"):
         contact_sheet([SheetRow("s", CLIP, "")], tmp_path / "a.png")
+
+
+SCRIPTS = {
+    "Japanese": "濃紺の背景を赤い丸が動く",
+    "Korean": "빨간 원이 오른쪽으로 이동",
+    "Chinese": "红色圆圈向右移动",
+    "French": "façade et forêt",
+}
+
+
+def ink(text: str, size: int = 20) -> list[bytes]:
+    """The shape of each letter of a text, as it is drawn."""
+    shown, font = written(text, size)
+    return [bytes(font.getmask(letter)) for letter in shown]
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_letters_of_other_languages_are_drawn_with_a_font_that_has_them(text: str) -> None:
+    shown, font = written(text, 20)
+    if DOT in shown:
+        pytest.skip("no font of this system has these letters: install fonts-noto-cjk or another")
+    assert shown == text
+    boxes = bytes(font.getmask("\U0010ffff"))
+    assert boxes not in ink(text)
+    assert len(set(ink(text))) == len(set(text))
+
+
+def test_right_to_left_text_is_joined_and_ordered() -> None:
+    """A letter's shape depends on its neighbours, and the first letter stands at the right."""
+    from PIL import Image, ImageDraw
+
+    shown, font = written("دائرة حمراء", 20)
+    if DOT in shown:
+        pytest.skip("no font of this system has Arabic letters, or Pillow finds no fribidi")
+
+    def columns(text: str) -> list[bool]:
+        picture = Image.new("L", (200, 40))
+        ImageDraw.Draw(picture).text((0, 30), text, font=font, fill=255, anchor="ls")
+        return [any(picture.getpixel((x, y)) for y in range(40)) for x in range(200)]
+
+    assert bytes(font.getmask("مم")) != bytes(font.getmask("م\u200cم"))  # the sign between them keeps them apart
+    long_first, long_last = columns("مممممم ا"), columns("ا مممممم")
+    first_gap = [drawn.index(False, drawn.index(True)) for drawn in (long_first, long_last)]
+    assert first_gap[0] < first_gap[1]  # the last word, short in the first case, is drawn first from the left
+
+
+def test_without_a_font_dots_stand_for_letters_and_the_sheet_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fonts, "system_fonts", tuple)
+    assert written("赤い circle é", 20)[0] == f"{DOT}{DOT} circle e"
+    contact_sheet([SheetRow("s", CLIP, "a circle")], tmp_path / "latin.png")
+    contact_sheet([SheetRow("s", CLIP, "赤い circle")], tmp_path / "lacking.png")
+    latin, lacking = drawn(tmp_path / "latin.png"), drawn(tmp_path / "lacking.png")
+    assert lacking.shape[0] > latin.shape[0]

@@ -187,13 +187,15 @@ def about_frequencies(config: ModelConfig) -> str:
     )
 
 
+def unchecked(path: str, latent_space: str, text_states: str) -> str:
+    """What there is to say of a file where nobody has checked how it is meant to be run."""
+    return (
+        f"{path} has never been checked: {latent_space} latents and {text_states} text states are taken on trust. "
+        "Check Uni-ViGU, or python -m uvg_core check, finds out and writes it into the file"
+    )
+
+
 @cache
 def say_unchecked(path: str, latent_space: str, text_states: str) -> None:
-    """Say once that nobody has checked how a file is meant to be run."""
-    log.warning(
-        "%s has never been checked: %s latents and %s text states are taken on trust. Check Uni-ViGU, or python -m "
-        "uvg_core check, finds out and writes it into the file",
-        path,
-        latent_space,
-        text_states,
-    )
+    """Say that once."""
+    log.warning("%s", unchecked(path, latent_space, text_states))

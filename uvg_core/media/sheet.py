@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from ..checkpoint.read import bytes_of
 from ..errors import UniViGUError
 from ..io import written_whole
 from ..versions import require_pillow
+from .fonts import DOT, ascent, written
 from .video.clip import require_frames
 
 GROUND = (17, 19, 23)
@@ -28,6 +27,7 @@ BODY = (200, 205, 213)
 MUTED = (126, 134, 147)
 ACCENT = (240, 168, 92)
 
+LACKING = f"{DOT} stands for a letter that no font on this computer has"
 _TEXT_LINES = 3  # more is cut with an ellipsis: early text is noise, and rows must stay comparable
 
 
@@ -81,9 +81,8 @@ def draw_sheet(
 
     ``columns`` is the most frames shown in a row (of more, evenly spread ones, first and last included); ``cell`` the
     box of a frame in pixels, to which everything else is scaled. Frames smaller than the box are enlarged by whole
-    factors, so that each pixel stays crisp; larger ones are reduced properly. Text is cut after three lines; what
-    cannot be printed, or is missing from Pillow's own font (which knows English letters and signs, no accents), shows
-    as the bare letter or a dot.
+    factors, so that each pixel stays crisp; larger ones are reduced properly. Text, in any language (see ``fonts``), is
+    cut after three lines; where no font has a letter of the title or of the last row, a line at the end says so.
 
     Raises UniViGUError when there are no rows or pixels have another form, ImportError without Pillow.
     """
@@ -103,6 +102,9 @@ def draw_sheet(
     left = margin + pad + round(label_width) + pen.px(24)
     width = left + strip_width + pad + margin
     head = pen.wrapped("title", title, width - 2 * margin, 2) + pen.wrapped("subtitle", subtitle, width - 2 * margin, 3)
+    lacks = any(DOT in written(text, 16)[0] and DOT not in text for text in (title, rows[-1].text))
+    foot = pen.wrapped("small", LACKING, width - 2 * margin, 2) if lacks else []
+    room = pen.height(foot) + pen.px(20) if foot else 0
     labels = [pen.label(row.label, label_width) for row in rows]
     texts = [pen.wrapped("body", row.text, strip_width, _TEXT_LINES) for row in rows]
     # Where the text of each row begins below the top of its frames, and how high the row is.
@@ -116,7 +118,7 @@ def draw_sheet(
     ]
 
     top = margin + pen.height(head) + (pen.px(20) if head else 0)
-    sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * gap + margin), GROUND)
+    sheet = Image.new("RGB", (width, top + sum(heights) + (len(rows) - 1) * gap + margin + room), GROUND)
     draw = ImageDraw.Draw(sheet)
     pen.write(draw, margin, margin, head)
     for strip, label, text, under, height in zip(strips, labels, texts, below, heights, strict=True):
@@ -129,6 +131,7 @@ def draw_sheet(
             sheet.paste(frame, (across, down))
         pen.write(draw, left, top + pad + under, text)
         top += height + gap
+    pen.write(draw, margin, top + pen.px(8), foot)
     return sheet
 
 
@@ -140,41 +143,39 @@ _STYLES = {
     "small": (14, MUTED),
     "body": (15, BODY),
 }
-_Lines = list[tuple[str, str]]  # of a style each
+_Lines = list[tuple[str, str, Any]]  # style, text and font of each
 
 
 class _Pen:
     """Writes lines of text, at a size that suits the cells."""
 
     def __init__(self, cell: int) -> None:
-        from PIL import ImageFont
-
         self.cell = cell
-        self.fonts = {style: ImageFont.load_default(size=self.px(size)) for style, (size, _) in _STYLES.items()}
-        self.clean = cleaner(self.fonts["body"])
 
     def px(self, length: float) -> int:
         """A length that is right for cells of 96 pixels, for these cells."""
         return max(1, round(length * self.cell / 96))
 
     def height(self, lines: _Lines) -> int:
-        return sum(self.px(_STYLES[style][0] * 1.42) for style, _ in lines)
+        return sum(self.px(_STYLES[style][0] * 1.42) for style, *_ in lines)
 
     def label(self, text: str, width: float = math.inf) -> _Lines:
         """The parts between the dots on lines of their own, the first of them larger, none wider than ``width``."""
-        parts = [("small" if n else "label", self.clean(part)) for n, part in enumerate(text.split(" · "))]
-        return [(style, shorten(part, self.fonts[style].getlength, width)) for style, part in parts]
+        parts = [self.wrapped("small" if n else "label", part, width, 1) for n, part in enumerate(text.split(" · "))]
+        return [line for lines in parts for line in lines]
 
     def label_width(self, text: str) -> float:
-        return max(self.fonts[style].getlength(line) for style, line in self.label(text))
+        return max((font.getlength(line) for _, line, font in self.label(text)), default=0)
 
     def wrapped(self, style: str, text: str, width: float, most: int) -> _Lines:
-        return [(style, line) for line in _wrap(self.clean(text), self.fonts[style].getlength, width, most)]
+        text, font = written(text, self.px(_STYLES[style][0]))
+        return [(style, line, font) for line in _wrap(text, font.getlength, width, most)]
 
     def write(self, draw: Any, left: int, top: int, lines: _Lines) -> None:
-        for style, line in lines:
-            draw.text((left, top), line, font=self.fonts[style], fill=_STYLES[style][1])
-            top += self.height([(style, line)])
+        for style, line, font in lines:
+            base = top + ascent(self.px(_STYLES[style][0]))
+            draw.text((left, base), line, font=font, fill=_STYLES[style][1], anchor="ls")
+            top += self.height([(style, line, font)])
 
 
 def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:
@@ -195,24 +196,6 @@ def _frames(row: SheetRow, columns: int, cell: int) -> list[Any]:
         Image.frombytes("RGB", (width, height), bytes(bytes_of(picture))).resize(size, resampling)
         for picture in pictures
     ]
-
-
-def cleaner(font: Any) -> Callable[[str], str]:
-    """A function that makes any text one printable line in ``font``."""
-    missing = bytes(font.getmask("\U0010ffff"))  # what the font draws for a character it lacks
-
-    def has(character: str) -> bool:
-        return unicodedata.category(character)[0] not in "CM" and bytes(font.getmask(character)) != missing
-
-    @cache
-    def glyph(character: str) -> str:
-        if character.isspace() or character == "▁":  # the tokenizer's own sign for a space
-            return " "
-        # A letter whose accent the font lacks is shown bare.
-        base = unicodedata.normalize("NFKD", character)[0]
-        return next((shown for shown in (character, base) if has(shown)), "·")
-
-    return lambda text: " ".join("".join(map(glyph, text)).split())
 
 
 def _wrap(text: str, length: Callable[[str], float], width: float, most: int) -> list[str]:

@@ -181,7 +181,7 @@ def jobs(clip: Any, vae: Any, folder: str) -> dict[str, Any]:
         return run("VideoToTextDenoise", model=model, **given)[0].tokens
 
     def joint(model: Any) -> Any:
-        latent, text = run("JointSampler", model=model, text_length=6, steps=3, guidance=4.0, **both)
+        latent, text, _ = run("JointSampler", model=model, text_length=6, steps=3, guidance=4.0, **both)
         return torch.cat([latent["samples"].flatten(), text.tokens.flatten()])
 
     def rank(model: Any) -> Any:

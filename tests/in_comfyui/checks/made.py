@@ -83,6 +83,14 @@ def run(node_id: str, **inputs: Any) -> Any:
     return getattr(cls(), cls.FUNCTION)(**inputs)
 
 
+def said_by(node_id: str, **inputs: Any) -> list[str]:
+    """The last words of a node, as core takes them from its outputs."""
+    from comfy_api.latest import io
+
+    prepared = node_class(node_id).PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
+    return list(prepared.execute(**inputs).ui["text"])
+
+
 def message(act: Callable[[], Any]) -> str:
     """What is said when ``act`` fails."""
     try:
@@ -136,9 +144,10 @@ def sampled(model: Any, positive: list[Any], negative: list[Any], latent: dict[s
 
 
 def joint(model: Any, positive: list[Any], negative: list[Any], **changes: Any) -> Any:
-    """What Joint Sampler gives: latent and text."""
+    """What Joint Sampler gives without a CLIP: latent and text."""
     given = {"latent": empty(), "text_length": 6, "seed": 1, "steps": 6, "guidance": 4.0, "shift": 3.0}
-    return run("JointSampler", model=model, positive=positive, negative=negative, **{**given, **changes})
+    latent, text, _ = run("JointSampler", model=model, positive=positive, negative=negative, **{**given, **changes})
+    return latent, text
 
 
 def is_text_weight(name: str) -> bool:

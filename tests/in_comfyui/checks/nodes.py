@@ -139,8 +139,9 @@ def captions() -> dict[str, Any]:
     latent, _ = sample_latent(vae)
 
     def words(latent: Any = latent, **changes: Any) -> Any:
-        (text,) = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, **changes})
-        return run("UniViGUTextDecoder", text=text, clip=clip)[0], [step.step for step in text.record]
+        text, said = run("VideoToTextDenoise", model=model, clip=clip, latent=latent, **{**CAPTIONING, **changes})
+        assert said == run("UniViGUTextDecoder", text=text, clip=clip)[0]
+        return said, [step.step for step in text.record]
 
     two = {"samples": torch.cat([latent["samples"]] * 2)}
     (hint,) = run("UniViGUTextEncode", clip=clip, text="a red circle")
@@ -173,8 +174,8 @@ def looks_at_the_clip() -> dict[str, Any]:
     def described(model: Any = model, **changes: Any) -> list[Any]:
         looks.clear()
         given = {**CAPTIONING, "latent": latent, "temperature": 0.0, "steps": 8, **changes}
-        (text,) = run("VideoToTextDenoise", model=model, clip=clip, **given)
-        return [run("UniViGUTextDecoder", text=text, clip=clip)[0][0], len(looks)]
+        _, said = run("VideoToTextDenoise", model=model, clip=clip, **given)
+        return [said[0], len(looks)]
 
     patched = model.clone()
     patched.set_model_patch(lambda args: args, "double_block")
@@ -640,6 +641,11 @@ def wrong_use() -> dict[str, str]:
         "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
         "nothing could be captioned": lambda: run("UniViGUCaptionFolder", folder=str(broken), **into_folder),
         "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
+        "endless temperature": lambda: run("VideoToTextDenoise", **{**caption, "temperature": float("-inf")}),
+        "endless strength": lambda: run(
+            "UniViGULoraLoader", model=model, lora="none", strength_video=float("inf"), strength_text=1.0
+        ),
+        "too long": lambda: run("VideoToTextDenoise", **{**caption, "length": 10_000}),
         "nothing to split": lambda: run("UniViGUSplitLatent", model=model, latent=video),
         "nothing was recorded": lambda: run("UniViGUTrajectory", text=no_record, clip=clip),
     }  # fmt: skip
@@ -860,7 +866,7 @@ def captioned() -> dict[str, Any]:
             tags = {name.lower(): value for name, value in file.metadata.items()}
         beside = sorted(one.suffix for one in path.parent.glob(f"{path.stem}.*"))
         kept = {name: tags.get(name) for name in ("title", "comment", "prompt", "workflow")}
-        return {"file": out.args[1], "texts": texts, "end": end, "tags": kept, "beside": beside, "ui": out.ui.as_dict()}
+        return {"file": out.args[1], "texts": texts, "end": end, "tags": kept, "beside": beside, "ui": out.ui}
 
     clip = sample_clip()
     whole = save(clip)

@@ -129,8 +129,7 @@ def info_of(video: Any) -> ClipInfo:
         )
     start, seconds = video.get_active_trim_window()
     with file_of(video) as path:
-        info = probe(path)
-    return replace(info, duration=min(info.duration - start, seconds or info.duration))
+        return probe(path, start=start, seconds=seconds or None)
 
 
 def as_pixels(images: Tensor) -> Tensor:

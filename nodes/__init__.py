@@ -31,6 +31,12 @@ class UniViGUExtension(ComfyExtension):
 
         register()
         offer_samples()
+        try:
+            from .comfy.review import register as add_routes
+
+            add_routes()
+        except ImportError as error:  # as below: a package is missing
+            log.warning("Uni-ViGU: without Review captions (%s)", error)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []

@@ -18,6 +18,7 @@ from ..uvg_core.content import content_of
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
+from ..uvg_core.pipeline.review import RECORD
 from ..uvg_core.pipeline.texts import Captions, files_of, text_files
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
@@ -60,6 +61,7 @@ class Folder:
             clips = find_clips(path, recursive=self.subfolders)
             texts = [name for text in text_files(clips) for name in (text, text.with_suffix(".detail.txt"))]
             texts += files_of(path, clips, how) if how is not None else []
+            texts += [path / RECORD] if how is not None and how.review else []
             return {str(file): content_or_none(file) for file in dict.fromkeys((*clips, *texts))}
         return {}
 
@@ -127,8 +129,7 @@ def info_of(video: Any) -> ClipInfo:
         )
     start, seconds = video.get_active_trim_window()
     with file_of(video) as path:
-        info = probe(path)
-    return replace(info, duration=min(info.duration - start, seconds or info.duration))
+        return probe(path, start=start, seconds=seconds or None)
 
 
 def as_pixels(images: Tensor) -> Tensor:

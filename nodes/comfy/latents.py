@@ -18,7 +18,7 @@ from ...uvg_core.flow.embedding import nearest_tokens
 from .network import network_of
 
 WAN_VAE_WIDTH = 96
-RUN = "uni_vigu_run"  # the attachment of a VAE
+RUN, DTYPES = "uni_vigu_run", "uni_vigu_dtypes"  # attachments of a VAE
 
 
 def require_video_latent(samples: Any, config: ModelConfig) -> None:
@@ -116,6 +116,17 @@ def facts_of_vae(vae: Any) -> RunConfig | None:
     """What ``belong_to`` noted, None on a VAE of another loader."""
     patcher = getattr(vae, "patcher", None)
     return None if patcher is None else patcher.get_attachment(RUN)
+
+
+def came_in(vae: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Note on a VAE what its file holds its weights in: core may widen them for computing."""
+    vae.patcher.set_attachments(DTYPES, dict(dtypes))
+
+
+def file_dtypes_of(vae: Any) -> dict[str, torch.dtype]:
+    """What ``came_in`` noted, nothing on a VAE of another loader."""
+    patcher = getattr(vae, "patcher", None)
+    return {} if patcher is None else patcher.get_attachment(DTYPES) or {}
 
 
 def require_video_vae(vae: Any) -> None:

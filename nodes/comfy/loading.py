@@ -37,7 +37,7 @@ from ...uvg_core.errors import UniViGUError
 from ...uvg_core.media.text_encoder import encoder_config
 from ...uvg_core.model.memory import pass_bytes, video_tokens
 from ...uvg_core.pipeline.component_files import ENCODER, VAE
-from .latents import is_wan_vae
+from .latents import came_in, is_wan_vae
 from .network import network_of, run_facts
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ def load_network(path: str, weight_dtype: str, latent_space: str | None, disable
         tensors, model_options=WEIGHT_DTYPES[weight_dtype], metadata=metadata, disable_dynamic=disable_dynamic
     )
     model.model.squeezed = squeezed
+    if weight_dtype == "fp32":  # asked for, also of what is saved
+        model.model.file_dtypes = {}
     if weight_dtype == "fp32" and model.model.get_dtype_inference() != torch.float32:
         model.model.manual_cast_dtype = torch.float32  # quantised weights: core computes in what the card is best at
     model.cached_patcher_init = (load_network, (path, weight_dtype, latent_space))
@@ -208,13 +210,16 @@ def load_vae(path: str, disable_dynamic: bool = False) -> Any:
     Raises UniViGUError naming the file when it holds none.
     """
     stored, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    vae = comfy.sd.VAE(sd=part_of(stored, VAE_PREFIX) or stored, metadata=metadata)
+    weights = part_of(stored, VAE_PREFIX) or stored
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    vae = comfy.sd.VAE(sd=weights, metadata=metadata)
     if not is_wan_vae(vae):
         raise UniViGUError(
             f"{path}: not a Wan 2.1 VAE (16 latent channels, video); choose a file such as wan_2.1_vae.safetensors"
         )
     if getattr(vae, "patcher", None) is not None:
         vae.patcher.cached_patcher_init = (_patcher, (load_vae, path))
+        came_in(vae, dtypes)
     return vae
 
 

@@ -87,6 +87,7 @@ class UniViGUModel(comfy.model_base.WAN21):
         self.held: tuple[bool, ...] = ()  # which streams its mask holds clean: see scale_latent_inpaint
         self.float16 = Float16Watch()
         self.squeezed = False  # in fewer bits than the file has, because the card is small
+        self.file_dtypes: dict[str, torch.dtype] = {}  # of the weights, which core may widen for computing
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", **kwargs: Any) -> Any:
         """Strict where core only logs: a network with holes in it makes noise, not an error."""
@@ -99,6 +100,7 @@ class UniViGUModel(comfy.model_base.WAN21):
                 f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors of the network, first {missing[0]}; "
                 "expected all of them. The file is incomplete: download or convert it again"
             )
+        self.file_dtypes = {name: sd[unet_prefix + name].dtype for name in wanted}
         return super().load_model_weights(sd, unet_prefix, **kwargs)
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *parts: Any, **more: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor
 
-from ...uvg_core.checkpoint.convert import packed
+from ...uvg_core.checkpoint.convert import eight_bits, packed
 from ...uvg_core.checkpoint.keys import VAE_PREFIX
 from ...uvg_core.checkpoint.quant import (
     FP8_DTYPES,
@@ -31,6 +31,7 @@ from ...uvg_core.checkpoint.write import ALL_IN_ONE_PREFIX, Pending, write_safet
 from ...uvg_core.config import CheckpointConfig
 from ...uvg_core.confined import is_plain, place_of
 from ...uvg_core.errors import UniViGUError
+from .latents import file_dtypes_of
 from .network import config_of, network_of, run_facts
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def save_checkpoint(
 ) -> None:
     """Write MODEL, with whatever LoRA is on it, and the parts that are given, as one file of ours.
 
-    ``dtype`` as for ``convert``; None keeps what is loaded. Text encoder and VAE stay as they are. ``learnt``: weights
+    ``dtype`` as for ``convert``; None keeps what is loaded, and what core has widened for computing is as large as it
+    was in its file. Text encoder and VAE stay as they are. ``learnt``: weights
     by name that take the place of MODEL's own.
     """
     network = network_of(model)
@@ -61,15 +63,19 @@ def save_checkpoint(
             "Uni-ViGU, and weight_dtype bf16 in Load Uni-ViGU, to keep what its file holds"
         )
     prefix = "" if clip is None and vae is None else ALL_IN_ONE_PREFIX
-    chosen = "fp8" if dtype is None and quantised else dtype
     pending: dict[str, Any] = {}
     layers: list[str] = []
     for name, tensor in stored.items():
         if is_companion(name) or scaled_weight(name) in stored:  # a scale is made anew, or none is needed
             continue
-        kept = torch.bfloat16 if tensor.dtype in FP8_DTYPES else tensor.dtype
-        origin = learnt if learnt is not None and name in learnt else stored
-        entries = packed(name, Stored.like(tensor.shape, kept), partial(value_of, origin, name), chosen)
+        own = learnt is not None and name in learnt
+        kept = tensor.dtype if own else _narrower(tensor.dtype, model.model.file_dtypes.get(name))
+        plain = Stored.like(tensor.shape, torch.bfloat16 if own and kept in FP8_DTYPES else kept)
+        read, chosen = partial(value_of, learnt if learnt is not None and own else stored, name), dtype
+        if dtype is None and kept in FP8_DTYPES and not own and f"diffusion_model.{name}" in model.patches:
+            chosen = "fp8"  # without a scale, eight bits are too coarse for what a LoRA adds
+        scaled = dtype is None and _scale_of(stored, name) is not None
+        entries = eight_bits(name, plain, read) if scaled else packed(name, plain, read, chosen)
         pending |= {prefix + entry: value for entry, value in entries.items()}
         if len(entries) > 1:
             layers.append(prefix + name.removesuffix(".weight"))
@@ -78,8 +84,11 @@ def save_checkpoint(
         parts |= {f"text_encoders.{k}": v for k, v in clip.state_dict_for_saving().items() if "logit_scale" not in k}
     if vae is not None:
         parts |= {f"{VAE_PREFIX}{k}": v for k, v in vae.get_sd().items()}
+    narrow = {} if vae is None else file_dtypes_of(vae)
     for name, tensor in parts.items():  # core's lazy weights are cast and patched as they are moved
-        pending[name] = Pending(Stored.like(tensor.shape, tensor.dtype), partial(tensor.to, "cpu"))
+        kept = _narrower(tensor.dtype, narrow.get(name.removeprefix(VAE_PREFIX)))
+        read = partial(tensor.to, "cpu") if kept == tensor.dtype else partial(tensor.to, "cpu", kept)
+        pending[name] = Pending(Stored.like(tensor.shape, kept), read)
     metadata = {"config": CheckpointConfig(config_of(model), run_facts(model)).to_json(), "format": "pt"}
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)
@@ -88,9 +97,17 @@ def save_checkpoint(
 
 def value_of(stored: Mapping[str, Tensor], name: str) -> Tensor:
     """A weight as numbers, whatever it is stored as."""
-    tensor = stored[name].to("cpu")
-    scale = stored.get(name.removesuffix(".weight") + ".weight_scale")
+    tensor, scale = stored[name].to("cpu"), _scale_of(stored, name)
     return tensor if scale is None else dequantise(tensor, scale.to("cpu"))
+
+
+def _scale_of(stored: Mapping[str, Tensor], name: str) -> Tensor | None:
+    return stored.get(name.removesuffix(".weight") + ".weight_scale")
+
+
+def _narrower(loaded: torch.dtype, in_file: torch.dtype | None) -> torch.dtype:
+    """What a weight is written in: as it is in memory, or as it was in its file, where that takes less."""
+    return loaded if in_file is None or in_file.itemsize >= loaded.itemsize else in_file
 
 
 def output_file(prefix: str, kind: str, suffix: str = ".safetensors") -> Path:

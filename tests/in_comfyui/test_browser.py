@@ -520,6 +520,143 @@ def test_canvases_of_older_versions_load_as_they_were(canvas: Callable[..., Canv
     assert page.faults() == []
 
 
+def waiting(folder: Path, count: int) -> Path:
+    """A folder with clips whose captions wait for review; every second clip has a caption already."""
+    folder.mkdir()
+    written_as = {"format": "txt", "file_suffix": "", "backup": False}
+    with (folder / "captions.review.jsonl").open("w") as record:
+        for number in range(count):
+            name = f"{number:04}"
+            (folder / f"{name}.mp4").hardlink_to(WORKFLOWS.parent / "samples" / "uvg_sample.mp4")
+            if number % 2:
+                (folder / f"{name}.txt").write_text(f"words of {name}")
+            entry = {"clip": f"{name}.mp4", "new": f"a grey shape, {name}", **written_as}
+            record.write(json.dumps(entry) + "\n")
+    return folder
+
+
+class Review:
+    """The panel of Caption Folder's button, on a folder in ComfyUI's input folder."""
+
+    def __init__(self, canvas: Canvas, folder: str) -> None:
+        self.canvas, self.page = canvas, canvas.page
+        file = json.loads((WORKFLOWS / "caption_folder.json").read_text(encoding="utf-8"))
+        self.page.evaluate("graph => app.loadGraphData(graph)", file)
+        self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
+        self.page.evaluate(
+            """folder => {
+              const widgets = app.graph._nodes.find(n => n.type === 'UniViGUCaptionFolder').widgets;
+              widgets.find(w => w.name === 'folder').value = folder;
+              widgets.find(w => w.name === 'steps').value = 2;
+              widgets.find(w => w.type === 'button').callback();
+            }""",
+            folder,
+        )
+        self.panel = self.page.locator("dialog.uvg-review")
+        self.rows = self.panel.locator(".uvg-row")
+        self.rows.first.wait_for()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def shows(self, words: str) -> None:
+        """Wait until the panel shows a text."""
+        self.panel.get_by_text(words, exact=False).first.wait_for()
+
+    @property
+    def new(self) -> str:
+        return str(self.panel.get_by_label("New", exact=True).input_value())
+
+    def picture(self, name: str) -> None:
+        if os.environ.get("UVG_SCREENSHOTS"):
+            self.page.wait_for_timeout(600)
+            self.page.screenshot(path=Path(os.environ["UVG_SCREENSHOTS"]) / f"{name}.png")
+
+
+def test_captions_are_reviewed_by_the_keyboard(canvas: Callable[..., Canvas], server: Server) -> None:
+    folder = waiting(server.base / "input" / "to_review", 6)
+    page = canvas()
+    review = Review(page, "to_review")
+    page.page.set_viewport_size({"width": 1366, "height": 768})
+    review.shows("6 to decide, 0 accepted, 0 skipped")
+    assert review.new == "a grey shape, 0000"
+    review.picture("review_1366")
+    review.press("Enter")  # accept: the next one takes its place
+    review.shows("5 to decide, 1 accepted")
+    assert (folder / "0000.txt").read_text() == "a grey shape, 0000"
+    review.press("e", "Control+a")
+    page.page.keyboard.type("my own words")
+    review.press("Control+Enter")
+    review.shows("4 to decide, 2 accepted")
+    assert (folder / "0001.txt").read_text() == "my own words"
+    review.press("s")
+    review.shows("3 to decide, 2 accepted, 1 skipped")
+    assert not (folder / "0002.txt").exists()
+    (folder / "0003.txt").write_text("somebody else")  # while the panel shows another text
+    review.press("Enter")
+    review.shows("Somebody changed this caption meanwhile")
+    assert (folder / "0003.txt").read_text() == "somebody else"
+    review.picture("review_conflict")
+    review.press("Enter")
+    review.shows("2 to decide, 3 accepted")
+    assert (folder / "0003.txt").read_text() == "a grey shape, 0003"
+    review.press("f")
+    page.page.keyboard.type("grey shape")
+    review.shows("2 in 2 captions")
+    review.press("Tab")
+    page.page.keyboard.type("circle")
+    review.press("Enter", "Escape")
+    assert review.new == "a circle, 0004"
+    page.page.once("dialog", lambda dialog: dialog.accept())
+    review.panel.get_by_role("button", name="Accept all shown").click()
+    review.shows("0 to decide, 5 accepted")
+    assert (folder / "0005.txt").read_text() == "a circle, 0005"
+    review.press("Escape")
+    review.panel.wait_for(state="detached")
+    assert page.faults() == []
+
+
+def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], server: Server) -> None:
+    folder = waiting(server.base / "input" / "again", 2)
+    page = canvas(VueNodes_Enabled=True)
+    review = Review(page, "again")
+    review.press("ArrowDown", "h")
+    page.page.keyboard.type("a red circle")
+    review.press("Enter")
+    page.page.wait_for_function(
+        "!document.querySelector('.uvg-review label textarea:not([readonly])').value.includes('grey')"
+    )
+    assert re.search(r"a (large|small) \w+ ", review.new), review.new
+    assert (folder / "0001.txt").read_text() == "words of 0001"
+    assert not (folder / "0000.txt").exists()
+    review.picture("review_1600")
+    assert page.complaints == []
+
+
+@pytest.mark.slow
+def test_a_thousand_captions_do_not_stop_the_panel(canvas: Callable[..., Canvas], server: Server) -> None:
+    waiting(server.base / "input" / "thousand", 1000)
+    page = canvas()
+    review = Review(page, "thousand")
+    review.shows("1000 to decide")
+    review.press("End")
+    review.shows("1000 / 1000")
+    assert review.rows.count() < 40
+    asked: list[str] = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    review.press(*["PageUp"] * 20, "f")
+    page.page.keyboard.type("grey")
+    review.shows("1000 in 1000 captions")
+    review.press("Tab", "r", "Enter", "Escape", "Home")
+    review.shows("1 / 1000")
+    assert review.new == "a r shape, 0000"
+    assert len([url for url in asked if "/frame" in url]) < 200
+    review.panel.get_by_role("searchbox").fill("0999")
+    review.shows("1 / 1 · 0999.mp4")
+    assert page.complaints == []
+
+
 def test_the_blueprint_is_found_placed_and_run(canvas: Callable[..., Canvas]) -> None:
     title = "Caption this video"
     page = canvas()

@@ -344,3 +344,24 @@ def test_joint_sampler_keeps_what_a_mask_says(inside: Inside) -> None:
     assert "found a mask of 5 frames" in found["odd"]
     assert "the mask keeps parts of a latent that is empty" in found["empty"]
     assert "found a latent with a text stream (nested)" in found["nested"]
+
+
+def test_a_part_of_a_video_is_read_as_core_shows_it(inside: Inside) -> None:
+    found = inside.call("nodes", "sliced")
+    assert found["read"] == found["known"] == found["shown"]
+    assert found["shown"][-8:] == [4, 4, 4, 1, 3, 4, 32, 4]
+    assert all(found["alike"])
+    assert [note.split(", ")[0].split(": ")[1] for note in found["notes"]] == ["the first of 4 frames", "5 of 5 frames"]
+    assert found["latents"] == [1, 2]  # 4n+1 frames
+    assert "no frames in the part from 4.99 s" in found["beyond"]
+
+
+def test_as_loaded_saves_no_more_than_was_loaded(inside: Inside) -> None:
+    found = inside.call("nodes", "sizes_saved")
+    assert all(found["same"].values()), found["same"]
+    assert found["apart"] == dict.fromkeys(found["apart"], 0.0)
+    assert max(found["lora"].values()) < 500  # bytes: a scale and its mention
+    assert max(found["lora apart"].values()) < 0.13
+    assert found["loaded in fp8"] < 0.7
+    assert found["loaded in fp32"] == ["float32"]
+    assert found["whole"]

@@ -227,6 +227,110 @@ def test_links_in_an_open_folder_lead_nowhere(own: Server, secret: Path) -> None
     assert state_of(secret) == before
 
 
+REVIEW = "/uni_vigu/review"
+
+
+def reviewed(own: Server, what: str = "", body: Any = None, /, headers: Any = None, **query: str) -> tuple[int, bytes]:
+    """What a route of the panel that reviews captions answers: its status and its body."""
+    url = f"{own.url}{REVIEW}{what}?{urllib.parse.urlencode(query, errors='surrogateescape')}"
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"Content-Type": "application/json"} if data is not None else {}
+    try:
+        with _OPEN.open(urllib.request.Request(url, data, {**given, **(headers or {})}), timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def to_review(own: Server, name: str) -> Path:
+    """A folder with two clips whose captions wait, one of which has a text that links out."""
+    home = clips_in(own.base / "input" / name, a="my words", b="")
+    (home / "b.txt").symlink_to(own.base.parent / "secret" / "a.txt")
+    (home / "outside.mp4").symlink_to(own.base.parent / "secret" / "a.mp4")
+    entries = [
+        {"clip": clip, "new": "new words", "format": "txt", "file_suffix": "", "backup": False}
+        for clip in ("a.mp4", "b.mp4", "outside.mp4", "../../secret/a.mp4", "a.txt")
+    ]
+    (home / "captions.review.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return home
+
+
+def test_no_spelling_of_a_folder_reaches_the_panel(own: Server, secret: Path) -> None:
+    before, decision = state_of(secret), {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": SECRET}
+    answers = set()
+    for text in hostile_folders(secret, own.base):
+        answers.add(reviewed(own, folder=text))
+        answers |= {reviewed(own, what, folder=text, clip="a.mp4") for what in ("/clip", "/frame")}
+        answers.add(reviewed(own, "", {"folder": text, "decisions": [decision]}))
+    ((status, body),) = answers
+    assert status == 400
+    assert b"names nothing that can be opened" in body
+    assert state_of(secret) == before
+
+
+def test_the_panel_gets_the_clips_of_the_folder_alone(own: Server, secret: Path) -> None:
+    home, before = to_review(own, "reviewed"), state_of(secret)
+    found = json.loads(reviewed(own, folder="reviewed")[1])
+    assert {item["clip"]: item["old"] for item in found["items"]} == {"a.mp4": "my words", "b.mp4": ""}
+    assert "input/reviewed/b.txt" in found["items"][1]["problem"]
+    assert SECRET not in json.dumps(found)
+    assert str(own.base) not in json.dumps(found)
+    assert reviewed(own, "/clip", folder="reviewed", clip="a.mp4") == (200, (home / "a.mp4").read_bytes())
+    status, picture = reviewed(own, "/frame", folder="reviewed", clip="a.mp4")
+    assert (status, picture[:2]) == (200, b"\xff\xd8")
+    up = os.path.relpath(secret, home)
+    names = [
+        "", ".", "..", "outside.mp4", f"{up}/a.mp4", f"./{up}/a.mp4", str(secret / "a.mp4"), f"//{secret}/a.mp4",
+        "a.txt", "captions.review.jsonl", "../uvg_sample.mp4", "a.mp4\0", "a.mp4/", "..\\a.mp4", "a" * 5000, "\udcff",
+        "none.mp4",
+    ]  # fmt: skip
+    answers = {reviewed(own, what, folder="reviewed", clip=name) for what in ("/clip", "/frame") for name in names}
+    ((status, body),) = answers
+    assert status == 400
+    assert b"no clip of this name" in body
+    decisions = [
+        {"clip": name, "decision": "accepted", "text": "x", "old": SECRET}
+        for name in ("b.mp4", *names)
+        if len(name) < 4096
+    ]
+    outcomes = json.loads(reviewed(own, "", {"folder": "reviewed", "decisions": decisions})[1])["items"]
+    assert {one["state"] for one in outcomes} == {"failed"}
+    assert str(own.base) not in json.dumps(outcomes)
+    assert state_of(secret) == before
+    fine = {
+        "folder": "reviewed",
+        "decisions": [{"clip": "a.mp4", "decision": "accepted", "text": "é", "old": "my words"}],
+    }
+    assert json.loads(reviewed(own, "", fine)[1])["items"][0]["state"] == "accepted"
+    assert (home / "a.txt").read_text("utf-8") == "é"
+
+
+def test_other_sites_and_other_things_than_decisions_are_refused(own: Server, secret: Path) -> None:
+    home = to_review(own, "refused")
+    decision = {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": "my words"}
+    body = {"folder": "refused", "decisions": [decision]}
+    for headers in (
+        {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://elsewhere.example"},
+        {"Origin": "null"}, {"Origin": own.url.replace("127.0.0.1", "localhost")},
+    ):  # fmt: skip
+        assert reviewed(own, "", body, headers)[0] == 403
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert reviewed(own, "", body, {"Content-Type": kind})[0] == 400
+    wrong = (
+        b"", b"[", b"[]", b"3", b"\xff", b"[" * 100_000, b'{"folder": 3}', b'{"folder": "refused"}',
+        {**body, "decisions": [{**decision, "decision": "erase"}]}, {**body, "decisions": [{**decision, "path": "/"}]},
+        {**body, "decisions": [{**decision, "text": "x" * 200_000}]}, b" " * 9_000_000,
+    )  # fmt: skip
+    for one in wrong:
+        status, said = reviewed(own, "", one)
+        assert status == 400
+        assert json.loads(said)["error"]
+    assert (home / "a.txt").read_text() == "my words"
+    assert reviewed(own, "", body, {"Origin": own.url})[0] == 200
+    shutil.rmtree(home)
+    assert b"names nothing that can be opened" in reviewed(own, "", body)[1]
+
+
 def test_the_owner_opens_folders_in_one_file(own: Server, secret: Path) -> None:
     settings = own.base / "user" / "uni_vigu.yaml"
     opened = clips_in(own.base.parent / "opened", a="words of the opened folder")

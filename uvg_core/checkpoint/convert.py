@@ -101,17 +101,22 @@ def _entries(checkpoint: Checkpoint, name: str, dtype: str | None, loras: Sequen
 def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | None) -> dict[str, Pending]:
     """What one weight of the network becomes in a file of ``dtype``, see ``convert``; None keeps what ``like`` says."""
     if dtype == "fp8" and is_quantised_in_fp8(name):
-        made: list[Tensor] = []
-
-        def numbers() -> Tensor:
-            quantised, factor = quantise(_finite(name, read()))
-            made.append(factor)
-            return quantised
-
-        return {name: Pending(Stored.like(like.shape, FP8), numbers), _scale_name(name): Pending(_SCALE, made.pop)}
+        return eight_bits(name, like, read)
     wanted = torch.bfloat16 if dtype == "fp8" else DTYPES.get(dtype or "", like.torch_dtype)
     assert wanted is not None
     return {name: Pending(Stored.like(like.shape, wanted), lambda: _finite(name, read(), wanted))}
+
+
+def eight_bits(name: str, like: Stored, read: Callable[[], Tensor]) -> dict[str, Pending]:
+    """A weight as two tensors: eight-bit numbers and their scale."""
+    made: list[Tensor] = []
+
+    def numbers() -> Tensor:
+        quantised, factor = quantise(_finite(name, read()))
+        made.append(factor)
+        return quantised
+
+    return {name: Pending(Stored.like(like.shape, FP8), numbers), _scale_name(name): Pending(_SCALE, made.pop)}
 
 
 def _scale_name(name: str) -> str:

@@ -12,7 +12,7 @@ from ..errors import UniViGUError
 from ..pipeline.folders import Captions, caption_folder
 from ..progress import Bars
 from ..sampling import Sampling, Size
-from ..settings import Flag, setting, settings
+from ..settings import Flag, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
 from .output import say, show
@@ -28,7 +28,7 @@ class Caption:
 
 def caption(
     own: Caption,
-    captions: Captions,
+    captions: Annotated[Captions, Only(*(name for name in fields_of(Captions) if name != "only"))],
     model: Model,
     sampling: Annotated[
         Sampling, Only("steps", "seed", *TEXT, "video_cache", "stop_when_stable", text_update=("bridge", "euler"))

@@ -68,6 +68,12 @@ class Captions:
         default=False,
     )
 
+    only: Text = setting("Caption this clip alone, by its name in the folder; of several, each on a line.", default="")
+    review: Flag = setting(
+        "New captions wait in captions.review.jsonl, to be read and accepted with Review captions in ComfyUI.",
+        default=False,
+    )
+
     def __post_init__(self) -> None:
         if self.overwrite and self.existing != "keep":
             raise UniViGUError(

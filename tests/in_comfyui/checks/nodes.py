@@ -927,3 +927,110 @@ def joint_keeps() -> dict[str, Any]:
         "empty": message(lambda: sample(masked(first, {"samples": torch.zeros_like(video)}))),
         "nested": message(lambda: sample({"samples": bridge.nested(video, torch.zeros(1, 64, 5))})),
     }
+
+
+def sliced() -> dict[str, Any]:
+    """Core's Trim Video in front of Encode Video: what core shows of a part, and what is read of it."""
+    media, video = pack_module("nodes.media"), pack_module("uvg_core.media.video")
+    _, _, vae = load_embedded()
+    spec = video.ClipSpec(100, 48, 48)
+    found: dict[str, Any] = {"shown": [], "read": [], "known": [], "alike": []}
+
+    def trimmed(clip: Any, start: float, seconds: float, strict: bool = True) -> Any:
+        return run("Video Slice", video=clip, start_time=start, duration=seconds, strict_duration=strict)[0]
+
+    def look(part: Any) -> None:
+        images = part.get_components().images
+        pixels, note = media.read(part, spec)
+        seen = "1" if "a single frame" in note else note.split(" frames out of only ")[1].split(",")[0]
+        found["shown"].append(len(images))
+        found["read"].append(int(seen))
+        found["known"].append(media.info_of(part).frames)
+        ends = [float((images[n].mean() * 255 - pixels[n].float().mean()).abs()) for n in (0, -1)]
+        found["alike"].append(max(ends) < 3)  # a frame differs from the next by 6
+
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in (29.97, 24.0, 8.0):
+            path = Path(folder) / f"{rate}.mp4"
+            shades = torch.arange(40, dtype=torch.uint8).mul(6)[:, None, None, None]
+            video.write_video(path, shades.expand(-1, 48, 48, 3), rate)
+            clip = InputImpl.VideoFromFile(str(path))
+            for start, frames in ((0.0, 4), (0.1, 4), (0.333, 4), (0.5, 1), (-0.5, 3)):
+                look(trimmed(clip, start, round(frames / rate, 3)))
+            look(trimmed(trimmed(clip, 0.25, 0.0), 0.25, 0.5))  # a part of a part
+            look(trimmed(clip, 1.0, 0.0, strict=False))  # to the end
+        four, note = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.5), vae=vae, **{**SIZE, "frames": 81})
+        five, more = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
+        memory = InputImpl.VideoFromComponents(clip.get_components())
+        look(trimmed(memory, 0.5, 0.5))
+    return {
+        **found,
+        "notes": [note, more],
+        "latents": [four["samples"].shape[2], five["samples"].shape[2]],
+        "beyond": message(lambda: media.read(clip.as_trimmed(4.99, 0.01), spec)),
+    }
+
+
+def sizes_saved() -> dict[str, Any]:
+    """Save as loaded: what each file holds a kind of weights in, before and after, also with a LoRA; and what is read
+    back of it."""
+    from safetensors.torch import load_file, save_file
+
+    source = checkpoint("sizes", torch.float32)
+    folder, out = model_folder(), Path(folder_paths.get_output_directory())
+    blocks = ("self_attn.q.weight", "ffn.0.weight")
+
+    def written(name: str, dtype: Any) -> str:
+        """A file whose weights of the text half are in fp16, and the others in ``dtype``; of fp8 the matrices only."""
+        path = folder / f"sizes_{name}.safetensors"
+        if isinstance(dtype, str):
+            core.convert(source, path, dtype=dtype)
+            return str(path)
+        eight = dtype == torch.float8_e4m3fn
+        core.convert(source, path, dtype="bf16")
+        tensors = {
+            key: tensor.half() if "ffn_t" in key else tensor.to(dtype) if not eight or key.endswith(blocks) else tensor
+            for key, tensor in load_file(path).items()
+        }
+        facts = core.read_config(path)
+        save_file(tensors, path, metadata={"config": facts.to_json()})
+        return str(path)
+
+    def held(path: Any) -> dict[str, str]:
+        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in load_file(path).items()}
+
+    lora = model_folder("loras") / "sizes.safetensors"
+    up, down = torch.ones(64, 1), torch.ones(1, 64)
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    comfy.utils.save_torch_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, str(lora))
+    found: dict[str, Any] = {"same": {}, "apart": {}, "lora": {}, "lora apart": {}}
+    kinds = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "half": torch.bfloat16, "plain fp8": torch.float8_e4m3fn}
+    for name, dtype in kinds.items():
+        path = written(name, dtype)
+        model = bridge.load_network(path, "default", None)
+        before = core.load_model(path, dtype=torch.float32).state_dict()
+        bridge.save_checkpoint(out / "sizes.safetensors", model, None, None)
+        after = core.load_model(out / "sizes.safetensors", dtype=torch.float32).state_dict()
+        found["same"][name] = held(out / "sizes.safetensors") == held(path)
+        found["apart"][name] = max(distance(after[key], before[key]) for key in before)
+        bridge.load_network(str(out / "sizes.safetensors"), "default", None)
+        (patched, _) = run("UniViGULoraLoader", model=model, lora=lora.name, strength_video=1.0, strength_text=1.0)
+        bridge.save_checkpoint(out / "sizes.safetensors", patched, None, None)
+        grown = (out / "sizes.safetensors").stat().st_size - Path(path).stat().st_size
+        changed = core.load_model(out / "sizes.safetensors", dtype=torch.float32).state_dict()
+        found["lora"][name] = grown
+        key = "blocks.0.self_attn.q.weight"
+        found["lora apart"][name] = distance(changed[key], before[key] + 1)
+    eight = bridge.load_network(written("bf16", "bf16"), "fp8_e4m3fn", None)
+    bridge.save_checkpoint(out / "sizes.safetensors", eight, None, None)
+    found["loaded in fp8"] = (out / "sizes.safetensors").stat().st_size / (
+        folder / "sizes_bf16.safetensors"
+    ).stat().st_size
+    wide = bridge.load_network(str(folder / "sizes_bf16.safetensors"), "fp32", None)
+    bridge.save_checkpoint(out / "sizes.safetensors", wide, None, None)
+    found["loaded in fp32"] = sorted(set(held(out / "sizes.safetensors").values()))
+    model, clip, vae = load_embedded()
+    bridge.save_checkpoint(out / "sizes.safetensors", model, clip, vae)
+    embedded = bridge.file_path("checkpoint", EMBEDDED)
+    found["whole"] = held(out / "sizes.safetensors") == held(embedded)
+    return found

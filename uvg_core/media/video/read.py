@@ -21,20 +21,21 @@ from .timeline import Timeline, scan
 _SEEK_FROM = 16
 
 
-def probe(path: str | Path) -> ClipInfo:
-    """Look at a video without reading it whole: header and first frame; a file whose header tells neither length nor
-    frame count is scanned (not decoded). Raises UniViGUError like ``read_clip``."""
+def probe(path: str | Path, *, start: float = 0.0, seconds: float | None = None) -> ClipInfo:
+    """Look at a video without reading it whole: header and first frame. Scanned, not decoded, is a file whose header
+    tells neither length nor frame count, and one of which ``start`` and ``seconds`` choose a part. Raises UniViGUError
+    like ``read_clip``."""
     with Source(path) as source:
         first = next(source.frames(), None)
         if first is None:
             raise source.broken(0.0)
-        rate, seconds = source.rate, source.header_seconds()
-        count = source.stated_frames or round(seconds * rate)
-        if not count or not seconds:
+        rate, length = source.rate, source.header_seconds()
+        count = source.stated_frames or round(length * rate)
+        if not count or not length or start > 0 or seconds:
             source.rewind()
-            timeline = scan(source)
-            count, rate, seconds = len(timeline.times), timeline.rate, timeline.seconds
-        return _info(source, first, count, rate, seconds)
+            timeline = _part(source, scan(source), start, seconds)
+            count, rate, length = len(timeline.times), timeline.rate, timeline.seconds
+        return _info(source, first, count, rate, length)
 
 
 def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: float | None = None) -> Clip:
@@ -56,11 +57,7 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
     with Source(path) as source:
         timeline = scan(source)
         while True:
-            part = timeline.part(start, seconds)
-            if not part.times:
-                raise UniViGUError(
-                    f"{path}: no frames in the part from {start:g} s; the clip is {timeline.seconds:.3g} s long"
-                )
+            part = _part(source, timeline, start, seconds)
             chosen = part.spread(spec)
             try:
                 pixels, frame, scaled = _decoded(source, timeline, chosen, spec)
@@ -103,6 +100,15 @@ def _decoded(
         pictures[time], scaled = fit(upright(frame), shown_size(frame, source.stream), spec)
         one = frame
     return torch.stack([pictures[time] for time in chosen]), one, scaled
+
+
+def _part(source: Source, timeline: Timeline, start: float, seconds: float | None) -> Timeline:
+    part = timeline.part(start, seconds)
+    if not part.times:
+        raise UniViGUError(
+            f"{source.path}: no frames in the part from {start:g} s; the clip is {timeline.seconds:.3g} s long"
+        )
+    return part
 
 
 def _info(source: Source, frame: Any, count: int, rate: float, seconds: float) -> ClipInfo:

@@ -49,12 +49,14 @@ class Timeline:
         return (time - self.times[0]) * self.unit
 
     def part(self, start: float, seconds: float | None) -> Timeline:
-        """What is shown from ``start`` on, for ``seconds`` (None or 0: to the end); both count from the first frame."""
+        """What is shown from ``start`` on, for ``seconds`` (None or 0: to the end); both count from the first frame.
+
+        Both ends are rounded down to whole ticks, as ComfyUI does it: of a clip that is trimmed there, the same frames
+        are read."""
         if start <= 0 and not seconds:
             return self
-        first = self.times[0] + start / self.unit - 1e-3
-        end = first + seconds / self.unit if seconds else float("inf")
-        times = [time for time in self.times if first <= time < end]
+        first, end = (self.times[0] + int(second / self.unit + 1e-6) for second in (start, start + (seconds or 0)))
+        times = [time for time in self.times if first <= time and (time < end or not seconds)]
         return replace(self, times=times, seconds=min(self.seconds - start, seconds or self.seconds))
 
     def spread(self, spec: ClipSpec) -> list[int]:

@@ -1,0 +1,217 @@
+"""Captions that wait for somebody to read them, and what becomes of them.
+
+``captions.review.jsonl`` lies in the folder of the clips; lines are only ever appended. ``{"clip": NAME, "new": TEXT,
+...}`` proposes a caption, ``{"clip": NAME, "decision": "accepted"}`` says what became of it, and the last line of a
+clip holds. A line that a kill cut is nobody's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..confined import is_open
+from ..errors import UniViGUError
+from ..io import append, read_bytes
+from ..locks import appending
+from ..media.video import find_clips
+from ..settings import shown
+from .texts import Captions, Texts, texts_of
+
+RECORD = "captions.review.jsonl"
+OPEN, ACCEPTED, SKIPPED, CONFLICT, FAILED = "open", "accepted", "skipped", "conflict", "failed"
+LONGEST = 100_000  # characters of a caption
+_MOST_BYTES = 2**28
+_DECISIONS = (ACCEPTED, SKIPPED, OPEN)
+_WRITTEN_AS = ("format", "file_suffix", "backup")  # of ``Captions``
+
+_deciding = threading.Lock()  # two reviewers on one server
+
+
+@dataclass
+class Proposal:
+    """A caption that was proposed for a clip; ``written_as``: what ``Captions`` says of its file."""
+
+    clip: str
+    new: str
+    written_as: dict[str, Any]
+    state: str = OPEN
+
+
+class Pending:
+    """The captions of a folder that were proposed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._size = folder / RECORD, 0
+        self.proposals: dict[str, Proposal] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what others have noted."""
+        with suppress(FileNotFoundError):
+            if os.stat(self.path).st_size == self._size:
+                return
+            data = read_bytes(self.path, _MOST_BYTES, "captions to be reviewed")
+            self._size = len(data)
+            for line in data.split(b"\n"):
+                with suppress(ValueError, AttributeError, TypeError, KeyError, RecursionError):
+                    self._add(json.loads(line))
+
+    def propose(self, clip: str, new: str, how: Captions) -> None:
+        """Note a caption for a clip, in the place of an earlier one."""
+        written_as = {name: getattr(how, name) for name in _WRITTEN_AS}
+        self._note({"clip": clip, "new": new, **written_as})
+
+    def decide(self, clip: str, decision: str) -> None:
+        """Note what became of a caption."""
+        self._note({"clip": clip, "decision": decision})
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        with appending(self.path) as handle:
+            size = os.fstat(handle).st_size
+            if size + len(line) > _MOST_BYTES:
+                raise UniViGUError(
+                    f"{self.path}: is full ({_MOST_BYTES >> 20} MB); review what it holds, and move it away"
+                )
+            is_torn = size > 0 and os.lseek(handle, size - 1, os.SEEK_SET) >= 0 and os.read(handle, 1) != b"\n"
+            append(handle, (b"\n" if is_torn else b"") + line + b"\n")
+            self._size += os.fstat(handle).st_size - size
+        self._add(entry)
+
+    def _add(self, entry: Any) -> None:
+        clip = entry["clip"]
+        if "new" in entry:
+            written_as = {name: entry[name] for name in _WRITTEN_AS}
+            Captions(**written_as)
+            if not (isinstance(clip, str) and isinstance(entry["new"], str)):
+                raise TypeError
+            self.proposals[clip] = Proposal(clip, entry["new"], written_as)
+        elif entry["decision"] in _DECISIONS:
+            self.proposals[clip].state = entry["decision"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What somebody wants done with a proposed caption: write ``text`` in the place of ``old``, which they have seen
+    (accepted), leave the clip as it is (skipped), or decide again (open)."""
+
+    clip: str
+    decision: str
+    text: str = ""
+    old: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {"clip": 4096, "text": LONGEST, "old": 10 * LONGEST}
+        for name, most in lengths.items():
+            found = getattr(self, name)
+            if not isinstance(found, str) or len(found) > most:
+                raise UniViGUError(f"decisions: {name} is {shown(found)}; expected text of at most {most} characters")
+        if self.decision not in _DECISIONS:
+            raise UniViGUError(f"decisions: found {shown(self.decision)}; expected one of {', '.join(_DECISIONS)}")
+
+
+def decisions_of(values: Any) -> list[Decision]:
+    """Decisions from plain values. Raises UniViGUError for anything else."""
+    with suppress(TypeError):
+        if isinstance(values, list):
+            return [Decision(**one) for one in values]
+    raise UniViGUError("decisions: expected a list of objects with clip, decision, text and old")
+
+
+def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
+    """What there is to review: each proposed caption with the one that the clip has now, by the names of the clips;
+    ``gone`` counts those whose clips are not there any more."""
+    proposals = Pending(folder).proposals
+    clips = _clips(folder, recursive)
+    found, texts = [], _Places(folder, list(clips.values()))
+    for name in sorted(proposals.keys() & clips.keys()):
+        one, problem, old = proposals[name], "", None
+        try:
+            old = texts.of(one).read(clips[name])
+        except UniViGUError as error:
+            problem = str(error)
+        found.append({"clip": name, "old": old or "", "new": one.new, "state": one.state, "problem": problem})
+    return {"items": found, "gone": len(proposals.keys() - clips.keys())}
+
+
+def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = True) -> list[dict[str, str]]:
+    """Carry out decisions; what became of each: its ``state``, the caption that the clip has ``now``, and in
+    ``problem`` what stood in the way. A caption that is not the one that the decision was made about any more stays as
+    it is (``conflict``), and so does whatever cannot be written (``failed``)."""
+    with _deciding:
+        pending, clips = Pending(folder), _clips(folder, recursive)
+        texts = _Places(folder, list(clips.values()))
+        outcomes = []
+        for one in decisions:
+            outcome = {"clip": one.clip, "state": FAILED, "now": one.old, "problem": ""}
+            try:
+                if one.clip not in pending.proposals or one.clip not in clips:
+                    raise UniViGUError(f"{one.clip}: no caption waits for this clip; load the list again")
+                outcome |= _decided(pending, texts.of(pending.proposals[one.clip]), clips[one.clip], one)
+            except UniViGUError as error:
+                outcome["problem"] = str(error)
+            outcomes.append(outcome)
+        texts.close()
+    return outcomes
+
+
+def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[str, str]:
+    proposal = pending.proposals[one.clip]
+    if one.decision != ACCEPTED:
+        if proposal.state != ACCEPTED:  # somebody else was quicker: their caption is written
+            pending.decide(one.clip, one.decision)
+        return {"state": proposal.state, "now": texts.read(clip) or ""}
+    if not one.text.strip():
+        raise UniViGUError(f"{one.clip}: the caption is empty; write one, or skip the clip")
+    seen: list[str] = []
+
+    def change(now: str | None) -> str | None:
+        seen[:] = [now or ""]
+        return one.text if (now or "") == one.old else None
+
+    is_written = texts.put(clip, change, backup=bool(proposal.written_as["backup"]))
+    now = one.text if is_written else seen[0] if seen else ""
+    if now != one.text:
+        return {"state": CONFLICT, "now": now}
+    pending.decide(one.clip, ACCEPTED)
+    return {"state": ACCEPTED, "now": now}
+
+
+class _Places:
+    """Where the captions of proposals go: each is written as its run said."""
+
+    def __init__(self, folder: Path, clips: list[Path]) -> None:
+        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], tuple[Any, Texts]]()
+
+    def of(self, proposal: Proposal) -> Texts:
+        key = tuple(proposal.written_as.values())
+        if key not in self._opened:
+            block = texts_of(self._folder, self._clips, Captions(**proposal.written_as))
+            self._opened[key] = block, block.__enter__()
+        return self._opened[key][1]
+
+    def close(self) -> None:
+        for block, _ in self._opened.values():
+            block.__exit__(None, None, None)
+
+
+def clip_named(folder: Path, name: str) -> Path:
+    """A clip of the folder, by its name. Raises UniViGUError, in the same words for whatever else a name leads to."""
+    parts = name.split("/")
+    is_name = all(part and not part.startswith(".") and "\\" not in part and "\0" not in part for part in parts)
+    with suppress(OSError, ValueError, UniViGUError):
+        path = folder.joinpath(*parts)
+        if is_name and is_open(path) and path.is_file() and path in find_clips(path.parent, recursive=False):
+            return path
+    raise UniViGUError("no clip of this name is in the folder; load the list again")
+
+
+def _clips(folder: Path, recursive: bool) -> dict[str, Path]:
+    return {clip.relative_to(folder).as_posix(): clip for clip in find_clips(folder, recursive=recursive)}

@@ -523,11 +523,13 @@ def test_canvases_of_older_versions_load_as_they_were(canvas: Callable[..., Canv
 def waiting(folder: Path, count: int) -> Path:
     """A folder with clips whose captions wait for review; every second clip has a caption already."""
     folder.mkdir()
+    clip = shutil.copy(WORKFLOWS.parent / "samples" / "uvg_sample.mp4", folder / "0000.mp4")
     written_as = {"format": "txt", "file_suffix": "", "backup": False}
     with (folder / "captions.review.jsonl").open("w") as record:
         for number in range(count):
             name = f"{number:04}"
-            (folder / f"{name}.mp4").hardlink_to(WORKFLOWS.parent / "samples" / "uvg_sample.mp4")
+            if number:
+                os.link(clip, folder / f"{name}.mp4")
             if number % 2:
                 (folder / f"{name}.txt").write_text(f"words of {name}")
             entry = {"clip": f"{name}.mp4", "new": f"a grey shape, {name}", **written_as}

@@ -3,7 +3,7 @@
 // The server sends the last words of a node with its outputs ({"text": [...]}), and words that come without outputs as
 // an event of our own. They are shown in the node, in a box that can be read, selected and scrolled, and kept among the
 // node's properties: so they are saved in the workflow and come back with it. They are no value of a widget: workflows
-// stay what they are where this file is not loaded. A node that starts anew forgets what it said.
+// stay what they are where this file is not loaded. A node that fails, or is cancelled, has said nothing.
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
@@ -18,6 +18,7 @@ const [LINE, MOST_LINES, LETTER, MARGINS, BORDER] = [16, 8, 6.5, 20, 26] // for 
 const tabs = new Map() // prompt -> the workflow that it was queued from
 const waiting = new WeakMap() // workflow in another tab -> what its nodes have said meanwhile, by their place
 let running // the prompt that runs
+let started // the place of the node that runs and has not spoken yet
 let changed = false // what is kept, since the last undo step
 
 const shown = () => app.extensionManager?.workflow?.activeWorkflow ?? undefined
@@ -56,8 +57,7 @@ function dropLive(node) {
 }
 
 /** Show what is kept. A node without words has no box; one that has lost them, an empty box of no height. */
-function show(node) {
-  const kept = node.properties?.[KEPT]
+function show(node, kept = node.properties?.[KEPT]) {
   const text = typeof kept === "string" ? kept.slice(0, LONGEST + 1) : ""
   let box = node.widgets?.find((widget) => widget.name === KEPT)
   if (!box && !text) return
@@ -110,6 +110,7 @@ function heightOf(text, width) {
 
 function hear(place, texts, prompt) {
   if (!Array.isArray(texts)) return
+  if (String(place) === started) started = undefined
   if (isElsewhere(prompt)) {
     const tab = tabs.get(prompt)
     if (!waiting.has(tab)) waiting.set(tab, new Map())
@@ -146,10 +147,9 @@ function watchPrompts() {
     running = detail.prompt_id
   })
   api.addEventListener("executing", ({ detail }) => {
-    const node = detail == null || isElsewhere(running) ? undefined : nodeAt(detail)
-    if (!isOurs(node) || !node.properties[KEPT]) return
-    keep(node, "")
-    show(node)
+    started = detail == null ? undefined : String(detail)
+    const node = isElsewhere(running) ? undefined : nodeAt(started ?? "")
+    if (isOurs(node)) show(node, "") // until it speaks again
   })
   api.addEventListener("executed", ({ detail }) => {
     hear(detail.display_node || detail.node, detail.output?.text, detail.prompt_id)
@@ -157,8 +157,7 @@ function watchPrompts() {
   api.addEventListener("uni_vigu.said", ({ detail }) => hear(detail.node, detail.text, running))
   for (const end of ["execution_success", "execution_error", "execution_interrupted"])
     api.addEventListener(end, ({ detail }) => {
-      const node = isElsewhere(detail.prompt_id) ? undefined : nodeAt(detail.node_id ?? "")
-      if (isOurs(node)) dropLive(node)
+      if (started && end !== "execution_success") hear(started, [], detail.prompt_id)
       tabs.delete(detail.prompt_id)
       if (changed) {
         // An undo step, which the front end also saves for a reload.

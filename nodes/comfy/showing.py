@@ -19,7 +19,7 @@ from .paths import shown
 
 log = logging.getLogger(__name__)
 
-SAID = "uni_vigu.said"  # the event of words that come without outputs; web/uni_vigu.js listens to it
+SAID = "uni_vigu.said"  # the event of words that come without outputs; web/words.js listens to it
 
 
 def preview_of(model: Any, steps: int) -> Any:
@@ -89,5 +89,5 @@ def blocked(message: str | None) -> Any:
 
 def said(*texts: str) -> dict[str, list[str]]:
     """What a node has to say in the end, as the ``ui`` of its outputs: it reaches the history and the page that queued
-    the prompt, where web/uni_vigu.js keeps it in the node. Core sends it for cached nodes too."""
+    the prompt, where web/words.js keeps it in the node. Core sends it for cached nodes too."""
     return {"text": [shown(text) for text in texts]}

@@ -77,7 +77,10 @@ def test_cancelled_it_keeps_what_it_has_learnt(inside: Inside, folder: str, trai
     assert found["last"].startswith("What was learnt in ")
     assert f"cut/{trains}_00001_.safetensors" in found["last"].replace("\\", "/")
     assert found["report"] is True or "matched" in found["report"]
-    assert found["after"] == 2
+    assert [text.replace("\\", "/") for text in found["left"]] == [found["last"].replace("\\", "/")]
+    [words] = found["after"]
+    assert words.splitlines()[0].startswith("2/2 loss ")
+    assert ("saved output/checkpoints/" in words.replace("\\", "/")) == (trains == "text")
     assert found["left in temp"] == []
 
 

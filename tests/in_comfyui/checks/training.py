@@ -28,6 +28,7 @@ from check_made import (
     message,
     model_folder,
     run,
+    said_by,
     saved,
 )
 from comfy_api.latest import InputImpl, Types
@@ -60,13 +61,13 @@ def load(parts: Any, folder: str, **changes: Any) -> Any:
     return run("UniViGULoadClips", model=parts[0], clip=parts[1], **given)
 
 
-def train(parts: Any, clips: Any, **changes: Any) -> Any:
-    """Train Uni-ViGU as ComfyUI calls it: every input is a list."""
+def train(parts: Any, clips: Any, call: Any = run, **changes: Any) -> Any:
+    """Train Uni-ViGU as ComfyUI calls it: every input is a list. ``call``: ``said_by`` gives its last words."""
     widgets = {name: [value] for name, value in {**SETTINGS, **changes}.items()}
     model, clip, vae = ([part] for part in parts)
     videos, prompts, *rest = clips
     texts = {"prompts": prompts, **({"details": rest[0]} if rest else {})}
-    return run("UniViGUTrain", model=model, clip=clip, vae=vae, videos=videos, **texts, **widgets)
+    return call("UniViGUTrain", model=model, clip=clip, vae=vae, videos=videos, **texts, **widgets)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -154,7 +155,9 @@ def cancelled(folder: str, trains: str) -> dict[str, Any]:
         if text.startswith("3/"):
             comfy.model_management.interrupt_current_processing(True)
 
-    kept = PromptServer.instance.send_progress_text
+    server, left = PromptServer.instance, []
+    kept, kept_events = server.send_progress_text, server.send_sync
+    server.send_sync = lambda event, data, sid=None: left.append((event, data["text"], sid))
     progress = bridge.Progress
     throttled = progress.text
     progress.text = lambda self, text, last=False: throttled(self, text, last=True)  # every one of them
@@ -167,10 +170,17 @@ def cancelled(folder: str, trains: str) -> dict[str, Any]:
         outcome = "interrupted"
     finally:
         progress.text = throttled
-        PromptServer.instance.send_progress_text = kept
+        server.send_progress_text, server.send_sync = kept, kept_events
+    assert [(event, sid) for event, _, sid in left] == [("uni_vigu.said", server.client_id)]
     steps = [text for text in texts if "/50 loss " in text]
     files = sorted(Path(folder_paths.get_output_directory()).rglob(f"{prefix}_*.safetensors"))
-    found: dict[str, Any] = {"outcome": outcome, "last": texts[-1], "steps": len(steps), "files": len(files)}
+    found: dict[str, Any] = {
+        "outcome": outcome,
+        "last": texts[-1],
+        "left": left[0][1],
+        "steps": len(steps),
+        "files": len(files),
+    }
     folder_paths.filename_list_cache.clear()
     if trains == "lora":
         name = str(files[0].relative_to(Path(folder_paths.get_output_directory()) / "loras"))
@@ -178,7 +188,7 @@ def cancelled(folder: str, trains: str) -> dict[str, Any]:
     else:
         name = str(files[0].relative_to(Path(folder_paths.get_output_directory()) / "checkpoints"))
         found["report"] = len(load_embedded(checkpoint=name)) == 3
-    found["after"] = len(train(parts, clips, steps=2)[1]["loss"])
+    found["after"] = train(parts, clips, call=said_by, trains=trains, steps=2)
     temp = Path(folder_paths.get_temp_directory())
     found["left in temp"] = [path.name for path in temp.glob("uni_vigu_*")]
     return found

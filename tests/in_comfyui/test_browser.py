@@ -194,6 +194,9 @@ class Canvas:
         self.page.locator(".templates-tab-button").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(PACK, exact=True).click()
+        cards = dialog.locator("[data-testid^=template-workflow-]")
+        cards.first.wait_for()
+        assert cards.first.get_attribute("data-testid") == "template-workflow-text_to_video"  # the main job first
         card = dialog.get_by_test_id(f"template-workflow-{name}")
         thumbnail = card.locator("img").first
         thumbnail.wait_for()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -92,3 +93,36 @@ def test_a_record_that_says_nothing_is_nobodys(tmp_path: Path, text: str) -> Non
     (tmp_path / locks.OWNER).write_text(text)
     os.utime(tmp_path / locks.OWNER, (time.time() - 2 * locks.STALE,) * 2)
     take(tmp_path)
+
+
+def test_whoever_appends_to_a_file_is_alone_with_it_also_where_it_is_replaced(tmp_path: Path) -> None:
+    path, seen = tmp_path / "table", list[int]()
+
+    def append_ten() -> None:
+        for _ in range(10):
+            with locks.appending(path) as handle:
+                lines = int(os.pread(handle, 99, 0) or b"0")
+                other_file = tmp_path / f"new{threading.get_ident()}"
+                other_file.write_text(str(lines + 1))
+                os.replace(other_file, path)
+                seen.append(lines)
+
+    threads = [threading.Thread(target=append_ten) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == list(range(40))
+    assert path.read_text() == "40"
+
+
+def test_nothing_is_appended_to_through_a_link_nor_to_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("link", "it is a link"), ("pipe", "not a regular file"), ("none/table", "No such file")):
+        with (
+            pytest.raises(UniViGUError, match=rf"{name}: cannot be appended to \({why}"),
+            locks.appending(tmp_path / name),
+        ):
+            pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -8,6 +8,7 @@ const NODE = "UniViGUCaptionFolder";
 const ROUTE = "/uni_vigu/review";
 const ROW = 74; // pixels of a row of the list
 const BEYOND = 6; // rows that are drawn above and below what is seen
+const LOOK = 1000; // milliseconds before a caption that somebody else has changed can be accepted over
 const BATCH = 100; // decisions in one request
 const PICTURES = /\.gif$/i; // what a browser shows as a picture
 
@@ -47,6 +48,12 @@ const WORDS = {
     conflict: "その間に誰かがこのキャプションを変えました。「現在」に表示しています。もう一度採用すると置き換えます。",
     unreachable: "サーバーが応答しません。何も保存されていません。もう一度試してください。",
     edited: "編集済み", loading: "読み込み中",
+    keyList: "↑ ↓ 選ぶ · Enter 採用 · S 見送る · E 編集 · 編集中のCtrl+Enter 採用 · Esc 一覧へ、もう一度で閉じる · Space 再生 · "
+      + "H ヒント · F 検索 · U 未決定に戻す",
+    gone: (n) => `${n}本のクリップはもうありません`, matches: (n, m) => `${m}件のキャプションに${n}か所`,
+    noNode: "もう一度キャプションを付けるには、「フォルダのキャプション作成」ノードのボタンからパネルを開いてください。",
+    queued: "待機中", captioning: "作成中", failed: "実行はエラーで終わりました。ノードを見てください。",
+    noPlay: "このブラウザでは再生できないファイルです。最初のフレームを表示しています。", sure: (n) => `${n}件のキャプションを採用しますか？`,
   },
   ko: {
     title: "캡션 검토", folder: "클립 폴더", load: "불러오기", close: "닫기", show: "보기", all: "모두", open: "미결정",
@@ -60,17 +67,30 @@ const WORDS = {
     conflict: "그동안 누군가 이 캡션을 바꿨습니다. 현재에 보입니다. 다시 적용하면 바뀝니다.",
     unreachable: "서버가 응답하지 않습니다. 아무것도 저장되지 않았습니다. 다시 시도하세요.",
     edited: "수정함", loading: "불러오는 중",
+    keyList: "↑ ↓ 고르기 · Enter 적용 · S 건너뛰기 · E 수정 · 수정 중 Ctrl+Enter 적용 · Esc 목록으로, 다시 누르면 닫기 · Space 재생 · "
+      + "H 힌트 · F 찾기 · U 다시 결정",
+    gone: (n) => `클립 ${n}개가 더 이상 없습니다`, matches: (n, m) => `캡션 ${m}개에서 ${n}곳`,
+    noNode: "다시 캡션을 달려면 폴더 캡션 작성 노드의 버튼으로 패널을 여세요.",
+    queued: "대기 중", captioning: "캡션 작성 중", failed: "실행이 오류로 끝났습니다. 노드를 보세요.",
+    noPlay: "이 브라우저가 재생하지 못하는 파일입니다. 첫 프레임을 보여 줍니다.", sure: (n) => `캡션 ${n}개를 적용할까요?`,
   },
   zh: {
     title: "审阅描述", folder: "视频文件夹", load: "加载", close: "关闭", show: "显示", all: "全部", open: "待定",
     accepted: "已采用", skipped: "已跳过", search: "筛选", find: "查找", replace: "替换为", replaceAll: "替换所有显示的",
     undoReplace: "撤销", acceptAll: "采用所有显示的", list: "描述", was: "现有", now: "新", nothing: "（无描述）",
     accept: "采用", skip: "跳过", reopen: "重新决定", hint: "参考提示词", again: "重新描述", hintHelp: "与视频一起参考的提示词",
-    keys: "按键", none: "这个文件夹里没有待审阅的描述。请在“文件夹批量标注”中打开“先审阅”并运行。",
+    keys: "按键",
+    none: "这个文件夹里没有待审阅的描述。请在“文件夹批量标注”中打开“先审阅”并运行。",
     noneShown: "这里没有。请在上方选择别的列表。",
     counts: (o, a, s) => `待定 ${o}，已采用 ${a}，已跳过 ${s}`,
     conflict: "期间有人改了这条描述，见“现有”；再次采用即可替换。",
     unreachable: "服务器没有响应，什么都没有保存。请重试。", edited: "已修改", loading: "正在加载",
+    keyList: "↑ ↓ 选择 · Enter 采用 · S 跳过 · E 编辑 · 编辑时 Ctrl+Enter 采用 · Esc 回到列表，再按关闭 · Space 播放 · H 参考提示词 · "
+      + "F 查找 · U 重新决定",
+    gone: (n) => `有 ${n} 个视频已不存在`, matches: (n, m) => `${m} 条描述中有 ${n} 处`,
+    noNode: "要重新描述，请用“文件夹批量标注”节点上的按钮打开面板。",
+    queued: "排队中", captioning: "正在描述", failed: "运行出错，请查看节点。",
+    noPlay: "此浏览器无法播放该文件，显示的是第一帧。", sure: (n) => `采用 ${n} 条描述？`,
   },
 };
 
@@ -285,6 +305,7 @@ class Panel {
   }
 
   async load() {
+    if (!this.folder) return;
     this.say(this.t.loading);
     try {
       const query = new URLSearchParams({ folder: this.folder, subfolders: this.subfolders });
@@ -387,7 +408,8 @@ class Panel {
     if (!item || this.newBox.value !== this.text(item)) this.newBox.value = item ? this.text(item) : "";
     this.problem.textContent = item?.problem ?? "";
     const isBusy = !item || Boolean(item.busy);
-    this.acceptButton.disabled = this.skipButton.disabled = isBusy;
+    this.skipButton.disabled = isBusy;
+    this.acceptButton.disabled = isBusy || item.fresh;
     this.skipButton.hidden = item?.state === "skipped";
     this.reopenButton.hidden = item?.state !== "skipped";
     this.againButton.disabled = isBusy || Boolean(item.job);
@@ -426,19 +448,19 @@ class Panel {
 
   decideCurrent(decision) {
     const item = this.item;
-    if (!item || item.busy || (decision === "open" && item.state !== "skipped")) return;
+    if (!item || item.busy || (decision === "open" && item.state !== "skipped") || (decision === "accepted" && item.fresh)) return;
     if (this.filterBox.value === "all" && decision !== "open" && this.at + 1 < this.shown.length) this.select(this.at + 1);
     this.list.focus();
     return this.decide([item], decision);
   }
 
   async acceptAll() {
-    const open = this.shown.filter((item) => item.state === "open" && !item.busy);
+    const open = this.shown.filter((item) => item.state === "open" && !item.busy && !item.conflict);
     if (open.length && confirm(this.t.sure(open.length))) await this.decide(open, "accepted");
   }
 
   async decide(items, decision) {
-    for (const item of items) Object.assign(item, { busy: true, problem: "" });
+    for (const item of items) Object.assign(item, { busy: true, conflict: false, problem: "" });
     this.drawDetail();
     const folder = this.folder;
     for (let start = 0; start < items.length; start += BATCH) {
@@ -450,6 +472,7 @@ class Panel {
         const body = JSON.stringify({ folder, subfolders: this.subfolders, decisions });
         const answer = await this.ask(ROUTE, { method: "POST", body, headers: { "Content-Type": "application/json" } });
         answer.items.forEach((outcome, number) => this.take(part[number], outcome, decisions[number]));
+        if (items.length > BATCH) this.say(`${Math.min(start + BATCH, items.length)} / ${items.length}`);
       } catch (error) {
         for (const item of items.slice(start)) Object.assign(item, { busy: false, problem: error.message });
         break;
@@ -462,7 +485,11 @@ class Panel {
     Object.assign(item, { busy: false, problem: state === "conflict" ? this.t.conflict : problem });
     if (state === "failed") return;
     item.old = now;
-    if (state === "conflict") return;
+    if (state === "conflict") {
+      item.conflict = item.fresh = true; // whoever accepts one after the other is to see it first
+      setTimeout(() => { item.fresh = false; this.drawDetail(); }, LOOK);
+      return;
+    }
     item.state = state;
     if (state === "accepted" && decision.decision === "accepted") {
       item.new = decision.text;

@@ -73,6 +73,8 @@ def said_in(text: str) -> tuple[str, str]:
 
 def test_every_workflow_has_its_api_form_and_thumbnail() -> None:
     assert sorted(p.stem for p in WORKFLOWS.glob("*.json")) == sorted(NAMES)
+    order = (ROOT / "web" / "templates.js").read_text(encoding="utf-8").split("const ORDER = [")[1].split("]")[0]
+    assert re.findall(r'"(\w+)"', order) == list(NAMES)
     for name in NAMES:
         canvas = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         kinds = sorted(n["class_type"] for n in graph_of(name).values())

@@ -109,13 +109,15 @@ def caption_folder(
 
 
 def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
-    names = [name for name in map(str.strip, only.splitlines()) if name]
+    """The clips that are named, one a line; all where none is."""
     known = {clip.relative_to(folder).as_posix(): clip for clip in clips}
+    lines = [line if line in known else line.strip() for line in only.split("\n")]
+    names = [name for name in dict.fromkeys(lines) if name]
     if missing := [name for name in names if name not in known]:
         raise UniViGUError(
             f"only: {shown(missing[0])} is no clip of this folder; expected names such as {next(iter(known))}"
         )
-    return [known[name] for name in dict.fromkeys(names)] if names else clips
+    return [known[name] for name in names] if names else clips
 
 
 class _Work:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..confined import is_open
 from ..errors import UniViGUError
-from ..io import append, read_bytes
+from ..io import MEGABYTE, append, read_bytes
 from ..locks import appending
 from ..media.video import find_clips
 from ..settings import shown
@@ -108,7 +108,7 @@ class Decision:
     old: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {"clip": 4096, "text": LONGEST, "old": 10 * LONGEST}
+        lengths = {"clip": 4096, "text": LONGEST, "old": MEGABYTE}
         for name, most in lengths.items():
             found = getattr(self, name)
             if not isinstance(found, str) or len(found) > most:

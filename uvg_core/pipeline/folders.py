@@ -52,7 +52,7 @@ class FolderReport:
         total = len(self.written) + len(self.skipped) + len(self.failed) + len(self.busy)
         lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join(counts)}"]
         if self.waiting is not None:
-            lines += [f"  {self.waiting} wait in {RECORD}: press Review captions"]
+            lines += [f"  {self.waiting} wait in {RECORD}: open Review captions in ComfyUI"]
         for path, reason in self.failed:
             # Most reasons begin with the file already.
             lines.append(f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}")

@@ -27,7 +27,7 @@ class UniViGUExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         from .comfy.model import register
-        from .comfy.showing import offer_samples
+        from .comfy.samples import offer_samples
 
         register()
         offer_samples()

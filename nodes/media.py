@@ -47,17 +47,17 @@ class Folder:
     subfolders: Flag = setting("Look into the folders inside, too.", default=True)
 
     @contextmanager
-    def opened(self) -> Iterator[Path]:
+    def opened(self, *, reads: bool = False) -> Iterator[Path]:
         """The folder, also in quotes, as Windows copies paths; see ``opened_folder``."""
         if not self.folder.strip():
             raise UniViGUError("the widget folder is empty; write the path of a folder with clips")
-        with opened_folder(self.folder.strip().strip('"')) as path:
+        with opened_folder(self.folder.strip().strip('"'), reads=reads) as path:
             yield path
 
     def state(self, how: Captions | None = None) -> dict[str, str]:
         """What each clip and text in the folder holds, by its path: neither times nor the folder's place count. With
         ``how``, also the files that captions are written to that way."""
-        with suppress(UniViGUError), self.opened() as path:
+        with suppress(UniViGUError), self.opened(reads=how is None) as path:
             clips = find_clips(path, recursive=self.subfolders)
             texts = [name for text in text_files(clips) for name in (text, text.with_suffix(".detail.txt"))]
             texts += files_of(path, clips, how) if how is not None else []

@@ -102,7 +102,7 @@ class UniViGULoadClips(Node):
         network_of(model)  # raises for another model
         folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
         progress = Progress(cls.hidden.unique_id)
-        with folder.opened() as path:
+        with folder.opened(reads=True) as path:
             found = survey(
                 path,
                 run,

@@ -19,6 +19,7 @@ from ...uvg_core.confined import confined_to, place_of
 from ...uvg_core.errors import UniViGUError, printable
 from ...uvg_core.io import PACK, read_text
 from ...uvg_core.settings import read_yaml
+from .samples import READ_IN_PLACE, SAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,16 @@ def _opened_in(path: Path, _: tuple[int, ...]) -> list[str]:
 
 
 @contextmanager
-def opened_folder(text: str) -> Iterator[Path]:
+def opened_folder(text: str, *, reads: bool = False) -> Iterator[Path]:
     """The folder that a prompt names, relative to the input folder; for the length of a block, what is listed and read
     there lies inside ComfyUI's input and output folders and those that the owner has opened, after links are followed.
 
     Raises UniViGUError, in the same words for a folder that is missing and for one that is refused: the server's log
-    alone says more. Nothing outside is looked for before that."""
+    alone says more. Nothing outside is looked for before that. Who only ``reads`` finds the pack's own training clips,
+    too, where the input folder has none."""
     found, roots = _place(text, "folder")
+    if reads and os.path.normpath(text) == READ_IN_PLACE and found is not None and not found.exists():
+        found, roots = SAMPLES / READ_IN_PLACE, [str(SAMPLES)]
     if found is None or not os.path.isdir(found):  # False also for a name that is too long
         raise UniViGUError(CLOSED)
     with confined_to(roots):

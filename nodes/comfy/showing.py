@@ -1,23 +1,19 @@
-"""What is shown while a node works, and the clips that the workflows start from."""
+"""What is shown while a node works, and in the end."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import latent_preview
 from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
-from ...uvg_core.io import PACK
 from .network import latent_format_of
 from .paths import shown
 
@@ -95,18 +91,3 @@ def said(*texts: str) -> dict[str, list[str]]:
     """What a node has to say in the end, as the ``ui`` of its outputs: it reaches the history and the page that queued
     the prompt, where web/words.js keeps it in the node. Core sends it for cached nodes too."""
     return {"text": [shown(text) for text in texts]}
-
-
-def offer_samples() -> None:
-    """Put the sample clips that the shipped workflows name, and their texts, into ComfyUI's input folder, where they
-    are not there yet: it is the only place that Load Video reads from."""
-    for sample in (path for path in (PACK / "samples").rglob("*") if path.suffix in (".mp4", ".txt")):
-        if sample.parent.name == "check":  # what Check Uni-ViGU looks at, where it lies
-            continue
-        target = Path(folder_paths.get_input_directory()) / sample.relative_to(PACK / "samples")
-        if not target.exists():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sample, target)
-            except OSError as error:  # a read-only input folder
-                log.warning("Uni-ViGU: the sample clip %s could not be put into %s (%s)", sample.name, target, error)

@@ -307,7 +307,6 @@ def test_check_finds_the_latent_space_and_writes_it(inside: Inside) -> None:
     assert "latent space normalised" in found["file"][2]
     assert found["unchecked"] == "raw"
     assert "set text_states of Load Uni-ViGU to umT5" in found["release"]
-    assert not found["offered"]
 
 
 def test_a_video_is_saved_with_its_caption(inside: Inside) -> None:
@@ -365,3 +364,20 @@ def test_as_loaded_saves_no_more_than_was_loaded(inside: Inside) -> None:
     assert found["loaded in fp8"] < 0.7
     assert found["loaded in fp32"] == ["float32"]
     assert found["whole"]
+
+
+def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_path: Path) -> None:
+    found = inside.call("nodes", "samples_offered", path=str(tmp_path))
+    clips = [
+        "uvg_sample.mp4",
+        *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
+    ]
+    assert found["first"] == clips[:-1]
+    assert found["own"]
+    assert found["again"] == [clips[0], clips[2]]  # what was deleted stays deleted
+    assert found["upgraded"] == [clips[0], *clips[2:]]
+    assert found["other folder"] == found["later"] == found["spoiled"] == clips
+    assert found["no notes"] == []
+    assert found["training"] == [24, 24, 24, 9]  # read where they lie
+    assert found["state"]
+    assert "the widget folder names nothing that can be opened" in found["written into"]

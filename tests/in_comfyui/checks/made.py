@@ -35,7 +35,7 @@ class Bridge:
     )
 
     def __getattr__(self, name: str) -> Any:
-        for file in (*self.FILES, "checking", "saving", "showing"):
+        for file in (*self.FILES, "checking", "samples", "saving", "showing"):
             module = pack_module(f"nodes.comfy.{file}")
             if hasattr(module, name):
                 return getattr(module, name)

@@ -831,8 +831,6 @@ def checked() -> dict[str, Any]:
     found["unchecked"] = pack_module("uvg_core.checkpoint").read_config(saved(file)).model.latent_space
     release = load_embedded(text_states="release")[1]
     found["release"] = message(lambda: run("UniViGUCheck", model=right, clip=release, vae=vae))
-    bridge.offer_samples()
-    found["offered"] = (Path(folder_paths.get_input_directory()) / "check").exists()
     return found
 
 
@@ -1034,3 +1032,55 @@ def sizes_saved() -> dict[str, Any]:
     embedded = bridge.file_path("checkpoint", EMBEDDED)
     found["whole"] = held(out / "sizes.safetensors") == held(embedded)
     return found
+
+
+def samples_offered(path: str) -> dict[str, Any]:
+    """The sample clips in input folders of their own: at the first start, later, and where nothing can be written."""
+    samples = pack_module("nodes.comfy.samples")
+    base, found = Path(path), dict[str, Any]()
+    home, user = base / "input", base / "user"
+
+    def start(home: Path = home, user: Path = user, copied: tuple[str, ...] = samples.COPIED) -> list[str]:
+        with (
+            mock.patch.object(folder_paths, "get_input_directory", return_value=str(home)),
+            mock.patch.object(folder_paths, "get_user_directory", return_value=str(user)),
+            mock.patch.object(samples, "COPIED", copied),
+        ):
+            samples.offer_samples()
+        return sorted(one.relative_to(home).as_posix() for one in home.rglob("*") if one.is_file())
+
+    first, *rest = samples.COPIED
+    (home / first).parent.mkdir(parents=True)
+    (home / first).write_bytes(b"somebody's own")
+    found["first"] = start(copied=(first, *rest[:-1]))
+    found["own"] = (home / first).read_bytes() == b"somebody's own"
+    (home / rest[0]).unlink()
+    found["again"] = start(copied=(first, *rest[:-1]))
+    found["upgraded"] = start()
+    found["other folder"] = start(home=base / "other")
+    notes = next(user.iterdir())
+    notes.write_text("no notes", encoding="utf-8")
+    found["spoiled"] = start()
+
+    closed = base / "closed"
+    closed.write_text("not a folder", encoding="utf-8")
+    start(home=closed)
+    closed.unlink()
+    found["later"] = start(home=closed)
+    (base / "file").write_text("not a folder", encoding="utf-8")
+    found["no notes"] = start(home=base / "unknown", user=base / "file")
+
+    model, clip, vae = load_embedded()
+    given = {"model": model, "clip": clip, "folder": "uvg_training_clips/", "subfolders": True}
+    videos, prompts, details, _ = run("UniViGULoadClips", **given, need_details=True, frames=0)
+    found["training"] = [len(videos), len(prompts), len(details), media_frames(videos[0])]
+    found["state"] = node_class("UniViGULoadClips").fingerprint_inputs(**given) != node_class(
+        "UniViGULoadClips"
+    ).fingerprint_inputs(**{**given, "folder": "nothing"})
+    caption = {**CAPTIONING, "length": 4, "steps": 1, **SIZE, "overwrite": True, "prefix": "", "template": ""}
+    found["written into"] = message(lambda: run("UniViGUCaptionFolder", vae=vae, **given, **caption))
+    return found
+
+
+def media_frames(video: Any) -> int:
+    return int(pack_module("nodes.media").info_of(video).frames)

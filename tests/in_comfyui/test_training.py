@@ -193,6 +193,7 @@ def test_a_lora_does_not_say_how_it_was_trained_where_metadata_are_off(inside: I
     assert inside.call("training", "facts_of_a_lora") == [{"uvg_training": "{}"}, {}]
 
 
+@pytest.mark.slow  # trainings
 def test_many_runs_leave_nothing_behind(inside: Inside, folder: str) -> None:
     found = inside.call("training", "growth", folder=folder)
     assert found["after"] == found["before"]

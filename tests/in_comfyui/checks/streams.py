@@ -265,7 +265,7 @@ def joint_keeps_words() -> dict[str, Any]:
             "JointSampler", model=model, positive=conditioning(2), negative=conditioning(3), latent=latent, **given
         )
 
-    latent, text = sample(words)
+    latent, text, *_ = sample(words)
     return {
         "words": text.tokens.tolist(),
         "frames": [distance(latent["samples"][:, :, n], video[:, :, n]) for n in range(2)],

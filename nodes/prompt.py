@@ -83,7 +83,9 @@ class Prompts:
 
     def items(self) -> list[tuple[str, int, str]]:
         """Prompt, seed and name of every run. Raises UniViGUError where there is none, and for too many."""
-        lines = lines_of(self.prompts) + (lines_of(opened_text(self.file.strip())) if self.file.strip() else [])
+        lines = lines_of(self.prompts) + (
+            lines_of(opened_text(self.file.strip().strip('"'))) if self.file.strip() else []
+        )
         try:
             texts = expanded(lines, self.limit, self.seed if self.wildcards == "one drawn by seed" else None)
         except UniViGUError as error:

@@ -10,6 +10,7 @@ const ROW = 74 // pixels of a row of the list
 const BEYOND = 6 // rows that are drawn above and below what is seen
 const LOOK = 1000 // milliseconds before a caption that somebody else has changed can be accepted over
 const BATCH = 100 // decisions in one request
+const LETTERS = 500000 // in one request, at most: up to 6 bytes each, and a request may have 8 MB
 const PICTURES = /\.gif$/i // what a browser shows as a picture
 
 const drafts = new Map() // by folder, by clip: what was typed and not accepted yet; it outlives the panel
@@ -48,7 +49,7 @@ const WORDS = {
     none: "No captions wait in this folder. Turn review on in Caption Folder, and run it.",
     noneShown: "Nothing here. Choose another list above.",
     counts: (o, a, s) => `${o} to decide, ${a} accepted, ${s} skipped`,
-    gone: (n) => `${n} of the clips are not there any more`,
+    gone: (n) => (n === 1 ? "1 of the clips is not there any more" : `${n} of the clips are not there any more`),
     matches: (n, m) => `${n} in ${m} captions`,
     conflict: "Somebody changed this caption meanwhile. It is shown as Now; accept again to replace it.",
     unreachable: "The server does not answer; nothing was saved. Try again.",
@@ -57,7 +58,7 @@ const WORDS = {
     captioning: "captioning",
     failed: "The run ended with an error; see the node.",
     noPlay: "This browser does not play this file: its first frame.",
-    sure: (n) => `Accept ${n} captions?`,
+    sure: (n) => (n === 1 ? "Accept 1 caption?" : `Accept ${n} captions?`),
     loading: "Loading",
     edited: "edited",
   },
@@ -260,6 +261,12 @@ function h(tag, properties = {}, ...children) {
   return element
 }
 
+/** Enter alone, and not the one that ends what an input method composes. */
+function isEnter(event) {
+  const isComposed = event.isComposing || event.keyCode === 229
+  return event.key === "Enter" && !isComposed && !event.ctrlKey && !event.metaKey
+}
+
 class Panel {
   constructor(folder, subfolders, node) {
     Object.assign(this, {
@@ -375,15 +382,15 @@ class Panel {
     this.filterBox.addEventListener("change", () => this.refilter())
     this.searchBox.addEventListener("input", () => this.refilter())
     this.folderBox.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") this.reload()
+      if (isEnter(event)) this.reload()
     })
     this.hintBox.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") this.again()
+      if (isEnter(event)) this.again()
     })
     for (const box of [this.findBox, this.replaceBox]) {
       box.addEventListener("input", () => this.count())
       box.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") this.replace()
+        if (isEnter(event)) this.replace()
       })
     }
     this.newBox.addEventListener("input", () => this.type(this.item, this.newBox.value))
@@ -431,19 +438,19 @@ class Panel {
     return this.shown[this.at]
   }
 
-  get drafts() {
-    if (!drafts.has(this.folder)) drafts.set(this.folder, new Map())
-    return drafts.get(this.folder)
+  draftsOf(folder) {
+    if (!drafts.has(folder)) drafts.set(folder, new Map())
+    return drafts.get(folder)
   }
 
   text(item) {
-    return this.drafts.get(item.clip) ?? item.new
+    return item.drafts.get(item.clip) ?? item.new
   }
 
   type(item, text) {
     if (!item) return
-    if (text === item.new) this.drafts.delete(item.clip)
-    else this.drafts.set(item.clip, text)
+    if (text === item.new) item.drafts.delete(item.clip)
+    else item.drafts.set(item.clip, text)
     this.drawRow(this.shown.indexOf(item))
   }
 
@@ -476,10 +483,12 @@ class Panel {
   async load() {
     if (!this.folder) return
     this.say(this.t.loading)
+    const folder = this.folder
+    this.before = null
     try {
-      const query = new URLSearchParams({ folder: this.folder, subfolders: this.subfolders })
+      const query = new URLSearchParams({ folder, subfolders: this.subfolders })
       const { items, gone } = await this.ask(`${ROUTE}?${query}`)
-      this.items = items
+      this.items = items.map((item) => ({ ...item, drafts: this.draftsOf(folder) }))
       this.say(gone ? this.t.gone(gone) : "")
       this.refilter(this.t.none)
     } catch (error) {
@@ -556,7 +565,7 @@ class Panel {
     }
     const notes = [
       item.state === "open" ? "" : this.t[item.state],
-      this.drafts.has(item.clip) ? this.t.edited : "",
+      item.drafts.has(item.clip) ? this.t.edited : "",
       item.job ?? "",
     ]
     const mark = item.problem ? "⚠ " : ({ accepted: "✓ ", skipped: "– " }[item.state] ?? "")
@@ -656,8 +665,12 @@ class Panel {
     for (const item of items) Object.assign(item, { busy: true, conflict: false, problem: "" })
     this.drawDetail()
     const folder = this.folder
-    for (let start = 0; start < items.length; start += BATCH) {
-      const part = items.slice(start, start + BATCH)
+    for (let start = 0, part; start < items.length; start += part.length) {
+      part = items.slice(start, start + BATCH)
+      for (let letters = 0, index = 0; index < part.length; index++) {
+        letters += this.text(part[index]).length + part[index].old.length
+        if (index && letters > LETTERS) part = part.slice(0, index)
+      }
       const decisions = part.map((item) => ({
         clip: item.clip,
         decision,
@@ -667,7 +680,7 @@ class Panel {
         const body = JSON.stringify({ folder, subfolders: this.subfolders, decisions })
         const answer = await this.ask(ROUTE, { method: "POST", body, headers: { "Content-Type": "application/json" } })
         answer.items.forEach((outcome, number) => this.take(part[number], outcome, decisions[number]))
-        if (items.length > BATCH) this.say(`${Math.min(start + BATCH, items.length)} / ${items.length}`)
+        if (part.length < items.length) this.say(`${start + part.length} / ${items.length}`)
       } catch (error) {
         for (const item of items.slice(start)) Object.assign(item, { busy: false, problem: error.message })
         break
@@ -691,7 +704,7 @@ class Panel {
     item.state = state
     if (state === "accepted" && decision.decision === "accepted") {
       item.new = decision.text
-      this.drafts.delete(item.clip)
+      item.drafts.delete(item.clip)
     }
   }
 
@@ -723,7 +736,7 @@ class Panel {
   }
 
   undo() {
-    for (const [item, text] of this.before ?? []) this.type(item, text)
+    for (const [item, text] of this.before ?? []) if (item.state === "open") this.type(item, text)
     this.before = null
     this.count()
     this.drawDetail()
@@ -796,7 +809,7 @@ class Panel {
         const fresh = (await this.ask(`${ROUTE}?${query}`)).items.find((one) => one.clip === item.clip)
         if (fresh) {
           this.before = new Map([[item, this.text(item)]]) // Undo brings back what stood there
-          this.drafts.delete(item.clip)
+          item.drafts.delete(item.clip)
           Object.assign(item, fresh)
         }
       } catch (error) {
@@ -810,7 +823,7 @@ class Panel {
 
   key(event) {
     event.stopPropagation() // ComfyUI has shortcuts of its own
-    if (event.isComposing) return
+    if (event.isComposing || event.keyCode === 229) return
     const isTyping = event.target.matches("textarea, input, select")
     if (event.key === "Escape") {
       event.preventDefault()

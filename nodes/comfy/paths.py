@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "uni_vigu.yaml"
 CLOSED = (
-    "the widget folder names nothing that can be opened; expected a folder inside ComfyUI's input or output folder, "
+    "the folder in the widget folder cannot be opened; expected a folder inside ComfyUI's input or output folder, "
     "such as uvg_sample_clips. Check the name. How the owner of this ComfyUI opens other folders: SECURITY.md, Folders"
 )
 CLOSED_FILE = (
-    "the widget file names nothing that can be read; expected a text file inside ComfyUI's input or output folder, "
+    "the file in the widget file cannot be read; expected a text file inside ComfyUI's input or output folder, "
     "such as prompts.txt. Check the name. How the owner of this ComfyUI opens other folders: SECURITY.md, Folders"
 )
 

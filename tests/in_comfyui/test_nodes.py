@@ -380,4 +380,4 @@ def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_p
     assert found["no notes"] == []
     assert found["training"] == [24, 24, 24, 9]  # read where they lie
     assert found["state"]
-    assert "the widget folder names nothing that can be opened" in found["written into"]
+    assert "the folder in the widget folder cannot be opened" in found["written into"]

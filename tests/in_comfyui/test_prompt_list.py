@@ -102,6 +102,6 @@ def test_a_list_comes_from_a_file_of_the_input_folder_and_from_nowhere_else(
     [drawn] = texts(prompts="", wildcards="one drawn by seed")
     assert drawn in ("one a", "one b", "one c")
     refused = [texts(file=name) for name in (str(tmp_path / "secret.txt"), "../secret.txt", "nothing.txt")]
-    assert refused[0][0].startswith("the widget file names nothing that can be read")
+    assert refused[0][0].startswith("the file in the widget file cannot be read")
     assert refused == [refused[0]] * 3
     assert "there is no prompt" in texts(file="", prompts="# none")[0]

@@ -264,7 +264,7 @@ def test_no_spelling_of_a_folder_reaches_the_panel(own: Server, secret: Path) ->
         answers.add(reviewed(own, "", {"folder": text, "decisions": [decision]}))
     ((status, body),) = answers
     assert status == 400
-    assert b"names nothing that can be opened" in body
+    assert b"the folder in the widget folder cannot be opened" in body
     assert state_of(secret) == before
 
 
@@ -328,7 +328,7 @@ def test_other_sites_and_other_things_than_decisions_are_refused(own: Server, se
     assert (home / "a.txt").read_text() == "my words"
     assert reviewed(own, "", body, {"Origin": own.url})[0] == 200
     shutil.rmtree(home)
-    assert b"names nothing that can be opened" in reviewed(own, "", body)[1]
+    assert b"the folder in the widget folder cannot be opened" in reviewed(own, "", body)[1]
 
 
 def test_the_owner_opens_folders_in_one_file(own: Server, secret: Path) -> None:

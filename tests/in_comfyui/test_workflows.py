@@ -256,7 +256,7 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
     "a folder that is not there": (
         "caption_folder",
         lambda g: changed(g, "UniViGUCaptionFolder", folder="nowhere"),
-        "the widget folder names nothing",
+        "the folder in the widget folder cannot be opened",
     ),
 }
 

@@ -7,13 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from uvg_core.errors import UniViGUError
 from uvg_core.pipeline.folders import Captions, caption_folder
-from uvg_core.pipeline.texts import joined, pairs_of, replaced
+from uvg_core.pipeline.texts import joined, pairs_of, replaced, texts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,7 +157,7 @@ def test_json_keeps_what_others_put_there(folder: Path) -> None:
     assert json.loads((folder / "a.json").read_text()) == {"title": "Ä", "caption": "about a"}
     assert json.loads((folder / "sub/c.json").read_text()) == {"caption": "about c"}
     assert (folder / "a.json.bak").exists()
-    assert "b.json: found something else than a JSON object" in dict(report.failed)[folder / "b.mov"]
+    assert "b.json: found something other than a JSON object" in dict(report.failed)[folder / "b.mov"]
     assert (folder / "b.json").read_text() == "[1]"
     assert len(caption_folder(folder, about, Captions(format="json")).skipped) == 3
     assert report.captions == ((folder / "a.mp4", "about a"), (folder / "sub/c.webm", "about c"))
@@ -262,3 +263,79 @@ def test_several_captioners_share_a_table(folder: Path) -> None:
     assert sum(counts) == 43
     names = [row["file_name"] for row in rows(folder / "metadata.jsonl")]
     assert len(names) == len(set(names)) == 43
+
+
+ENDS = {  # of a table without a last newline, as somebody typed it: whole, or with a slip of the pen
+    "csv": ['"b, 2.mp4",my own caption', '"b.mp4","my long "handwritten", nice caption"', '"b.mp4","mine",'],
+    "jsonl": [
+        '{"file_name": "b.mp4", "caption": "my long handwritten "quoted" caption"}',
+        '{"file_name": "b.mp4", "caption": "mine"}}',
+        '{"file_name": "b, 2.mp4", "caption": "my own"}',
+    ],
+}
+
+
+@pytest.mark.parametrize("end", [(kind, end) for kind, ends in ENDS.items() for end in ends])
+def test_the_last_line_of_a_table_that_somebody_wrote_is_never_cut_off(end: tuple[str, str], tmp_path: Path) -> None:
+    kind, line = end
+    clip = tmp_path / "c.mp4"
+    clip.write_bytes(b"")
+    table = tmp_path / f"metadata.{kind}"
+    table.write_text(("file_name,caption\n" if kind == "csv" else "") + line, encoding="utf-8")
+    with suppress(UniViGUError), texts_of(tmp_path, [clip], Captions(format=kind)) as texts:
+        texts.put(clip, lambda _: "about c")
+    assert line in table.read_text(encoding="utf-8")
+
+
+def test_lines_of_others_in_a_table_stay_as_they_are(tmp_path: Path) -> None:
+    clips = [tmp_path / f"{name}.mp4" for name in "abc"]
+    for clip in clips:
+        clip.write_bytes(b"")
+    lines = ['{"file_name":"a.mp4","caption":"two","lang":"en","n":1.10}', '{"file_name":"a.mp4","caption":"zwei"}']
+    old = '{"file_name":"c.mp4","caption":"old"}'
+    table = tmp_path / "metadata.jsonl"
+    table.write_text("\n".join([*lines, old]) + "\n", encoding="utf-8")
+    with texts_of(tmp_path, clips, Captions(format="jsonl", overwrite=True)) as texts:
+        assert texts.read(clips[0]) == "zwei"
+        texts.put(clips[2], lambda _: "new")
+    found = table.read_text(encoding="utf-8").splitlines()
+    assert found[:2] == lines
+    assert [json.loads(line)["caption"] for line in found[2:]] == ["new"]
+
+
+def test_a_table_that_somebody_edits_meanwhile_is_read_anew(tmp_path: Path) -> None:
+    clips = [tmp_path / f"{name}.mp4" for name in "ab"]
+    for clip in clips:
+        clip.write_bytes(b"")
+    table = tmp_path / "metadata.jsonl"
+    with texts_of(tmp_path, clips, Captions(format="jsonl")) as texts:
+        texts.put(clips[0], lambda _: "short")
+        edited = table.read_text(encoding="utf-8").replace("short", "a much longer caption that somebody typed")
+        table.write_text(edited, encoding="utf-8")
+        texts.put(clips[1], lambda _: "about b")
+        assert texts.read(clips[0]) == "a much longer caption that somebody typed"
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_line_breaks_in_other_columns_of_a_csv_stay(tmp_path: Path) -> None:
+    clips = [tmp_path / f"{name}.mp4" for name in "ac"]
+    for clip in clips:
+        clip.write_bytes(b"")
+    table = tmp_path / "metadata.csv"
+    table.write_text('file_name,caption,note\na.mp4,A,"one\ntwo"\nc.mp4,,\n', encoding="utf-8")
+    with texts_of(tmp_path, clips, Captions(format="csv")) as texts:
+        texts.put(clips[1], lambda _: "about\nc")
+        assert texts.read(clips[1]) == "about c"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[1:] == [["a.mp4", "A", "one\ntwo"], ["c.mp4", "about c", ""]]
+
+
+def test_a_file_suffix_never_takes_the_text_of_another_clip(tmp_path: Path) -> None:
+    clips = [tmp_path / "a.mp4", tmp_path / "a.detail.mp4"]
+    for clip in clips:
+        clip.write_bytes(b"")
+    (tmp_path / "a.detail.txt").write_text("by hand")
+    with pytest.raises(UniViGUError, match=r"a\.detail\.txt, which is that of a\.detail\.mp4"):
+        caption_folder(tmp_path, lambda _: "new", Captions(file_suffix="detail", overwrite=True))
+    assert (tmp_path / "a.detail.txt").read_text() == "by hand"

@@ -90,6 +90,7 @@ def written(text: str, size: int) -> tuple[str, Any]:
     """A text as one printable line, and the font of ``size`` pixels to draw it in: Pillow's own where it has all of its
     letters, else the first of those of this computer that lack the fewest. A letter whose accent is missing is shown
     bare, any other that no font has as ``DOT``."""
+    text = unicodedata.normalize("NFC", text)  # macOS writes accents of file names apart
     letters = {character for character in text if unicodedata.category(character)[0] == "L"}
     path = None
     is_torn = "\ufffd" in text  # bytes of a text that is still noise: what they happen to spell is nobody's language

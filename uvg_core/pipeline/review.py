@@ -18,7 +18,7 @@ from typing import Any
 
 from ..confined import is_open
 from ..errors import UniViGUError
-from ..io import MEGABYTE, append, read_bytes
+from ..io import MEGABYTE, WINDOWS, append, read_bytes
 from ..locks import appending
 from ..media.video import find_clips
 from ..settings import shown
@@ -138,7 +138,8 @@ def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
         except UniViGUError as error:
             problem = str(error)
         found.append({"clip": name, "old": old or "", "new": one.new, "state": one.state, "problem": problem})
-    return {"items": found, "gone": len(proposals.keys() - clips.keys())}
+    gone = [name for name in proposals.keys() - clips.keys() if recursive or "/" not in name]
+    return {"items": found, "gone": len(gone)}
 
 
 def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = True) -> list[dict[str, str]]:
@@ -157,8 +158,11 @@ def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = Tru
                 outcome |= _decided(pending, texts.of(pending.proposals[one.clip]), clips[one.clip], one)
             except UniViGUError as error:
                 outcome["problem"] = str(error)
+            except OSError as error:  # a disk that is full: what was written before stays and is said
+                outcome["problem"] = f"{one.clip}: could not be written ({error.strerror or error}); try again"
             outcomes.append(outcome)
-        texts.close()
+        with suppress(OSError):  # only tidies tables
+            texts.close()
     return outcomes
 
 
@@ -177,11 +181,10 @@ def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[
         return one.text if (now or "") == one.old else None
 
     is_written = texts.put(clip, change, backup=bool(proposal.written_as["backup"]))
-    now = one.text if is_written else seen[0] if seen else ""
-    if now != one.text:
-        return {"state": CONFLICT, "now": now}
+    if not is_written and (seen[0] if seen else "") != one.text:
+        return {"state": CONFLICT, "now": seen[0] if seen else ""}
     pending.decide(one.clip, ACCEPTED)
-    return {"state": ACCEPTED, "now": now}
+    return {"state": ACCEPTED, "now": texts.read(clip) or one.text}  # as it stands there: a table has no line breaks
 
 
 class _Places:
@@ -205,7 +208,8 @@ class _Places:
 def clip_named(folder: Path, name: str) -> Path:
     """A clip of the folder, by its name. Raises UniViGUError, in the same words for whatever else a name leads to."""
     parts = name.split("/")
-    is_name = all(part and not part.startswith(".") and "\\" not in part and "\0" not in part for part in parts)
+    odd = {"\0", "\\"} if WINDOWS else {"\0"}
+    is_name = all(part and not part.startswith(".") and not odd & set(part) for part in parts)
     with suppress(OSError, ValueError, UniViGUError):
         path = folder.joinpath(*parts)
         if is_name and is_open(path) and path.is_file() and path in find_clips(path.parent, recursive=False):

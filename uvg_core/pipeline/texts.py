@@ -33,6 +33,7 @@ EXISTING = ("keep", "append", "prepend")
 TABLE, CLIP, CAPTION = "metadata", "file_name", "caption"  # as Hugging Face's folders of videos name them
 EXTENDED = ".uvg.extended.jsonl"
 _MOST_BYTES = 2**28  # of a table: a million clips
+_TAIL = 256
 _MOST_PAIRS = 1000
 
 # What becomes of a caption: given the one that is there, None where none is, gives the new one, None to leave it.
@@ -197,7 +198,15 @@ def files_of(folder: Path, clips: list[Path], how: Captions) -> list[Path]:
     name = f".{how.file_suffix}" if how.file_suffix else ""
     if how.format in ("jsonl", "csv"):
         return [folder / f"{TABLE}{name}.{how.format}"]
-    return [text.with_suffix(f"{name}.{how.format}") for text in text_files(clips)]
+    texts = text_files(clips)
+    files, owners = [text.with_suffix(f"{name}.{how.format}") for text in texts], dict(zip(texts, clips, strict=True))
+    for clip, file in zip(clips, files, strict=True):
+        if owners.get(file, clip) != clip:
+            raise UniViGUError(
+                f"{clip}: with file_suffix {how.file_suffix} its caption would be {file.name}, which is that of "
+                f"{owners[file].name}; choose another file_suffix"
+            )
+    return files
 
 
 class Beside:
@@ -264,18 +273,19 @@ class Beside:
                 found = None
         if not isinstance(found, dict) or not isinstance(found.get(CAPTION, ""), str):
             raise UniViGUError(
-                f"{self._places[clip]}: found something else than a JSON object whose {CAPTION} is text; move it away, "
-                "or choose a file_suffix"
+                f"{self._places[clip]}: found something other than a JSON object whose {CAPTION} is text; move it "
+                "away, or choose a file_suffix"
             )
         return found
 
 
 class Table:
     """One file with a line for each clip, to which lines are only appended: nothing is lost when a run is killed, and
-    several runs share it. The last line of a clip holds; at the end of a run the others go."""
+    several runs share it. The last line of a clip holds; at the end of a run those that it has replaced go."""
 
     def __init__(self, folder: Path, clips: list[Path], how: Captions) -> None:
-        self._folder, self._is_csv, self._backup, self._has_more = folder, how.format == "csv", False, False
+        self._folder, self._is_csv, self._backup = folder, how.format == "csv", False
+        self._replaced: set[str] = set()  # clips whose earlier lines this run has replaced
         (self.path,) = files_of(folder, clips, how)
         self._forget()
         if os.path.lexists(self.path):
@@ -304,38 +314,46 @@ class Table:
             text = change(row.get(CAPTION))
             if text is None:
                 return False
-            row = {**row, CLIP: name, CAPTION: text}
-            head = b"" if self._fields else self._head([CLIP, CAPTION])
+            row = {**row, CLIP: name, CAPTION: " ".join(text.splitlines()) if self._is_csv else text}
+            head, line = b"" if self._fields else self._head([CLIP, CAPTION]), self._line(row)
             try:
-                append(handle, head + self._line(row))
+                append(handle, head + line)
             except OSError as error:
                 raise UniViGUError(
                     f"{self.path}: could not be written ({error.strerror or error}); free some space"
                 ) from None
-            self._has_more |= name in self._rows
+            self._replaced |= {name} & self._rows.keys()
             self._backup |= backup and bool(self._rows.get(name, {}).get(CAPTION))
             self._rows[name] = row
-            self._state = _state(os.fstat(handle))
+            self._note_state(handle)
         return True
 
     def close(self) -> None:
-        """Leave one line for each clip. With ``backup``, the table with all of them stays beside it."""
-        if not self._has_more:
+        """Take away the lines that this run has replaced. With ``backup``, the table with all of them stays beside it.
+        Lines of others stay as they are, also where a clip has several."""
+        if not self._replaced:
             return
         self._forget()
         with self._open():
             data = read_bytes(self.path, _MOST_BYTES, "a table of captions")
             if self._backup:
                 write_beside(self.path.with_name(f"{self.path.name}.bak"), data.decode(errors="backslashreplace"))
-            whole = self._head(self._fields) + b"".join(map(self._line, self._rows.values()))
+            last, kept = dict(self._lines), dict[tuple[str, int], bytes]()
+            for number, (name, line) in enumerate(self._lines):
+                if name in self._replaced:
+                    kept.setdefault((name, 0), last[name])
+                else:
+                    kept[name, number] = line
+            whole = self._head(self._fields) + b"".join(kept.values())
             with suppress(UniViGUError):  # Windows replaces no file that is open: the lines hold as they are
                 write_text(self.path, whole.decode("utf-8"))
-        self._has_more = False
+        self._replaced = set()
 
     def _forget(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
+        self._lines: list[tuple[str, bytes]] = []  # all lines, each with its clip's name
         self._fields: list[str] = []
-        self._state, self._has_more = (0, 0), False  # of the file that was read, by its inode and its size
+        self._state, self._tail = (0, 0), b""  # of the file that was read: inode and size, and its last bytes
 
     def _name(self, clip: Path) -> str:
         return clip.relative_to(self._folder).as_posix()
@@ -350,12 +368,16 @@ class Table:
             inode, size = _state(os.fstat(handle))
             if size > _MOST_BYTES:
                 raise UniViGUError(f"{self.path}: is larger than {_MOST_BYTES // MEGABYTE} MB; expected captions")
-            if inode != self._state[0] or size < self._state[1]:
-                self._forget()
+            if inode != self._state[0] or size < self._state[1] or self._tail != _tail(handle, self._state[1]):
+                self._forget()  # somebody has edited it
             if size != self._state[1]:
                 self._add(self._new(handle, self._state[1]))
-                self._state = _state(os.fstat(handle))
+                self._note_state(handle)
             yield handle
+
+    def _note_state(self, handle: int) -> None:
+        self._state = _state(os.fstat(handle))
+        self._tail = _tail(handle, self._state[1])
 
     def _new(self, handle: int, start: int) -> str:
         """What was appended since ``start``. A line that a killed run left unfinished is cut off; one that only lacks
@@ -370,31 +392,54 @@ class Table:
         if not self._is_torn(whole + newline, rest):
             append(handle, b"\n")
             return self._decoded(data)
-        if not rest.startswith((b'"' if self._is_csv else b'{"file_name": "')[: len(rest)]):
-            raise UniViGUError(f"{self.path}: the last line is {shown(rest)}; correct it, or take it away")
         os.ftruncate(handle, start + len(whole + newline))
         return self._decoded(whole + newline)
 
     def _is_torn(self, whole: bytes, rest: bytes) -> bool:
-        """Whether the end of a file is a part of a line. Raises UniViGUError where the lines before are damaged."""
+        """Whether the end of a file is the beginning of a line of ours. Raises UniViGUError where it is neither that
+        nor a whole line, and where the lines before are damaged."""
         fields = list(self._fields)
         try:
             self._parsed(self._decoded(whole + rest))
-            return self._is_csv and rest[:1] == b'"' != rest[-1:]
+            return self._is_csv and rest.startswith(b'"') and rest.endswith(b'",')
         except UniViGUError:
             self._fields = list(fields)
             self._parsed(self._decoded(whole))
+            if not self._breaks_off(rest):
+                raise UniViGUError(
+                    f"{self.path}: the last line is {shown(rest)}; correct it, or take it away"
+                ) from None
             return True
         finally:
             self._fields = fields
 
+    def _breaks_off(self, rest: bytes) -> bool:
+        """Whether a line begins as ours do and is right as far as it goes: a slip of somebody's pen is not cut off."""
+        if not rest.startswith((b'"' if self._is_csv else b'{"file_name": "')[: len(rest)]):
+            return False
+        text = rest.decode(errors="ignore")
+        try:
+            if self._is_csv:
+                (cells,) = csv.reader([text], strict=True)
+                return len(cells) < max(2, len(self._fields))
+            json.loads(text)
+        except csv.Error as error:
+            return "unexpected end" in str(error)
+        except json.JSONDecodeError as error:
+            return error.pos >= len(text) or error.msg.startswith("Unterminated")
+        return False
+
     def _add(self, text: str) -> None:
-        for row in self._parsed(text):
+        rows = self._parsed(text)
+        lines = list(map(self._line, rows))
+        if not self._is_csv:  # as they were written: numbers, for example, can be written in several ways
+            lines = [line.encode() + b"\n" for line in text.split("\n") if line.strip()]
+        for row, line in zip(rows, lines, strict=True):
             name, caption = row.get(CLIP), row.get(CAPTION)
             if not isinstance(name, str) or not isinstance(caption, str | None):
                 raise self._damaged(row)
-            self._has_more |= name in self._rows
             self._rows[name] = row
+            self._lines.append((name, line))
 
     def _parsed(self, text: str) -> list[dict[str, Any]]:
         if not self._is_csv:
@@ -427,7 +472,7 @@ class Table:
         if not self._is_csv:
             return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         line = io.StringIO()
-        cells = [" ".join(str(row.get(field, "")).splitlines()) for field in self._fields]
+        cells = [str(row.get(field, "")) for field in self._fields]
         csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
         return line.getvalue().encode("utf-8", "backslashreplace")
 
@@ -447,6 +492,12 @@ class Table:
 
 def _state(facts: os.stat_result) -> tuple[int, int]:
     return facts.st_ino, facts.st_size
+
+
+def _tail(handle: int, end: int) -> bytes:
+    """The bytes of a file before ``end``, as many as tell whether it has only been appended to since."""
+    os.lseek(handle, max(0, end - _TAIL), os.SEEK_SET)
+    return os.read(handle, min(end, _TAIL))
 
 
 def _is_empty(path: Path) -> bool:

@@ -15,7 +15,7 @@ import av
 
 from ...errors import UniViGUError, printable
 from ...io import require_others, written_whole
-from .source import Source
+from .source import ATTACHED, Source
 from .timeline import scan
 
 LINE = 48  # characters that players show in a line of a small picture
@@ -60,7 +60,7 @@ class Cue:
 def cues_of(caption: str, seconds: float) -> list[Cue]:
     """A caption as subtitles over the whole of a clip: of two lines each, and of more where there is no time to read so
     many. None for an empty one."""
-    lines = textwrap.wrap(printable(caption), LINE)
+    lines = textwrap.wrap(printable(" ".join(caption.split())), LINE)
     if not lines:
         return []
     most = max(1, int(seconds / _READING))
@@ -86,7 +86,7 @@ def _clock(milliseconds: int) -> str:
 
 def caption_tags(caption: str) -> dict[str, str]:
     """The caption as title, which players show in a line, and as comment. None for an empty one."""
-    text = " ".join(printable(caption).split())
+    text = printable(" ".join(caption.split()))
     return {"title": textwrap.shorten(text, _TITLE, placeholder=" …"), "comment": text} if text else {}
 
 
@@ -199,8 +199,11 @@ def _copy(source: Source, target: Path, tags: dict[str, str], subtitles: Sequenc
 
 
 def _is_copied(stream: Any) -> bool:
-    """Not what ffmpeg knows too little about, and no caption of an earlier time."""
+    """Not what ffmpeg knows too little about, no cover picture, which would become a second film, and no caption of an
+    earlier time."""
     if stream.type not in ("video", "audio", "subtitle") or stream.codec_context is None:
+        return False
+    if stream.type == "video" and stream.disposition.value & ATTACHED:
         return False
     return stream.type != "subtitle" or _TRACK not in stream.metadata.values()
 

@@ -57,6 +57,9 @@ def find_clips(
     return sorted(videos)
 
 
+ATTACHED = 0x400  # the disposition of a picture that is no film: the cover of a song
+
+
 class Source:
     """An open video file. Use as a context manager.
 
@@ -88,8 +91,7 @@ class Source:
                 f"{EXPECTED}; one whose writing or download was cut short must be made again"
             ) from error
         self.kind = self.container.format.name
-        attached = 0x400  # the cover of a song
-        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & attached]
+        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & ATTACHED]
         kinds = sorted({stream.type for stream in self.container.streams})
         found = "" if videos else f"only {' and '.join(kinds) or 'nothing'}"
         if videos and videos[0].codec_context is None:

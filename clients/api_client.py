@@ -227,7 +227,7 @@ class Client:
     def _left(self) -> float:
         """Seconds that one answer may take. Raises ClientError where the time of the whole is up."""
         if (left := self._deadline - time.monotonic()) <= 0:
-            raise ClientError(f"{_late(self._timeout)}; allow more time or look at the server's log", TOO_LATE)
+            raise _late(self._timeout)
         return min(HTTP_SECONDS, left)
 
     def _follow(self, prompt_id: str, checks: Iterator[None]) -> dict[str, Any]:
@@ -279,8 +279,9 @@ class Client:
         return httpx.Response(response.status_code, content=bytes(content), request=response.request)
 
 
-def _late(seconds: float | None) -> str:
-    return f"not finished after {seconds:.3g} s and cancelled"
+def _late(seconds: float | None) -> ClientError:
+    problem = f"not finished after {seconds:.3g} s and cancelled; allow more time or look at the server's log"
+    return ClientError(problem, TOO_LATE)
 
 
 def _json(text: str | bytes) -> Any:
@@ -328,7 +329,7 @@ def _checks(ws: ClientConnection | None, run: str, on_event: OnEvent, seconds: f
                     on_event(event)
                 if event.type == "executing" and event.data.get("node") is None:
                     yield  # the server's last event of a run is that it executes no node
-    raise ClientError(f"{_late(seconds)}; allow more time or look at the server's log", TOO_LATE)
+    raise _late(seconds)
 
 
 def _read_event(message: str | bytes) -> Event | None:

@@ -20,12 +20,10 @@ REVIEW = Captions(review=True)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("a.mp4", "b.mov", "sub/c.webm"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "a.txt").write_text("by hand")
-    return tmp_path
+def folder(folder: Path) -> Path:
+    """The same folder, with a text."""
+    (folder / "a.txt").write_text("by hand")
+    return folder
 
 
 def about(path: Path) -> str:

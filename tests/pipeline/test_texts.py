@@ -19,14 +19,6 @@ from uvg_core.pipeline.texts import joined, pairs_of, replaced, texts_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("a.mp4", "b.mov", "sub/c.webm"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    return tmp_path
-
-
 def about(path: Path) -> str:
     return f"about {path.stem}"
 

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,9 @@ def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[
         return one.text if (now or "") == one.old else None
 
     is_written = texts.put(clip, change, backup=bool(proposal.written_as["backup"]))
-    if not is_written and (seen[0] if seen else "") != one.text:
-        return {"state": CONFLICT, "now": seen[0] if seen else ""}
+    now = seen[0] if seen else ""
+    if not is_written and now != one.text:
+        return {"state": CONFLICT, "now": now}
     pending.decide(one.clip, ACCEPTED)
     return {"state": ACCEPTED, "now": texts.read(clip) or one.text}  # as it stands there: a table has no line breaks
 
@@ -191,18 +192,18 @@ class _Places:
     """Where the captions of proposals go: each is written as its run said."""
 
     def __init__(self, folder: Path, clips: list[Path]) -> None:
-        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], tuple[Any, Texts]]()
+        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], Texts]()
+        self._stack = ExitStack()
 
     def of(self, proposal: Proposal) -> Texts:
         key = tuple(proposal.written_as.values())
         if key not in self._opened:
             block = texts_of(self._folder, self._clips, Captions(**proposal.written_as))
-            self._opened[key] = block, block.__enter__()
-        return self._opened[key][1]
+            self._opened[key] = self._stack.enter_context(block)
+        return self._opened[key]
 
     def close(self) -> None:
-        for block, _ in self._opened.values():
-            block.__exit__(None, None, None)
+        self._stack.close()
 
 
 def clip_named(folder: Path, name: str) -> Path:

@@ -33,7 +33,7 @@ EXISTING = ("keep", "append", "prepend")
 TABLE, CLIP, CAPTION = "metadata", "file_name", "caption"  # as Hugging Face's folders of videos name them
 EXTENDED = ".uvg.extended.jsonl"
 _MOST_BYTES = 2**28  # of a table: a million clips
-_TAIL = 256
+_TAIL = 256  # bytes before the end of what was read, by which an edit is noticed
 _MOST_PAIRS = 1000
 
 # What becomes of a caption: given the one that is there, None where none is, gives the new one, None to leave it.
@@ -68,7 +68,6 @@ class Captions:
         "Each clip has its own seed, made from seed and the clip's name: the same in any folder that has others, too.",
         default=False,
     )
-
     only: Text = setting("Caption this clip alone, by its name in the folder; of several, each on a line.", default="")
     review: Flag = setting(
         "New captions wait in captions.review.jsonl, to be read and accepted with Review captions in ComfyUI.",

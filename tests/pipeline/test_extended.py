@@ -30,10 +30,11 @@ def run(clip: Path, text: str, **how: object) -> tuple[int, str]:
     return len(report.written), dict(report.captions).get(clip, "")
 
 
-def accept(clip: Path, text: str | None = None) -> None:
+def accept(clip: Path, text: str | None = None, decision: str = "accepted") -> None:
     (item,) = listed(clip.parent)["items"]
-    values = [{"clip": clip.name, "decision": "accepted", "text": text or item["new"], "old": item["old"]}]
-    assert decide(clip.parent, decisions_of(values))[0]["state"] == "accepted"
+    seen = {name: item[name] for name in ("clip", "old", "new")}
+    values = [{**seen, "decision": decision, "text": text or item["new"]}]
+    assert decide(clip.parent, decisions_of(values))[0]["state"] == decision
 
 
 def whole(how: dict[str, str], old: str, new: str) -> str:
@@ -81,7 +82,7 @@ def test_an_extended_text_that_somebody_corrects_is_not_extended_again(clip: Pat
 def test_a_skipped_extension_is_not_proposed_again(clip: Path) -> None:
     run(clip, "old")
     run(clip, "new", existing="append", review=True)
-    decide(clip.parent, decisions_of([{"clip": "a.mp4", "decision": "skipped"}]))
+    accept(clip, decision="skipped")
     assert run(clip, "new", existing="append", review=True)[0] == 0
     assert run(clip, "new", existing="append", suffix="!", review=True)[0] == 1
 

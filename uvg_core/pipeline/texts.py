@@ -25,6 +25,7 @@ from ..io import (
     write_new,
     write_text,
 )
+from ..lines import Lines
 from ..locks import appending
 from ..settings import Flag, OneOf, Text, setting, settings, shown
 
@@ -98,7 +99,10 @@ class Captions:
 
     @property
     def asked(self) -> str:
-        """What is appended or prepended once: other words or another question are another matter."""
+        """What is appended or prepended once, empty where nothing is: other words or another question are another
+        matter."""
+        if self.existing == "keep":
+            return ""
         return _hash(json.dumps([self.existing, self.prefix, self.suffix, self.template, self.hint]))
 
     def seed(self, seed: int, name: Path) -> int:
@@ -295,13 +299,13 @@ class Table:
         return self.path
 
     def is_taken(self, clip: Path) -> bool:
+        return bool((self.read(clip) or "").strip())
+
+    def read(self, clip: Path) -> str | None:
         with suppress(OSError):
             if self._state != _state(os.stat(self.path)):  # another run has added to it
                 with self._open():
                     pass
-        return bool(str(self._rows.get(self._name(clip), {}).get(CAPTION) or "").strip())
-
-    def read(self, clip: Path) -> str | None:
         return self._rows.get(self._name(clip), {}).get(CAPTION)
 
     def put(self, clip: Path, change: Change, *, backup: bool = False, blind: bool = False) -> bool:
@@ -527,27 +531,57 @@ def text_files(clips: list[Path]) -> list[Path]:
 
 
 class Extended:
-    """Which captions have got something appended or prepended already, of what was asked: once is enough, also after a
-    run that was killed. A line is noted before the caption changes, with the hash of what was there: while that is
-    still there, nothing has been appended."""
+    """Which captions have got something appended or prepended, of what was asked (``Captions.asked``): once is enough,
+    whoever wrote it, a run, one that was killed, or somebody who accepted it, and whatever people correct in it later.
+    It begins anew where a run or a review has replaced the caption, where it is again what it was before, and where it
+    has no words any more.
 
-    def __init__(self, folder: Path, asked: str) -> None:
-        self._path, self._asked, self._done = folder / EXTENDED, asked, dict[str, str]()
-        with suppress(FileNotFoundError):
-            for line in read_bytes(self._path, _MOST_BYTES, "the record of captions").split(b"\n"):
-                with suppress(ValueError, AttributeError, RecursionError):  # a line that a kill cut
-                    entry = json.loads(line)
-                    if entry.get("asked") == asked:
-                        self._done[str(entry.get("file"))] = str(entry.get("before"))
+    ``{"file": NAME, "before": HASH, "asked": HASH}`` is noted when a caption is about to be extended: while what was
+    there before still is, nothing has happened. ``{"file": NAME, "replaced": true}`` takes back all of a caption."""
 
-    def has(self, name: str, words: str | None) -> bool:
-        return name in self._done and self._done[name] != _hash(words)
+    def __init__(self, folder: Path, texts: Texts) -> None:
+        self._folder, self.texts = folder, texts
+        self._lines = Lines(folder / EXTENDED, "the record of captions")
+        self._before: dict[str, dict[str, str]] = {}  # of each caption, for what was asked
 
-    def note(self, name: str, words: str | None) -> None:
-        line = json.dumps({"file": name, "before": _hash(words), "asked": self._asked})
-        with appending(self._path) as handle:
-            append(handle, f"\n{line}\n".encode())
-        self._done[name] = _hash(words)
+    def has(self, clip: Path, asked: str, words: str | None) -> bool:
+        """Whether ``words``, the caption of a clip, are extended."""
+        before = self._noted(clip).get(asked)
+        return before is not None and bool((words or "").strip()) and before != _hash(words)
+
+    def put(self, clip: Path, change: Change, *, asked: str = "", backup: bool = False, blind: bool = False) -> bool:
+        """Change a caption like ``Texts.put``. ``asked``: what extends it; else it is replaced."""
+
+        def noted(old: str | None) -> str | None:
+            new = change(old)
+            if new is not None and asked and not self.has(clip, asked, old):
+                self._note({"file": self._name(clip), "before": _hash(old), "asked": asked})
+            return new
+
+        is_written = self.texts.put(clip, noted, backup=backup, blind=blind)
+        if is_written and not asked and self._noted(clip):
+            self._note({"file": self._name(clip), "replaced": True})
+        return is_written
+
+    def _noted(self, clip: Path) -> dict[str, str]:
+        for entry in self._lines.news():
+            self._take(entry)
+        return self._before.get(self._name(clip), {})
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._lines.add(entry)
+        self._take(entry)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        name = str(entry.get("file"))
+        if entry.get("replaced") is True:
+            self._before.pop(name, None)
+        else:
+            self._before.setdefault(name, {})[str(entry.get("asked"))] = str(entry.get("before"))
+
+    def _name(self, clip: Path) -> str:
+        place = self.texts.place(clip).relative_to(self._folder).as_posix()
+        return f"{place} {clip.relative_to(self._folder).as_posix()}"
 
 
 def _hash(words: str | None) -> str:

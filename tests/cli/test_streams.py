@@ -121,8 +121,6 @@ def test_a_shell_completes_commands_and_flags(capsys: pytest.CaptureFixture[str]
     script.write_text(capsys.readouterr().out)
     words = 'COMP_WORDS=(uni-vigu "${@:2}"); COMP_CWORD=$(($# - 1))'
     asks = f'source "$1"; {words}; _shtab_uni_vigu; echo "${{COMPREPLY[@]}}"'
-        'source "$1"; COMP_WORDS=(uni-vigu "${@:2}"); COMP_CWORD=$(($# - 1)); _shtab_uni_vigu; echo "${COMPREPLY[@]}"'
-    )
 
     def completed(*typed: str) -> list[str]:
         command = ["bash", "-c", asks, "bash", str(script), *typed]

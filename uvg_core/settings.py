@@ -7,22 +7,29 @@ with their tooltips, YAML files and the tables of the documentation are made fro
 from __future__ import annotations
 
 import difflib
-import re
+import os
 import reprlib
 from collections.abc import Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AllowInfNan, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import core_schema
+from pydantic_core import ErrorDetails, core_schema
 from typing_extensions import dataclass_transform
 
 from .errors import UniViGUError
-from .io import read_text
 
 Class = TypeVar("Class")
 
@@ -40,6 +47,19 @@ Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
+
+
+def expanded(text: str) -> str:
+    """A path with ``~`` and the environment's variables filled in; those that are not set stay as they are written."""
+    return os.path.expandvars(os.path.expanduser(text))
+
+
+def _expanded_where_asked(text: str, info: ValidationInfo) -> str:
+    return expanded(text) if (info.context or {}).get("expand") else text
+
+
+# A path, as text. Only files that their owner wrote expand it (see ``from_dict``), never what reaches a server.
+PathText = Annotated[str, Strict(), AfterValidator(_expanded_where_asked)]
 
 
 class OneOf:
@@ -82,41 +102,20 @@ def settings(cls: type[Class]) -> type[Class]:
         try:
             checked(self, *args, **values)
         except ValidationError as error:
-            raise UniViGUError(explained(error, made)) from None
+            raise SettingError(error, made) from None
 
     made.__init__ = init
     return cast(type[Class], made)
 
 
-def from_dict(cls: type[Class], values: Mapping[str, Any]) -> Class:
-    """Settings from plain values, sections among them as mappings. Raises UniViGUError as the class does."""
+def from_dict(cls: type[Class], values: Mapping[str, Any], *, expand: bool = False) -> Class:
+    """Settings from plain values, sections among them as mappings. Raises SettingError. ``expand``: paths may begin
+    with ``~`` and hold variables of the environment."""
     try:
-        return TypeAdapter(cls).validate_python({str(name): value for name, value in values.items()})
+        plain = {str(name): value for name, value in values.items()}
+        return TypeAdapter(cls).validate_python(plain, context={"expand": expand})
     except ValidationError as error:
-        raise UniViGUError(explained(error, cls)) from None
-
-
-def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """The entries of a YAML file that is ``what``. Numbers are those of YAML 1.2: ``1e-4`` is one, without a dot.
-
-    Raises UniViGUError, naming the file, where it cannot be read or is something else."""
-    import yaml
-
-    Loader: Any = type("Loader", (yaml.SafeLoader,), {})
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-    )
-    try:
-        values = yaml.load(read_text(path, exact=True), Loader)  # a SafeLoader: it makes plain values only
-    except FileNotFoundError as error:
-        raise UniViGUError(f"{path}: cannot be read ({error.strerror}); pass {what} in YAML") from None
-    except UniViGUError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
-        raise UniViGUError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise UniViGUError(f"{path}: found {shown(values)}; expected entries like 'stage: recall', one a line")
-    return values
+        raise SettingError(error, cls) from None
 
 
 def fields_of(cls: type) -> dict[str, FieldInfo]:
@@ -171,10 +170,21 @@ def expected(field: FieldInfo) -> str:
     return words if low is None else f"{words} of {low} or more"
 
 
-def explained(error: ValidationError, cls: type) -> str:
-    """The first fault that pydantic found, in one sentence: which field, what was found, what was expected."""
-    # An entry of an unknown name first: where a required one is missing, it is often that one with a slip in it.
-    fault = min(error.errors(), key=lambda one: one["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
+class SettingError(UniViGUError):
+    """A value that does not fit. ``entry``: its place in the settings; ``unknown``: there is no setting of its name."""
+
+    def __init__(self, error: ValidationError, cls: type) -> None:
+        # An entry of an unknown name first: where a required one is missing, it is often that one with a slip in it.
+        fault = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
+        super().__init__(_explained(fault, cls))
+        self.entry, self.unknown = fault["loc"], fault["type"] in _UNKNOWN
+
+
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _explained(fault: ErrorDetails, cls: type) -> str:
+    """A fault that pydantic found, in one sentence: which field, what was found, what was expected."""
     place = [str(part) for part in fault["loc"] if not isinstance(part, int)]
     owner, field = cls, None
     for depth, part in enumerate(place):
@@ -184,7 +194,7 @@ def explained(error: ValidationError, cls: type) -> str:
         if field is not None and fields_of(kind_of(field.annotation)) and depth + 1 < len(place):
             owner = kind_of(field.annotation)
     name = ".".join(place)
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if fault["type"] in _UNKNOWN:
         return _unknown(name, owner)
     if fault["type"] in ("missing", "missing_argument") and not isinstance(fault["loc"][-1], int):
         return f"the entry {name} is missing; it has no default"

@@ -18,7 +18,8 @@ import folder_paths
 from ...uvg_core.confined import confined_to, place_of
 from ...uvg_core.errors import UniViGUError, printable
 from ...uvg_core.io import PACK, read_text
-from ...uvg_core.settings import read_yaml
+from ...uvg_core.settings import expanded
+from ...uvg_core.yaml_file import read_yaml
 from .samples import READ_IN_PLACE, SAMPLES
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def _opened_in(path: Path, _: tuple[int, ...]) -> list[str]:
         log.warning("Uni-ViGU: %s. No folder is opened", error)
         return []
     named = folders if isinstance(folders, list) and all(isinstance(one, str) for one in folders) else [""]
-    named = [os.path.expanduser(folder) for folder in named]
+    named = [expanded(folder) for folder in named]
     if not all(map(os.path.isabs, named)):
         log.warning("Uni-ViGU: %s: expected the entry folders with a list of absolute paths. No folder is opened", path)
         return []

@@ -11,8 +11,9 @@ import pytest
 
 from recipes.worlds.recipe import RUNS
 from uvg_core.errors import UniViGUError
-from uvg_core.settings import fields_of, read_yaml
+from uvg_core.settings import fields_of
 from uvg_core.training.config import FREE_AT_RESUME, Times, TrainConfig, changed, from_dict, load_config
+from uvg_core.yaml_file import read_yaml
 
 yaml = pytest.importorskip("yaml")
 
@@ -230,6 +231,9 @@ def test_generate_has_nothing_to_teach_the_text_half() -> None:
         make(stage="generate", trains="text")
 
 
+FILE = "stage: recall\nmodel: a\ndata: b\nout: c\nsteps: 3\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -239,7 +243,19 @@ def test_generate_has_nothing_to_teach_the_text_half() -> None:
         ("just words", "found 'just words'; expected entries like"),
         ("", "found None"),
         ("stage: recall", "the entry model is missing"),
-        ("stage: recall\nmodle: a", "unknown entry modle; did you mean model?"),
+        ("stage: recall\nmodle: a", ": line 2, column 1: unknown entry modle; did you mean model?"),
+        (
+            f"{FILE}optimizer:\n  rate: quick",
+            ": line 7, column 9: optimizer.rate is 'quick'; expected a number above 0",
+        ),
+        (f"{FILE}optimizer: {{betas: [0.9, x]}}", ": line 6, column 26: optimizer.betas is 'x'; expected 2 values"),
+        (f"{FILE}clip: {{height: 50}}", ": line 6, column 7: clip.height is 50"),
+        (f"{FILE}loss:\n  vdieo: 2", ": line 7, column 3: unknown entry loss.vdieo; did you mean loss.video?"),
+        (f"{FILE}steps: 4", ": line 6, column 1: steps stands here and in line 5; keep one of the two"),
+        (
+            f"{FILE}keep: {{log_every: 1, log_every: 2}}",
+            ": line 6, column 22: keep.log_every stands here and in line 6",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -247,6 +263,23 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
     with pytest.raises(UniViGUError, match=re.escape(str(path))) as refused:
         load_config(path)
     assert message in str(refused.value)
+
+
+def test_paths_in_a_file_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("CLIPS", "/clips")
+    text = "stage: recall\nmodel: ~/a.pth\ndata: $CLIPS/cats\nout: '${CLIPS}/$UNSET'\nsteps: 1\n"
+    config = load_config(write(tmp_path, text))
+    assert (config.model, config.data, config.out) == ("/home/me/a.pth", "/clips/cats", "/clips/$UNSET")
+    assert make(model="~/a.pth").model == "~/a.pth"  # of a caller who means what he writes, as the nodes do
+
+
+def test_an_entry_that_comes_from_an_anchor_is_no_second_one(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, f"{FILE}loss: &a {{video: 2}}\nlora: {{rank: 4}}\n"))
+    assert config.loss.video == 2
+    text = f"{FILE}video_times: &t {{kind: uniform, std: 2.0}}\ntext_times: {{<<: *t, std: 3.0}}\n"
+    config = load_config(write(tmp_path, text))
+    assert (config.text_times.kind, config.text_times.std) == ("uniform", 3.0)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

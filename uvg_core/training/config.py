@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, Field
 
 from ..config import SOURCES, TEXT_FLOWS, V2T_ATTENTION, RunConfig
 from ..errors import UniViGUError
-from ..settings import Flag, Number, OneOf, Text, Whole, from_dict, read_yaml, setting, settings
+from ..settings import Flag, Number, OneOf, PathText, Text, Whole, from_dict, setting, settings
+from ..yaml_file import read_yaml
 
 STAGES = ("generate", "recall", "refine")
 TRAINABLE = ("all", "text", "lora")
@@ -23,7 +24,7 @@ DISCRETE_LOSSES = ("cross_entropy", "generalised_kl")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-_Path = Annotated[Text, MinLen(1)]
+_Path = Annotated[PathText, MinLen(1)]
 _A_PATH = "text: a path"
 _BETA = Field(ge=0, le=0.999999)
 _Limits = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
@@ -203,8 +204,8 @@ class TrainConfig:
     data: _Path = setting("Folder of clips with .txt beside them; worlds:N renders N little worlds.", expected=_A_PATH)
     out: _Path = setting("Folder of the run: checkpoints, logs, samples and the trained file.", expected=_A_PATH)
     steps: Whole = setting("Optimizer steps.", ge=1, le=10**9)
-    wan: Text | None = setting("Wan2.1 folder with the VAE, text encoder and tokenizer.", default=None)
-    cache: Text | None = setting("Folder of the shards; None is OUT/cache. Stages can share it.", default=None)
+    wan: PathText | None = setting("Wan2.1 folder with the VAE, text encoder and tokenizer.", default=None)
+    cache: PathText | None = setting("Folder of the shards; None is OUT/cache. Stages can share it.", default=None)
     trains: Annotated[str, OneOf(*TRAINABLE)] = setting("What learns: all, text or lora.", default="all")
     text_half: Annotated[str, OneOf("keep", "fresh")] = setting(
         "fresh starts the text half as copies of the video's weights, as from a Wan base.", default="keep"
@@ -293,9 +294,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
-    """Read a YAML file; ``overrides`` replace top-level entries. Raises UniViGUError, naming file and entry."""
+    """Read a YAML file; ``overrides`` replace top-level entries. Paths may begin with ``~`` and hold variables of the
+    environment. Raises UniViGUError, naming file, line and entry."""
     values = read_yaml(path, "a training configuration")
     try:
-        return from_dict(TrainConfig, {**values, **overrides})
+        return from_dict(TrainConfig, {**values, **overrides}, expand=True)
     except UniViGUError as error:
-        raise UniViGUError(f"{path}: {error}") from None
+        raise values.located(error) from None

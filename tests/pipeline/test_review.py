@@ -49,7 +49,7 @@ def test_captions_wait_and_are_written_when_they_are_accepted(folder: Path) -> N
     report = caption_folder(folder, about, Captions(review=True, overwrite=True, prefix="x, "))
     assert (len(report.written), report.waiting) == (3, 3)
     assert report.written[0] == folder / RECORD
-    assert "3 wait in captions.review.jsonl" in str(report)
+    assert "3 wait for your review in captions.review.jsonl" in str(report)
     assert dict(report.captions)[folder / "a.mp4"] == "x, about a"
     assert (folder / "a.txt").read_text() == "by hand"
     assert not (folder / "b.txt").exists()
@@ -106,6 +106,7 @@ def test_only_clips_of_the_folder(folder: Path) -> None:
         with pytest.raises(UniViGUError, match=r"is no clip of this folder; expected names such as a\.mp4"):
             caption_folder(folder, never, Captions(only=name))
     assert len(caption_folder(folder, about, Captions(only="b.mov")).written) == 1
+    assert len(caption_folder(folder, about, Captions(only=".\\sub\\c.webm\n./sub/c.webm")).written) == 1
 
 
 def test_a_text_that_somebody_changed_meanwhile_is_not_written_over(folder: Path) -> None:

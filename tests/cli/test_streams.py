@@ -104,6 +104,22 @@ def test_quiet_leaves_results_and_errors(clip: Path, capsys: pytest.CaptureFixtu
     assert len(err.splitlines()) == 1
 
 
+def test_a_dry_run_of_synthesise_makes_nothing(clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na bird\n")
+    command = ["synthesise", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "data"), "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 clips: 0 complete, 0 without a caption, 3 to make\n")
+    assert not (tmp_path / "data").exists()
+    cat, dog, _ = (line.split(":")[0].strip() for line in out.splitlines()[1:])
+    (tmp_path / "data").mkdir()
+    for name in (cat, dog):
+        (tmp_path / "data" / f"{name}.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "data" / f"{cat}.detail.txt").write_text("a cat that sleeps\n")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("3 clips: 1 complete, 1 without a caption, 1 to make\n")
+
+
 def test_inspect_goes_on_behind_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
     model = Path(__file__).resolve().parents[2] / "models" / "uvg_tiny.safetensors"

@@ -15,7 +15,8 @@ from ..locks import Claims
 from ..media.video import find_clips
 from ..settings import shown
 from .review import OPEN, RECORD, SKIPPED, Pending, Proposal
-from .texts import Captions, Extended, Texts, text_files, texts_of
+from .texts import Extended, Texts, text_files, texts_of
+from .wording import Captions
 
 __all__ = ["CAPTIONS", "Captions", "FolderReport", "caption_folder", "text_files"]
 

@@ -21,7 +21,8 @@ from ..io import MEGABYTE, WINDOWS
 from ..lines import Lines
 from ..media.video import find_clips
 from ..settings import shown
-from .texts import Captions, Extended, texts_of
+from .texts import Extended, texts_of
+from .wording import Captions
 
 RECORD = "captions.review.jsonl"
 OPEN, ACCEPTED, SKIPPED, CONFLICT, FAILED = "open", "accepted", "skipped", "conflict", "failed"

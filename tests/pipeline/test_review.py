@@ -106,6 +106,7 @@ def test_only_clips_of_the_folder(folder: Path) -> None:
         with pytest.raises(UniViGUError, match=r"is no clip of this folder; expected names such as a\.mp4"):
             caption_folder(folder, never, Captions(only=name))
     assert len(caption_folder(folder, about, Captions(only="b.mov")).written) == 1
+    assert len(caption_folder(folder, about, Captions(only=".\\sub\\c.webm\n./sub/c.webm")).written) == 1
 
 
 def test_a_text_that_somebody_changed_meanwhile_is_not_written_over(folder: Path) -> None:

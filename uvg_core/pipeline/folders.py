@@ -16,6 +16,7 @@ from ..locks import Claims
 from ..media.video import find_clips
 from ..settings import shown
 from .review import OPEN, RECORD, SKIPPED, Pending, Proposal
+from .table import plain_name
 from .texts import Extended, Texts, text_files, texts_of
 from .wording import Captions
 
@@ -154,7 +155,9 @@ def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) ->
 def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
     """The clips that are named, one a line; all where none is."""
     known = {clip.relative_to(folder).as_posix(): clip for clip in clips}
+    plain = {plain_name(name): name for name in known}
     lines = [line if line in known else line.strip() for line in only.split("\n")]
+    lines = [line if line in known else plain.get(plain_name(line), line) for line in lines]
     names = [name for name in dict.fromkeys(lines) if name]
     if missing := [name for name in names if name not in known]:
         raise UniViGUError(

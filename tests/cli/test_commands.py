@@ -66,9 +66,11 @@ def test_help_fits_a_terminal(
 def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(command)
-    assert str(stopped.value).startswith("error: ")
-    assert "--help" in str(stopped.value)
-    assert "usage:" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage:")
+    assert "\nerror: " in said
+    assert "--help" in said
 
 
 @pytest.mark.parametrize(
@@ -79,9 +81,12 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
         (["generate", "x", "--seed", "-1"], "expected between 0 and 9223372036854775807"),
     ],
 )
-def test_an_error_of_usage_names_its_command_and_what_is_wrong(command: list[str], words: str) -> None:
-    with pytest.raises(SystemExit, match=re.escape(words)):
+def test_an_error_of_usage_names_its_command_and_what_is_wrong(
+    command: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
         main(command)
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu:7"])

@@ -250,8 +250,10 @@ def test_bad_input_is_one_message(
 def test_usage_is_checked_before_any_work(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(command)
-    assert message in f"{stopped.value}"
-    assert "usage:" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "usage:" in said
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "nonsense"])

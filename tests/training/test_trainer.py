@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate")
 
@@ -228,6 +229,34 @@ def test_a_lora_is_written_in_comfyui_names_and_holds_what_was_learnt(folder: Pa
             learnt(video, text, time, time, context), base(video, text, time, time, context), strict=True
         ):
             assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
+    """What it starts with is what the file adds to the weights, also at another alpha and a higher rank; and it may be
+    moved before the run is resumed."""
+    pytest.importorskip("peft")
+    data = make_shards(folder / "cache")
+    first = make_trainer(make_config(folder, trains="lora", lora={"rank": 3, "alpha": 6}), data).run().file
+    second = folder / "first.safetensors"
+    first.rename(second)
+    config = make_config(folder, out=str(folder / "on"), trains="lora", lora={"rank": 4, "start": str(second)})
+    trainer = make_trainer(config, data, watch=Stop(4))
+    merged = load_model(config.model, dtype=torch.float32, loras=[second]).state_dict()
+    for name, layer in trainer.network.named_modules():
+        if hasattr(layer, "lora_A"):
+            assert torch.allclose(layer.get_delta_weight("default") + layer.weight, merged[f"{name}.weight"], atol=1e-6)
+    assert not trainer.run().finished
+    second = second.rename(folder / "moved.safetensors")
+    moved = make_config(folder, out=config.out, trains="lora", lora={"rank": 4, "start": str(second)})
+    assert make_trainer(moved, data).run(resume=True).finished
+    small = make_config(folder, out=str(folder / "small"), trains="lora", lora={"rank": 2, "start": str(second)})
+    with pytest.raises(UniViGUError, match=r"its rank is 3 at .*, lora\.rank is 2; set 3"):
+        make_trainer(small, data)
+    tensors = load_file(second) | {"diffusion_model.blocks.0.norm3.diff": torch.zeros(32)}
+    save_file(tensors, folder / "more.safetensors")
+    more = make_config(folder, out=str(folder / "more"), trains="lora", lora={"start": str(folder / "more.safetensors")})
+    with pytest.raises(UniViGUError, match=r"holds more than low-rank pairs .*norm3"):
+        make_trainer(more, data)
 
 
 def test_the_file_holds_the_averaged_weights(folder: Path) -> None:

@@ -6,7 +6,7 @@
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
 
 Results go to the standard output, notes and progress to the standard error. Errors that the user can put right are one
-message and exit code 1. A command is a function of settings; its flags are made from them (``flags.py``).
+message. Exit codes: 0 done, 1 failed or something was left out, 2 used wrongly, 130 cancelled. A command is a function of settings; its flags are made from them (``flags.py``).
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ from .rank import rank
 from .synthesise import synthesise
 from .train import train
 
+USED_WRONGLY = 2
 COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors of usage with the exit code of other errors of the user, and help where it was misspelt."""
+    """Errors of usage as one message, with an exit code of their own."""
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
-        raise SystemExit(f"error: {message}\nSee {self.prog} --help")
+        say(f"error: {message}\nSee {self.prog} --help")
+        raise SystemExit(USED_WRONGLY)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.encoders import weights_digest
+from ..data.sources import digest
 from ..errors import UniViGUError
 from ..io import flushed, flushed_folder, make_folder, read_text, write_text
 from .config import TrainConfig, changed
@@ -91,7 +92,7 @@ def require_startable(
         )
     facts = read(last)
     differences = changed(facts["config"], config.to_dict(), by_content=("data",))
-    others = [line for line in differences if not line.startswith("model: ")]
+    others = [line for line in differences if not line.startswith(("model: ", "lora.start: "))]
     if others != differences and facts.get("starts_from") == starts_from(config):
         differences = others
     if data and facts["data"] not in data:
@@ -112,8 +113,10 @@ def require_startable(
 
 
 def starts_from(config: TrainConfig) -> str:
-    """A digest of the file that a run starts from."""
-    return weights_digest(Path(config.model))
+    """A digest of the file that a run starts from, and of its LoRA."""
+    model = weights_digest(Path(config.model))
+    lora = config.lora.start if config.trains == "lora" else None
+    return model if lora is None else digest([model, weights_digest(Path(lora))])
 
 
 def load(checkpoint: Path, state: RunState) -> None:

@@ -139,6 +139,7 @@ class Lora:
     rank: Whole = setting("Rank of the updates.", default=16, ge=1, le=4096)
     alpha: Number = _positive("The updates are scaled by alpha / rank.", 16.0, 1e-6)
     dropout: Number = setting("Of their input.", default=0.0, ge=0, le=0.99, expected="a probability below 1")
+    start: PathText | None = setting("LoRA file to start from; None starts from nothing learnt.", default=None)
 
 
 @settings

@@ -52,6 +52,7 @@ const WORDS = {
     gone: (n) => (n === 1 ? "1 of the clips is not there any more" : `${n} of the clips are not there any more`),
     matches: (n, m) => `${n} in ${m} captions`,
     conflict: "Somebody changed this caption meanwhile. It is shown as Now; accept again to replace it.",
+    newer: "This clip was captioned again meanwhile. Read the new caption, then decide again.",
     unreachable: "The server does not answer; nothing was saved. Try again.",
     noNode: "Open the panel with the button of a Caption Folder node to caption again.",
     queued: "waiting in the queue",
@@ -93,6 +94,7 @@ const WORDS = {
     noneShown: "ここにはありません。上で別の一覧を選んでください。",
     counts: (o, a, s) => `未決定 ${o}、採用 ${a}、見送り ${s}`,
     conflict: "その間に誰かがこのキャプションを変えました。「現在」に表示しています。もう一度採用すると置き換えます。",
+    newer: "その間にこのクリップのキャプションが作り直されました。新しいキャプションを読んで、もう一度決めてください。",
     unreachable: "サーバーが応答しません。何も保存されていません。もう一度試してください。",
     edited: "編集済み",
     loading: "読み込み中",
@@ -140,6 +142,7 @@ const WORDS = {
     noneShown: "여기에는 없습니다. 위에서 다른 목록을 고르세요.",
     counts: (o, a, s) => `미결정 ${o}, 적용 ${a}, 건너뜀 ${s}`,
     conflict: "그동안 누군가 이 캡션을 바꿨습니다. 현재에 보입니다. 다시 적용하면 바뀝니다.",
+    newer: "그동안 이 클립에 캡션을 다시 달았습니다. 새 캡션을 읽고 다시 결정하세요.",
     unreachable: "서버가 응답하지 않습니다. 아무것도 저장되지 않았습니다. 다시 시도하세요.",
     edited: "수정함",
     loading: "불러오는 중",
@@ -186,6 +189,7 @@ const WORDS = {
     noneShown: "这里没有。请在上方选择别的列表。",
     counts: (o, a, s) => `待定 ${o}，已采用 ${a}，已跳过 ${s}`,
     conflict: "期间有人改了这条描述，见“现有”；再次采用即可替换。",
+    newer: "期间这个视频被重新描述过。请看过新的描述再决定。",
     unreachable: "服务器没有响应，什么都没有保存。请重试。",
     edited: "已修改",
     loading: "正在加载",
@@ -488,7 +492,7 @@ class Panel {
     try {
       const query = new URLSearchParams({ folder, subfolders: this.subfolders })
       const { items, gone } = await this.ask(`${ROUTE}?${query}`)
-      this.items = items.map((item) => ({ ...item, drafts: this.draftsOf(folder) }))
+      this.items = items.map((item) => ({ ...item, seen: item.new, drafts: this.draftsOf(folder) }))
       this.say(gone ? this.t.gone(gone) : "")
       this.refilter(this.t.none)
     } catch (error) {
@@ -600,8 +604,7 @@ class Panel {
     if (!item || this.newBox.value !== this.text(item)) this.newBox.value = item ? this.text(item) : ""
     this.problem.textContent = item?.problem ?? ""
     const isBusy = !item || Boolean(item.busy)
-    this.skipButton.disabled = isBusy
-    this.acceptButton.disabled = isBusy || item.fresh
+    this.skipButton.disabled = this.acceptButton.disabled = isBusy || item.fresh
     this.skipButton.hidden = item?.state === "skipped"
     this.reopenButton.hidden = item?.state !== "skipped"
     this.againButton.disabled = isBusy || Boolean(item.job)
@@ -643,12 +646,7 @@ class Panel {
 
   decideCurrent(decision) {
     const item = this.item
-    if (
-      !item ||
-      item.busy ||
-      (decision === "open" && item.state !== "skipped") ||
-      (decision === "accepted" && item.fresh)
-    )
+    if (!item || item.busy || (decision === "open" && item.state !== "skipped") || (decision !== "open" && item.fresh))
       return
     if (this.filterBox.value === "all" && decision !== "open" && this.at + 1 < this.shown.length)
       this.select(this.at + 1)
@@ -668,12 +666,13 @@ class Panel {
     for (let start = 0, part; start < items.length; start += part.length) {
       part = items.slice(start, start + BATCH)
       for (let letters = 0, index = 0; index < part.length; index++) {
-        letters += this.text(part[index]).length + part[index].old.length
+        letters += this.text(part[index]).length + part[index].old.length + part[index].seen.length
         if (index && letters > LETTERS) part = part.slice(0, index)
       }
       const decisions = part.map((item) => ({
         clip: item.clip,
         decision,
+        new: item.seen,
         ...(decision === "accepted" ? { text: this.text(item), old: item.old } : {}),
       }))
       try {
@@ -689,12 +688,14 @@ class Panel {
     if (folder === this.folder) this.refilter()
   }
 
-  take(item, { state, now, problem }, decision) {
-    Object.assign(item, { busy: false, problem: state === "conflict" ? this.t.conflict : problem })
+  take(item, { state, now, new: proposed, problem }, decision) {
+    const isNewer = proposed !== decision.new
+    const conflict = isNewer ? this.t.newer : this.t.conflict
+    Object.assign(item, { busy: false, problem: state === "conflict" ? conflict : problem })
     if (state === "failed") return
-    item.old = now
+    Object.assign(item, { old: now, seen: proposed, ...(isNewer ? { new: proposed } : {}) })
     if (state === "conflict") {
-      item.conflict = item.fresh = true // whoever accepts one after the other is to see it first
+      item.conflict = item.fresh = true // whoever decides one after the other is to see it first
       setTimeout(() => {
         item.fresh = false
         this.drawDetail()
@@ -810,7 +811,7 @@ class Panel {
         if (fresh) {
           this.before = new Map([[item, this.text(item)]]) // Undo brings back what stood there
           item.drafts.delete(item.clip)
-          Object.assign(item, fresh)
+          Object.assign(item, fresh, { seen: fresh.new })
         }
       } catch (error) {
         item.problem = error.message

@@ -527,17 +527,20 @@ def waiting(folder: Path, count: int) -> Path:
     """A folder with clips whose captions wait for review; every second clip has a caption already."""
     folder.mkdir()
     clip = shutil.copy(WORKFLOWS.parent / "samples" / "uvg_sample.mp4", folder / "0000.mp4")
-    written_as = {"format": "txt", "file_suffix": "", "backup": False}
-    with (folder / "captions.review.jsonl").open("w") as record:
-        for number in range(count):
-            name = f"{number:04}"
-            if number:
-                os.link(clip, folder / f"{name}.mp4")
-            if number % 2:
-                (folder / f"{name}.txt").write_text(f"words of {name}")
-            entry = {"clip": f"{name}.mp4", "new": f"a grey shape, {name}", **written_as}
-            record.write(json.dumps(entry) + "\n")
+    for number in range(count):
+        name = f"{number:04}"
+        if number:
+            os.link(clip, folder / f"{name}.mp4")
+        if number % 2:
+            (folder / f"{name}.txt").write_text(f"words of {name}")
+        propose(folder, name, f"a grey shape, {name}")
     return folder
+
+
+def propose(folder: Path, name: str, caption: str) -> None:
+    entry = {"clip": f"{name}.mp4", "new": caption, "format": "txt", "file_suffix": "", "backup": False}
+    with (folder / "captions.review.jsonl").open("a") as record:
+        record.write(json.dumps(entry) + "\n")
 
 
 class Review:
@@ -595,7 +598,19 @@ def test_captions_are_reviewed_by_the_keyboard(canvas: Callable[..., Canvas], se
     review.press("Control+Enter")
     review.shows("4 to decide, 2 accepted")
     assert (folder / "0001.txt").read_text() == "my own words"
+    review.panel.get_by_label("Show").select_option("accepted")  # what was accepted can be changed again
+    review.panel.get_by_role("listbox").focus()
+    with page.page.expect_response(lambda answer: answer.request.method == "POST"):
+        review.press("End", "e", "End", "2", "Control+Enter")
+    assert (folder / "0001.txt").read_text() == "my own words2"
+    review.panel.get_by_label("Show").select_option("open")
+    review.panel.get_by_role("listbox").focus()
+    review.press("Home")
+    propose(folder, "0002", "captioned again by somebody else")
     review.press("s")
+    review.shows("This clip was captioned again meanwhile")
+    assert review.new == "captioned again by somebody else"
+    review.panel.get_by_role("button", name="Skip", exact=True).click()  # not before there was time to read it
     review.shows("3 to decide, 2 accepted, 1 skipped")
     assert not (folder / "0002.txt").exists()
     (folder / "0003.txt").write_text("somebody else")  # while the panel shows another text

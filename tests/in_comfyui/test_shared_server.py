@@ -299,7 +299,7 @@ def test_the_panel_gets_the_clips_of_the_folder_alone(own: Server, secret: Path)
     assert state_of(secret) == before
     fine = {
         "folder": "reviewed",
-        "decisions": [{"clip": "a.mp4", "decision": "accepted", "text": "é", "old": "my words"}],
+        "decisions": [{"clip": "a.mp4", "decision": "accepted", "text": "é", "old": "my words", "new": "new words"}],
     }
     assert json.loads(reviewed(own, "", fine)[1])["items"][0]["state"] == "accepted"
     assert (home / "a.txt").read_text("utf-8") == "é"
@@ -307,7 +307,7 @@ def test_the_panel_gets_the_clips_of_the_folder_alone(own: Server, secret: Path)
 
 def test_other_sites_and_other_things_than_decisions_are_refused(own: Server, secret: Path) -> None:
     home = to_review(own, "refused")
-    decision = {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": "my words"}
+    decision = {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": "my words", "new": "new words"}
     body = {"folder": "refused", "decisions": [decision]}
     for headers in (
         {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://elsewhere.example"},

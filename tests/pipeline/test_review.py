@@ -49,7 +49,7 @@ def test_captions_wait_and_are_written_when_they_are_accepted(folder: Path) -> N
     report = caption_folder(folder, about, Captions(review=True, overwrite=True, prefix="x, "))
     assert (len(report.written), report.waiting) == (3, 3)
     assert report.written[0] == folder / RECORD
-    assert "3 wait in captions.review.jsonl" in str(report)
+    assert "3 wait for your review in captions.review.jsonl" in str(report)
     assert dict(report.captions)[folder / "a.mp4"] == "x, about a"
     assert (folder / "a.txt").read_text() == "by hand"
     assert not (folder / "b.txt").exists()

@@ -14,7 +14,8 @@ import pytest
 
 from uvg_core.errors import UniViGUError
 from uvg_core.pipeline.folders import Captions, caption_folder
-from uvg_core.pipeline.texts import joined, pairs_of, replaced, texts_of
+from uvg_core.pipeline.texts import texts_of
+from uvg_core.pipeline.wording import joined, pairs_of, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,14 +15,16 @@ from ..sampling import Sampling, Size
 from ..settings import Flag, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
-from .output import say, show
+from .output import complain, say, show
 
 
 @settings
 class Caption:
     """What is captioned."""
 
-    clips: tuple[Path, ...] = setting("Videos and folders of videos.", positional=True, metavar="CLIP|FOLDER")
+    clips: tuple[Path, ...] = setting(
+        "Videos and folders of videos; - is the standard input.", positional=True, metavar="CLIP|FOLDER", stdin="file"
+    )
     no_recursive: Flag = setting("Leave subfolders out.", default=False)
 
 
@@ -70,6 +72,6 @@ def caption(
                 show(f"{name}{captions.worded(describe(path, path.parent))}")
         except UniViGUError as error:
             shown.close()
-            say(f"error: {error}")
+            complain(error)
             failed += 1
     return 1 if failed else 0

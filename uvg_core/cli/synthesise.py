@@ -16,7 +16,7 @@ from ..synthesis.captioner import make_captioner
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
 from .common import VIDEO, Model, Video, steps_on
 from .flags import Only
-from .output import enlarged, say, show
+from .output import complain, enlarged, say, show
 
 
 def synthesise(
@@ -66,5 +66,5 @@ def synthesise(
     shown.close()
     show(str(report))
     if report.stopped:
-        say(f"error: {report.stopped}\nWhat is done stays; the same command goes on from there")
+        complain(f"{report.stopped}\nWhat is done stays; the same command goes on from there")
     return int(report.failed)

@@ -12,17 +12,15 @@ from typing import Any
 from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.config import RunConfig
-from ..uvg_core.data.folder import (
+from ..uvg_core.data.folder import TextLimits, survey, too_short
+from ..uvg_core.data.left_out import (
     DETAIL_LENGTH,
     NO_CAPTION,
     NO_DETAIL,
     PROMPT_LENGTH,
     UNREADABLE,
     LeftOut,
-    TextLimits,
-    survey,
     tally,
-    too_short,
 )
 from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.errors import UniViGUError, printable

@@ -17,7 +17,7 @@ from ..data.encoders import weights_digest
 from ..data.sources import digest
 from ..errors import UniViGUError
 from ..io import flushed, flushed_folder, make_folder, read_text, write_text
-from .config import TrainConfig, changed
+from .config import TrainConfig, changed, sources_of
 from .state import RunState
 
 FOLDER = "checkpoints"
@@ -92,6 +92,11 @@ def require_startable(
         )
     facts = read(last)
     differences = changed(facts["config"], config.to_dict(), by_content=("data",))
+    shares = [
+        [(one.repeats, one.weight) for one in sources_of(data)] for data in (facts["config"]["data"], config.data)
+    ]
+    if shares[0] != shares[1]:
+        differences.append("data: the repeats or weights of its sources have changed")
     others = [line for line in differences if not line.startswith(("model: ", "lora.start: "))]
     if others != differences and facts.get("starts_from") == starts_from(config):
         differences = others

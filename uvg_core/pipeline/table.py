@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import os
+import posixpath
+import unicodedata
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,15 +23,20 @@ from .wording import Change
 
 CLIP, CAPTION = "file_name", "caption"  # as Hugging Face's folders of videos name them
 _MOST_BYTES = 2**28  # of a table: a million clips
+_SEPARATORS = ",;\t"  # Excel's depend on the language of the system
 _TAIL = 256  # bytes before the end of what was read, by which an edit is noticed
 
 
 class Table:
     """One file with a line for each clip, to which lines are only appended: nothing is lost when a run is killed, and
-    several runs share it. The last line of a clip holds; at the end of a run those that it has replaced go."""
+    several runs share it. The last line of a clip holds; at the end of a run those that it has replaced go.
+
+    A csv keeps its separator, its line ends and its byte order mark, whoever made it."""
 
     def __init__(self, folder: Path, clips: list[Path], path: Path) -> None:
         self.path, self._folder, self._is_csv, self._backup = path, folder, path.suffix == ".csv", False
+        self._names = {clip.relative_to(folder).as_posix() for clip in clips}
+        self._plain = {plain_name(name): name for name in self._names}
         self._replaced: set[str] = set()  # clips whose earlier lines this run has replaced
         self._forget()
         if os.path.lexists(self.path):
@@ -57,14 +65,9 @@ class Table:
             text = change(row.get(CAPTION))
             if text is None:
                 return False
-            row = {**row, CLIP: name, CAPTION: " ".join(text.splitlines()) if self._is_csv else text}
+            row = {**(row or {CLIP: name}), CAPTION: " ".join(text.splitlines()) if self._is_csv else text}
             head, line = b"" if self._fields else self._head([CLIP, CAPTION]), self._line(row)
-            try:
-                append(handle, head + line)
-            except OSError as error:
-                raise UniViGUError(
-                    f"{self.path}: could not be written ({error.strerror or error}); free some space"
-                ) from None
+            self._append(handle, head + line)
             self._replaced |= {name} & self._rows.keys()
             self._backup |= backup and bool(self._rows.get(name, {}).get(CAPTION))
             self._rows[name] = row
@@ -74,8 +77,12 @@ class Table:
     def close(self) -> None:
         """Take away the lines that this run has replaced. With ``backup``, the table with all of them stays beside it.
         Lines of others stay as they are, also where a clip has several."""
-        if not self._replaced:
-            return
+        # Where that cannot be, the lines hold as they are: on a full disk, or on Windows while the table is open.
+        with suppress(UniViGUError, OSError):
+            if self._replaced:
+                self._tidy()
+
+    def _tidy(self) -> None:
         self._forget()
         with self._open():
             data = read_bytes(self.path, _MOST_BYTES, "a table of captions")
@@ -87,19 +94,22 @@ class Table:
                     kept.setdefault((name, 0), last[name])
                 else:
                     kept[name, number] = line
-            whole = self._head(self._fields) + b"".join(kept.values())
-            with suppress(UniViGUError):  # Windows replaces no file that is open: the lines hold as they are
-                write_text(self.path, whole.decode("utf-8"))
-        self._replaced = set()
+            whole = self._mark + self._head(self._fields) + b"".join(kept.values())
+            write_text(self.path, whole.decode("utf-8"))
 
     def _forget(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
         self._lines: list[tuple[str, bytes]] = []  # all lines, each with its clip's name
         self._fields: list[str] = []
+        self._separator, self._end, self._mark = ",", "\n", b""
         self._state, self._tail = (0, 0), b""  # of the file that was read: inode and size, and its last bytes
 
     def _name(self, clip: Path) -> str:
         return clip.relative_to(self._folder).as_posix()
+
+    def _named(self, name: str) -> str:
+        """The clip that a line is about, also where others have spelled its name in another way."""
+        return name if name in self._names else self._plain.get(plain_name(name), name)
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -118,6 +128,15 @@ class Table:
                 self._note_state(handle)
             yield handle
 
+    def _append(self, handle: int, data: bytes) -> None:
+        try:
+            append(handle, data)
+        except OSError as error:
+            self._forget()  # the names of the columns may not stand there
+            raise UniViGUError(
+                f"{self.path}: could not be written ({error.strerror or error}); free some space"
+            ) from None
+
     def _note_state(self, handle: int) -> None:
         self._state = _state(os.fstat(handle))
         self._tail = _tail(handle, self._state[1])
@@ -129,11 +148,14 @@ class Table:
         data = b""
         while block := os.read(handle, MEGABYTE):
             data += block
+        if start == 0:
+            self._mark = BOM_UTF8 if data.startswith(BOM_UTF8) else b""
+            self._end = "\r\n" if data.partition(b"\n")[0].endswith(b"\r") else "\n"
         whole, newline, rest = data.rpartition(b"\n")
-        if not rest:
+        if rest in (b"", BOM_UTF8):
             return self._decoded(data)
         if not self._is_torn(whole + newline, rest):
-            append(handle, b"\n")
+            self._append(handle, self._end.encode())
             return self._decoded(data)
         os.ftruncate(handle, start + len(whole + newline))
         return self._decoded(whole + newline)
@@ -144,7 +166,7 @@ class Table:
         fields = list(self._fields)
         try:
             self._parsed(self._decoded(whole + rest))
-            return self._is_csv and rest.startswith(b'"') and rest.endswith(b'",')
+            return self._is_csv and rest.startswith(b'"') and rest.endswith(f'"{self._separator}'.encode())
         except UniViGUError:
             self._fields = list(fields)
             self._parsed(self._decoded(whole))
@@ -163,7 +185,7 @@ class Table:
         text = rest.decode(errors="ignore")
         try:
             if self._is_csv:
-                (cells,) = csv.reader([text], strict=True)
+                (cells,) = csv.reader([text], delimiter=self._separator, strict=True)
                 return len(cells) < max(2, len(self._fields))
             json.loads(text)
         except csv.Error as error:
@@ -181,8 +203,8 @@ class Table:
             name, caption = row.get(CLIP), row.get(CAPTION)
             if not isinstance(name, str) or not isinstance(caption, str | None):
                 raise self._damaged(row)
-            self._rows[name] = row
-            self._lines.append((name, line))
+            self._rows[self._named(name)] = row
+            self._lines.append((self._named(name), line))
 
     def _parsed(self, text: str) -> list[dict[str, Any]]:
         if not self._is_csv:
@@ -195,7 +217,10 @@ class Table:
             self._fields = self._fields or [CLIP, CAPTION]
             return rows
         try:
-            lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+            if not self._fields:
+                self._separator = _separator(text)
+            found = csv.reader(io.StringIO(text, newline=""), delimiter=self._separator, strict=True)
+            lines = [line for line in found if line]
         except csv.Error as error:
             raise self._damaged(error) from None
         if not self._fields and lines:
@@ -213,17 +238,20 @@ class Table:
 
     def _line(self, row: dict[str, Any]) -> bytes:
         if not self._is_csv:
-            return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+            return (json.dumps(row, ensure_ascii=False) + self._end).encode("utf-8", "backslashreplace")
         line = io.StringIO()
         cells = [str(row.get(field, "")) for field in self._fields]
-        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
+        writer = csv.writer(line, delimiter=self._separator, lineterminator=self._end, quoting=csv.QUOTE_ALL)
+        writer.writerow(cells)
         return line.getvalue().encode("utf-8", "backslashreplace")
 
     def _decoded(self, data: bytes) -> str:
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self._damaged(error) from None
+        with suppress(UnicodeDecodeError):
+            text = data.decode("utf-8-sig")
+            if "\0" not in text:  # UTF-16 that does not say so
+                return text
+        wanted = "CSV UTF-8 in Excel, or as UTF-8" if self._is_csv else "UTF-8"
+        raise self._damaged(ValueError(f"it is not UTF-8; save it as {wanted}"))
 
     def _damaged(self, found: object) -> UniViGUError:
         said = str(found) if isinstance(found, Exception) else shown(found)
@@ -231,6 +259,19 @@ class Table:
             f"{self.path}: cannot be read as a table of captions: {said}; expected lines with {CLIP} and {CAPTION}. "
             "Correct it, move it away, or choose a file_suffix"
         )
+
+
+def plain_name(name: str) -> str:
+    """The name of a file in a folder as it is spelled here: ``sub/a.mp4`` for ``./sub\\a.mp4``, and accents in one
+    with their letters, which macOS writes apart."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def _separator(text: str) -> str:
+    """What stands between the columns of a csv, of which the first line has the names."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    kinds = (kind for kind in _SEPARATORS if {CLIP, CAPTION} <= set(next(csv.reader([first], delimiter=kind), ())))
+    return next(kinds, ",")
 
 
 def _state(facts: os.stat_result) -> tuple[int, int]:

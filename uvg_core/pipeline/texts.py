@@ -80,7 +80,15 @@ class Beside:
         path = self._places[clip]
         if not is_open(path):  # a link that leads out: what lies there is not told
             return False
-        return path.is_file() and not _is_empty(path)
+        if not path.is_file() or _is_empty(path):
+            return False
+        if not self._is_json:
+            return True
+        try:
+            found = self._object(clip, self._content(path) or "")
+        except UniViGUError:
+            return True
+        return CAPTION not in found or bool((found[CAPTION] or "").strip())
 
     def read(self, clip: Path) -> str | None:
         found = self._content(self._places[clip])
@@ -128,7 +136,7 @@ class Beside:
                 found = json.loads(text)
             except (ValueError, RecursionError):
                 found = None
-        if not isinstance(found, dict) or not isinstance(found.get(CAPTION, ""), str):
+        if not isinstance(found, dict) or not isinstance(found.get(CAPTION), str | None):
             raise UniViGUError(
                 f"{self._places[clip]}: found something other than a JSON object whose {CAPTION} is text; move it "
                 "away, or choose a file_suffix"

@@ -16,14 +16,30 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate")
 
-from tiny_runs import RUN, WAYS, WORDS, Stop, curve, make_config, make_shards, make_start, make_trainer, same
+from tiny_runs import (
+    ENCODERS,
+    RUN,
+    WAYS,
+    WORDS,
+    Clips,
+    Stop,
+    curve,
+    make_config,
+    make_shards,
+    make_start,
+    make_trainer,
+    same,
+)
 
 from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.config import CheckpointConfig
+from uvg_core.data.build import build_shards
+from uvg_core.data.sources import Together, TrainingClip
 from uvg_core.errors import UniViGUError
 from uvg_core.model import PassOptions
 from uvg_core.training import checkpoints
+from uvg_core.training.plan import repeated
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
 from uvg_core.training.state import RunState
@@ -259,6 +275,59 @@ def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
     )
     with pytest.raises(UniViGUError, match=r"holds more than low-rank pairs .*norm3"):
         make_trainer(more, data)
+
+
+class Mixed(Clips):
+    """Clips of two lengths and, of the longer ones, two prompts each."""
+
+    def key(self, index: int) -> str:
+        return f"mixed {index}"
+
+    def group(self, index: int) -> int:
+        return int(index >= 8)
+
+    def item(self, index: int) -> TrainingClip:
+        clip = super().item(index)
+        return replace(clip, pixels=clip.pixels[:1]) if index < 8 else replace(clip, others=("w9 w9 w9",))
+
+
+def mixed_latents(pixels: torch.Tensor) -> torch.Tensor:
+    return ENCODERS.latent(pixels)[:, :, : 1 + pixels.shape[1] // 4]
+
+
+def test_clips_of_several_lengths_train_together(folder: Path) -> None:
+    """Each step is of one length, both halves of the clips are learnt from, and a stopped run goes on as it was."""
+    encoders = replace(ENCODERS, latent=mixed_latents)
+    data = build_shards(Mixed(12), encoders, folder / "cache", per_shard=5, in_memory=True, say=lambda _: None)
+    assert {size: sum(len(clips) for _, clips in some) for size, some in data.buckets().items()} == {
+        (1, 4, 4): 8,
+        (2, 4, 4): 4,
+    }
+    assert {len(data.sample(9, u).prompt_ids) for u in (0.0, 0.49, 0.5, 0.99)} == {3, 4}
+    assert {len(data.sample(0, u).prompt_ids) for u in (0.0, 0.99)} == {3}
+    whole = make_config(folder, steps=6, batch=2, data=[{"path": "made", "repeats": 2}])
+    trainer = make_trainer(whole, data)
+    assert trainer.order.epoch == 24
+    prepared = [trainer._prepared(step) for step in range(6)]
+    lengths = [{batch.latents.shape[2] for batch in batches} for _, batches in prepared]
+    assert sorted(map(tuple, lengths)) == [(1,)] * 4 + [(2,)] * 2
+    assert trainer.run().finished
+    parts = replace(whole, out=str(folder / "parts"))
+    assert not make_trainer(parts, data, watch=Stop(3)).run().finished
+    with pytest.raises(UniViGUError, match="repeats or weights of its sources have changed"):
+        make_trainer(replace(parts, data=whole.sources[0].path), data).run(resume=True)
+    assert make_trainer(parts, data).run(resume=True).finished
+    assert same(curve(folder / "run"), curve(folder / "parts"))
+
+
+def test_a_weight_is_a_share_whatever_the_size_of_the_source(folder: Path) -> None:
+    encoders, say = ENCODERS, lambda _: None
+    both = Together([Clips(9), Clips(3, details=False)])
+    data = build_shards(both, encoders, folder / "cache", per_shard=5, in_memory=True, say=say)
+    config = make_config(folder, data=[{"path": "a", "weight": 1}, {"path": "b", "weight": 3}])
+    ((first, second),) = repeated(config, data)
+    assert (first[0], second[0]) == (range(9), range(9, 12))
+    assert (9 * first[1], 3 * second[1]) == (pytest.approx(3), pytest.approx(9))
 
 
 def test_the_file_holds_the_averaged_weights(folder: Path) -> None:

@@ -192,7 +192,7 @@ def _explained(fault: ErrorDetails, cls: type) -> str:
         field = fields_of(owner).get(part)
         if field is None and not depth and fault["type"] == "value_error":
             break
-        inner = field and (about(field, "entries") or kind_of(field.annotation))
+        inner = owner if field is None else about(field, "entries") or kind_of(field.annotation)
         if fields_of(inner) and depth + 1 < len(place):
             owner = inner
     name = ".".join(place)

@@ -15,6 +15,8 @@ from .left_out import LeftOut
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
+_UNSEEN = ClipSpec(1, 1, 1)
+
 # What a listed clip's prompts (True) or detailed caption (False) are. Raises Unusable.
 Texts = Callable[[bool], tuple[str, ...]]
 
@@ -47,7 +49,7 @@ class ClipFile:
     content: str = ""
     size: int = 0
     changed: int = 0
-    spec: ClipSpec = ClipSpec(1, 1, 1)
+    spec: ClipSpec = _UNSEEN
     fps: float = 0.0
     duration: float = 0.0
     kept: float = 1.0

@@ -251,10 +251,9 @@ def survey(
             found.left_out.append(LeftOut(one[0].name, UNREADABLE, getattr(error, "strerror", None) or str(error)))
     report("surveying the clips", number, number)
     if not found.usable:
-        expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with its prompt"
-        expected += " and its detailed caption" if need_detail else ""
-        what = f"none of {counted(number, 'clip')} can be trained on" if number else "there are no clips in it"
-        lines = [f"{root}: {what}; expected {expected}." + (" Left out were" if number else "")]
+        texts = "its prompt and its detailed caption" if need_detail else "its prompt"
+        expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
+        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
     found.usable.sort(key=lambda clip: (clip.spec.frames, clip.spec.height, clip.spec.width))
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from threading import Lock
@@ -109,18 +109,23 @@ def _copies(some: Repeated, epoch: int) -> Tensor:
     return clips.start + torch.cat([torch.arange(len(clips)).repeat(whole), last])
 
 
+def repeats_of(config: TrainConfig, counts: Mapping[int, int]) -> list[float]:
+    """How often a clip of each source comes in an epoch; ``counts``: clips by the number of their source."""
+    sources, total = config.sources, sum(counts.values())
+    weights = [one.weight or 0.0 for one in sources]
+    if not any(weights):
+        return [one.repeats for one in sources]
+    there = sum(weight for number, weight in enumerate(weights) if counts.get(number))
+    return [weight / there * total / max(1, counts.get(n, 0)) for n, weight in enumerate(weights)]
+
+
 def repeated(config: TrainConfig, data: Shards) -> list[list[Repeated]]:
     """The clips by their size, and how often each comes, as ``data`` of a configuration says."""
     buckets, counts = data.buckets(), Counter[int]()
     for some in buckets.values():
         for source, clips in some:
             counts[source] += len(clips)
-    sources, total = config.sources, sum(counts.values())
-    weights = [one.weight or 0.0 for one in sources]
-    repeats = [one.repeats for one in sources]
-    if any(weights):
-        there = sum(weight for number, weight in enumerate(weights) if counts[number])
-        repeats = [weight / there * total / max(1, counts[n]) for n, weight in enumerate(weights)]
+    repeats = repeats_of(config, counts)
     joined: list[list[Repeated]] = []
     for some in buckets.values():
         runs: dict[int, range] = {}

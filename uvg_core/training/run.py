@@ -62,23 +62,13 @@ def train(
     with _owned_by_us(config, accelerator):
         facts = starting_facts(config)
         require_memory(config, facts, accelerator.device)
-        parts = Components(
-            config.model,
-            Places(wan=None if config.wan is None else Path(config.wan)),
-            device=accelerator.device,
-            progress=progress if accelerator.is_main_process else None,
-            config=facts,
-        )
-        if facts.model.vocab_size and config.text_half == "keep":
-            require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+        parts = components(config, facts, accelerator, progress)
         data = open_data(config, parts, accelerator, require=startable, say=say, progress=progress)
-        on_cpu = accelerator.device.type == "cpu"
-        in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
         model = starting_network(
             config,
             vocab_size=parts.tokenizer.size,
-            attention=plain_attention if on_cpu else None,
-            dtype=torch.float32 if in_float32 else None,
+            attention=plain_attention if accelerator.device.type == "cpu" else None,
+            dtype=torch.float32 if in_float32(config, accelerator) else None,
         )
 
         def decode(latent: Tensor) -> Tensor:
@@ -88,6 +78,28 @@ def train(
         callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
         trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
         return trainer.run(resume, accept_changes)
+
+
+def components(
+    config: TrainConfig, facts: CheckpointConfig, accelerator: Any, progress: Report | None = None
+) -> Components:
+    """VAE, text encoder and tokenizer of a run. Raises UniViGUError where the vocabulary is not the network's."""
+    parts = Components(
+        config.model,
+        Places(wan=None if config.wan is None else Path(config.wan)),
+        device=accelerator.device,
+        progress=progress if accelerator.is_main_process else None,
+        config=facts,
+    )
+    if facts.model.vocab_size and config.text_half == "keep":
+        require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+    return parts
+
+
+def in_float32(config: TrainConfig, accelerator: Any) -> bool:
+    """Whether weights that do not learn are kept in float32, too."""
+    on_cpu = accelerator.device.type == "cpu"
+    return config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
 
 
 @contextmanager

@@ -77,8 +77,12 @@ class Table:
     def close(self) -> None:
         """Take away the lines that this run has replaced. With ``backup``, the table with all of them stays beside it.
         Lines of others stay as they are, also where a clip has several."""
-        if not self._replaced:
-            return
+        # Where that cannot be, the lines hold as they are: on a full disk, or on Windows while the table is open.
+        with suppress(UniViGUError, OSError):
+            if self._replaced:
+                self._tidy()
+
+    def _tidy(self) -> None:
         self._forget()
         with self._open():
             data = read_bytes(self.path, _MOST_BYTES, "a table of captions")
@@ -91,9 +95,7 @@ class Table:
                 else:
                     kept[name, number] = line
             whole = self._mark + self._head(self._fields) + b"".join(kept.values())
-            with suppress(UniViGUError):  # Windows replaces no file that is open: the lines hold as they are
-                write_text(self.path, whole.decode("utf-8"))
-        self._replaced = set()
+            write_text(self.path, whole.decode("utf-8"))
 
     def _forget(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}

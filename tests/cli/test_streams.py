@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from uvg_core.cli.main import main, make_parser
 from uvg_core.media.video import probe, write_video
 
 Feed = Callable[[bytes], None]
+ROOT = Path(__file__).resolve().parents[2]
 CPU = ["--device", "cpu"]
 
 
@@ -104,9 +107,59 @@ def test_quiet_leaves_results_and_errors(clip: Path, capsys: pytest.CaptureFixtu
     assert len(err.splitlines()) == 1
 
 
+def test_captions_as_json_and_what_would_be_captioned(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = clip.parent
+    (folder / "b.mp4").write_bytes(b"no video")
+    (folder / "c.mp4").write_bytes(clip.read_bytes())
+    (folder / "c.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main(["caption", str(folder), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "3 clips: 2 to caption",
+        f"  {folder / 'b.mp4'} -> {folder / 'b.txt'}",
+        f"  {clip} -> {clip.with_suffix('.txt')}",
+    ]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert main(["caption", str(folder), str(clip), "--json", "-", *CPU]) == 1
+    bad, mine, good, alone = json.loads(capsys.readouterr().out)
+    assert (bad["clip"], bad["outcome"], bad["caption"]) == (str(folder / "b.mp4"), "failed", None)
+    assert "b.mp4" in bad["reason"]
+    assert good == {"clip": str(clip), "outcome": "written", "caption": alone["caption"], "reason": None}
+    assert clip.with_suffix(".txt").read_text().strip() == good["caption"]
+    assert (mine["outcome"], mine["caption"]) == ("skipped", "mine")
+
+
+def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
+    command = [sys.executable, "-m", "uvg_core", "caption", str(clip.parent), "--steps", "10000", *CPU]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stderr is not None
+        assert "1 of 1" in run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        words = run.stderr.read()
+    assert "captions that are written stay, and the same command goes on" in words
+    assert run.returncode == 130
+    assert not clip.with_suffix(".txt").exists()
+
+
+def test_a_dry_run_of_synthesise_makes_nothing(clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na bird\n")
+    command = ["synthesise", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "data"), "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 clips: 0 complete, 0 without a caption, 3 to make\n")
+    assert not (tmp_path / "data").exists()
+    cat, dog, _ = (line.split(":")[0].strip() for line in out.splitlines()[1:])
+    (tmp_path / "data").mkdir()
+    for name in (cat, dog):
+        (tmp_path / "data" / f"{name}.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "data" / f"{cat}.detail.txt").write_text("a cat that sleeps\n")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("3 clips: 1 complete, 1 without a caption, 1 to make\n")
+
+
 def test_inspect_goes_on_behind_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
-    model = Path(__file__).resolve().parents[2] / "models" / "uvg_tiny.safetensors"
+    model = ROOT / "models" / "uvg_tiny.safetensors"
     assert main(["inspect", str(tmp_path / "a.safetensors"), str(model), "--json", "-"]) == 1
     out, err = capsys.readouterr()
     (report,) = json.loads(out)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..errors import UniViGUError, printable
+from ..errors import UniViGUError, counted, printable
 from ..io import require_writable
 from ..locks import Claims
 from ..media.video import find_clips
@@ -37,6 +38,7 @@ class FolderReport:
               proposed ones
     waiting   captions of clips of the folder that wait for review, where that was asked for
     proposed  clips left alone because a caption of an earlier run waits
+    outcomes  each clip and which of the above it is among, in the order of the work
 
     ``str()`` gives the counts and, on a line each, the failed clips with their reasons.
     """
@@ -48,6 +50,15 @@ class FolderReport:
     captions: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
     waiting: int | None = None
     proposed: tuple[Path, ...] = ()
+    outcomes: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Each clip on its own: name, outcome, and its caption or why it has none."""
+        captions, reasons = dict(self.captions), dict(self.failed)
+        return [
+            {"clip": str(clip), "outcome": outcome, "caption": captions.get(clip), "reason": reasons.get(clip)}
+            for clip, outcome in self.outcomes
+        ]
 
     def __str__(self) -> str:
         counts = [f"{len(self.written)} captioned", f"{len(self.skipped)} skipped (captioned before)"]
@@ -88,12 +99,7 @@ def caption_folder(
     """
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
-    clips = find_clips(folder, recursive=recursive, unreadable=failed)
-    if not clips:
-        raise UniViGUError(
-            f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "
-            "clip.mp4, clip.mov, clip.webm or clip.gif. Check the folder"
-        )
+    clips = _clips(folder, recursive, failed)
     done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": [], "proposed": []}
     with Claims(folder) as claims, texts_of(folder, clips, how) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, caption)
@@ -112,9 +118,39 @@ def caption_folder(
         captions = work.captions([*done["written"], *done["skipped"], *done["proposed"]])
         written, skipped = tuple(map(work.file, done["written"])), tuple(map(texts.place, done["skipped"]))
         waiting = work.waiting(clips)
+    kind = {clip: name for name, found in done.items() for clip in found}
     return FolderReport(
-        written, skipped, tuple(failed), tuple(done["busy"]), captions, waiting, tuple(done["proposed"])
+        written,
+        skipped,
+        tuple(failed),
+        tuple(done["busy"]),
+        captions,
+        waiting,
+        tuple(done["proposed"]),
+        tuple((clip, kind.get(clip, "failed")) for clip in chosen),
     )
+
+
+def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True) -> str:
+    """Which clips ``caption_folder`` would caption and where their texts would go, in words; nothing is changed."""
+    folder, failed = Path(folder), list[tuple[Path, str]]()
+    clips = _clips(folder, recursive, failed)
+    with texts_of(folder, clips, how) as texts:
+        work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
+        chosen = _chosen(folder, clips, how.only)
+        wanted = [(clip, work.file(clip)) for clip in chosen if not (work.waits(clip) or work.is_done(clip))]
+    lines = [f"{counted(len(clips), 'clip')}: {len(wanted)} to caption"]
+    lines += [f"  {clip} -> {place}" for clip, place in wanted]
+    return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in failed)])
+
+
+def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:
+    if not (clips := find_clips(folder, recursive=recursive, unreadable=unreadable)):
+        raise UniViGUError(
+            f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "
+            "clip.mp4, clip.mov, clip.webm or clip.gif. Check the folder"
+        )
+    return clips
 
 
 def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
@@ -148,7 +184,7 @@ class _Work:
         texts = self._texts
         if self.waits(clip):
             return "proposed"
-        if self._is_done(clip):
+        if self.is_done(clip):
             return "skipped"
         target = texts.place(clip)
         require_writable(target)
@@ -183,7 +219,8 @@ class _Work:
         """How many captions of these clips wait for review."""
         return None
 
-    def _is_done(self, clip: Path) -> bool:
+    def is_done(self, clip: Path) -> bool:
+        """Whether a clip has its caption."""
         how = self._how
         if how.asked:
             return self._extended.has(clip, how.asked, self._texts.read(clip))
@@ -229,8 +266,8 @@ class _Reviewed(_Work):
         proposals = map(self._proposal, clips)
         return sum(found is not None and found.state == OPEN for found in proposals)
 
-    def _is_done(self, clip: Path) -> bool:
-        return not self._how.only.strip() and (self._is_skipped(clip) or super()._is_done(clip))
+    def is_done(self, clip: Path) -> bool:
+        return not self._how.only.strip() and (self._is_skipped(clip) or super().is_done(clip))
 
     def _is_skipped(self, clip: Path) -> bool:
         """Whether somebody wanted no such caption."""

@@ -158,8 +158,7 @@ def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = Tru
             except OSError as error:  # a disk that is full: what was written before stays and is said
                 outcome["problem"] = f"{one.clip}: could not be written ({error.strerror or error}); try again"
             outcomes.append(outcome)
-        with suppress(OSError):  # only tidies tables
-            texts.close()
+        texts.close()
     return outcomes
 
 

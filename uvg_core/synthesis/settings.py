@@ -35,6 +35,7 @@ class Synthesise:
     prompt_max_tokens: Whole | None = setting(
         "Longest prompt, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
     )
+    dry_run: Flag = setting("Say which clips there are and which would be made, and change nothing.", default=False)
     anyway: Flag = setting("Go on in a folder that was made with other settings; what is done stays.", default=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .comfy.network import network_of, run_facts
 from .comfy.paths import shown
 from .comfy.showing import Progress, blocked, said
 from .comfy.training import OutputFile, TrainingRun, best_precision, require_components
-from .media import Folder, as_image, info_of, sized
+from .media import Folder, Visits, as_image, info_of, sized
 from .media import read as read_video
 from .types import LoraModel, LossMap, Node, output, schema
 from .widgets import read, widget
@@ -46,6 +45,9 @@ log = logging.getLogger(__name__)
 WARMUP = 100  # steps at most, a tenth of the run at most
 ANY_LENGTH = TextLimits((0, 10**6), (0, 10**6))  # that the model reads: which are long enough is for users to say
 ANY_SPEED = 1e4  # how much faster a clip may get that is longer than what is seen of it
+
+
+visits = Visits()
 
 
 class UniViGULoadClips(Node):
@@ -92,24 +94,23 @@ class UniViGULoadClips(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = None, subfolders: bool | None = None, **_: Any) -> str | float:
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
         """What the clips and texts hold: another state of the folder is other data."""
-        if folder is None or subfolders is None:  # connected, and not known yet
-            return math.nan
-        return digest(Folder(folder, subfolders).state())
+        return visits.mark(inputs)
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, need_details: bool, **inputs: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, **inputs: Any) -> io.NodeOutput:
         network_of(model)  # raises for another model
         folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
         progress = Progress(cls.hidden.unique_id)
+        visits.begun(inputs, (folder, None))
         with folder.opened(reads=True) as path:
             found = survey(
                 Data(str(path), fastest=ANY_SPEED),
                 run,
                 tokenizer_of(clip).ids,
                 limits=ANY_LENGTH,
-                need_detail=need_details,
+                need_detail=inputs["need_details"],
                 recursive=folder.subfolders,
                 progress=progress,
             )

@@ -190,7 +190,7 @@ def test_a_comfyui_folder_is_enough(
     assert main(command) == 0
     assert (tmp_path / "clip.mp4").stat().st_size > 0
     assert f"network: {place / 'uni-vigu.pth'}" in capsys.readouterr().err
-    assert "umt5_xxl_fp8_e4m3fn_scaled.safetensors (would do too: umt5_xxl_fp16.safetensors;" in caplog.text
+    assert "umt5_xxl_fp8_e4m3fn_scaled.safetensors (also found: umt5_xxl_fp16.safetensors;" in caplog.text
     assert "a_plain_t5" not in caplog.text
     assert "wan2.2" not in caplog.text
     (place / "other.pth").write_bytes((root / "uni-vigu.pth").read_bytes())
@@ -352,7 +352,7 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
         failing("decode", lambda codec: True, patched)
         assert main([*run, "-o", str(out)]) == 1
     said = capsys.readouterr().err
-    assert f"error: {kept}: a folder lies here" in said
+    assert f"error: {kept}: this is a folder" in said
     assert said.splitlines()[-1].startswith("error: out of memory for the VAE on cpu")
     assert out.with_suffix(".txt").exists() == (command == "joint")
 

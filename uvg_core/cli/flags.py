@@ -138,10 +138,10 @@ def _path(*suffixes: str, takes_streams: bool = False) -> Callable[[str], Path]:
         if text == "-" and takes_streams:
             return Path(text)
         if text == "-":
-            raise argparse.ArgumentTypeError("'-' (standard input or output) is not taken here; expected a file")
+            raise argparse.ArgumentTypeError("'-' (standard input or output) is not supported here; pass a file name")
         text = expanded(text)
         if Path(text).name.lower() in suffixes:
-            raise argparse.ArgumentTypeError(f"{text!r} has no name before {Path(text).name}")
+            raise argparse.ArgumentTypeError(f"{text!r} has no file name before {Path(text).name}")
         if suffixes and Path(text).suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
         return Path(text)

@@ -26,7 +26,7 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
         return rows_of(path, suffix)
     if suffix in (".tgz", ".gz", ".json") and not path.is_dir():
         kind = "the lines of a .jsonl file" if suffix == ".json" else "a .tar file that is not compressed"
-        raise UniViGUError(f"{path}: is not read as training data; expected {kind}. Convert it")
+        raise UniViGUError(f"{path}: not a supported format for training data; expected {kind}. Convert it")
     return _folder(path, recursive, pictures)
 
 
@@ -64,9 +64,9 @@ def _elsewhere(root: Path, recursive: bool) -> str:
     """What else lies in a folder without clips that could have been meant."""
     manifests = sorted(path.name for path in root.iterdir() if path.suffix.lower() in MANIFESTS)
     if manifests:
-        return f". To read a manifest, name it: {root / manifests[0]}"
+        return f". To read a manifest, pass its file: {root / manifests[0]}"
     if stills := _pictures(root, recursive):
-        return f". Its {counted(len(stills), 'picture')} are read where buckets.frames has a 1"
+        return f". Its {counted(len(stills), 'picture')} can be used if buckets.frames contains 1"
     return ""
 
 

@@ -46,7 +46,7 @@ def find_clips(
 
     root = Path(folder)
     if not os.path.isdir(root):
-        found = "a file" if os.path.exists(root) else "nothing there"
+        found = "a file" if os.path.exists(root) else "nothing"
         raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
     videos: list[Path] = []
     for place, folders, names in os.walk(root, onerror=note):
@@ -72,7 +72,9 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         if not is_open(path):
-            raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
+            raise UniViGUError(
+                f"{path}: this link leads outside the allowed folders; expected a video file inside them"
+            )
         _require_file(path)
         require_sound_decoders()
         self.path = Path(path)
@@ -88,7 +90,7 @@ class Source:
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
                 f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
-                f"{EXPECTED}; one whose writing or download was cut short must be made again"
+                f"{EXPECTED}; a file whose writing or download was cut short must be created again"
             ) from error
         self.kind = self.container.format.name
         videos = [stream for stream in self.container.streams.video if not stream.disposition.value & ATTACHED]
@@ -98,7 +100,7 @@ class Source:
             found = "a codec that this PyAV cannot decode"
         if found:
             self.container.close()
-            raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
+            raise UniViGUError(f"{self.path}: contains no video that can be read; found {found}. Choose a video file")
         self.stream = videos[0]
         self.stream.thread_type = "AUTO"
         context = self.stream.codec_context

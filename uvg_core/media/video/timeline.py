@@ -139,9 +139,9 @@ def _require_whole(source: Source, timeline: Timeline, declared: float, *, whole
     few = whole < source.stated_frames and (cut or torn)
     missing, frame = declared - timeline.seconds, 1 / timeline.rate
     if torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared):
-        why = f"its header promises {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
+        why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
         if few:
-            why = f"its header promises {source.stated_frames} frames, of which {whole} are whole"
+            why = f"its header says {source.stated_frames} frames, of which {whole} are complete"
         raise UniViGUError(
             f"{source.path}: the video breaks off at {timeline.seconds:.2f} s; {why}. Copy or download it again, or "
             f"cut it to the first {timeline.seconds:.2f} s"

@@ -129,7 +129,7 @@ def test_an_unknown_entry_names_the_nearest(values: dict[Any, Any], message: str
 
 @pytest.mark.parametrize("name", list(BASE))
 def test_an_entry_without_a_default_is_missed(name: str) -> None:
-    with pytest.raises(UniViGUError, match=f"the entry {name} is missing"):
+    with pytest.raises(UniViGUError, match=f"missing entry {name}"):
         from_dict(TrainConfig, {key: value for key, value in BASE.items() if key != name})
 
 
@@ -243,7 +243,7 @@ FILE = "stage: recall\nmodel: a\ndata: b\nout: c\nsteps: 3\n"
         ("a: &a [*a", "not valid YAML"),
         ("just words", "found 'just words'; expected entries such as"),
         ("", "found None"),
-        ("stage: recall", "the entry model is missing"),
+        ("stage: recall", "missing entry model"),
         ("stage: recall\nmodle: a", ": line 2, column 1: unknown entry modle; did you mean model?"),
         (
             f"{FILE}optimizer:\n  rate: quick",

@@ -30,7 +30,7 @@ _A_PATH = "text: a path"
 _SOURCES = "a path, or a list of sources, each a path or entries such as path and repeats"
 _BETA = Field(ge=0, le=0.999999)
 _Limits = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
-_LIMITS = "2 values in square brackets, both whole numbers of 0 or more, the smaller first"
+_LIMITS = "2 values in square brackets, each a whole number of 0 or more, the smaller first"
 
 
 def _fraction(help: str, default: float) -> Any:

@@ -155,7 +155,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "too long a text": ("outside the token limits", "61 tokens"),
     "off the grid": ("8 frames of 48x48 are off the model's grid", "4n+1 frames"),
     "a prefix that leads out": ("../../out", "expected a name"),
-    "text in the stage generate": ("nothing to learn",),
+    "text in the stage generate": ("trains nothing",),
     "a CLIP of another model": ("knows 31 tokens",),
     "without accelerate": ("accelerate", "pip install"),
     "without peft": ("peft", "pip install"),

@@ -441,7 +441,7 @@ def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (torch.zeros(2, 8, 8, 3), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 0, "a.mp4", "frame rate is 0"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "end in .mp4"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "ends in .mp4"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "does not exist"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_check_says_what_a_run_would_do_and_does_nothing(
     assert main(["train", str(config), "--check"]) == 1  # a clip is left out
     shown = capsys.readouterr().out
     assert "6 clips, 5 usable, 1 left out" in shown
-    assert f"{clips}: 5 x 2 an epoch" in shown
+    assert f"{clips}: 5 x 2 per epoch" in shown
     assert "10 steps of 2 clips: 2 epochs of 10 clips" in shown
     learning = sum(weight.numel() for weight in load_model(EMBEDDED_MODEL).parameters()) * 4 / 1e6
     assert f"gradients {learning:.3g} MB, optimizer {2 * learning:.3g} MB, average {learning:.3g} MB" in shown
@@ -113,7 +113,7 @@ def test_a_check_says_what_a_run_would_do_and_does_nothing(
     whole = tmp_path / "whole"
     shutil.copytree(clips, whole, ignore=shutil.ignore_patterns("0.*"))
     assert main(["train", str(write_config(tmp_path, whole, trains="text")), "--check"]) == 0
-    assert "weights learn" in capsys.readouterr().out
+    assert "trained weights" in capsys.readouterr().out
 
 
 def test_a_run_over_several_sources_sizes_and_pictures(
@@ -247,7 +247,7 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_is_at_work(
     (tmp_path / "run").mkdir()
     with owned(tmp_path / "run", "a training"):
         assert main(["train", str(config)]) == 1
-    assert "run: a training run is already using this folder" in capsys.readouterr().err
+    assert "run: a training is already using this folder" in capsys.readouterr().err
 
 
 def test_a_trained_file_does_not_say_where_its_data_lay(tmp_path: Path, clips: Path) -> None:

@@ -49,8 +49,8 @@ def inspect(own: Inspect, shown: Bars) -> int:
 class Convert:
     """What is converted, and what is written into the file."""
 
-    input: Path = setting("The checkpoint.", positional=True, metavar="input")
-    out: Path = setting("The native file.", positional=True, metavar="out", suffixes=(".safetensors",))
+    input: Path = setting("Checkpoint to convert.", positional=True, metavar="input")
+    out: Path = setting("Native file to write.", positional=True, metavar="out", suffixes=(".safetensors",))
     dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] | None = setting(
         "Data type of the weights.", default=None, auto="as stored"
     )

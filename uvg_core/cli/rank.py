@@ -23,7 +23,7 @@ class Rank:
     clip: Path = setting(
         "Video to rank texts for; - reads it from standard input.", positional=True, metavar="clip", stdin="file"
     )
-    texts: tuple[Text, ...] = setting("Candidates.", default=(), positional=True, metavar="text")
+    texts: tuple[Text, ...] = setting("Texts to rank.", default=(), positional=True, metavar="text")
     texts_file: Path | None = setting("Text file with one candidate per line.", default=None, stdin="file")
 
     json: Path | None = as_json("the ranking, the best text first,")

@@ -33,7 +33,7 @@ class Synthesise:
     out: Path = setting("Folder of the data set.", default=Path("data"), short="-o", metavar="DIR")
     clips_per_prompt: Count = setting("Clips per prompt, each from its own noise.", default=1)
     prompt_max_tokens: Whole | None = setting(
-        "Longest prompt, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
+        "Longest prompt to accept, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
     )
     dry_run: Flag = setting("Show which clips exist and which would be made, without writing anything.", default=False)
     anyway: Flag = setting(
@@ -54,7 +54,7 @@ class Chat:
     api_key_env: Text | None = setting(
         "Environment variable with the API key.",
         default=None,
-        auto=f"{KEY_NAME}, for api.openai.com alone",
+        auto=f"{KEY_NAME}, for api.openai.com only",
         metavar="NAME",
     )
     instructions: Path | None = setting("Text file with your own system prompt.", default=None)
@@ -73,7 +73,7 @@ class Chat:
     llm_options: Text | None = setting(
         """Further options of the request, e.g. '{"temperature": 0.7}'.""", default=None, metavar="JSON"
     )
-    llm_timeout: Number = setting("Time limit for an answer.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400)
+    llm_timeout: Number = setting("Time limit for one answer.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400)
     retries: Whole = setting("Retries after temporary failures.", default=5, ge=0, le=100)
     cache: Path | None = setting(
         "Folder that keeps the answers.", default=None, auto=f"{ANSWERS} in --out", metavar="DIR"

@@ -143,6 +143,9 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "clips.jsonl")
     with pytest.raises(UniViGUError, match=r"found no videos here.*To read a manifest, name it: .*clips\.jsonl"):
         look(tmp_path)
+    clip(tmp_path / "a.mp4")
+    with pytest.raises(UniViGUError, match=r"none of 1 clip can .*To read a manifest, name it: .*jsonl\. Left out"):
+        look(tmp_path)
 
 
 def test_a_long_manifest_fits_into_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

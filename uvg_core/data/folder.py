@@ -24,7 +24,7 @@ from .left_out import (
     Unusable,
     tally,
 )
-from .listing import listed, pictures_in
+from .listing import listed, manifest_in, pictures_in
 from .settings import Buckets, Data
 from .sources import TrainingClip, digest
 from .tags import wordings
@@ -259,7 +259,8 @@ def survey(
     if not found.usable:
         texts = "its prompt and its detailed caption" if need_detail else "its prompt"
         expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
-        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
+        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}"]
+        lines[0] += f"{manifest_in(root)}. Left out were"
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
     if buckets is not None and 1 not in look.lengths and root.is_dir():
         found.counts["unread"] = len(pictures_in(root, recursive))

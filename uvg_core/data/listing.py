@@ -64,12 +64,16 @@ def pictures_in(root: Path, recursive: bool) -> list[Path]:
 
 def _elsewhere(root: Path, recursive: bool) -> str:
     """What else lies in a folder without clips that could have been meant."""
-    manifests = sorted(path.name for path in root.iterdir() if path.suffix.lower() in MANIFESTS)
-    if manifests:
-        return f". To read a manifest, name it: {root / manifests[0]}"
-    if stills := pictures_in(root, recursive):
-        return f". Its {counted(len(stills), 'picture')} are read where buckets.frames has a 1"
-    return ""
+    stills = [] if manifest_in(root) else pictures_in(root, recursive)
+    if not stills:
+        return manifest_in(root)
+    return f". Its {counted(len(stills), 'picture')} are read where buckets.frames has a 1"
+
+
+def manifest_in(root: Path) -> str:
+    """How to read the manifest in a folder, if there is one."""
+    manifests = sorted(path for path in root.glob("*") if path.suffix.lower() in MANIFESTS)
+    return f". To read a manifest, name it: {manifests[0]}" if manifests else ""
 
 
 def _beside(path: Path) -> Texts:

@@ -137,6 +137,8 @@ class Survey:
         """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
         file, run = self.usable[index], self.run
         clip = read_clip(file.path, ClipSpec(run.frames, run.height, run.width, run.fps))
+        if clip.damage:
+            raise UniViGUError(f"{file.path}: {clip.damage}. Copy or download it again")
         if too_short(file.name, clip.info, run):
             raise UniViGUError(
                 f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.info.duration:.2f} "

@@ -24,7 +24,7 @@ from .limits import (
     require_size,
     require_sound_decoders,
 )
-from .mp4 import require_short_tables
+from .mp4 import is_steady, require_short_tables
 
 # What find_clips picks up; read_clip itself looks at the content, not at the name.
 CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
@@ -57,7 +57,15 @@ def find_clips(
     return sorted(videos)
 
 
-ATTACHED = 0x400  # the disposition of a picture that is no film: the cover of a song
+# Dispositions, as FFmpeg numbers them.
+_DEFAULT = 0x1
+ATTACHED = 0x400  # a picture that is no film: the cover of a song
+_PART = 0x80000  # of a picture that is put together from several, such as a photo in HEIC
+_NO_FILM = ATTACHED | 0x800 | _PART  # 0x800: thumbnails
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
+_SCANNED = 2**28  # bytes that are read to learn a length
 
 
 class Source:
@@ -65,6 +73,8 @@ class Source:
 
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
+    careful  one packet is decoded at a time, and what damaged ones spoil is noted
+    spoilt   the times of damaged packets and of those behind them, which build on them, until the next keyframe
 
     Raises UniViGUError naming the file where it is missing, empty, holds no video that PyAV can decode, or goes beyond
     what ``limits`` allows.
@@ -76,6 +86,8 @@ class Source:
         _require_file(path)
         require_sound_decoders()
         self.path = Path(path)
+        self.size = os.stat(path).st_size  # a file that grows is read as far as it went
+        self.careful, self.spoilt = False, set[int | None]()
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
         self._open()
 
@@ -91,25 +103,37 @@ class Source:
                 f"{EXPECTED}; one whose writing or download was cut short must be made again"
             ) from error
         self.kind = self.container.format.name
-        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & ATTACHED]
-        kinds = sorted({stream.type for stream in self.container.streams})
-        found = "" if videos else f"only {' and '.join(kinds) or 'nothing'}"
-        if videos and videos[0].codec_context is None:
-            found = "a codec that this PyAV cannot decode"
-        if found:
+        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & _NO_FILM]
+        readable = [stream for stream in videos if stream.codec_context is not None]
+        if not readable:
+            kinds = sorted({stream.type for stream in self.container.streams})
+            found = "a codec that this PyAV cannot decode" if videos else f"only {' and '.join(kinds) or 'nothing'}"
+            if any(stream.disposition.value & _PART for stream in self.container.streams.video):
+                found = "a photo in parts, as HEIC has it: save it as JPEG or AVIF"
             self.container.close()
             raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
-        self.stream = videos[0]
+        # Players show the one that the file calls the default, else the first.
+        self.stream = next((stream for stream in readable if stream.disposition.value & _DEFAULT), readable[0])
         self.stream.thread_type = "AUTO"
-        context = self.stream.codec_context
-        context.thread_count = 4  # more threads hold more source frames in memory
-        context.options = {"max_pixels": OPTIONS["max_pixels"]}
         try:
-            require_sound_decoders(context.name)
-            require_size(self.path, context.width, context.height)
+            require_sound_decoders(self.stream.codec_context.name)
+            self.decoder = self._decoder()
+            require_size(self.path, self.stream.codec_context.width, self.stream.codec_context.height)
         except UniViGUError:
             self.container.close()
             raise
+
+    def _decoder(self) -> Any:
+        """What decodes the stream: FFmpeg's own decoders, but for the transparent parts of VP8 and VP9, which they
+        leave out."""
+        context: Any = self.stream.codec_context
+        other = _WITH_ALPHA.get(context.name) if self.stream.metadata.get("alpha_mode") == "1" else None
+        if other in av.codecs_available:
+            context = av.CodecContext.create(other, "r")
+        # More threads hold more source frames in memory. With one, it is known which packet is damaged.
+        context.thread_count = 1 if self.careful else 4
+        context.options = {"max_pixels": OPTIONS["max_pixels"]}
+        return context
 
     def __enter__(self) -> Source:
         return self
@@ -133,12 +157,17 @@ class Source:
         self.container.close()
         self._open()
 
+    def start_over(self, *, careful: bool) -> None:
+        self.careful = careful
+        self.rewind()
+
     def seek(self, time: int) -> bool:
         """Go to the keyframe at ``time``; False where the container cannot."""
         try:
             self.container.seek(time, stream=self.stream, backward=True)
         except (av.FFmpegError, OSError):
             return False
+        self.decoder.flush_buffers()
         self.errors = 0
         return True
 
@@ -146,6 +175,8 @@ class Source:
         """From here to the end; a file that breaks off ends early. Raises UniViGUError for more than are read."""
         try:
             for packet in self.container.demux(self.stream):
+                if packet.pos is not None and packet.pos >= self.size:
+                    return
                 self.taken += 1
                 if self.taken > MOST_PACKETS:
                     raise UniViGUError(f"{self.path}: found more than {MOST_PACKETS} frames; cut it into shorter clips")
@@ -156,16 +187,24 @@ class Source:
     def frames(self) -> Iterator[Any]:
         """Decode from here to the end; damaged packets are passed over and counted in ``errors``. Raises UniViGUError
         where frames are larger than those that are read, or more."""
+        spoiling = False
         for packet in self.packets():
             try:
-                decoded = packet.decode()
+                decoded = self.decoder.decode(packet)
             except (av.FFmpegError, OSError) as error:
                 self.errors += 1
                 self.refused |= error.errno == errno.EINVAL
+                spoiling = True
+                self.spoilt.add(packet.pts)
                 continue
+            spoiling = spoiling and not packet.is_keyframe
+            if spoiling:
+                self.spoilt.add(packet.pts)
             for frame in decoded:
                 require_size(self.path, frame.width, frame.height)  # it may change on the way
                 self.decoded += frame.width * frame.height
+                if frame.is_corrupt:
+                    self.spoilt.add(frame.pts)
                 if self.decoded > MOST_DECODED:
                     raise UniViGUError(
                         f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
@@ -179,6 +218,13 @@ class Source:
             f"{self.path}: the video is damaged{large} or breaks off: no frame can be decoded at {second:.2f} s, where "
             "one is needed. Copy or download it again, or cut the damaged part away"
         )
+
+    def is_steady(self) -> bool:
+        """Whether the header is sure of the frames and their length, so that not all timestamps need be read: where the
+        rate varies it is often not, and where it only estimates. Of large files estimates are good enough."""
+        if "mov,mp4" in self.kind:
+            return is_steady(self.path)
+        return self.kind == "avi" or self.size > _SCANNED
 
     def header_seconds(self, *, binding: bool = False) -> float:
         """The length of the video as the header has it, 0 where it has none worth believing. With ``binding`` only

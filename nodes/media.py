@@ -19,7 +19,8 @@ from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
 from ..uvg_core.pipeline.review import RECORD
-from ..uvg_core.pipeline.texts import Captions, files_of, text_files
+from ..uvg_core.pipeline.texts import files_of, text_files
+from ..uvg_core.pipeline.wording import Captions
 from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
 from .comfy.paths import opened_folder

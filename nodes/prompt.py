@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from comfy_api.latest import io
 
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.null_embedding import read_null_embedding
-from ..uvg_core.prompts import expanded, file_name, lines_of
+from ..uvg_core.prompts import expanded, file_name, lines_of, literal
 from ..uvg_core.settings import OneOf, Text, Whole, setting, settings
 from . import widgets
 from .comfy.conditioning import encode_prompt
 from .comfy.folders import NO_FILE, file_path, fingerprint
 from .comfy.paths import opened_text
-from .comfy.repeating import AFTER, ITEM, runs_behind
+from .comfy.repeating import ENDS, ITEM, gives_a_list, once_ended, runs_behind
 from .comfy.showing import said
 from .types import Node, output, schema
 from .widgets import read, widget
@@ -69,7 +70,11 @@ class UniViGUTextEncode(Node):
 class Prompts:
     """Which prompts a list stands for, and what goes with each."""
 
-    prompts: Text = setting("One prompt a line; lines that begin with # are left out.", default="")
+    prompts: Text = setting(
+        "One prompt a line; lines that begin with # are left out. A connected list, such as captions, is taken as it "
+        "is: each of its texts is a prompt.",
+        default="",
+    )
     file: Text = setting("A text file with more of them, in ComfyUI's input folder, e.g. prompts.txt.", default="")
     wildcards: Annotated[str, OneOf("all combinations", "one drawn by seed")] = setting(
         "What becomes of choices in braces, divided by bars.", default="all combinations"
@@ -81,21 +86,25 @@ class Prompts:
     limit: Whole = setting("Most prompts that are run; a longer list is refused.", default=50, ge=1, le=1000)
     prefix: Text = setting("Begins every name; a number and words of the prompt follow.", default="video/prompt")
 
-    def items(self) -> list[tuple[str, int, str]]:
-        """Prompt, seed and name of every run. Raises UniViGUError where there is none, and for too many."""
-        lines = lines_of(self.prompts) + (
-            lines_of(opened_text(self.file.strip().strip('"'))) if self.file.strip() else []
-        )
+    def items(self, texts: Sequence[str] | None = None) -> list[tuple[str, int, str]]:
+        """Prompt, seed and name of every run. ``texts``: prompts as they are, in place of the lines of ``prompts``.
+        Raises UniViGUError where there is none, and for too many."""
+        lines = lines_of(self.prompts) if texts is None else [literal(text) for text in texts if text.strip()]
+        if self.file.strip():
+            lines += lines_of(opened_text(self.file.strip().strip('"')))
         try:
-            texts = expanded(lines, self.limit, self.seed if self.wildcards == "one drawn by seed" else None)
+            prompts = expanded(lines, self.limit, self.seed if self.wildcards == "one drawn by seed" else None)
         except UniViGUError as error:
             raise UniViGUError(f"prompts: {error}") from None
-        if not texts:
+        if not prompts:
             raise UniViGUError("there is no prompt; write one a line, or name a text file with some in the widget file")
         step = 1 if self.seeds == "one for each prompt" else 0
-        seeds = [(self.seed + step * number) % (2 * widgets.SEEDS) for number in range(len(texts))]
-        names = [f"{self.prefix}_{file_name(text, number)}" for number, text in enumerate(texts, 1)]
-        return list(zip(texts, seeds, names, strict=True))
+        seeds = [(self.seed + step * number) % widgets.ALL_SEEDS for number in range(len(prompts))]
+        names = [f"{self.prefix}_{file_name(text, number)}" for number, text in enumerate(prompts, 1)]
+        return list(zip(prompts, seeds, names, strict=True))
+
+
+OUTPUTS = 3  # prompt, seed and name
 
 
 class UniViGUPromptList(Node):
@@ -135,12 +144,16 @@ class UniViGUPromptList(Node):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        """Every input is a list. The first item is given here; a node of this kind for each of the others."""
+        """Every input is a list. Nodes of this kind give the items, one each; alone it gives the only one itself."""
+        if ENDS in inputs:
+            return once_ended(inputs[ENDS][0], OUTPUTS)
         if ITEM in inputs:
-            prompt, seed, name, shown = inputs[ITEM][0]
-            return io.NodeOutput(prompt, seed, name, ui=said(shown))
-        own = {name: values[0] for name, values in inputs.items() if values and not name.startswith(AFTER)}
-        items = read(Prompts, {**own, "prompts": "\n".join(inputs["prompts"])}).items()
+            *item, shown = inputs[ITEM][0]
+            return io.NodeOutput(*item, ui=said(shown))
+        texts, graph, here = inputs["prompts"], cls.hidden.dynprompt, cls.hidden.unique_id
+        own = read(Prompts, {name: values[0] for name, values in inputs.items() if values})
+        items = own.items(texts if len(texts) > 1 or gives_a_list(graph, here, "prompts") else None)
         shown = [(*item, f"{number} of {len(items)}: {item[0]}") for number, item in enumerate(items, 1)]
-        runs = runs_behind(cls.hidden.dynprompt, cls.hidden.unique_id, shown[1:]) if len(items) > 1 else None
-        return io.NodeOutput(*items[0], expand=runs, ui=said(shown[0][-1]))
+        if len(items) > 1:
+            return runs_behind(graph, here, shown, OUTPUTS)
+        return io.NodeOutput(*items[0], ui=said(shown[0][-1]))

@@ -206,7 +206,7 @@ class UniViGUCaptionFolder(Node):
 
         with folder.opened() as path:
             report = caption_folder(path, partial(caption, path), how, recursive=folder.subfolders, on_clip=on_clip)
-            if report.failed and not (report.written or report.skipped):
+            if report.failed and not (report.written or report.skipped or report.proposed):
                 raise UniViGUError(str(report))
             if not (report.busy or unforeseen):
                 work.finished(inputs, before, {str(file): content_or_none(file) for file in report.written})

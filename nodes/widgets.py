@@ -21,7 +21,7 @@ Class = TypeVar("Class")
 
 # Widgets that are named otherwise than the field that they set.
 FIELDS = {"guidance": "guidance_scale", "length": "text_length", "learning_rate": "rate"}
-SEEDS = 2**63  # numbers that a generator takes as a seed; ComfyUI draws from twice as many
+SEEDS, ALL_SEEDS = 2**63, 2**64  # numbers that a generator takes as a seed; those that ComfyUI draws from
 
 
 def widget(cls: type, name: str, **changes: Any) -> Any:
@@ -54,8 +54,8 @@ def read(cls: type[Class], inputs: Mapping[str, Any], **more: Any) -> Class:
     """The settings that a node's inputs stand for; those that an older workflow lacks keep their defaults."""
     fields = fields_of(cls)
     values = {FIELDS.get(name, name): value for name, value in inputs.items()}
-    if "seed" in values:
-        values["seed"] %= SEEDS
+    if "seed" in values and "seed" in fields:
+        values["seed"] %= ALL_SEEDS if limits(fields["seed"])[1] is None else SEEDS
     given = {name: value for name, value in values.items() if name in fields}
     empty = {name: None for name, value in given.items() if _is_empty(fields[name], value)}
     return cls(**{**given, **empty, **more})
@@ -72,7 +72,7 @@ def _is_empty(field: FieldInfo, value: Any) -> bool:
 
 
 def seed(cls: type = Sampling) -> Any:
-    return widget(cls, "seed", max=2 * SEEDS - 1, control_after_generate=True)
+    return widget(cls, "seed", max=ALL_SEEDS - 1, control_after_generate=True)
 
 
 def model(tooltip: str = "The model, from Load Uni-ViGU.", **options: Any) -> Any:

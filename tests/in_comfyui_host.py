@@ -79,6 +79,18 @@ class ComfyUI:
         return said[1] if said else "of an unknown version"
 
 
+def slow_graph(seed: int) -> dict[str, Any]:
+    """Some ten seconds of work in many small nodes; ``seed`` keeps it out of the server's cache."""
+    graph: dict[str, Any] = {
+        "0": {"class_type": "EmptyImage", "inputs": {"width": 2048, "height": 2048, "batch_size": 1, "color": seed}}
+    }
+    for number in range(1, 60):
+        inputs = {"image": [str(number - 1), 0], "blur_radius": 15, "sigma": 5.0}
+        graph[str(number)] = {"class_type": "ImageBlur", "inputs": inputs}
+    graph["60"] = {"class_type": "PreviewImage", "inputs": {"images": ["59", 0]}}
+    return graph
+
+
 def load_client() -> ModuleType:
     """``clients/api_client.py`` as a module, by its path: the folder is no package."""
     name = "uvg_api_client"

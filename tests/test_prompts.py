@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from uvg_core.errors import UniViGUError
-from uvg_core.prompts import COUNTLESS, Pattern, expanded, file_name, lines_of
+from uvg_core.prompts import COUNTLESS, Pattern, expanded, file_name, lines_of, literal
 
 
 def test_lines() -> None:
@@ -63,3 +63,8 @@ def test_names_are_numbers_and_words() -> None:
     assert long.startswith("001_赤い円")
     assert len(long.encode()) <= 44
     assert file_name("x" * 99, 1) == "001_" + "x" * 40
+
+
+@pytest.mark.parametrize("text", ["plain", r"a {b|c} \ \{ \\} |", "# {}", "{", "}\\"])
+def test_a_literal_text_stands_for_itself(text: str) -> None:
+    assert list(Pattern.of(literal(text)).all()) == [text]

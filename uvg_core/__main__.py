@@ -1,6 +1,25 @@
-"""``python -m uvg_core``."""
+"""``python -m uvg_core``, and the command ``uni-vigu``."""
 
-from .cli.main import main
+import os
+import signal
+import sys
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    # Nothing is under way while torch is imported: Ctrl-C may end that at once, and without a word.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .cli.main import CANCELLED
+    from .cli.main import main as run
+
+    signal.signal(signal.SIGINT, before)
+    code = run()
+    if code == CANCELLED:  # what there is to clean up is done; taking torch down takes seconds
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    return code
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -16,12 +16,12 @@ Report = Callable[[str, int, int], object]
 class Bars:
     """Call it with (what, done, total, note); a new ``what`` begins a new bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: bool = False) -> None:
         try:
             from tqdm import tqdm
         except ImportError:
             tqdm = None
-        self._tqdm: Any = tqdm
+        self._tqdm: Any = None if hidden else tqdm
         self._what = ""
         self._bar: Any = None
 
@@ -48,9 +48,9 @@ class Bars:
         self._bar = None
 
 
-def bars() -> closing[Bars]:
+def bars(hidden: bool = False) -> closing[Bars]:
     """Bars for the length of a block."""
-    return closing(Bars())
+    return closing(Bars(hidden))
 
 
 @contextmanager

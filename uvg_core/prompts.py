@@ -22,6 +22,11 @@ def lines_of(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
+def literal(text: str) -> str:
+    """The pattern that stands for a text alone, whatever characters it holds."""
+    return re.sub(r"[\\{}|]", r"\\\g<0>", text)
+
+
 @dataclass(frozen=True)
 class Pattern:
     """A prompt with choices, such as ``a {red|light {blue|green}} circle``: words, and between them choices, each of

@@ -29,6 +29,7 @@ def test_the_command_lists_and_clears_caches_alone(tmp_path: Path, capsys: pytes
         f"{tmp_path / 'run' / 'cache'}: 12 clips encoded for training",
         f"{answers}: 1 answer of a language model",
     ]
+    assert main(["cache", str(tmp_path), "--clear", "--dry-run"]) == 0
     assert main(["cache", str(tmp_path), "--clear"]) == 0
     assert all(line.endswith("deleted") for line in capsys.readouterr().out.splitlines())
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK]

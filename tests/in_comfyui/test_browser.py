@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_comfyui_host import PACK, Server, put_stand_ins
+from in_comfyui_host import PACK, Server, put_stand_ins, slow_graph
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/*.json"))
@@ -543,6 +543,9 @@ def propose(folder: Path, name: str, caption: str) -> None:
         record.write(json.dumps(entry) + "\n")
 
 
+WIDGETS = "app.graph._nodes.find(n => n.type === 'UniViGUCaptionFolder').widgets"
+
+
 class Review:
     """The panel of Caption Folder's button, on a folder in ComfyUI's input folder."""
 
@@ -551,18 +554,18 @@ class Review:
         file = json.loads((WORKFLOWS / "caption_folder.json").read_text(encoding="utf-8"))
         self.page.evaluate("graph => app.loadGraphData(graph)", file)
         self.page.wait_for_function("count => app.graph._nodes.length === count", arg=len(file["nodes"]))
-        self.page.evaluate(
-            """folder => {
-              const widgets = app.graph._nodes.find(n => n.type === 'UniViGUCaptionFolder').widgets;
-              widgets.find(w => w.name === 'folder').value = folder;
-              widgets.find(w => w.name === 'steps').value = 2;
-              widgets.find(w => w.type === 'button').callback();
-            }""",
-            folder,
-        )
+        self.set("folder", folder)
+        self.set("steps", 2)
+        self.page.evaluate(f"{WIDGETS}.find(w => w.type === 'button').callback()")
         self.panel = self.page.locator("dialog.uvg-review")
         self.rows = self.panel.locator(".uvg-row")
         self.rows.first.wait_for()
+
+    def set(self, widget: str, value: Any) -> None:
+        """The value of a widget of the node."""
+        self.page.evaluate(
+            f"([name, value]) => {{ {WIDGETS}.find(w => w.name === name).value = value }}", [widget, value]
+        )
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -571,6 +574,16 @@ class Review:
     def shows(self, words: str) -> None:
         """Wait until the panel shows a text."""
         self.panel.get_by_text(words, exact=False).first.wait_for()
+
+    def load(self, folder: str) -> None:
+        self.press("o", "Control+a")
+        self.page.keyboard.type(folder)
+        with self.page.expect_response(lambda answer: "/review?" in answer.url and f"folder={folder}&" in answer.url):
+            self.press("Enter", "Escape")
+        self.panel.locator("footer").get_by_text("Loading").wait_for(state="hidden")
+
+    def texts(self) -> list[str]:
+        return list(self.rows.locator(".uvg-text").all_inner_texts())
 
     @property
     def new(self) -> str:
@@ -626,7 +639,9 @@ def test_captions_are_reviewed_by_the_keyboard(canvas: Callable[..., Canvas], se
     review.shows("2 in 2 captions")
     review.press("Tab")
     page.page.keyboard.type("circle")
-    review.press("Enter", "Escape")
+    review.press("Enter")
+    review.shows("Replaced: 2 in 2 captions")
+    review.press("Escape")
     assert review.new == "a circle, 0004"
     page.page.once("dialog", lambda dialog: dialog.accept())
     review.panel.get_by_role("button", name="Accept all shown").click()
@@ -654,6 +669,46 @@ def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], se
     assert page.complaints == []
 
 
+def test_jobs_belong_to_their_folder_and_are_cancelled(
+    canvas: Callable[..., Canvas], server: Server, client: Any
+) -> None:
+    folder = waiting(server.base / "input" / "jobs", 4)
+    waiting(server.base / "input" / "elsewhere", 3)
+    page = canvas()
+    review = Review(page, "jobs")
+    old = [f"a grey shape, {number:04}" for number in range(4)]
+
+    client.queue(slow_graph(5))
+    review.press("h", "Enter")
+    review.shows("1 / 4 · 0000.mp4 · waiting in the queue")
+    send(f"{server.url}/queue", {"clear": True})
+    review.shows("1 / 4 · 0000.mp4 · cancelled")
+
+    review.press("Shift+ArrowDown", "Shift+ArrowDown")
+    assert review.panel.get_by_role("button", name="Caption again (3)").is_visible()
+    review.press("h")
+    page.page.keyboard.type("a red circle")
+    review.press("Enter")
+    review.shows("waiting in the queue 0/3")
+    review.load("elsewhere")
+    client.interrupt()  # what runs before it
+    review.panel.get_by_role("button", name="Cancel").wait_for(state="hidden")
+    assert review.texts() == old[:3]
+    review.load("jobs")
+    assert review.texts()[3] == old[3]
+    for text in review.texts()[:3]:
+        assert re.match(SENTENCE, text)
+
+    review.set("steps", 200)
+    review.press("Control+a", "h", "Enter")
+    review.shows("captioning 0/4")
+    review.press("c", "End")
+    review.shows("4 / 4 · 0003.mp4 · cancelled")
+    assert review.texts()[3] == old[3]
+    assert not list(folder.glob("0000.txt"))
+    assert page.complaints == []
+
+
 @pytest.mark.slow
 def test_a_thousand_captions_do_not_stop_the_panel(canvas: Callable[..., Canvas], server: Server) -> None:
     waiting(server.base / "input" / "thousand", 1000)
@@ -668,7 +723,9 @@ def test_a_thousand_captions_do_not_stop_the_panel(canvas: Callable[..., Canvas]
     review.press(*["PageUp"] * 20, "f")
     page.page.keyboard.type("grey")
     review.shows("1000 in 1000 captions")
-    review.press("Tab", "r", "Enter", "Escape", "Home")
+    review.press("Tab", "r", "Enter")
+    review.shows("Replaced: 1000 in 1000 captions")
+    review.press("Escape", "Home")
     review.shows("1 / 1000")
     assert review.new == "a r shape, 0000"
     assert len([url for url in asked if "/frame" in url]) < 200

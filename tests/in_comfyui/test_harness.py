@@ -11,7 +11,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from in_comfyui_host import PACK, Inside, NoComfyUI, Server, find_comfyui, load_client, make_base
+from in_comfyui_host import PACK, Inside, NoComfyUI, Server, find_comfyui, load_client, make_base, slow_graph
 from PIL import Image
 
 from uvg_core.media.video import write_video
@@ -26,18 +26,6 @@ def text_graph(text: str) -> dict[str, Any]:
         "1": {"class_type": "PrimitiveString", "inputs": {"value": text}, "_meta": {"title": "Prompt"}},
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
     }
-
-
-def slow_graph(seed: int) -> dict[str, Any]:
-    """Some ten seconds of work in many small nodes; ``seed`` keeps it out of the server's cache."""
-    graph: dict[str, Any] = {
-        "0": {"class_type": "EmptyImage", "inputs": {"width": 2048, "height": 2048, "batch_size": 1, "color": seed}}
-    }
-    for number in range(1, 60):
-        inputs = {"image": [str(number - 1), 0], "blur_radius": 15, "sigma": 5.0}
-        graph[str(number)] = {"class_type": "ImageBlur", "inputs": inputs}
-    graph["60"] = {"class_type": "PreviewImage", "inputs": {"images": ["59", 0]}}
-    return graph
 
 
 def clip(path: Path, frames: int = 6) -> Path:

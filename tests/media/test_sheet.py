@@ -134,6 +134,11 @@ def test_letters_of_other_languages_are_drawn_with_a_font_that_has_them(text: st
     assert len(set(ink(text))) == len(set(text))
 
 
+def test_an_accent_that_stands_apart_is_drawn_on_its_letter() -> None:
+    apart, whole = written("fac\u0327ade et fore\u0302t.mp4", 20), written("façade et forêt.mp4", 20)
+    assert apart == whole
+
+
 def test_right_to_left_text_is_joined_and_ordered() -> None:
     """A letter's shape depends on its neighbours, and the first letter stands at the right."""
     from PIL import Image, ImageDraw
@@ -158,6 +163,7 @@ def test_without_a_font_dots_stand_for_letters_and_the_sheet_says_so(
 ) -> None:
     monkeypatch.setattr(fonts, "system_fonts", tuple)
     assert written("赤い circle é", 20)[0] == f"{DOT}{DOT} circle e"
+    assert written("cafe\u0301.mp4", 20)[0] == "cafe.mp4"  # an accent apart, as in names of files on macOS
     contact_sheet([SheetRow("s", CLIP, "a circle")], tmp_path / "latin.png")
     contact_sheet([SheetRow("s", CLIP, "赤い circle")], tmp_path / "lacking.png")
     latin, lacking = drawn(tmp_path / "latin.png"), drawn(tmp_path / "lacking.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -49,7 +50,7 @@ def test_captions_wait_and_are_written_when_they_are_accepted(folder: Path) -> N
     report = caption_folder(folder, about, Captions(review=True, overwrite=True, prefix="x, "))
     assert (len(report.written), report.waiting) == (3, 3)
     assert report.written[0] == folder / RECORD
-    assert "3 wait in captions.review.jsonl" in str(report)
+    assert "3 wait for your review in captions.review.jsonl" in str(report)
     assert dict(report.captions)[folder / "a.mp4"] == "x, about a"
     assert (folder / "a.txt").read_text() == "by hand"
     assert not (folder / "b.txt").exists()
@@ -106,6 +107,7 @@ def test_only_clips_of_the_folder(folder: Path) -> None:
         with pytest.raises(UniViGUError, match=r"is no clip of this folder; expected names such as a\.mp4"):
             caption_folder(folder, never, Captions(only=name))
     assert len(caption_folder(folder, about, Captions(only="b.mov")).written) == 1
+    assert len(caption_folder(folder, about, Captions(only=".\\sub\\c.webm\n./sub/c.webm")).written) == 1
 
 
 def test_a_text_that_somebody_changed_meanwhile_is_not_written_over(folder: Path) -> None:
@@ -167,6 +169,52 @@ def test_what_cannot_be_decided_says_why_and_the_others_are(folder: Path) -> Non
     ):
         assert words in one["problem"]
     assert listed(folder)["gone"] == 1
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("place", ["uvg_core.lines.append", "uvg_core.pipeline.texts.write_text"])
+def test_a_full_disk_loses_no_decision(folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    caption_folder(folder, about, Captions(review=True, overwrite=True))
+    proposed = [
+        {"clip": name, "decision": "accepted", "text": "corrected", "old": item["old"], "new": item["new"]}
+        for name, item in items(folder).items()
+    ]
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        outcomes = decide(folder, decisions_of(proposed))
+    failed = [one for one in outcomes if one["state"] == "failed"]
+    assert all("could not be written (No space left on device)" in one["problem"] for one in failed)
+    if place.endswith("append"):
+        assert len(failed) == 3  # the texts are written, and nothing says so yet
+        assert [item["state"] for item in items(folder).values()] == ["open"] * 3
+    else:
+        assert [one["clip"] for one in failed] == ["a.mp4"]  # the others had no text to be replaced
+        assert (folder / "a.txt").read_text() == "by hand"
+    outcomes = decide(folder, decisions_of(proposed))  # again, as it was
+    assert [one["state"] for one in outcomes] == ["accepted"] * 3
+    assert (folder / "a.txt").read_text() == "corrected"
+
+
+def test_a_table_that_cannot_be_tidied_holds_what_was_decided(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caption_folder(folder, lambda _: "old", Captions(format="csv"))
+    caption_folder(folder, about, Captions(format="csv", review=True, overwrite=True, backup=True))
+
+    def full(*_: object) -> None:
+        raise UniViGUError("could not be written")
+
+    for name in ("write_beside", "write_text"):
+        monkeypatch.setattr(f"uvg_core.pipeline.table.{name}", full)
+    assert decided(folder, "a.mp4", text="corrected", old="old")["state"] == "accepted"
+    assert items(folder)["a.mp4"]["old"] == "corrected"
+    report = caption_folder(folder, about, Captions(format="csv", overwrite=True, backup=True))
+    assert len(report.written) == 3
+    assert dict(report.captions)[folder / "a.mp4"] == "about a"
 
 
 @pytest.mark.parametrize(

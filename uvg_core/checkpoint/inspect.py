@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import ModelConfig, RunConfig
 from ..errors import UniViGUError
@@ -90,6 +91,25 @@ class CheckpointReport:
             "weights": "complete" if self.complete else "",
         }
         return "\n".join(f"{label:<17} {value}" for label, value in rows.items() if value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "file": str(self.checkpoint.weights.path),
+            "bytes": self.checkpoint.weights.nbytes,
+            "layout": self.checkpoint.layout,
+            "dtypes": self.dtypes,
+            "parts": self.parts,
+            "step": self.checkpoint.weights.step,
+            "model": None if self.config is None else asdict(self.config),
+            "assumed": list(self.assumed),
+            "run": None if self.run is None else asdict(self.run),
+            "missing": list(self.misfit.missing),
+            "unexpected": list(self.misfit.unexpected),
+            "wrong shape": [name for name, _, _ in self.misfit.misshapen],
+            "problem": self.problem,
+            "complete": self.complete,
+        }
 
     def _about_config(self) -> dict[str, str]:
         """Rows on the configuration; those without a value are left out."""

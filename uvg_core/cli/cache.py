@@ -16,6 +16,7 @@ class CacheSettings:
 
     folders: tuple[Path, ...] = setting("Folders of trainings and data sets.", positional=True, metavar="FOLDER")
     clear: Flag = setting("Delete the caches that are found; everything else stays.", default=False)
+    dry_run: Flag = setting("With --clear: say what would be deleted, and delete nothing.", default=False)
 
 
 def cache(own: CacheSettings, shown: Bars) -> None:
@@ -24,7 +25,9 @@ def cache(own: CacheSettings, shown: Bars) -> None:
         found = find_caches(folder)
         for one in found:
             line = str(one)
-            if own.clear:
+            if own.clear and own.dry_run:
+                line += ", would be deleted"
+            elif own.clear:
                 one.clear()
                 line += ", deleted"
             show(line)

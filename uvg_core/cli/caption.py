@@ -6,24 +6,29 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..errors import UniViGUError
-from ..pipeline.folders import Captions, caption_folder
+from ..pipeline.folders import Captions, caption_folder, survey
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
-from .output import say, show
+from .output import complain, say, show
+from .streams import as_json, is_stream, write_json
 
 
 @settings
 class Caption:
     """What is captioned."""
 
-    clips: tuple[Path, ...] = setting("Videos and folders of videos.", positional=True, metavar="CLIP|FOLDER")
+    clips: tuple[Path, ...] = setting(
+        "Videos and folders of videos; - is the standard input.", positional=True, metavar="CLIP|FOLDER", stdin="file"
+    )
     no_recursive: Flag = setting("Leave subfolders out.", default=False)
+    dry_run: Flag = setting("Say which clips would be captioned, and change nothing.", default=False)
+    json: Path | None = as_json("what became of each clip")
 
 
 def caption(
@@ -37,7 +42,11 @@ def caption(
     shown: Bars,
 ) -> int:
     """Caption clips. Every clip of a folder gets a .txt beside it."""
-    pipe, failed = model.pipeline(shown), 0
+    if own.dry_run:
+        return _dry_run(own, captions)
+    pipe = model.pipeline(shown)
+    results: list[dict[str, Any]] = []
+    failed = 0
 
     def describe(path: Path, folder: Path) -> str:
         latent, note = pipe.latent_of(path, size)
@@ -53,6 +62,10 @@ def caption(
             callback=watch,
         )
 
+    def tell(text: str) -> None:
+        if not is_stream(own.json):
+            show(text)
+
     for path in own.clips:
         try:
             if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
@@ -63,13 +76,29 @@ def caption(
                     recursive=not own.no_recursive,
                     on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
                 )
-                show(str(report))
+                tell(str(report))
+                results += report.to_json()
                 failed += len(report.failed)
             else:
-                name = "" if len(own.clips) == 1 else f"{path}\t"
-                show(f"{name}{captions.worded(describe(path, path.parent))}")
+                text = captions.worded(describe(path, path.parent))
+                tell(text if len(own.clips) == 1 else f"{path}\t{text}")
+                results.append({"clip": str(path), "outcome": "written", "caption": text, "reason": None})
         except UniViGUError as error:
             shown.close()
-            say(f"error: {error}")
+            complain(error)
+            results.append({"clip": str(path), "outcome": "failed", "caption": None, "reason": str(error)})
             failed += 1
+        except KeyboardInterrupt:
+            shown.close()
+            say("stopped; captions that are written stay, and the same command goes on with the others")
+            return 130
+    if own.json:
+        write_json(own.json, results)
     return 1 if failed else 0
+
+
+def _dry_run(own: Caption, captions: Captions) -> int:
+    for path in own.clips:
+        is_folder = os.path.isdir(path)
+        show(survey(path, captions, recursive=not own.no_recursive) if is_folder else f"{path}: its caption is printed")
+    return 0

@@ -21,7 +21,7 @@ from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
 from ..settings import Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
-from .output import say
+from .output import complain, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
@@ -130,4 +130,4 @@ def _save(write: Callable[[], str]) -> None:
     try:
         say(write())
     except UniViGUError as error:
-        say(f"error: {error}")
+        complain(error)

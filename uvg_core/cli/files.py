@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import LoraChoice, Overrides
 from ..config import END_OF_TEXT, TEXT_STATES
-from ..io import require_writable, write_text
+from ..errors import UniViGUError
+from ..io import require_writable
 from ..progress import Bars
 from ..sampling import Size
 from ..settings import OneOf, setting, settings
 from .common import Model, Video
 from .flags import Only
-from .output import say, show
+from .output import complain, say, show
+from .streams import as_json, is_stream, write_json
 
 
 @settings
@@ -23,12 +24,24 @@ class Inspect:
     """What is inspected."""
 
     files: tuple[Path, ...] = setting("Checkpoints.", positional=True, metavar="file")
+    json: Path | None = as_json("the reports, in a list")
 
 
-def inspect(own: Inspect, shown: Bars) -> None:
+def inspect(own: Inspect, shown: Bars) -> int:
     """Show what a checkpoint contains."""
+    reports, failed = [], 0
     for path in own.files:
-        show(str(checkpoints.inspect_checkpoint(path)))
+        try:
+            reports.append(checkpoints.inspect_checkpoint(path))
+        except UniViGUError as error:
+            complain(error)
+            failed += 1
+            continue
+        if not is_stream(own.json):
+            show(str(reports[-1]))
+    if own.json:
+        write_json(own.json, [report.to_json() for report in reports])
+    return 1 if failed else 0
 
 
 @settings
@@ -85,7 +98,7 @@ class CheckFiles:
         default=None,
         suffixes=(".safetensors",),
     )
-    json: Path | None = setting("Also write the report as JSON.", default=None, suffixes=(".json",))
+    json: Path | None = as_json("the report")
 
 
 def check(
@@ -98,15 +111,17 @@ def check(
     """Check that a checkpoint works, and find out from its losses on real clips how to run it."""
     from ..pipeline.check import PipelineCheck
 
-    for path in filter(None, (own.write, own.json)):
-        require_writable(path)
+    if own.write:
+        require_writable(own.write)
+    if own.json and not is_stream(own.json):
+        require_writable(own.json)
     found = PipelineCheck(model.pipeline(shown, video.null_embedding, checking=True), size)
     for line in found.lines():
         shown.close()
-        show(line)
+        (say if is_stream(own.json) else show)(line)
     if own.write:
         found.write(own.write, model.dtype, lambda done, total: shown("writing", done, total))
         shown.close()
         say(f"{own.write}: {own.write.stat().st_size / 1e9:.2f} GB, with what was found")
     if own.json:
-        write_text(own.json, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+        write_json(own.json, found.to_json())

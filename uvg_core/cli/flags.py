@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ..checkpoint import LoraChoice
 from ..errors import UniViGUError
-from ..settings import about, choices, fields_of, kind_of, limits
+from ..settings import about, choices, expanded, fields_of, kind_of, limits
 
 
 class Only:
@@ -42,10 +42,20 @@ def add_flags(parser: argparse.ArgumentParser, owner: Any) -> None:
             field = fields_of(cls)[name]
             flags = [about(field, "short"), about(field, "flag") or f"--{name.replace('_', '-')}"]
             if about(field, "positional"):
-                group.add_argument(name, **_options(field, narrowed))
+                added = group.add_argument(name, **_options(field, narrowed))
             else:
-                group.add_argument(*filter(None, flags), dest=name, **_options(field, narrowed))
+                added = group.add_argument(*filter(None, flags), dest=name, **_options(field, narrowed))
+            added.is_path = item_of(field) in (Path, LoraChoice)  # type: ignore[attr-defined]
         add_flags(parser, cls)
+
+
+def streams_of(owner: Any) -> Iterator[tuple[str, str]]:
+    """The flags for which ``-`` is the standard input: name, and ``file`` or ``text``."""
+    for _, cls, offered in _groups(owner):
+        for name in offered:
+            if (kind := about(fields_of(cls)[name], "stdin")) is not None:
+                yield name, kind
+        yield from streams_of(cls)
 
 
 def settings_of(owner: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -64,14 +74,15 @@ def _options(field: FieldInfo, narrowed: tuple[str, ...]) -> dict[str, Any]:
     options: dict[str, Any] = {"help": _help(field), "default": None if positional else default}
     if kind is bool:
         return {**options, "action": "store_true"}
-    kind = get_args(kind)[0] if many else kind
+    kind = item_of(field)
     options["metavar"] = about(field, "metavar") or {int: "N", float: "N", Path: "FILE"}.get(kind_of(kind), "TEXT")
     if words:
         options |= {"choices": words, "metavar": None}
     elif kind in (int, float):
         options["type"] = _number(kind, field)
     elif kind is Path:
-        options["type"] = _path(*about(field, "suffixes") or ())
+        takes_streams = bool(about(field, "stdin") or about(field, "stdout"))
+        options["type"] = _path(*about(field, "suffixes") or (), takes_streams=takes_streams)
     elif kind is LoraChoice:
         options["type"] = _lora
     if positional:
@@ -79,6 +90,12 @@ def _options(field: FieldInfo, narrowed: tuple[str, ...]) -> dict[str, Any]:
     elif many:
         options["action"] = "append"
     return options
+
+
+def item_of(field: FieldInfo) -> Any:
+    """The type of a flag's value, of each where there are several."""
+    kind = kind_of(field.annotation)
+    return get_args(kind)[0] if get_origin(kind) is tuple else kind
 
 
 def _help(field: FieldInfo) -> str:
@@ -110,13 +127,19 @@ def _number(kind: type, field: FieldInfo) -> Callable[[str], Any]:
     return parse
 
 
-def _path(*suffixes: str) -> Callable[[str], Path]:
+def _path(*suffixes: str, takes_streams: bool = False) -> Callable[[str], Path]:
     """An argparse type: a path that is not empty (an unset shell variable would mean the working directory), of a kind
-    that can be written where there are ``suffixes``."""
+    that can be written where there are ``suffixes``; ``~`` and variables are filled in, as no shell does behind ``=``
+    or in a script of another language. ``takes_streams``: ``-`` may stand for the standard input or output."""
 
     def parse(text: str) -> Path:
         if not text.strip():
             raise argparse.ArgumentTypeError("the path is empty")
+        if text == "-" and takes_streams:
+            return Path(text)
+        if text == "-":
+            raise argparse.ArgumentTypeError("'-' (standard input or output) is not taken here; expected a file")
+        text = expanded(text)
         if Path(text).name.lower() in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} has no name before {Path(text).name}")
         if suffixes and Path(text).suffix.lower() not in suffixes:
@@ -128,6 +151,6 @@ def _path(*suffixes: str) -> Callable[[str], Path]:
 
 def _lora(text: str) -> LoraChoice:
     try:
-        return LoraChoice.of(text)
+        return LoraChoice.of(expanded(text))
     except UniViGUError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

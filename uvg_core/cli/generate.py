@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import UniViGUError
-from ..io import free_name, require_writable
+from ..io import free_name
 from ..media.vae import read_latent
 from ..pipeline.pipeline import given
 from ..progress import Bars
@@ -15,15 +15,27 @@ from ..settings import Flag, Text, setting, settings
 from .common import VIDEO, Model, Video, latent_saved, steps_on
 from .flags import Only
 from .output import show_clip
+from .streams import is_stream, output_file
 
 
 @settings
 class Generate:
     """What ``generate`` makes."""
 
-    prompt: Text | None = setting("What the video shows.", default=None, positional=True, metavar="prompt")
+    prompt: Text | None = setting(
+        "What the video shows; - reads it from the standard input.",
+        default=None,
+        positional=True,
+        metavar="prompt",
+        stdin="text",
+    )
     out: Path | None = setting(
-        "The video file.", default=None, auto="clip.mp4, or clip.2.mp4 if that exists", short="-o", suffixes=(".mp4",)
+        "The video file; - is the standard output.",
+        default=None,
+        auto="clip.mp4, or clip.2.mp4 if that exists",
+        short="-o",
+        suffixes=(".mp4",),
+        stdout="file",
     )
     from_latent: Path | None = setting("Decode a latent that an earlier run kept, instead of a prompt.", default=None)
     text: Text | None = setting("Another text for the text stream.", default=None, auto="the prompt")
@@ -43,21 +55,20 @@ def generate(
     shown: Bars,
 ) -> None:
     """Generate a video from a prompt."""
-    out = own.out or free_name("clip.mp4")
-    require_writable(out)
-    pipe = model.pipeline(shown, video.null_embedding)
-    fps = given(video.fps, pipe.config.run.fps)
-    if own.from_latent is not None:
-        latent = read_latent(own.from_latent, model=pipe.components.path.name)
-        show_clip(out, pipe.decode_clips([latent])[0], fps, video.scale)
-        return
-    with latent_saved(pipe, out, shown):
-        pixels = pipe.generate(
-            own.prompt or "",
-            text="" if own.no_text_stream else own.text,
-            negative=video.negative,
-            size=size,
-            sampling=sampling,
-            callback=steps_on(shown, "generating"),
-        )
-        show_clip(out, pixels, fps, video.scale)
+    with output_file(named := own.out or free_name("clip.mp4"), ".mp4") as out:
+        pipe = model.pipeline(shown, video.null_embedding)
+        fps = given(video.fps, pipe.config.run.fps)
+        if own.from_latent is not None:
+            latent = read_latent(own.from_latent, model=pipe.components.path.name)
+            show_clip(out, pipe.decode_clips([latent])[0], fps, video.scale)
+            return
+        with latent_saved(pipe, free_name("clip.mp4") if is_stream(named) else out, shown):
+            pixels = pipe.generate(
+                own.prompt or "",
+                text="" if own.no_text_stream else own.text,
+                negative=video.negative,
+                size=size,
+                sampling=sampling,
+                callback=steps_on(shown, "generating"),
+            )
+            show_clip(out, pixels, fps, video.scale)

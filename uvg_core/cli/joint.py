@@ -19,7 +19,9 @@ from .output import joint_sheet, say, show, show_clip
 class Joint:
     """What ``joint`` makes."""
 
-    prompt: Text = setting("What the video shows.", positional=True, metavar="prompt")
+    prompt: Text = setting(
+        "What the video shows; - reads it from the standard input.", positional=True, metavar="prompt", stdin="text"
+    )
     out: Path | None = setting(
         "The video file; the caption goes beside it as .txt.",
         default=None,

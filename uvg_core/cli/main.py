@@ -1,12 +1,14 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache.
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache,
+completion.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
     python -m uvg_core joint "a green square" -o both.mp4
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
 
-Results go to the standard output, notes and progress to the standard error. Errors that the user can put right are one
-message and exit code 1. A command is a function of settings; its flags are made from them (``flags.py``).
+Results go to the standard output, notes and progress to the standard error. The exit code is 0 when all is done, 1 when
+something failed or was left out, 2 when the command is used wrongly, and 130 after Ctrl-C. A command is a function of
+settings; its flags are made from them (``flags.py``).
 """
 
 from __future__ import annotations
@@ -31,25 +33,31 @@ from ..pipeline.components import OutOfMemory
 from ..progress import bars
 from .cache import cache
 from .caption import caption
+from .completion import completion
 from .demo import demo
 from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
 from .joint import joint
-from .output import say
+from .output import be_quiet, complain, say
 from .rank import rank
+from .streams import standard_input
 from .synthesise import synthesise
 from .train import train
 
-COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache)
+COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache, completion)
+
+
+USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors of usage with the exit code of other errors of the user, and help where it was misspelt."""
+    """Errors of usage as one message, with where help is."""
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
-        raise SystemExit(f"error: {message}\nSee {self.prog} --help")
+        complain(f"{message}\nSee {self.prog} --help")
+        raise SystemExit(USED_WRONGLY)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(run=run, error=sub.error)
         add_flags(sub, run)
+        sub.add_argument("-q", "--quiet", action="store_true", help="Print results and errors only.")
     return parser
 
 
@@ -72,11 +81,12 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def _quiet_libraries() -> None:
-    """Libraries print notes about their own options; users of a command want to see ours."""
+def _quiet_libraries(quiet: bool) -> None:
+    """Libraries print notes about their own options; users of a command want to see ours, but for ``--quiet``."""
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Printable())
+        handler.setLevel(logging.ERROR if quiet else logging.NOTSET)
     logging.getLogger("uvg_core.checkpoint").setLevel(logging.INFO)
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -130,17 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a caption's letters must not end a run
             stream.reconfigure(errors="backslashreplace")
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        given = settings_of(args.run, args)
-    except UniViGUError as error:
-        args.error(str(error))
-    _quiet_libraries()
-    with bars() as shown, _ended_by_sigterm():
+    args = make_parser().parse_args(argv)
+    be_quiet(args.quiet)
+    _quiet_libraries(args.quiet)
+    with bars(hidden=args.quiet) as shown, _ended_by_sigterm():
         try:
-            _require_other_files(args)
-            code = int(args.run(**given, shown=shown) or 0)
+            with standard_input(args):
+                try:
+                    given = settings_of(args.run, args)
+                except UniViGUError as error:
+                    args.error(str(error))
+                _require_other_files(args)
+                code = int(args.run(**given, shown=shown) or 0)
             if sys.stdout is not None:  # None where it was closed
                 sys.stdout.flush()
             return code
@@ -152,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown.close()
             if os.environ.get("UVG_DEBUG") and not isinstance(error, (UniViGUError, torch.OutOfMemoryError)):
                 raise
-            say(f"error: {_explained(error, args.command)}")
+            complain(_explained(error, args.command))
             return 1
         except KeyboardInterrupt:
             shown.close()
             say("stopped; nothing half-written was left")
-            return 130
+            return CANCELLED

@@ -17,9 +17,24 @@ from ..pipeline.pipeline import JointStep
 ENLARGE_BELOW, ENLARGE_TO = 128, 288
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether notes are left out from now on."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(text: str) -> None:
-    """A note for the user, on the standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """A note for the user, on the standard error; with ``--quiet`` left out."""
+    if not _quiet:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def complain(text: object) -> None:
+    """What went wrong, on the standard error."""
+    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

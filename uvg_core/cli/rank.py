@@ -13,15 +13,22 @@ from ..settings import Text, setting, settings
 from .common import Model
 from .flags import Only
 from .output import say, show
+from .streams import as_json, is_stream, write_json
 
 
 @settings
 class Rank:
     """What is ranked."""
 
-    clip: Path = setting("The video.", positional=True, metavar="clip")
+    clip: Path = setting("The video; - is the standard input.", positional=True, metavar="clip", stdin="file")
     texts: tuple[Text, ...] = setting("Candidates.", default=(), positional=True, metavar="text")
-    texts_file: Path | None = setting("A text file with one candidate a line.", default=None)
+    texts_file: Path | None = setting("A text file with one candidate a line.", default=None, stdin="file")
+
+    json: Path | None = as_json("the ranking, the best text first,")
+
+    def __post_init__(self) -> None:
+        if not self.texts and self.texts_file is None:
+            raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
 
     def candidates(self) -> list[str]:
         """All texts. Raises UniViGUError where there is none, or the file cannot be read."""
@@ -34,7 +41,7 @@ class Rank:
                     f"{self.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate a line"
                 ) from None
         if not texts:
-            raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
+            raise UniViGUError(f"{self.texts_file}: there is no text in it; expected one candidate a line")
         return texts
 
 
@@ -53,5 +60,11 @@ def rank(
     scores = pipe.rank(latent, texts, ranking, callback=lambda done, total: shown("ranking", done, total))
     probability = scores.double().softmax(0)
     unit = "nats" if pipe.config.model.text_flow == "discrete" else "squared error"
-    for i in scores.argsort(descending=True).tolist():
+    best_first = scores.argsort(descending=True).tolist()
+    for i in () if is_stream(own.json) else best_first:
         show(f"{probability[i]:7.1%}  {scores[i]:9.2f} {unit}  {texts[i]}")
+    if own.json:
+        found = [
+            {"text": texts[i], "probability": float(probability[i]), "score": float(scores[i])} for i in best_first
+        ]
+        write_json(own.json, {"clip": str(own.clip), "unit": unit, "ranking": found})

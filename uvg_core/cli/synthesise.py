@@ -16,7 +16,7 @@ from ..synthesis.captioner import make_captioner
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
 from .common import VIDEO, Model, Video, steps_on
 from .flags import Only
-from .output import enlarged, say, show
+from .output import complain, enlarged, say, show
 
 
 def synthesise(
@@ -29,6 +29,11 @@ def synthesise(
     shown: Bars,
 ) -> int:
     """Build a data set from prompts: clips, and detailed captions written by a language model."""
+    prompts, doubles = engine.read_prompts(own.prompts)
+    jobs = engine.plan(prompts, own.clips_per_prompt, sampling.seed)
+    if own.dry_run:
+        show(engine.survey(jobs, own.out))
+        return 0
     pipe = model.pipeline(shown, video.null_embedding)
     fps, watch = given(video.fps, pipe.config.run.fps), steps_on(shown, "generating")
 
@@ -44,7 +49,6 @@ def synthesise(
         pixels = pipe.generate(job.prompt, negative=video.negative, size=size, sampling=seeded, callback=watch)
         write_video(path, enlarged(pixels, video.scale), fps)
 
-    prompts, doubles = engine.read_prompts(own.prompts)
     limits = text_limits(own, captions, pipe)
     pipe.noise(size)  # sizes that do not fit are known now
     make_folder(own.out, "choose another with --out")
@@ -57,7 +61,6 @@ def synthesise(
     flags = {"dtype": model.dtype, "negative": video.negative, **null, "fps": fps, "scale": video.scale}
     facts = clip_settings(pipe, model.places.wan, sampling, size, **flags)
     generator = engine.Generator(make, facts, count, limits.prompt)
-    jobs = engine.plan(prompts, own.clips_per_prompt, sampling.seed)
     try:
         report = engine.synthesise(jobs, own.out, generator, captioner, anyway=own.anyway, note=note)
     finally:
@@ -66,5 +69,5 @@ def synthesise(
     shown.close()
     show(str(report))
     if report.stopped:
-        say(f"error: {report.stopped}\nWhat is done stays; the same command goes on from there")
+        complain(f"{report.stopped}\nWhat is done stays; the same command goes on from there")
     return int(report.failed)

@@ -19,7 +19,9 @@ from .output import say
 class Train:
     """Which run, and whether it goes on."""
 
-    config: Path = setting("The run, see docs/train.md.", positional=True, metavar="CONFIG.yaml")
+    config: Path = setting(
+        "The run, see docs/train.md; - is the standard input.", positional=True, metavar="CONFIG.yaml", stdin="file"
+    )
     resume: Flag = setting("Go on from the newest checkpoint in out.", default=False)
     accept_changes: Flag = setting("With --resume: go on although settings or clips have changed.", default=False)
 

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..errors import UniViGUError, printable
+from ..errors import UniViGUError, counted, printable
 from ..io import require_writable
 from ..locks import Claims
 from ..media.video import find_clips
 from ..settings import shown
-from .review import ACCEPTED, OPEN, RECORD, Pending
-from .texts import Captions, Extended, Texts, text_files, texts_of
+from .review import OPEN, RECORD, SKIPPED, Pending, Proposal
+from .table import plain_name
+from .texts import Extended, Texts, text_files, texts_of
+from .wording import Captions
 
 __all__ = ["CAPTIONS", "Captions", "FolderReport", "caption_folder", "text_files"]
 
@@ -28,12 +31,14 @@ class FolderReport:
     """What became of each clip.
 
     written   the files of the captions that were written, one for each clip
-    skipped   those of the captions that were there already and stayed as they are
+    skipped   those of the captions that were there already, or decided about, and stayed as they are
     failed    the clips that got no caption and the subfolders that could not be read, each with the reason
     busy      clips that another process captions at this moment
     captions  each clip that has a caption now, with it, in the order of their files; where they wait for review, the
               proposed ones
-    waiting   captions that wait for review, where that was asked for
+    waiting   captions of clips of the folder that wait for review, where that was asked for
+    proposed  clips left alone because a caption of an earlier run waits
+    outcomes  each clip and which of the above it is among, in the order of the work
 
     ``str()`` gives the counts and, on a line each, the failed clips with their reasons.
     """
@@ -44,15 +49,27 @@ class FolderReport:
     busy: tuple[Path, ...] = ()
     captions: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
     waiting: int | None = None
+    proposed: tuple[Path, ...] = ()
+    outcomes: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Each clip on its own: name, outcome, and its caption or why it has none."""
+        captions, reasons = dict(self.captions), dict(self.failed)
+        return [
+            {"clip": str(clip), "outcome": outcome, "caption": captions.get(clip), "reason": reasons.get(clip)}
+            for clip, outcome in self.outcomes
+        ]
 
     def __str__(self) -> str:
         counts = [f"{len(self.written)} captioned", f"{len(self.skipped)} skipped (captioned before)"]
         counts.append(f"{len(self.failed)} failed")
         counts += [f"{len(self.busy)} left to another run"] if self.busy else []
-        total = len(self.written) + len(self.skipped) + len(self.failed) + len(self.busy)
+        counts += [f"{len(self.proposed)} proposed before"] if self.proposed else []
+        total = sum(map(len, (self.written, self.skipped, self.failed, self.busy, self.proposed)))
         lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join(counts)}"]
         if self.waiting is not None:
-            lines += [f"  {self.waiting} wait in {RECORD}: open Review captions in ComfyUI"]
+            waits = "waits" if self.waiting == 1 else "wait"
+            lines += [f"  {self.waiting} {waits} for your review in {RECORD}: open Review captions in ComfyUI"]
         for path, reason in self.failed:
             # Most reasons begin with the file already.
             lines.append(f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}")
@@ -82,13 +99,8 @@ def caption_folder(
     """
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
-    clips = find_clips(folder, recursive=recursive, unreadable=failed)
-    if not clips:
-        raise UniViGUError(
-            f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "
-            "clip.mp4, clip.mov, clip.webm or clip.gif. Check the folder"
-        )
-    done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": []}
+    clips = _clips(folder, recursive, failed)
+    done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": [], "proposed": []}
     with Claims(folder) as claims, texts_of(folder, clips, how) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, caption)
         chosen = _chosen(folder, clips, how.only)
@@ -98,20 +110,54 @@ def caption_folder(
                 on_clip(index, len(chosen), clip, pace.words(index, len(chosen)))
             with claims.claimed(str(texts.place(clip) if how.format in ("txt", "json") else clip)) as is_ours:
                 try:
-                    done["busy" if not is_ours else "written" if work.captioned(clip, pace) else "skipped"].append(clip)
+                    done[work.captioned(clip, pace) if is_ours else "busy"].append(clip)
                 except UniViGUError as error:
                     failed.append((clip, str(error)))
                 except Exception as error:  # one bad clip must not cost the other captions; the report names it
                     failed.append((clip, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__))
-        captions = work.captions([*done["written"], *done["skipped"]])
+        captions = work.captions([*done["written"], *done["skipped"], *done["proposed"]])
         written, skipped = tuple(map(work.file, done["written"])), tuple(map(texts.place, done["skipped"]))
-    return FolderReport(written, skipped, tuple(failed), tuple(done["busy"]), captions, work.waiting())
+        waiting = work.waiting(clips)
+    kind = {clip: name for name, found in done.items() for clip in found}
+    return FolderReport(
+        written,
+        skipped,
+        tuple(failed),
+        tuple(done["busy"]),
+        captions,
+        waiting,
+        tuple(done["proposed"]),
+        tuple((clip, kind.get(clip, "failed")) for clip in chosen),
+    )
+
+
+def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True) -> str:
+    """Which clips ``caption_folder`` would caption and where their texts would go, in words; nothing is changed."""
+    folder, failed = Path(folder), list[tuple[Path, str]]()
+    clips = _clips(folder, recursive, failed)
+    with texts_of(folder, clips, how) as texts:
+        work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
+        wanted = [(clip, work.file(clip)) for clip in _chosen(folder, clips, how.only) if work.is_wanted(clip)]
+    lines = [f"{counted(len(clips), 'clip')}: {len(wanted)} to caption"]
+    lines += [f"  {clip} -> {place}" for clip, place in wanted]
+    return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in failed)])
+
+
+def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:
+    if not (clips := find_clips(folder, recursive=recursive, unreadable=unreadable)):
+        raise UniViGUError(
+            f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "
+            "clip.mp4, clip.mov, clip.webm or clip.gif. Check the folder"
+        )
+    return clips
 
 
 def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
     """The clips that are named, one a line; all where none is."""
     known = {clip.relative_to(folder).as_posix(): clip for clip in clips}
+    plain = {plain_name(name): name for name in known}
     lines = [line if line in known else line.strip() for line in only.split("\n")]
+    lines = [line if line in known else plain.get(plain_name(line), line) for line in lines]
     names = [name for name in dict.fromkeys(lines) if name]
     if missing := [name for name in names if name not in known]:
         raise UniViGUError(
@@ -125,17 +171,20 @@ class _Work:
 
     def __init__(self, folder: Path, texts: Texts, how: Captions, caption: Callable[[Path], str]) -> None:
         self._folder, self._texts, self._how, self._caption = folder, texts, how, caption
-        self._extended = Extended(folder, how.asked) if how.existing != "keep" else None
+        self._extended = Extended(folder, texts)
 
     def is_wanted(self, clip: Path) -> bool:
         """Whether a clip is to be captioned, as far as can be told without reading its text."""
-        return self._how.overwrite or self._extended is not None or not self._texts.is_taken(clip)
+        return self._how.overwrite or bool(self._how.asked) or not self._texts.is_taken(clip)
 
-    def captioned(self, clip: Path, pace: Pace) -> bool:
-        """Caption one clip; False where a text with words is there already, or by the time the caption is done."""
+    def captioned(self, clip: Path, pace: Pace) -> str:
+        """Caption one clip, and say what became of it: ``written``; ``skipped`` where a text with words is there
+        already, or by the time the caption is done; ``proposed`` where one waits for review."""
         texts = self._texts
+        if self.waits(clip):
+            return "proposed"
         if self._is_done(clip):
-            return False
+            return "skipped"
         target = texts.place(clip)
         require_writable(target)
         if os.path.lexists(target) and not target.is_file():
@@ -146,7 +195,7 @@ class _Work:
             raise UniViGUError(
                 f"{clip}: the caption came out empty; nothing was written. Try another seed or more steps"
             )
-        return self._put(clip, self._how.worded(text))
+        return "written" if self._put(clip, self._how.worded(text)) else "skipped"
 
     def file(self, clip: Path) -> Path:
         """The file that the caption of a clip was written to."""
@@ -161,66 +210,84 @@ class _Work:
                     found.append((clip, words))
         return tuple(found)
 
-    def waiting(self) -> int | None:
-        """How many captions wait for review."""
+    def waits(self, clip: Path) -> bool:
+        """Whether a caption of an earlier run waits for review."""
+        return False
+
+    def waiting(self, clips: list[Path]) -> int | None:
+        """How many captions of these clips wait for review."""
         return None
 
     def _is_done(self, clip: Path) -> bool:
-        if self._extended is None:
-            return not self._how.overwrite and self._texts.is_taken(clip)
-        return self._extended.has(self._name(clip), self._texts.read(clip))
+        how = self._how
+        if how.asked:
+            return self._extended.has(clip, how.asked, self._texts.read(clip))
+        return not how.overwrite and self._texts.is_taken(clip)
 
     def _put(self, clip: Path, text: str) -> bool:
-        if self._extended is not None:
-            self._extended.note(self._name(clip), self._texts.read(clip))
-        return self._texts.put(clip, self._how.change(text), backup=self._how.backup, blind=self._how.overwrite)
+        how = self._how
+
+        def change(old: str | None) -> str | None:
+            if self._extended.has(clip, how.asked, old):  # somebody was quicker
+                return None
+            return how.change(text)(old)
+
+        return self._extended.put(clip, change, asked=how.asked, backup=how.backup, blind=how.overwrite)
 
     def _words(self, clip: Path) -> str | None:
         return self._texts.read(clip)
 
-    def _name(self, clip: Path) -> str:
-        place = self._texts.place(clip).relative_to(self._folder).as_posix()
-        return f"{place} {clip.relative_to(self._folder).as_posix()}"
-
 
 class _Reviewed(_Work):
     """The same where captions wait for somebody to read them. A clip whose caption waits is left alone, and so is one
-    that was decided about, unless captions are to be replaced; ``only`` has a clip captioned in any case."""
+    that was decided about, unless captions are to be replaced, or extended by something else; ``only`` has a clip
+    captioned in any case. What was proposed in another format does not count."""
 
     def __init__(self, folder: Path, texts: Texts, how: Captions, caption: Callable[[Path], str]) -> None:
         super().__init__(folder, texts, how, caption)
         self._pending = Pending(folder)
 
     def is_wanted(self, clip: Path) -> bool:
-        return not self._is_done(clip)
+        return not (self.waits(clip) or self._is_skipped(clip)) and super().is_wanted(clip)
 
     def file(self, clip: Path) -> Path:
         return self._pending.path
 
-    def waiting(self) -> int | None:
-        return sum(one.state == OPEN for one in self._pending.proposals.values())
-
-    def _is_done(self, clip: Path) -> bool:
-        how = self._how
-        if how.only.strip():
+    def waits(self, clip: Path) -> bool:
+        if self._how.only.strip():
             return False
         self._pending.refresh()
-        found = self._pending.proposals.get(self._clip(clip))
-        if found is not None and (found.state == OPEN or not how.overwrite):
-            return found.state != ACCEPTED or self._extended is not None or self._texts.is_taken(clip)
-        return not (how.overwrite or self._extended is not None) and self._texts.is_taken(clip)
+        found = self._proposal(clip)
+        return found is not None and found.state == OPEN and found.is_of(self._how)
+
+    def waiting(self, clips: list[Path]) -> int | None:
+        proposals = map(self._proposal, clips)
+        return sum(found is not None and found.state == OPEN for found in proposals)
+
+    def _is_done(self, clip: Path) -> bool:
+        return not self._how.only.strip() and (self._is_skipped(clip) or super()._is_done(clip))
+
+    def _is_skipped(self, clip: Path) -> bool:
+        """Whether somebody wanted no such caption."""
+        how, found = self._how, self._proposal(clip)
+        if found is None or how.overwrite or how.only.strip():
+            return False
+        return found.state == SKIPPED and found.is_of(how) and found.asked == how.asked
 
     def _put(self, clip: Path, text: str) -> bool:
-        now = self._texts.read(clip)
-        changed = self._how.change(text)(now)
-        if changed is None and not self._how.only.strip():
+        how, now = self._how, self._texts.read(clip)
+        changed = how.change(text)(now)
+        if (changed is None or self._extended.has(clip, how.asked, now)) and not how.only.strip():
             return False
-        self._pending.propose(self._clip(clip), changed or text, self._how)
+        self._pending.propose(self._clip(clip), changed or text, how)
         return True
 
     def _words(self, clip: Path) -> str | None:
-        found = self._pending.proposals.get(self._clip(clip))
+        found = self._proposal(clip)
         return found.new if found is not None and found.state == OPEN else super()._words(clip)
+
+    def _proposal(self, clip: Path) -> Proposal | None:
+        return self._pending.proposals.get(self._clip(clip))
 
     def _clip(self, clip: Path) -> str:
         return clip.relative_to(self._folder).as_posix()

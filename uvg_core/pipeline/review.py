@@ -2,13 +2,12 @@
 
 ``captions.review.jsonl`` lies in the folder of the clips; lines are only ever appended. ``{"clip": NAME, "new": TEXT,
 ...}`` proposes a caption, ``{"clip": NAME, "decision": "accepted"}`` says what became of it, and the last line of a
-clip holds. A line that a kill cut is nobody's.
+clip holds. A caption is written as the run said that proposed it; a run with another format proposes another one in its
+place.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -18,11 +17,12 @@ from typing import Any
 
 from ..confined import is_open
 from ..errors import UniViGUError
-from ..io import MEGABYTE, WINDOWS, append, read_bytes
-from ..locks import appending
+from ..io import MEGABYTE, WINDOWS
+from ..lines import Lines
 from ..media.video import find_clips
 from ..settings import shown
-from .texts import Captions, Texts, texts_of
+from .texts import Extended, texts_of
+from .wording import Captions
 
 RECORD = "captions.review.jsonl"
 OPEN, ACCEPTED, SKIPPED, CONFLICT, FAILED = "open", "accepted", "skipped", "conflict", "failed"
@@ -36,63 +36,58 @@ _deciding = threading.Lock()  # two reviewers on one server
 
 @dataclass
 class Proposal:
-    """A caption that was proposed for a clip; ``written_as``: what ``Captions`` says of its file."""
+    """A caption that was proposed for a clip; ``written_as``: what ``Captions`` says of its file; ``asked``: what
+    extends the caption that was there, where something does."""
 
     clip: str
     new: str
     written_as: dict[str, Any]
     state: str = OPEN
+    asked: str = ""
+
+    def is_of(self, how: Captions) -> bool:
+        """Whether it goes where a run writes."""
+        return all(self.written_as[name] == getattr(how, name) for name in ("format", "file_suffix"))
 
 
 class Pending:
     """The captions of a folder that were proposed."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self._size = folder / RECORD, 0
+        self.path = folder / RECORD
+        full = "review what it holds, and move it away"
+        self._lines = Lines(self.path, "captions to be reviewed", most=_MOST_BYTES, full=full)
         self.proposals: dict[str, Proposal] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Take in what others have noted."""
-        with suppress(FileNotFoundError):
-            if os.stat(self.path).st_size == self._size:
-                return
-            data = read_bytes(self.path, _MOST_BYTES, "captions to be reviewed")
-            self._size = len(data)
-            for line in data.split(b"\n"):
-                with suppress(ValueError, AttributeError, TypeError, KeyError, RecursionError):
-                    self._add(json.loads(line))
+        for entry in self._lines.news():
+            with suppress(ValueError, TypeError, KeyError):
+                self._take(entry)
 
     def propose(self, clip: str, new: str, how: Captions) -> None:
         """Note a caption for a clip, in the place of an earlier one."""
         written_as = {name: getattr(how, name) for name in _WRITTEN_AS}
-        self._note({"clip": clip, "new": new, **written_as})
+        self._note({"clip": clip, "new": new, **written_as, "asked": how.asked})
 
     def decide(self, clip: str, decision: str) -> None:
         """Note what became of a caption."""
         self._note({"clip": clip, "decision": decision})
 
     def _note(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        with appending(self.path) as handle:
-            size = os.fstat(handle).st_size
-            if size + len(line) > _MOST_BYTES:
-                raise UniViGUError(
-                    f"{self.path}: is full ({_MOST_BYTES >> 20} MB); review what it holds, and move it away"
-                )
-            is_torn = size > 0 and os.lseek(handle, size - 1, os.SEEK_SET) >= 0 and os.read(handle, 1) != b"\n"
-            append(handle, (b"\n" if is_torn else b"") + line + b"\n")
-            self._size += os.fstat(handle).st_size - size
-        self._add(entry)
+        self._lines.add(entry)
+        self._take(entry)
 
-    def _add(self, entry: Any) -> None:
+    def _take(self, entry: dict[str, Any]) -> None:
         clip = entry["clip"]
         if "new" in entry:
             written_as = {name: entry[name] for name in _WRITTEN_AS}
             Captions(**written_as)
-            if not (isinstance(clip, str) and isinstance(entry["new"], str)):
+            new, asked = entry["new"], entry.get("asked", "")
+            if not all(isinstance(text, str) for text in (clip, new, asked)):
                 raise TypeError
-            self.proposals[clip] = Proposal(clip, entry["new"], written_as)
+            self.proposals[clip] = Proposal(clip, new, written_as, asked=asked)
         elif entry["decision"] in _DECISIONS:
             self.proposals[clip].state = entry["decision"]
 
@@ -135,7 +130,7 @@ def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
     for name in sorted(proposals.keys() & clips.keys()):
         one, problem, old = proposals[name], "", None
         try:
-            old = texts.of(one).read(clips[name])
+            old = texts.of(one).texts.read(clips[name])
         except UniViGUError as error:
             problem = str(error)
         found.append({"clip": name, "old": old or "", "new": one.new, "state": one.state, "problem": problem})
@@ -163,13 +158,12 @@ def decide(folder: Path, decisions: Sequence[Decision], *, recursive: bool = Tru
             except OSError as error:  # a disk that is full: what was written before stays and is said
                 outcome["problem"] = f"{one.clip}: could not be written ({error.strerror or error}); try again"
             outcomes.append(outcome)
-        with suppress(OSError):  # only tidies tables
-            texts.close()
+        texts.close()
     return outcomes
 
 
-def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[str, str]:
-    proposal = pending.proposals[one.clip]
+def _decided(pending: Pending, extended: Extended, clip: Path, one: Decision) -> dict[str, str]:
+    proposal, texts = pending.proposals[one.clip], extended.texts
     if one.decision != OPEN and one.new != proposal.new:  # captioned again meanwhile
         return {"state": CONFLICT, "now": texts.read(clip) or "", "new": proposal.new}
     if one.decision != ACCEPTED:
@@ -184,7 +178,7 @@ def _decided(pending: Pending, texts: Texts, clip: Path, one: Decision) -> dict[
         seen[:] = [now or ""]
         return one.text if (now or "") == one.old else None
 
-    is_written = texts.put(clip, change, backup=bool(proposal.written_as["backup"]))
+    is_written = extended.put(clip, change, asked=proposal.asked, backup=bool(proposal.written_as["backup"]))
     now = seen[0] if seen else ""
     if not is_written and now != one.text:
         return {"state": CONFLICT, "now": now}
@@ -196,14 +190,14 @@ class _Places:
     """Where the captions of proposals go: each is written as its run said."""
 
     def __init__(self, folder: Path, clips: list[Path]) -> None:
-        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], Texts]()
+        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], Extended]()
         self._stack = ExitStack()
 
-    def of(self, proposal: Proposal) -> Texts:
+    def of(self, proposal: Proposal) -> Extended:
         key = tuple(proposal.written_as.values())
         if key not in self._opened:
             block = texts_of(self._folder, self._clips, Captions(**proposal.written_as))
-            self._opened[key] = self._stack.enter_context(block)
+            self._opened[key] = Extended(self._folder, self._stack.enter_context(block))
         return self._opened[key]
 
     def close(self) -> None:

@@ -148,6 +148,20 @@ class SynthesisReport:
         return "\n".join(lines)
 
 
+def survey(jobs: Sequence[ClipJob], out: Path) -> str:
+    """What there is of each job in the folder ``out``, in words; nothing is changed."""
+    clips = [out / f"{job.name}.mp4" for job in jobs]
+    made = [clip for clip in clips if clip.is_file()]
+    captioned = [clip for clip in made if _text(clip.with_suffix(".detail.txt"))]
+    lines = [
+        f"{counted(len(jobs), 'clip')}: {len(captioned)} complete, {len(made) - len(captioned)} without a caption, "
+        f"{len(jobs) - len(made)} to make"
+    ]
+    known = set(made)
+    lines += [f"  {job.name}: {job.prompt}" for job, clip in zip(jobs, clips, strict=True) if clip not in known]
+    return "\n".join(lines)
+
+
 def synthesise(
     jobs: Sequence[ClipJob],
     out: Path,

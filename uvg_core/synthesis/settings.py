@@ -24,12 +24,18 @@ Count = Annotated[Whole, Field(ge=1, le=100_000)]
 class Synthesise:
     """What the data set is made of."""
 
-    prompts: Path = setting("Text file, a prompt a line, # for comments.", positional=True, metavar="PROMPTS")
+    prompts: Path = setting(
+        "Text file, a prompt a line, # for comments; - is the standard input.",
+        positional=True,
+        metavar="PROMPTS",
+        stdin="file",
+    )
     out: Path = setting("Folder of the data set.", default=Path("data"), short="-o", metavar="DIR")
     clips_per_prompt: Count = setting("Clips of every prompt, each from its own noise.", default=1)
     prompt_max_tokens: Whole | None = setting(
         "Longest prompt, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
     )
+    dry_run: Flag = setting("Say which clips there are and which would be made, and change nothing.", default=False)
     anyway: Flag = setting("Go on in a folder that was made with other settings; what is done stays.", default=False)
 
 

@@ -19,8 +19,7 @@ from .source import ATTACHED, Source
 from .timeline import require_whole, scan
 
 LINE = 48  # characters that players show in a line of a small picture
-_LINES = 2  # of a cue, as far as there is time for several cues
-_READING = 2.0  # seconds that a cue stays at least
+_LINES = 2  # of a cue
 _TICK = Fraction(1, 1000)
 _LONGEST = 65_000  # bytes: a sample of mov_text states its length in 16 bits
 _TITLE = 80  # characters
@@ -50,7 +49,7 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 
 @dataclass(frozen=True)
 class Cue:
-    """A piece of a caption, some lines, and when it is shown: milliseconds from the first frame."""
+    """A piece of a caption, one or two lines, and when it is shown: milliseconds from the first frame."""
 
     start: int
     end: int
@@ -58,13 +57,12 @@ class Cue:
 
 
 def cues_of(caption: str, seconds: float) -> list[Cue]:
-    """A caption as subtitles over the whole of a clip: of two lines each, and of more where there is no time to read so
-    many. None for an empty one."""
+    """A caption as subtitles over the whole of a clip, all of two lines at most and shown for the same time, however
+    short: a viewer can pause. None for an empty one."""
     lines = textwrap.wrap(printable(" ".join(caption.split())), LINE)
     if not lines:
         return []
-    most = max(1, int(seconds / _READING))
-    count = min(most, -(-len(lines) // _LINES))
+    count = -(-len(lines) // _LINES)
     length = max(count, int(seconds * 1000))
     parts = [lines[len(lines) * n // count : len(lines) * (n + 1) // count] for n in range(count)]
     times = [length * n // count for n in range(count + 1)]

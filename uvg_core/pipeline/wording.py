@@ -1,0 +1,148 @@
+"""How the captions of a folder are worded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated
+
+from ..confined import is_plain
+from ..errors import UniViGUError
+from ..io import MEGABYTE
+from ..settings import Flag, OneOf, Text, setting, settings, shown
+
+FORMATS = ("txt", "json", "jsonl", "csv")
+EXISTING = ("keep", "append", "prepend")
+_MOST_PAIRS = 1000
+
+# What becomes of a caption: given the one that is there, None where none is, gives the new one, None to leave it.
+Change = Callable[[str | None], str | None]
+
+
+@settings
+class Captions:
+    """How a folder is captioned, and what is written."""
+
+    overwrite: Flag = setting(
+        "Replaces captions that are there already; off: clips that have one are skipped.", default=False
+    )
+    prefix: Text = setting('In front of every caption, e.g. "mystyle, ".', default="")
+    template: Text = setting("Text with blanks (___) to fill in; empty for free captions.", default="")
+    suffix: Text = setting('Behind every caption, e.g. ", 35 mm film".', default="")
+    existing: Annotated[str, OneOf(*EXISTING)] = setting(
+        "What becomes of a caption that is there already: keep it, or put the new one behind it (append) or in front "
+        "of it (prepend), once.",
+        default="keep",
+    )
+    replace: Text = setting(
+        "Words to replace in new captions, as plain text: one pair 'old => new' a line.", default=""
+    )
+    format: Annotated[str, OneOf(*FORMATS)] = setting(
+        "txt or json beside each clip, or one metadata.jsonl or metadata.csv for the folder.", default="txt"
+    )
+    file_suffix: Text = setting("A word in the names of the files: caption gives clip.caption.txt.", default="")
+    hint: Text = setting("A prompt to look at beside the clip.", default="")
+    backup: Flag = setting("Keep what is replaced or extended as clip.txt.bak.", default=False)
+    clip_seeds: Flag = setting(
+        "Each clip has its own seed, made from seed and the clip's name: the same in any folder that has others, too.",
+        default=False,
+    )
+    only: Text = setting("Caption this clip alone, by its name in the folder; of several, each on a line.", default="")
+    review: Flag = setting(
+        "New captions wait in captions.review.jsonl, to be read and accepted with Review captions in ComfyUI.",
+        default=False,
+    )
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.existing != "keep":
+            raise UniViGUError(
+                f"overwrite is on and existing is {self.existing}; turn overwrite off to keep what is there, or set "
+                "existing to keep to replace it"
+            )
+        name = self.file_suffix
+        if (
+            len(name) > 64
+            or not is_plain(f"a.{name}.txt")
+            or re.search(r'[\\/<>:"|?*]', name)
+            or name != name.strip(".")
+        ):
+            raise UniViGUError(
+                f"file_suffix is {shown(name)}; expected a word that a file's name can hold, such as caption"
+            )
+        pairs_of(self.replace)
+
+    def worded(self, caption: str) -> str:
+        """A caption of the model as it is written."""
+        return self.prefix + replaced(caption, pairs_of(self.replace)) + self.suffix
+
+    @property
+    def asked(self) -> str:
+        """What is appended or prepended once, empty where nothing is: other words or another question are another
+        matter."""
+        if self.existing == "keep":
+            return ""
+        return hash_of(json.dumps([self.existing, self.prefix, self.suffix, self.template, self.hint]))
+
+    def seed(self, seed: int, name: Path) -> int:
+        """The seed of a clip, by its name in the folder."""
+        if not self.clip_seeds:
+            return seed
+        data = f"{seed} {name.as_posix()}".encode(errors="surrogateescape")
+        return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1
+
+    def change(self, new: str) -> Change:
+        """What the new caption makes of the one that is there."""
+
+        def changed(old: str | None) -> str | None:
+            if self.overwrite or not (old or "").strip():
+                return new
+            if self.existing == "keep":
+                return None
+            return joined(old or "", new) if self.existing == "append" else joined(new, old or "")
+
+        return changed
+
+
+# Words
+
+
+def pairs_of(text: str) -> list[tuple[str, str]]:
+    """Find and replace: the pairs of a text with ``old => new`` on each line; empty lines do not count."""
+    pairs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        old, arrow, new = line.partition("=>")
+        if not line.strip():
+            continue
+        if not (arrow and old.strip()):
+            raise UniViGUError(
+                f"replace: line {number} is {shown(line)}; expected the words to find, => and the words to put there, "
+                "such as 'colour => color'"
+            )
+        pairs.append((old.strip(), new.strip()))
+    if len(pairs) > _MOST_PAIRS:
+        raise UniViGUError(f"replace: found {len(pairs)} lines; expected at most {_MOST_PAIRS}")
+    return pairs
+
+
+def replaced(text: str, pairs: list[tuple[str, str]]) -> str:
+    """A text with each pair replaced, one after the other, everywhere, as plain text; letter case counts."""
+    for old, new in pairs:
+        if len(text) + text.count(old) * (len(new) - len(old)) > MEGABYTE:  # pairs that double what the ones before did
+            raise UniViGUError("replace: the caption grows beyond a million letters; look for pairs that repeat words")
+        text = text.replace(old, new)
+    return text
+
+
+def joined(first: str, second: str) -> str:
+    """Two texts with a space between, unless one of them brings its own, or the second begins as a sentence goes on."""
+    first = first.rstrip("\r\n")
+    is_apart = not first or first[-1].isspace() or not second or second[0].isspace() or second[0] in ",.;:!?"
+    return f"{first}{'' if is_apart else ' '}{second}"
+
+
+def hash_of(words: str | None) -> str:
+    """What tells captions apart, in records."""
+    return blake2b((words or "").encode(errors="surrogateescape"), digest_size=16).hexdigest()

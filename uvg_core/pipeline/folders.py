@@ -137,7 +137,8 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     clips = _clips(folder, recursive, failed)
     with texts_of(folder, clips, how) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
-        wanted = [(clip, work.file(clip)) for clip in _chosen(folder, clips, how.only) if work.is_wanted(clip)]
+        chosen = _chosen(folder, clips, how.only)
+        wanted = [(clip, work.file(clip)) for clip in chosen if not (work.waits(clip) or work.is_done(clip))]
     lines = [f"{counted(len(clips), 'clip')}: {len(wanted)} to caption"]
     lines += [f"  {clip} -> {place}" for clip, place in wanted]
     return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in failed)])
@@ -183,7 +184,7 @@ class _Work:
         texts = self._texts
         if self.waits(clip):
             return "proposed"
-        if self._is_done(clip):
+        if self.is_done(clip):
             return "skipped"
         target = texts.place(clip)
         require_writable(target)
@@ -218,7 +219,8 @@ class _Work:
         """How many captions of these clips wait for review."""
         return None
 
-    def _is_done(self, clip: Path) -> bool:
+    def is_done(self, clip: Path) -> bool:
+        """Whether a clip has its caption."""
         how = self._how
         if how.asked:
             return self._extended.has(clip, how.asked, self._texts.read(clip))
@@ -264,8 +266,8 @@ class _Reviewed(_Work):
         proposals = map(self._proposal, clips)
         return sum(found is not None and found.state == OPEN for found in proposals)
 
-    def _is_done(self, clip: Path) -> bool:
-        return not self._how.only.strip() and (self._is_skipped(clip) or super()._is_done(clip))
+    def is_done(self, clip: Path) -> bool:
+        return not self._how.only.strip() and (self._is_skipped(clip) or super().is_done(clip))
 
     def _is_skipped(self, clip: Path) -> bool:
         """Whether somebody wanted no such caption."""

@@ -92,6 +92,9 @@ class Sampling:
         return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
 
 
+_MANY_SHAPES = 256 * 256  # pixels of a frame
+
+
 @settings
 class Size:
     """Size of a clip; off the model's grid is for ``latent_shape`` to refuse."""
@@ -103,6 +106,11 @@ class Size:
     def resolved(self, run: RunConfig) -> tuple[int, int, int]:
         """Frames, height and width in pixels, with those of ``run`` in the place of None."""
         return self.frames or run.frames, self.height or run.height, self.width or run.width
+
+    def any_shape(self, run: RunConfig) -> bool:
+        """Whether a clip of another shape may keep it: where the size is left to a checkpoint that is large enough to
+        come from Wan, which was trained on many shapes."""
+        return self.height is None and self.width is None and run.height * run.width >= _MANY_SHAPES
 
 
 @settings

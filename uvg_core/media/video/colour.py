@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .sidedata import side_data
 
 # Transfers and primaries by their number in the file (H.273).
 _PQ, _HLG = 16, 18
@@ -53,14 +54,6 @@ class Colour:
             return f"{_NAMES[self.primaries]} colours brought to BT.709"
         kind = "HLG" if self.transfer == _HLG else f"PQ up to {self.peak:.0f} nits"
         return f"HDR ({kind}) tone-mapped to SDR"
-
-
-def side_data(frame: Any, name: str) -> bytes:
-    """What a frame carries beside its picture; nothing where it has none, or where PyAV stumbles over another kind."""
-    with suppress(ValueError):  # of a kind that PyAV has no name for, such as Exif
-        found = frame.side_data.get(name)
-        return b"" if found is None else bytes(found)
-    return b""
 
 
 def colour_of(frame: Any) -> Colour | None:

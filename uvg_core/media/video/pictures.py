@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clip import ClipSpec
-from .colour import Colour, colour_of, side_data, to_sdr
+from .colour import Colour, colour_of, to_sdr
 from .limits import MOST_PIXELS
+from .sidedata import side_data
 
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
 # colours would drift by up to 3/255. Numbers, since older PyAVs have no names for them.

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UniViGUError, counted
+from .animation import opened
 from .clip import Clip, ClipInfo, ClipSpec, describe_fit, require_frames
 from .pictures import fit, picture_of, remarks_on, rotation, shown_size, stacked
 from .source import Source
@@ -24,7 +25,7 @@ _SEEK_FROM = 16
 def probe(path: str | Path, *, start: float = 0.0, seconds: float | None = None) -> ClipInfo:
     """Look at a video without decoding more than its first frame. All its timestamps are read unless the header is
     sure of the length (see ``Source.is_steady``). Raises UniViGUError like ``read_clip``."""
-    with Source(path) as source:
+    with opened(path) as source:
         first = next(source.frames(), None)
         if first is None:
             raise source.broken(0.0)
@@ -53,7 +54,7 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
     folder, empty, no video in it, no frame of it can be decoded; also for sizes below 1.
     """
     spec.require_valid(path)
-    with Source(path) as source:
+    with opened(path) as source:
         timeline = scan(source)
         if timeline.damage:
             source.start_over(careful=True)

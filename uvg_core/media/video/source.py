@@ -1,4 +1,4 @@
-"""Video files: found in a folder, and open: packets, frames, and what the header claims."""
+"""An open video file: packets, frames, and what the header claims."""
 
 from __future__ import annotations
 
@@ -26,37 +26,6 @@ from .limits import (
 )
 from .mp4 import is_steady, require_short_tables
 
-# What find_clips picks up; read_clip itself looks at the content, not at the name.
-CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
-
-
-def find_clips(
-    folder: str | Path, *, recursive: bool = True, unreadable: list[tuple[Path, str]] | None = None
-) -> list[Path]:
-    """The video files in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with ``recursive`` those in its
-    subfolders too, though not in linked ones. Hidden ones and unfinished ones (``*.part``, ``*.part.mp4``) are left
-    out. Subfolders that may not be entered are added to ``unreadable``, each with the reason.
-
-    Returns paths that start with ``folder``; maybe none. Raises UniViGUError when ``folder`` is not a folder.
-    """
-
-    def note(error: OSError) -> None:
-        if unreadable is not None:
-            unreadable.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
-
-    root = Path(folder)
-    if not os.path.isdir(root):
-        found = "a file" if os.path.exists(root) else "nothing there"
-        raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
-    videos: list[Path] = []
-    for place, folders, names in os.walk(root, onerror=note):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
-        clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
-        videos += [path for path in clips if is_open(path) and path.is_file()]
-    return sorted(videos)
-
-
 # Dispositions, as FFmpeg numbers them.
 _DEFAULT = 0x1
 ATTACHED = 0x400  # a picture that is no film: the cover of a song
@@ -73,6 +42,7 @@ class Source:
 
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
+    torn     whether the file is known to end inside a frame
     careful  one packet is decoded at a time, and what damaged ones spoil is noted
     spoilt   the times of damaged packets and of those behind them, which build on them, until the next keyframe
 
@@ -87,6 +57,7 @@ class Source:
         require_sound_decoders()
         self.path = Path(path)
         self.size = os.stat(path).st_size  # a file that grows is read as far as it went
+        self.torn = False
         self.careful, self.spoilt = False, set[int | None]()
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
         self._open()
@@ -113,7 +84,8 @@ class Source:
             self.container.close()
             raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
         # Players show the one that the file calls the default, else the first.
-        self.stream = next((stream for stream in readable if stream.disposition.value & _DEFAULT), readable[0])
+        # An AVIF that moves calls its cover picture one, too.
+        self.stream = min(readable, key=lambda one: (not one.disposition.value & _DEFAULT, one.frames == 1))
         self.stream.thread_type = "AUTO"
         try:
             require_sound_decoders(self.stream.codec_context.name)
@@ -201,16 +173,20 @@ class Source:
             if spoiling:
                 self.spoilt.add(packet.pts)
             for frame in decoded:
-                require_size(self.path, frame.width, frame.height)  # it may change on the way
-                self.decoded += frame.width * frame.height
+                self.count(frame.width, frame.height)
                 if frame.is_corrupt:
                     self.spoilt.add(frame.pts)
-                if self.decoded > MOST_DECODED:
-                    raise UniViGUError(
-                        f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
-                        "shorter clips, or write it as an mp4 with more keyframes"
-                    )
                 yield frame
+
+    def count(self, width: int, height: int) -> None:
+        """One more frame, of a size that may change on the way. Raises UniViGUError for too large ones, or too many."""
+        require_size(self.path, width, height)
+        self.decoded += width * height
+        if self.decoded > MOST_DECODED:
+            raise UniViGUError(
+                f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
+                "shorter clips, or write it as an mp4 with more keyframes"
+            )
 
     def broken(self, second: float) -> UniViGUError:
         large = f", has frames of more than {MOST_PIXELS} pixels," if self.refused else ""

@@ -93,7 +93,7 @@ def scan(source: Source) -> Timeline:
 
     Raises UniViGUError for a file without frames.
     """
-    torn, whole = False, 0
+    torn, whole = source.torn, 0
     keyframes: list[int] = []
     visible: list[tuple[Any, int]] = []  # timestamp (or None) and duration of what no edit list hides
     torn_marked = any(name in source.kind for name in _TORN_MARKED)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from comfy_api.latest import InputImpl, Types
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ..uvg_core.config import RunConfig
 from ..uvg_core.content import content_of
+from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
@@ -25,6 +28,8 @@ from ..uvg_core.sampling import Size
 from ..uvg_core.settings import Flag, Number, Text, setting, settings
 from .comfy.paths import opened_folder
 from .widgets import size, widget
+
+REMEMBERED = 1000  # prompts about folders
 
 
 @settings
@@ -65,6 +70,68 @@ class Folder:
             texts += [path / RECORD] if how is not None and how.review else []
             return {str(file): content_or_none(file) for file in dict.fromkeys((*clips, *texts))}
         return {}
+
+
+Place = tuple[Folder, Captions | None]  # a folder, and how it is captioned
+
+
+@dataclass
+class _Asked:
+    """What prompts ask for in their widgets, the mark that stands for it, and in which state each folder is that was
+    opened for it."""
+
+    widgets: dict[str, Any]
+    mark: str
+    states: dict[Place, str] = field(default_factory=dict)
+
+
+class Visits:
+    """What a node has done with folders, so that it does it again when there is something to do, and only then.
+
+    ComfyUI runs a node again when its mark is another one (NaN is no such thing: it knows the object again). A mark
+    stays while all that was opened under it is as the node has left it: what it writes itself is no reason to run
+    again, whatever else changes is. Which folder that is need not be known from the start, it may come from another
+    node."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, _Asked] = {}
+        self._marks = (f"{uuid4().hex} {number}" for number in count())  # none that another process has given
+
+    def mark(self, inputs: Mapping[str, Any]) -> str:
+        """For the inputs of a prompt, None for what is connected."""
+        widgets = {name: value for name, value in inputs.items() if isinstance(value, (str, int, float))}
+        key = digest(widgets)
+        asked = self._asked.pop(key, None)
+        if asked is None or any(_state(place)[1] != state for place, state in asked.states.items()):
+            asked = _Asked(widgets, next(self._marks))
+        self._asked[key] = asked
+        for oldest in list(self._asked)[:-REMEMBERED]:
+            del self._asked[oldest]
+        return asked.mark
+
+    def begun(self, inputs: Mapping[str, Any], place: Place) -> dict[str, str]:
+        """The state of a folder that is about to be opened. ``inputs``: all of them."""
+        state, now = _state(place)
+        for asked in self._of(inputs):
+            asked.states.setdefault(place, now)
+        return state
+
+    def finished(
+        self, inputs: Mapping[str, Any], place: Place, before: Mapping[str, str], wrote: Sequence[Path]
+    ) -> None:
+        """The folder was as ``before`` and has got the files ``wrote``: whoever asked for this has it."""
+        after = digest({**before, **{str(file): content_or_none(file) for file in wrote}})
+        for asked in self._of(inputs):
+            if asked.states.get(place) == digest(before):
+                asked.states[place] = after
+
+    def _of(self, inputs: Mapping[str, Any]) -> list[_Asked]:
+        return [asked for asked in self._asked.values() if asked.widgets.items() <= inputs.items()]
+
+
+def _state(place: Place) -> tuple[dict[str, str], str]:
+    state = place[0].state(place[1])
+    return state, digest(state)
 
 
 def size_widgets() -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,19 @@ from typing import Any
 from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.config import RunConfig
-from ..uvg_core.data.folder import (
+from ..uvg_core.data.folder import TextLimits, survey, too_short
+from ..uvg_core.data.left_out import (
     DETAIL_LENGTH,
     NO_CAPTION,
     NO_DETAIL,
     PROMPT_LENGTH,
     UNREADABLE,
     LeftOut,
-    TextLimits,
-    survey,
     tally,
-    too_short,
 )
+from ..uvg_core.data.settings import Data
 from ..uvg_core.data.sources import TrainingClip, digest
+from ..uvg_core.data.windows import is_long
 from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.media.video import ClipSpec
 from ..uvg_core.progress import Report
@@ -36,7 +35,7 @@ from .comfy.network import network_of, run_facts
 from .comfy.paths import shown
 from .comfy.showing import Progress, blocked, said
 from .comfy.training import OutputFile, TrainingRun, best_precision, require_components
-from .media import Folder, as_image, info_of, sized
+from .media import Folder, Visits, as_image, info_of, sized
 from .media import read as read_video
 from .types import LoraModel, LossMap, Node, output, schema
 from .widgets import read, widget
@@ -45,6 +44,10 @@ log = logging.getLogger(__name__)
 
 WARMUP = 100  # steps at most, a tenth of the run at most
 ANY_LENGTH = TextLimits((0, 10**6), (0, 10**6))  # that the model reads: which are long enough is for users to say
+ANY_SPEED = 1e4  # how much faster a clip may get that is longer than what is seen of it
+
+
+visits = Visits()
 
 
 class UniViGULoadClips(Node):
@@ -91,24 +94,23 @@ class UniViGULoadClips(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = None, subfolders: bool | None = None, **_: Any) -> str | float:
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
         """What the clips and texts hold: another state of the folder is other data."""
-        if folder is None or subfolders is None:  # connected, and not known yet
-            return math.nan
-        return digest(Folder(folder, subfolders).state())
+        return visits.mark(inputs)
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, need_details: bool, **inputs: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, **inputs: Any) -> io.NodeOutput:
         network_of(model)  # raises for another model
         folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
         progress = Progress(cls.hidden.unique_id)
+        visits.begun(inputs, (folder, None))
         with folder.opened(reads=True) as path:
             found = survey(
-                path,
+                Data(str(path), fastest=ANY_SPEED),
                 run,
                 tokenizer_of(clip).ids,
                 limits=ANY_LENGTH,
-                need_detail=need_details,
+                need_detail=inputs["need_details"],
                 recursive=folder.subfolders,
                 progress=progress,
             )
@@ -150,8 +152,10 @@ class ConnectedClips:
         return Path(place).name if isinstance(place, str) else f"clip {index + 1}"
 
     def item(self, index: int) -> TrainingClip:
-        run = self.run
-        pixels, note = read_video(self.videos[index], ClipSpec(run.frames, run.height, run.width, run.fps))
+        run, video = self.run, self.videos[index]
+        # A caption speaks of the whole clip: of one that is longer, frames of all of it are seen.
+        fps = None if is_long(info_of(video).duration, run.frames, run.fps) else run.fps
+        pixels, note = read_video(video, ClipSpec(run.frames, run.height, run.width, fps))
         log.info("%s", printable(note))  # retimed, resized, cropped
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
@@ -281,7 +285,8 @@ class UniViGUTrain(Node):
                     "frames",
                     max=1025,
                     advanced=True,
-                    tooltip="Of each clip, from its beginning (4n+1). 0: what the checkpoint was trained with.",
+                    tooltip="Of each clip (4n+1); of a longer one, spread over all of it. 0: what the checkpoint was "
+                    "trained with.",
                 ),
             ],
             outputs=[

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.io import write_new
 from ..uvg_core.media.sheet import SheetRow, draw_sheet
@@ -41,9 +38,9 @@ from .comfy.showing import Progress, said
 from .media import (
     Folder,
     Rate,
+    Visits,
     as_image,
     as_pixels,
-    content_or_none,
     copied_from,
     fitting,
     size_widgets,
@@ -89,40 +86,11 @@ class UniViGUEncodeVideo(Node):
         return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note, ui=said(note))
 
 
-REMEMBERED = 1000  # prompts about folders
 ROWS = 24  # of the table of captions
 FIRST = ("overwrite", "prefix", "template")  # the widgets that stand before those of the size
 
 
-class _Work:
-    """Folders whose captions are done, by what a prompt asked for. What the node writes changes a folder, and is no
-    reason to caption it again; whatever else changes is."""
-
-    def __init__(self) -> None:
-        self._asked: dict[str, tuple[dict[str, Any], str, str]] = {}  # widgets, the folder's state, its fingerprint
-        self._numbers = count()
-
-    def asked(self, inputs: Mapping[str, Any], state: Mapping[str, str]) -> str:
-        """The fingerprint of a folder: the one that it had while its state is still the one that it was left in."""
-        asked = {name: value for name, value in inputs.items() if isinstance(value, (str, int, float))}
-        key, now = digest(asked), digest(state)
-        _, before, mark = self._asked.pop(key, ({}, "", ""))
-        if now != before:
-            mark = f"{now} {next(self._numbers)}"
-        self._asked[key] = asked, now, mark
-        for oldest in list(self._asked)[:-REMEMBERED]:
-            del self._asked[oldest]
-        return mark
-
-    def finished(self, inputs: Mapping[str, Any], before: Mapping[str, str], written: Mapping[str, str]) -> None:
-        """The folder was as ``before`` and has got the texts ``written``: whoever asked for this has it."""
-        after = digest({**before, **written})
-        for key, (asked, state, mark) in self._asked.items():
-            if state == digest(before) and asked.items() <= inputs.items():
-                self._asked[key] = asked, after, mark
-
-
-work = _Work()
+visits = Visits()
 
 
 class UniViGUCaptionFolder(Node):
@@ -167,19 +135,16 @@ class UniViGUCaptionFolder(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> str | float:
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
         """What the clips and texts hold: another state of the folder is other work, unless this node made it."""
-        if inputs.get("folder") is None or inputs.get("subfolders") is None:  # connected, and not known yet
-            return math.nan
-        known = {name: value for name, value in inputs.items() if value is not None}
-        return work.asked(inputs, read(Folder, known).state(read(Captions, known)))
+        return visits.mark(inputs)
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
         folder, how, sampling = read(Folder, inputs), read(Captions, inputs), read(Sampling, inputs)
         spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps)
-        progress, before, where = Progress(cls.hidden.unique_id), folder.state(how), [""]
+        progress, before, where = Progress(cls.hidden.unique_id), visits.begun(inputs, (folder, how)), [""]
         unforeseen: list[Exception] = []  # such as too little memory: worth another try though nothing has changed
 
         @cache
@@ -209,7 +174,7 @@ class UniViGUCaptionFolder(Node):
             if report.failed and not (report.written or report.skipped or report.proposed):
                 raise UniViGUError(str(report))
             if not (report.busy or unforeseen):
-                work.finished(inputs, before, {str(file): content_or_none(file) for file in report.written})
+                visits.finished(inputs, (folder, how), before, report.written)
             names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
             table = table_of(report.captions, names, spec)
         captions = [text for _, text in report.captions]

@@ -38,17 +38,12 @@ class Lines:
         return [entry for entry in found if isinstance(entry, dict)]
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append a line. Raises UniViGUError where there is no room, and where the file cannot be opened."""
+        """Append a line. Raises UniViGUError where there is no room, and like ``appending``."""
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace")
         with appending(self.path) as handle:
             size = os.fstat(handle).st_size
             if size + len(line) > self._most:
                 raise UniViGUError(f"{self.path}: is full ({self._most >> 20} MB); {self._full}")
             is_torn = size > 0 and os.lseek(handle, size - 1, os.SEEK_SET) >= 0 and os.read(handle, 1) != b"\n"
-            try:
-                append(handle, (b"\n" if is_torn else b"") + line + b"\n")
-            except OSError as error:
-                raise UniViGUError(
-                    f"{self.path}: could not be written ({error.strerror or error}); free some space"
-                ) from None
+            append(handle, (b"\n" if is_torn else b"") + line + b"\n")
             self._size += os.fstat(handle).st_size - size

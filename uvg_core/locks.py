@@ -65,7 +65,7 @@ def appending(path: Path) -> Iterator[int]:
     """The handle of a file, open to be read and appended to and made where there is none, which is nobody else's for
     the length of a block: whoever comes meanwhile waits. Never through a link.
 
-    Raises UniViGUError where it cannot be opened."""
+    Raises UniViGUError where it cannot be opened, and for any OSError of the block, such as of a full disk."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = -1
     try:
@@ -90,6 +90,10 @@ def appending(path: Path) -> Iterator[int]:
         ) from None
     try:
         yield handle
+    except OSError as error:
+        raise UniViGUError(
+            f"{path}: cannot be appended to ({error.strerror or error}); free some space, or choose another folder"
+        ) from None
     finally:
         if fcntl is None:
             os.lseek(handle, _FAR, os.SEEK_SET)

@@ -177,7 +177,8 @@ class SettingError(UniViGUError):
         # An entry of an unknown name first: where a required one is missing, it is often that one with a slip in it.
         fault = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
         super().__init__(_explained(fault, cls))
-        self.entry, self.unknown = fault["loc"], fault["type"] in _UNKNOWN
+        self.entry = tuple(part for part in fault["loc"] if str(part).strip())
+        self.unknown = fault["type"] in _UNKNOWN
 
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -185,14 +186,15 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 def _explained(fault: ErrorDetails, cls: type) -> str:
     """A fault that pydantic found, in one sentence: which field, what was found, what was expected."""
-    place = [str(part) for part in fault["loc"] if not isinstance(part, int)]
+    place = [part for part in fault["loc"] if isinstance(part, str) and part.strip()]  # blank: a kind of value
     owner, field = cls, None
     for depth, part in enumerate(place):
         field = fields_of(owner).get(part)
         if field is None and not depth and fault["type"] == "value_error":
             break
-        if field is not None and fields_of(kind_of(field.annotation)) and depth + 1 < len(place):
-            owner = kind_of(field.annotation)
+        inner = owner if field is None else about(field, "entries") or kind_of(field.annotation)
+        if fields_of(inner) and depth + 1 < len(place):
+            owner = inner
     name = ".".join(place)
     if fault["type"] in _UNKNOWN:
         return _unknown(name, owner)

@@ -25,7 +25,7 @@ from torch import Tensor
 from ...uvg_core.config import CheckpointConfig, RunConfig
 from ...uvg_core.data.build import build_shards, shard_clips
 from ...uvg_core.data.encoders import Encoders
-from ...uvg_core.data.folder import tally
+from ...uvg_core.data.left_out import tally
 from ...uvg_core.data.shards import Shards
 from ...uvg_core.data.sources import Source
 from ...uvg_core.errors import UniViGUError

@@ -155,6 +155,24 @@ def test_numbers_that_do_not_fit_are_not_written(make, tmp_path):
     assert not (tmp_path / "d.safetensors").exists()
 
 
+def test_a_weight_that_overflows_is_kept_in_bf16_on_request(make, tmp_path):
+    model = make()
+    with torch.no_grad():
+        model.blocks[0].ffn[0].weight[0, 0] = 1e6
+    save_model(model, tmp_path / "large.safetensors", dtype=torch.float32)
+    convert(tmp_path / "large.safetensors", tmp_path / "c.safetensors", dtype="fp16", overflow="bf16")
+    stored = load_file(tmp_path / "c.safetensors")
+    assert {name for name, weight in stored.items() if weight.dtype == torch.bfloat16} == {"blocks.0.ffn.0.weight"}
+    assert {weight.dtype for weight in stored.values()} == {torch.bfloat16, torch.float16}
+    again = load_model(tmp_path / "c.safetensors", dtype=torch.float32)
+    torch.testing.assert_close(again.blocks[0].ffn[0].weight, model.blocks[0].ffn[0].weight, rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        model.blocks[0].ffn[0].weight[0, 0] = float("inf")
+    save_model(model, tmp_path / "inf.safetensors", dtype=torch.float32)
+    with pytest.raises(UniViGUError, match=r"blocks\.0\.ffn\.0\.weight: holds values that are not numbers"):
+        convert(tmp_path / "inf.safetensors", tmp_path / "d.safetensors", dtype="fp16", overflow="bf16")
+
+
 def test_a_lora_is_not_written_over(model, tools, tmp_path):
     path = tools.write_uni_vigu(model, "native", tmp_path)
     lora = tmp_path / "lora.safetensors"

@@ -129,6 +129,15 @@ def test_captions_as_json_and_what_would_be_captioned(clip: Path, capsys: pytest
     assert (mine["outcome"], mine["caption"]) == ("skipped", "mine")
 
 
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", str(clip), "--json", str(clip.parent / "nowhere" / "a.json"), *CPU]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "there is no folder" in err
+
+
 def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
     command = [sys.executable, "-m", "uvg_core", "caption", str(clip.parent), "--steps", "10000", *CPU]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:

@@ -24,6 +24,7 @@ from uvg_core.data import build as building
 from uvg_core.data.build import build_shards, shard_clips
 from uvg_core.data.encoders import Encoders
 from uvg_core.data.folder import Survey, survey
+from uvg_core.data.settings import Data
 from uvg_core.data.shards import EMPTY, INDEX, Sample, Shards
 from uvg_core.data.sources import TrainingClip, fingerprints
 from uvg_core.errors import UniViGUError
@@ -429,7 +430,7 @@ def test_a_folder_of_clips(tmp_path: Path, build, said: list[str]) -> None:
         (data / f"{number}.txt").write_text("a red ball")
 
     def source() -> Survey:
-        return survey(data, run, tokens)
+        return survey(Data(str(data), windows="first"), run, tokens)
 
     shards, fake = build(source(), per_shard=2)
     assert (len(shards), fake.clips) == (6, 6)

@@ -669,6 +669,65 @@ def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], se
     assert page.complaints == []
 
 
+def test_captions_are_replaced_by_patterns_and_not_by_an_input_method(
+    canvas: Callable[..., Canvas], server: Server
+) -> None:
+    waiting(server.base / "input" / "to_replace", 3)
+    page = canvas()
+    review = Review(page, "to_replace")
+    find, put = (review.panel.get_by_label(name, exact=True) for name in ("Find", "Replace with"))
+    old = [f"a grey shape, {number:04}" for number in range(3)]
+
+    find.fill("A GREY")
+    review.shows("0 in 0 captions")
+    review.press("Alt+c")
+    review.shows("3 in 3 captions")
+    find.fill(r"(GREY) (\w+).*(?<number>[12])$")
+    review.shows("0 in 0 captions")  # as plain text
+    review.press("Alt+r")
+    review.shows("2 in 2 captions")
+    put.fill("$2 $<number>")
+    review.press("Enter")
+    review.shows("Replaced: 2 in 2 captions")
+    assert review.texts() == [old[0], "a shape 1", "a shape 2"]
+    review.press("Escape", "End", "e", "End", "2", "Escape", "z")  # what was changed again stays
+    assert review.texts() == [*old[:2], "a shape 22"]
+
+    find.fill("(")
+    review.shows("Not a regular expression: ")
+    review.press("Escape", "Home", "e", "Control+a")
+    page.page.keyboard.insert_text("a" * 100)
+    find.fill("(a+)+b")
+    find.press("Enter")
+    review.shows("This expression takes too long; nothing was replaced")
+    find.fill("a{100}$")
+    review.shows("1 in 1 caption")
+
+    # An input method's Enter takes what it has composed, and decides nothing
+    keys = page.page.context.new_cdp_session(page.page)
+    sent: list[str] = []
+    page.page.on("request", lambda request: sent.append(request.url) if "frame" not in request.url else None)
+    texts = review.texts()
+    for name in ("Find", "Replace with", "Hint", "Folder of clips", "New"):
+        review.panel.get_by_label(name, exact=True).focus()
+        keys.send("Input.imeSetComposition", {"text": "かに", "selectionStart": 2, "selectionEnd": 2})
+        for modifiers in (0, 2):  # Enter, Ctrl+Enter
+            enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229, "modifiers": modifiers}
+            keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **enter})
+        keys.send("Input.insertText", {"text": "かに"})
+    assert review.new == "かに" + texts[0] or review.new == texts[0] + "かに"
+    assert review.texts()[1:] == texts[1:]
+    assert [url for url in sent if "review" in url or "prompt" in url] == []
+    find.fill("かに")
+    put.fill("")
+    review.press("Enter")  # of no input method
+    review.shows("Replaced: 1 in 1 caption")
+    page.page.once("dialog", lambda dialog: dialog.accept())
+    review.press("Escape", "Control+a", "x", "Enter")  # all but the one that is looked at
+    review.shows("1 to decide, 2 accepted")
+    assert page.complaints == []
+
+
 def test_jobs_belong_to_their_folder_and_are_cancelled(
     canvas: Callable[..., Canvas], server: Server, client: Any
 ) -> None:

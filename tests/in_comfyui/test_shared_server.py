@@ -519,11 +519,20 @@ def test_messages_name_no_folder_of_the_server(own: Server) -> None:
 # 3. Nothing runs twice for nothing
 
 
-def test_a_folder_is_captioned_again_only_when_something_changed(own: Server) -> None:
-    person, home = Person(own), clips_in(own.base / "input" / "twice", a="", b="")
+def named_by(connected: bool, folder: str, graph: dict[str, Any]) -> dict[str, Any]:
+    """``graph`` with the folder of its node 2 in the widget or from another node."""
+    graph["name"] = {"class_type": "PrimitiveString", "inputs": {"value": folder}}
+    graph["2"]["inputs"]["folder"] = ["name", 0] if connected else folder
+    return graph
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_folder_is_captioned_again_only_when_something_changed(own: Server, connected: bool) -> None:
+    name = f"twice {connected}"
+    person, home = Person(own), clips_in(own.base / "input" / name, a="", b="")
 
     def ran(**changes: Any) -> bool:
-        history = person.run(caption_folder("twice", **changes))
+        history = person.run(named_by(connected, name, caption_folder(name, **changes)))
         texts_of(history)
         return "2" not in next(
             data["nodes"] for kind, data in history["status"]["messages"] if kind == "execution_cached"
@@ -554,10 +563,12 @@ def test_a_folder_is_captioned_again_only_when_something_changed(own: Server) ->
     assert not ran(overwrite=True)
 
 
-def test_training_is_repeated_only_when_its_data_changed(own: Server) -> None:
-    person, home = Person(own), own.base / "input" / "to_train"
+@pytest.mark.parametrize("connected", [False, True])
+def test_training_is_repeated_only_when_its_data_changed(own: Server, connected: bool) -> None:
+    name = f"to train {connected}"
+    person, home = Person(own), own.base / "input" / name
     clips_in(home, a="a red circle moves left", b="a blue square moves up")
-    graph = load_clips("to_train")
+    graph = named_by(connected, name, load_clips(name))
     graph["5"] = {
         "class_type": "UniViGUTrain",
         "inputs": {

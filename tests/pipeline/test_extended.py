@@ -135,6 +135,9 @@ def test_a_run_in_another_format_proposes_anew_and_each_is_written_as_its_run_sa
     assert '"second"' in clip.with_suffix(".json").read_text()
     assert run(clip, "third", review=True, format="json")[0] == 0
     assert run(clip, "third", review=True, file_suffix="short")[0] == 1
+    assert run(clip, "fourth", review=True, format="json", existing="append") == (1, "second fourth")
+    assert run(clip, "fifth") == (1, "fifth")  # what waits for another file is none of its captions
+    assert run(clip, "sixth", review=True) == (0, "fifth")
 
 
 def test_the_report_tells_what_waits_from_what_is_captioned(clip: Path) -> None:

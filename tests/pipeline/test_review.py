@@ -189,7 +189,7 @@ def test_a_full_disk_loses_no_decision(folder: Path, place: str, monkeypatch: py
         patched.setattr(place, full)
         outcomes = decide(folder, decisions_of(proposed))
     failed = [one for one in outcomes if one["state"] == "failed"]
-    assert all("could not be written (No space left on device)" in one["problem"] for one in failed)
+    assert all("(No space left on device)" in one["problem"] for one in failed)
     if place.endswith("append"):
         assert len(failed) == 3  # the texts are written, and nothing says so yet
         assert [item["state"] for item in items(folder).values()] == ["open"] * 3

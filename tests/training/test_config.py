@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from recipes.worlds.recipe import RUNS
+from uvg_core.data.settings import Data
 from uvg_core.errors import UniViGUError
 from uvg_core.settings import fields_of
 from uvg_core.training.config import FREE_AT_RESUME, Times, TrainConfig, changed, from_dict, load_config
@@ -358,7 +359,10 @@ def as_read(folder: Path, cells: dict[str, str]) -> dict[str, Any]:
 
 def test_the_documentation_knows_every_entry_and_its_default(tmp_path: Path) -> None:
     told = tables()
-    assert set(told) == {"Top-level entries", *SECTIONS}
+    assert set(told) == {"Top-level entries", "Data", *SECTIONS}
+    assert set(told["Data"]) == {field.name for field in fields(Data)}
+    assert told["Data"].pop("path") == "required"
+    assert from_dict(Data, {"path": "clips", **as_read(tmp_path, told["Data"])}) == Data("clips")
     for name, make_section in SECTIONS.items():
         usual = make_section()
         assert set(told[name]) == {f.name for f in fields(usual)}, name

@@ -128,6 +128,32 @@ def test_every_epoch_is_a_new_permutation() -> None:
 # --- shares -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_clip_comes_as_often_as_its_source_says() -> None:
+    """Twice an epoch, 2.5 times, every second epoch; whichever is the odd one changes."""
+    order = Order([[(range(4), 2.5), (range(4, 10), 0.5), (range(10, 11), 1.0)]], seed=5)
+    assert order.epoch == 10 + 3 + 1
+    drawn = [order.clip(position) for position in range(4 * order.epoch)]
+    counts = [drawn.count(clip) for clip in range(11)]
+    assert counts == [10] * 4 + [2] * 6 + [4]
+    first = drawn[: order.epoch]
+    assert sorted(first.count(clip) for clip in range(4)) == [2, 2, 3, 3]
+    assert [order.clip(position) for position in (3, 40, 0)] == [drawn[3], drawn[40], drawn[0]]
+
+
+def test_a_step_is_of_one_bucket_and_all_keep_pace() -> None:
+    buckets = [[(range(6), 1.0)], [(range(6, 24), 1.0)], [(range(24, 25), 1.0)]]
+    order = Order(buckets, seed=5, together=4)
+    steps = [[order.clip(4 * step + i) for i in range(4)] for step in range(100)]
+    sizes = [{0 if clip < 6 else 1 if clip < 24 else 2 for clip in step} for step in steps]
+    assert all(len(size) == 1 for size in sizes)
+    assert [sizes.count({number}) for number in range(3)] == [24, 72, 4]
+    assert all(abs(sizes[:n].count({1}) - 0.72 * n) < 1.5 for n in range(100))
+    drawn = [clip for step in steps for clip in step if 6 <= clip < 24]
+    assert all(sorted(drawn[n : n + 18]) == list(range(6, 24)) for n in range(0, 288, 18))
+    again = Order(buckets, seed=5, together=4)
+    assert [again.clip(398), again.clip(17)] == [steps[99][2], steps[4][1]]
+
+
 def test_shares_are_as_configured() -> None:
     shares = {"text_to_video": 2.0, "video_to_text": 1.0, "joint": 5.0}
     dropout = {"text_to_video": 0.1, "video_to_text": 0.7, "joint": 0.35}

@@ -12,17 +12,34 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("accelerate")
 
-from tiny_runs import RUN, WAYS, WORDS, Stop, curve, make_config, make_shards, make_start, make_trainer, same
+from tiny_runs import (
+    ENCODERS,
+    RUN,
+    WAYS,
+    WORDS,
+    Clips,
+    Stop,
+    curve,
+    make_config,
+    make_shards,
+    make_start,
+    make_trainer,
+    same,
+)
 
 from uvg_core.checkpoint import load_model, read_config
 from uvg_core.checkpoint.read import open_weights
 from uvg_core.config import CheckpointConfig
+from uvg_core.data.build import build_shards
+from uvg_core.data.sources import Together, TrainingClip
 from uvg_core.errors import UniViGUError
 from uvg_core.model import PassOptions
 from uvg_core.training import checkpoints
+from uvg_core.training.plan import repeated
 from uvg_core.training.run import make_accelerator
 from uvg_core.training.start import LORA_PREFIX, is_text_half, starting_network
 from uvg_core.training.state import RunState
@@ -228,6 +245,89 @@ def test_a_lora_is_written_in_comfyui_names_and_holds_what_was_learnt(folder: Pa
             learnt(video, text, time, time, context), base(video, text, time, time, context), strict=True
         ):
             assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
+    """What it starts with is what the file adds to the weights, also at another alpha and a higher rank; and it may be
+    moved before the run is resumed."""
+    pytest.importorskip("peft")
+    data = make_shards(folder / "cache")
+    first = make_trainer(make_config(folder, trains="lora", lora={"rank": 3, "alpha": 6}), data).run().file
+    second = folder / "first.safetensors"
+    first.rename(second)
+    config = make_config(folder, out=str(folder / "on"), trains="lora", lora={"rank": 4, "start": str(second)})
+    trainer = make_trainer(config, data, watch=Stop(4))
+    merged = load_model(config.model, dtype=torch.float32, loras=[second]).state_dict()
+    for name, layer in trainer.network.named_modules():
+        if hasattr(layer, "lora_A"):
+            assert torch.allclose(layer.get_delta_weight("default") + layer.weight, merged[f"{name}.weight"], atol=1e-6)
+    assert not trainer.run().finished
+    second = second.rename(folder / "moved.safetensors")
+    moved = make_config(folder, out=config.out, trains="lora", lora={"rank": 4, "start": str(second)})
+    assert make_trainer(moved, data).run(resume=True).finished
+    small = make_config(folder, out=str(folder / "small"), trains="lora", lora={"rank": 2, "start": str(second)})
+    with pytest.raises(UniViGUError, match=r"its rank is 3 at .*, lora\.rank is 2; set 3"):
+        make_trainer(small, data)
+    tensors = load_file(second) | {"diffusion_model.blocks.0.norm3.diff": torch.zeros(32)}
+    save_file(tensors, folder / "more.safetensors")
+    more = make_config(
+        folder, out=str(folder / "more"), trains="lora", lora={"start": str(folder / "more.safetensors")}
+    )
+    with pytest.raises(UniViGUError, match=r"holds more than low-rank pairs .*norm3"):
+        make_trainer(more, data)
+
+
+class Mixed(Clips):
+    """Clips of two lengths and, of the longer ones, two prompts each."""
+
+    def key(self, index: int) -> str:
+        return f"mixed {index}"
+
+    def group(self, index: int) -> int:
+        return int(index >= 8)
+
+    def item(self, index: int) -> TrainingClip:
+        clip = super().item(index)
+        return replace(clip, pixels=clip.pixels[:1]) if index < 8 else replace(clip, others=("w9 w9 w9",))
+
+
+def mixed_latents(pixels: torch.Tensor) -> torch.Tensor:
+    return ENCODERS.latent(pixels)[:, :, : 1 + pixels.shape[1] // 4]
+
+
+def test_clips_of_several_lengths_train_together(folder: Path) -> None:
+    """Each step is of one length, both halves of the clips are learnt from, and a stopped run goes on as it was."""
+    encoders = replace(ENCODERS, latent=mixed_latents)
+    data = build_shards(Mixed(12), encoders, folder / "cache", per_shard=5, in_memory=True, say=lambda _: None)
+    assert {size: sum(len(clips) for _, clips in some) for size, some in data.buckets().items()} == {
+        (1, 4, 4): 8,
+        (2, 4, 4): 4,
+    }
+    assert {len(data.sample(9, u).prompt_ids) for u in (0.0, 0.49, 0.5, 0.99)} == {3, 4}
+    assert {len(data.sample(0, u).prompt_ids) for u in (0.0, 0.99)} == {3}
+    whole = make_config(folder, steps=6, batch=2, data=[{"path": "made", "repeats": 2}])
+    trainer = make_trainer(whole, data)
+    assert trainer.order.epoch == 24
+    prepared = [trainer._prepared(step) for step in range(6)]
+    lengths = [{batch.latents.shape[2] for batch in batches} for _, batches in prepared]
+    assert sorted(map(tuple, lengths)) == [(1,)] * 4 + [(2,)] * 2
+    assert trainer.run().finished
+    parts = replace(whole, out=str(folder / "parts"))
+    assert not make_trainer(parts, data, watch=Stop(3)).run().finished
+    with pytest.raises(UniViGUError, match="repeats or weights of its sources have changed"):
+        make_trainer(replace(parts, data=whole.sources[0].path), data).run(resume=True)
+    assert make_trainer(parts, data).run(resume=True).finished
+    assert same(curve(folder / "run"), curve(folder / "parts"))
+
+
+def test_a_weight_is_a_share_whatever_the_size_of_the_source(folder: Path) -> None:
+    encoders, say = ENCODERS, lambda _: None
+    both = Together([Clips(9), Clips(3, details=False)])
+    data = build_shards(both, encoders, folder / "cache", per_shard=5, in_memory=True, say=say)
+    config = make_config(folder, data=[{"path": "a", "weight": 1}, {"path": "b", "weight": 3}])
+    ((first, second),) = repeated(config, data)
+    assert (first[0], second[0]) == (range(9), range(9, 12))
+    assert (9 * first[1], 3 * second[1]) == (pytest.approx(3), pytest.approx(9))
 
 
 def test_the_file_holds_the_averaged_weights(folder: Path) -> None:

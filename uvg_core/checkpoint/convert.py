@@ -20,6 +20,7 @@ from .quant import FP8, FP8_DTYPES, METADATA_KEY, is_quantised_in_fp8, quantisat
 from .read import Stored
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, carried_over, write_safetensors
 
+OVERFLOW = ("refuse", "bf16")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
 _SCALE = Stored.like((), torch.float32)
 
@@ -33,6 +34,7 @@ def convert(
     on_progress: Progress | None = None,
     overrides: Overrides | None = None,
     loras: Sequence[str | Path | LoraChoice | Lora] = (),
+    overflow: str = "refuse",
 ) -> list[Lora]:
     """Write a Uni-ViGU checkpoint of any readable layout as native safetensors.
 
@@ -43,6 +45,8 @@ def convert(
         on_progress: called with (bytes written, bytes in all) after each tensor; raising in it cancels cleanly.
         overrides: as for ``load_model``; written into the metadata.
         loras: as for ``load_model``; weights are rounded, or quantised, after merging.
+        overflow: of a weight with numbers that do not fit into fp16: ``refuse``, or keep it in ``bf16`` (every weight
+            is then read twice).
 
     The other parts of an all-in-one file (VAE, text encoder) are carried over unchanged, step and optimizer are not.
     The target appears whole or not at all. Returns the LoRAs, which say what was merged. Raises UniViGUError as
@@ -62,7 +66,7 @@ def convert(
     pending: dict[str, Pending] = {}
     layers: list[str] = []
     for name in checkpoint.names:
-        entries = _entries(checkpoint, name, dtype, [lora for lora in merged if lora.changes(name)])
+        entries = _entries(checkpoint, name, dtype, [lora for lora in merged if lora.changes(name)], overflow)
         pending |= {prefix + entry: value for entry, value in entries.items()}
         layers += [prefix + name.removesuffix(".weight")] * (len(entries) > 1)
     others: dict[str, object] = {}
@@ -79,7 +83,9 @@ def convert(
     return merged
 
 
-def _entries(checkpoint: Checkpoint, name: str, dtype: str | None, loras: Sequence[Lora]) -> dict[str, Pending]:
+def _entries(
+    checkpoint: Checkpoint, name: str, dtype: str | None, loras: Sequence[Lora], overflow: str
+) -> dict[str, Pending]:
     """What one weight becomes: itself, or two tensors, eight-bit numbers and their scale; native names."""
     stored = checkpoint.stored(name)
     kept = stored.torch_dtype
@@ -95,7 +101,10 @@ def _entries(checkpoint: Checkpoint, name: str, dtype: str | None, loras: Sequen
     # Without a scale, eight bits are too coarse for what a LoRA adds.
     if name in checkpoint.scales or (loras and kept in FP8_DTYPES):
         kept = torch.bfloat16
-    return packed(name, Stored.like(stored.shape, kept), partial(merged_weight, checkpoint, name, loras), dtype)
+    read = partial(merged_weight, checkpoint, name, loras)
+    if overflow == "bf16" and DTYPES.get(dtype or "", kept) == torch.float16 and _overflows(read(), torch.float16):
+        dtype = "bf16"
+    return packed(name, Stored.like(stored.shape, kept), read, dtype)
 
 
 def packed(name: str, like: Stored, read: Callable[[], Tensor], dtype: str | None) -> dict[str, Pending]:
@@ -130,10 +139,18 @@ def _finite(name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tens
         return made
     if all(bool(end.isfinite()) for end in made.aminmax()):  # a mask would be half as large as the largest weight
         return made
-    if bool(weight.float().isfinite().all()):
+    if _overflows(weight, made.dtype):
         largest = float(weight.float().abs().max())
-        raise UniViGUError(f"{name}: its largest number, {largest:.3g}, does not fit into {dtype}; choose bf16 or fp32")
+        raise UniViGUError(
+            f"{name}: its largest number, {largest:.3g}, does not fit into {made.dtype}; choose bf16 or fp32 (convert "
+            "--overflow bf16 keeps such weights alone in bf16)"
+        )
     raise UniViGUError(
         f"{name}: holds values that are not numbers: the file is damaged, its training has diverged, or a LoRA is far "
         "too strong. Download it again, or choose a lower strength"
     )
+
+
+def _overflows(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is finite, and no longer so in ``dtype``."""
+    return bool(weight.float().isfinite().all()) and not bool(weight.to(dtype).isfinite().all())

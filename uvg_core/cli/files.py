@@ -7,6 +7,7 @@ from typing import Annotated
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import LoraChoice, Overrides
+from ..checkpoint.convert import OVERFLOW
 from ..config import END_OF_TEXT, TEXT_STATES
 from ..errors import UniViGUError
 from ..io import require_writable
@@ -56,6 +57,11 @@ class Convert:
     lora: tuple[LoraChoice, ...] = setting(
         "Merge a LoRA into the weights. Repeat the flag for several.", default=(), metavar="FILE[:VIDEO[:TEXT]]"
     )
+    overflow: Annotated[str, OneOf(*OVERFLOW)] = setting(
+        "What becomes of weights with numbers that do not fit into fp16: the file is refused, or they are kept in "
+        "bf16.",
+        default="refuse",
+    )
 
 
 def convert(
@@ -83,6 +89,7 @@ def convert(
         on_progress=lambda done, total: shown("converting", done, total),
         overrides=checkpoint,
         loras=own.lora,
+        overflow=own.overflow,
     )
     for lora in merged:
         say(str(lora))
@@ -113,8 +120,6 @@ def check(
 
     if own.write:
         require_writable(own.write)
-    if own.json and not is_stream(own.json):
-        require_writable(own.json)
     found = PipelineCheck(model.pipeline(shown, video.null_embedding, checking=True), size)
     for line in found.lines():
         shown.close()

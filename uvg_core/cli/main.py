@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ..errors import UniViGUError, printable
-from ..io import require_others
+from ..io import require_others, require_writable
 from ..pipeline.components import OutOfMemory
 from ..progress import bars
 from .cache import cache
@@ -41,7 +41,7 @@ from .generate import generate
 from .joint import joint
 from .output import be_quiet, complain, say
 from .rank import rank
-from .streams import standard_input
+from .streams import is_stream, standard_input
 from .synthesise import synthesise
 from .train import train
 
@@ -96,8 +96,12 @@ WRITTEN = ("out", "write", "json", "sheet")
 READ = ("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file")
 
 
-def _require_other_files(args: argparse.Namespace) -> None:
-    """Raise UniViGUError where a run would write onto a file that it reads."""
+def _require_files(args: argparse.Namespace) -> None:
+    """Raise UniViGUError where a run would write onto a file that it reads, or could not write its report in the
+    end."""
+    report = getattr(args, "json", None)
+    if report is not None and not is_stream(report):
+        require_writable(report)
     read = [path for name in READ if isinstance(path := getattr(args, name, None), Path)]
     read += [lora.path for lora in getattr(args, "lora", ())]
     for name in WRITTEN:
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     given = settings_of(args.run, args)
                 except UniViGUError as error:
                     args.error(str(error))
-                _require_other_files(args)
+                _require_files(args)
                 code = int(args.run(**given, shown=shown) or 0)
             if sys.stdout is not None:  # None where it was closed
                 sys.stdout.flush()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..progress import Bars
 from ..settings import Flag, setting, settings
-from ..training import run
+from ..training import forecast, run
 from ..training.config import load_config
 from ..training.trainer import Watch
-from .output import say
+from .output import say, show
 
 
 @settings
@@ -24,11 +24,18 @@ class Train:
     )
     resume: Flag = setting("Go on from the newest checkpoint in out.", default=False)
     accept_changes: Flag = setting("With --resume: go on although settings or clips have changed.", default=False)
+    check: Flag = setting(
+        "Only say what will be read, what is left out and why, steps, memory and disk; exit code 1 where something is "
+        "left out or does not fit.",
+        default=False,
+    )
 
 
 def train(own: Train, shown: Bars) -> int:
     """Train in stages: generate, recall, refine."""
     config = load_config(own.config)
+    if own.check:
+        return 0 if forecast.check(config, resume=own.resume, say=show, progress=shown) else 1
     with _stopping() as watch:
         result = run.train(
             config, resume=own.resume, accept_changes=own.accept_changes, say=say, progress=shown, watch=watch

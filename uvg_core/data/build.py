@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 
 import torch
@@ -24,9 +24,9 @@ from ..locks import owned
 from ..media.vae import latent_shape
 from ..progress import Report
 from .encoders import Encoders
-from .folder import LeftOut, tally
+from .left_out import LeftOut, tally
 from .shards import EMPTY, FORMAT, INDEX, VERSION, Index, Sample, ShardEntry, Shards, sha256_of
-from .sources import Source, TrainingClip, digest, former_keys
+from .sources import Source, Together, TrainingClip, digest, former_keys, group_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ FAILED = "not readable after all"
 NOT_FINITE = "with values that float16 does not hold"
 
 _TEXTS_TOGETHER = 16
+_NONE = torch.empty(0)  # in the place of pixels that were encoded
 
 
 def shard_clips(run: RunConfig) -> int:
@@ -98,11 +99,12 @@ class _Builder:
         keys = [self.source.key(index) for index in range(total)]
         made_by = [VERSION, self.encoders.fingerprint]
         wanted, former = [ShardEntry(EMPTY, digest(made_by))], former_keys(self.source)
-        for number, first in enumerate(range(0, total, per_shard)):
-            own, before = (some[first : first + per_shard] for some in (keys, former))
+        for number, (first, end) in enumerate(self._cuts(per_shard)):
+            own, before = (some[first:end] for some in (keys, former))
             file = f"uvg-shard-{number:05d}.safetensors"
             same_as = digest([*made_by, before]) if before else ""
-            wanted.append(ShardEntry(file, digest([*made_by, own]), first, items=len(own), same_as=same_as))
+            content = digest([*made_by, own])
+            wanted.append(ShardEntry(file, content, first, len(own), same_as=same_as, source=self._number(first)))
         ready = self._unchanged(old, wanted)
 
         def index() -> Index:
@@ -125,6 +127,17 @@ class _Builder:
         if not any(shard.clips for shard in ready.values()):
             lost = [one for shard in ready.values() for one in shard.left_out]
             raise UniViGUError("\n".join([f"{self.folder}: none of {len(lost)} clips could be used", *tally(lost)]))
+
+    def _cuts(self, per_shard: int) -> Iterator[tuple[int, int]]:
+        """Where shards begin and end: each holds clips of one source and one size."""
+        first = 0
+        for _, group in groupby(range(len(self.source)), lambda index: group_of(self.source, index)):
+            end = first + sum(1 for _ in group)
+            yield from ((start, min(start + per_shard, end)) for start in range(first, end, per_shard))
+            first = end
+
+    def _number(self, index: int) -> int:
+        return self.source.group(index)[0] if isinstance(self.source, Together) else 0
 
     def _unchanged(self, old: Index | None, wanted: Sequence[ShardEntry]) -> dict[str, ShardEntry]:
         """The entries of files that need not be built again, by file; says why others are."""
@@ -162,35 +175,38 @@ class _Builder:
 
     def _shard(self, entry: ShardEntry, done: int) -> ShardEntry:
         """Encode the clips, then all their texts, and write what float16 holds. ``done``: clips before, for reports."""
-        encoded: list[tuple[str, str, str | None, Tensor]] = []
+        encoded: list[tuple[TrainingClip, Tensor]] = []
         left_out: list[LeftOut] = []
         clips = self._clips(entry, left_out)
         for first in clips:
             most = max(1, min(MOST_TOGETHER, PIXELS_TOGETHER // first.pixels[..., 0].numel()))
             group = [first, *islice(clips, most - 1)]
             latents = self.encoders.latent(torch.stack([clip.pixels for clip in group])).to("cpu", torch.float16)
-            encoded += [(clip.name, clip.prompt, clip.detail, row) for clip, row in zip(group, latents, strict=True)]
+            encoded += [(replace(clip, pixels=_NONE), row) for clip, row in zip(group, latents, strict=True)]
             self.progress("encoding the clips", done + len(encoded) + len(left_out), len(self.source))
-        states = self._states([text for _, *texts, _ in encoded for text in texts if text is not None])
-        samples = []
-        for name, prompt, detail, latent in encoded:
+        states = self._states([text for clip, _ in encoded for text in _texts(clip)])
+        samples, others = [], []
+        for clip, latent in encoded:
+            prompt, detail = clip.prompt, clip.detail
             ids = None if detail is None else self._ids(detail)
-            sample = Sample(latent, self._ids(prompt), states[prompt], ids, states.get(detail), name)
-            if _finite(latent, states[prompt], states.get(detail, latent)):
+            sample = Sample(latent, self._ids(prompt), states[prompt], ids, states.get(detail), clip.name)
+            if _finite(latent, *(states[text] for text in _texts(clip))):
                 samples.append(sample)
+                others.append([(self._ids(text), states[text]) for text in clip.others])
             else:
-                left_out.append(LeftOut(name, NOT_FINITE))
+                left_out.append(LeftOut(clip.name, NOT_FINITE))
+        prompts = [one.prompt_ids for one in samples] + [ids for some in others for ids, _ in some]
         details = [one.detail_ids for one in samples if one.detail_ids is not None]
         built = replace(
             entry,
             same_as="",
             clips=len(samples),
             details=len(details),
-            longest_prompt=max((len(one.prompt_ids) for one in samples), default=0),
+            longest_prompt=max(map(len, prompts), default=0),
             longest_detail=max(map(len, details), default=0),
             left_out=tuple(left_out),
         )
-        return self._write(built, _packed(samples) if samples else {}, [one.name for one in samples])
+        return self._write(built, _packed(samples, others) if samples else {}, [one.name for one in samples])
 
     def _clips(self, entry: ShardEntry, left_out: list[LeftOut]) -> Iterator[TrainingClip]:
         """The clips of a shard; those that cannot be read go to ``left_out``."""
@@ -198,7 +214,7 @@ class _Builder:
             name = self.source.name(index)
             try:
                 clip = self.source.item(index)
-                for text in filter(None, (clip.prompt, clip.detail)):
+                for text in _texts(clip):
                     self.encoders.rows(text)  # raises for one that does not fit
             except UniViGUError as error:
                 left_out.append(LeftOut(name, FAILED, str(error)))
@@ -230,18 +246,37 @@ class _Builder:
 def _still(entry: ShardEntry, wanted: ShardEntry) -> ShardEntry | None:
     """The entry of a shard that need not be built again, None for one that must. ``wanted.same_as``: what an earlier
     version would have called it."""
+    entry = replace(entry, first=wanted.first, source=wanted.source)
     if wanted.content in (entry.content, entry.same_as):
         return entry
     return replace(entry, same_as=wanted.content) if entry.content == wanted.same_as else None
 
 
-def _packed(samples: list[Sample]) -> dict[str, Tensor]:
+def _texts(clip: TrainingClip) -> list[str]:
+    return [text for text in (clip.prompt, *clip.others, clip.detail) if text is not None]
+
+
+# The ids and conditions of a clip's further prompts.
+_Others = list[tuple[Tensor, Tensor]]
+
+
+def _packed(samples: list[Sample], others: list[_Others]) -> dict[str, Tensor]:
     """The tensors of a shard; rows of different lengths become one tensor and its N+1 offsets."""
     tensors = {"latents": torch.stack([one.latent for one in samples])}
-    for name in ("prompt_id", "prompt_state", "detail_id", "detail_state"):
-        none = getattr(samples[0], f"{name.replace('detail', 'prompt')}s")[:0]  # for a clip without a detailed caption
-        rows = [getattr(one, f"{name}s") for one in samples]
-        rows = [none if row is None else row for row in rows]
+    prompts = [[(one.prompt_ids, one.prompt_states), *some] for one, some in zip(samples, others, strict=True)]
+    if any(others):
+        tensors["wordings"] = torch.tensor([0, *accumulate(map(len, prompts))], dtype=torch.int64)
+    ids = [one for some in prompts for one, _ in some]
+    states = [one for some in prompts for _, one in some]
+    none = ids[0][:0], states[0][:0]  # for a clip without a detailed caption
+    detail_ids = [none[0] if one.detail_ids is None else one.detail_ids for one in samples]
+    detail_states = [none[1] if one.detail_states is None else one.detail_states for one in samples]
+    for name, rows in (
+        ("prompt_id", ids),
+        ("prompt_state", states),
+        ("detail_id", detail_ids),
+        ("detail_state", detail_states),
+    ):
         tensors[f"{name}s"] = torch.cat(rows)
         tensors[f"{name}_offsets"] = torch.tensor([0, *accumulate(map(len, rows))], dtype=torch.int64)
     return tensors

@@ -1,36 +1,38 @@
-"""A folder of clips as training data: ``clip.mp4``, ``clip.txt`` (the prompt) and, for the stage refine,
-``clip.detail.txt`` (the detailed caption)."""
+"""A source of clips as training data, surveyed: which clips can be used, which part of each, and why others cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ..config import RunConfig
 from ..content import content_of
 from ..errors import UniViGUError, counted
-from ..io import read_text
-from ..media.video import ClipInfo, ClipSpec, find_clips, probe, read_clip
-from ..pipeline.folders import text_files
+from ..media.video import ClipInfo, ClipSpec, probe, read_clip
 from ..progress import Report
+from .clip_file import ClipFile, Texts
+from .left_out import (
+    DETAIL_LENGTH,
+    EMPTY_CAPTION,
+    NO_DETAIL,
+    PROMPT_LENGTH,
+    TOO_SHORT,
+    UNREADABLE,
+    LeftOut,
+    Unusable,
+    tally,
+)
+from .listing import listed
+from .settings import Buckets, Data
 from .sources import TrainingClip, digest
+from .tags import wordings
+from .windows import best_shape, is_long, kept_of, lengths_of, shapes_of, windows_of
 
-# Why a clip is left out; where several reasons hold, the first in this order is reported.
-NO_CAPTION = "without a caption"
-EMPTY_CAPTION = "with an empty caption"
-BAD_TEXT = "with a caption that cannot be read"
-PROMPT_LENGTH = "with a prompt outside the token limits"
-NO_DETAIL = "without a detailed caption"
-DETAIL_LENGTH = "with a detailed caption outside the token limits"
-UNREADABLE = "unreadable"
-TOO_SHORT = "too short"
-
-_NAMED = 3  # files named in a line of a report
-_SHORT = 24  # findings of up to so many characters (mostly numbers) stand beside the file's name
 _RATES = 5  # frame rates named in a report
 _SAME_RATE = 0.01  # 29.97 and 30 count as one rate, and so do 23.976 and 24
+_MUCH = 0.66  # the share of a picture that is left, below which a report tells of it
 
 Tokens = Callable[[str], list[int]]
 
@@ -70,41 +72,16 @@ class TextLimits:
         return TextLimits(*((fewest, min(most, longest)) for fewest, most in (self.prompt, self.detail)))
 
 
-class LeftOut(NamedTuple):
-    """A clip that training does not see: its name, one of the reasons above, and what was found."""
-
-    name: str
-    reason: str
-    found: str = ""
-
-
-@dataclass(frozen=True)
-class ClipFile:
-    """A usable clip and its texts.
-
-    name      path relative to the data folder, with forward slashes
-    detail    None where there is none, or none within the limits
-    content   what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
-    """
-
-    path: Path
-    name: str
-    prompt: str
-    detail: str | None
-    info: ClipInfo
-    content: str
-    size: int
-    changed: int
-
-
 @dataclass(frozen=True)
 class Survey:
-    """What a data folder holds: a ``Source`` of the usable clips, of each the model's frames at the model's rate from
-    its beginning. ``str()`` is the report: a line of counts, then one line per reason and per remark.
+    """What a source of clips holds: a ``Source`` of the parts that can be used. ``str()`` is the report: a line of
+    counts, then one line per reason and per remark.
 
-    usable         in the order of their paths
+    usable         in the order of the source, those of one size together; a clip that is cut into windows has several
+    clips          how many clips these are
     left_out       each with the first reason that holds
     unused_details  clips that are used without their detailed caption: it is outside the limits, and not needed
+    fits           whether a prompt is within the limits
     """
 
     folder: Path
@@ -112,9 +89,16 @@ class Survey:
     usable: list[ClipFile]
     left_out: list[LeftOut]
     unused_details: list[LeftOut]
+    how: Data
+    fits: Callable[[str], bool]
+    counts: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.usable)
+
+    @property
+    def clips(self) -> int:
+        return self.counts["clips"]
 
     def key(self, index: int) -> str:
         """Over what the file holds, its texts, and the size and rate that pixels are brought to: data that are moved,
@@ -128,116 +112,250 @@ class Survey:
 
     def _digest(self, index: int, file: object) -> str:
         clip, run = self.usable[index], self.run
-        return digest([file, clip.prompt, clip.detail, run.frames, run.height, run.width, run.fps])
+        facts = [file, clip.prompt, clip.detail, clip.spec.frames, clip.spec.height, clip.spec.width, run.fps]
+        # What earlier versions did not know comes last, and only where it says something.
+        part = [clip.start, clip.seconds, clip.spec.fps is None]
+        facts += [part] if part != [0.0, None, False] else []
+        more = self._wordings(clip)[1:]
+        return digest([*facts, list(more)] if more else facts)
 
     def name(self, index: int) -> str:
         return self.usable[index].name
 
+    def group(self, index: int) -> tuple[int, int, int]:
+        """Frames, height and width: clips of one shard have the same."""
+        spec = self.usable[index].spec
+        return spec.frames, spec.height, spec.width
+
     def item(self, index: int) -> TrainingClip:
         """Decode one clip. Raises UniViGUError where it is damaged, or shorter than its header says."""
-        file, run = self.usable[index], self.run
-        clip = read_clip(file.path, ClipSpec(run.frames, run.height, run.width, run.fps))
+        file = self.usable[index]
+        with file.opened() as path:
+            clip = read_clip(path, file.spec, start=file.start, seconds=file.seconds)
         if clip.damage:
             raise UniViGUError(f"{file.path}: {clip.damage}. Copy or download it again")
-        if too_short(file.name, clip.info, run):
+        needed = file.start + (file.spec.frames - 1) / self.run.fps
+        if file.spec.frames > 1 and needed > clip.info.duration - 1e-3:
             raise UniViGUError(
-                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.info.duration:.2f} "
-                f"s; expected {run.frames} frames at {run.fps:g} fps. Copy or download it again"
+                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.duration:.2f} "
+                f"s; expected {file.spec.frames} frames at {self.run.fps:g} fps. Copy or download it again"
             )
-        return TrainingClip(clip.pixels, file.prompt, file.detail, file.name)
+        prompts = self._wordings(file)
+        return TrainingClip(clip.pixels, prompts[0], file.detail, file.name, prompts[1:])
+
+    def _wordings(self, clip: ClipFile) -> tuple[str, ...]:
+        """The prompts of a clip, one of which is taken each time."""
+        prompts = (clip.prompt, *clip.others)
+        if not (self.how.shuffle_tags or self.how.drop_tags):
+            return prompts
+        made = (text for prompt in prompts for text in wordings(prompt, self.how))
+        return tuple(dict.fromkeys(filter(self.fits, made))) or prompts
 
     @property
     def retimed(self) -> str:
         """One line on clips whose rate is not the model's, e.g. ``12 of 40 clips are retimed from 24, 30 fps to 16
         fps``; empty where there are none."""
         fps = self.run.fps
-        others = [clip.info.fps for clip in self.usable if abs(clip.info.fps / fps - 1) > _SAME_RATE]
-        if not others:
+        rates = sorted((key.removeprefix("fps ") for key in self.counts if key.startswith("fps ")), key=float)
+        if not rates:
             return ""
-        rates = sorted({f"{rate:.4g}" for rate in others}, key=float)
+        others = sum(self.counts[f"fps {rate}"] for rate in rates)
         more = f" and {len(rates) - _RATES} other rates" if len(rates) > _RATES else ""
-        verb = "is" if len(others) == 1 else "are"
+        verb = "is" if others == 1 else "are"
         found = f"{', '.join(rates[:_RATES])}{more}"
-        return f"{len(others)} of {counted(len(self.usable), 'clip')} {verb} retimed from {found} fps to {fps:g} fps"
+        return f"{others} of {counted(self.clips, 'clip')} {verb} retimed from {found} fps to {fps:g} fps"
+
+    @property
+    def cut(self) -> str:
+        """One line on clips that are longer than what is seen of them at once, and how their captions stay true."""
+        long, seconds = self.counts["long"], self.run.frames / self.run.fps
+        if not long:
+            return ""
+        which = f"{long} of {counted(self.clips, 'clip')} longer than {seconds:.3g} s"
+        if any(clip.spec.frames < self.run.frames for clip in self.usable):
+            which = f"{long} of {counted(self.clips, 'clip')} longer than what is seen of them"
+        if self.how.windows == "first":
+            return f"{which}: their beginning is used, of whatever their captions speak"
+        if self.how.windows == "all":
+            return f"{which}: cut into {self.counts['windows']} windows, each with the caption of its clip"
+        faster = max(self._span(clip) * self.run.fps / clip.spec.frames for clip in self.usable)
+        return f"{which}: their frames are spread over all that the caption speaks of, up to {faster:.2f} times as fast"
+
+    @property
+    def cropped(self) -> str:
+        """One line on clips of which much is cropped away."""
+        much = [clip for clip in self.usable if clip.kept < _MUCH]
+        if not much:
+            return ""
+        worst = min(much, key=lambda clip: clip.kept)
+        return (
+            f"{len(much)} of {counted(len(self.usable), 'clip')} lose more than a third of the picture to cropping, "
+            f"most {worst.name}, of which {worst.kept:.0%} is left: buckets.shapes gives them sizes of their own"
+        )
+
+    def _span(self, clip: ClipFile) -> float:
+        """Seconds of a clip that its frames are spread over; 0 where they are taken at the model's rate."""
+        if clip.spec.fps is not None:
+            return 0.0
+        return clip.duration - clip.start if clip.seconds is None else clip.seconds
 
     def __str__(self) -> str:
-        total = len(self.usable) + len(self.left_out)
-        lines = [f"{self.folder}: {counted(total, 'clip')}, {len(self.usable)} usable, {len(self.left_out)} left out"]
+        total = self.clips + len(self.left_out)
+        lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
-        lines += [self.retimed] if self.retimed else []
-        seconds = self.run.frames / self.run.fps
-        long = sum(clip.info.duration > seconds + 1 / self.run.fps for clip in self.usable)
-        if long:
-            of_all = f"{long} of {counted(len(self.usable), 'clip')}"
-            lines.append(f"{of_all} longer than {seconds:.3g} s: their beginning is used")
+        lines += filter(None, (self.retimed, self.cut, self.cropped))
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
 
 
 def survey(
-    folder: str | Path,
+    source: str | Path | Data,
     run: RunConfig,
     tokens: Tokens,
     *,
     limits: TextLimits | None = None,
     need_detail: bool = False,
     recursive: bool = True,
+    buckets: Buckets | None = None,
     progress: Report | None = None,
 ) -> Survey:
-    """Which clips of a folder can be trained on, and why the others cannot.
+    """Which clips of a source can be trained on, and why the others cannot.
 
     Args:
+        source: a folder, a manifest or shards; ``Data`` says what is done with them, too.
         run: the model's frames and rate (a clip must last that long), and how many tokens it reads.
         tokens: a text's ids with the end-of-text token, e.g. the checkpoint's ``Tokenizer.ids``.
         limits: None is ``TextLimits.of(run)``. Whatever they say, no text may exceed the model's own lengths.
         need_detail: leave out clips without a detailed caption (the second stage). Otherwise one that is there is
             used if it is within the limits.
+        buckets: sizes beside the model's own.
 
-    Each clip's text file is the one that ``text_files`` gives; the detailed caption's name is the prompt's with
-    ``.detail.txt``. Raises UniViGUError when the folder is missing, holds no clips, or none that is usable.
+    In a folder, each clip's text file is the one that ``text_files`` gives; the detailed caption's name is the prompt's
+    with ``.detail.txt``. Raises UniViGUError when the source is missing, holds no clips, or none that is usable.
     """
-    root, report = Path(folder), progress or (lambda *_: None)
-    unreadable: list[tuple[Path, str]] = []
-    clips = find_clips(root, recursive=recursive, unreadable=unreadable)
-    if not clips:
-        raise UniViGUError(
-            f"{root}: found no videos here; expected clips such as clip.mp4, each with its prompt in clip.txt"
-        )
-    limits = (limits or TextLimits.of(run)).within(run)
-    closed = [LeftOut(f"{path.relative_to(root).as_posix()}/", UNREADABLE, why) for path, why in unreadable]
-    found = Survey(root, run, [], closed, [])
-    for number, (path, text) in enumerate(zip(clips, text_files(clips), strict=True)):
-        report("surveying the clips", number, len(clips))
-        name = path.relative_to(root).as_posix()
+    how = source if isinstance(source, Data) else Data(str(source))
+    report, root = progress or (lambda *_: None), Path(how.path)
+    look = _Look(run, how, buckets or Buckets(), tokens, (limits or TextLimits.of(run)).within(run), need_detail)
+    found = Survey(root, run, [], [], [], how, look.fits)
+    clips = listed(root, recursive=recursive, pictures=1 in look.lengths)
+    number = 0
+    for number, one in enumerate(clips, 1):
+        report("surveying the clips", number - 1, number)  # how many there are, nobody knows yet
+        if isinstance(one, LeftOut):
+            found.left_out.append(one)
+            continue
         try:
-            prompt = _text(text, tokens, limits.prompt, (NO_CAPTION, EMPTY_CAPTION, PROMPT_LENGTH))
-            detail, reasons = None, (NO_DETAIL, NO_DETAIL, DETAIL_LENGTH)
-            try:
-                detail = _text(text.with_suffix(".detail.txt"), tokens, limits.detail, reasons)
-            except _Unusable as why:
-                if need_detail:
-                    raise
-                if why.args[0] != NO_DETAIL:
-                    found.unused_details.append(LeftOut(name, *why.args))
-            info, stat = probe(path), path.stat()
-            short = too_short(name, info, run)
-            if short is None:
-                file = content_of(path), stat.st_size, stat.st_mtime_ns
-                found.usable.append(ClipFile(path, name, prompt, detail, info, *file))
-            else:
-                found.left_out.append(short)
-        except _Unusable as why:
-            found.left_out.append(LeftOut(name, *why.args))
+            look.add(found, *one)
+        except Unusable as why:
+            found.left_out.append(LeftOut(one[0].name, *why.args))
         except (UniViGUError, OSError) as error:
-            found.left_out.append(LeftOut(name, UNREADABLE, getattr(error, "strerror", None) or str(error)))
-    report("surveying the clips", len(clips), len(clips))
+            found.left_out.append(LeftOut(one[0].name, UNREADABLE, getattr(error, "strerror", None) or str(error)))
+    report("surveying the clips", number, number)
     if not found.usable:
-        texts = "its prompt in clip.txt" + (" and its detailed caption in clip.detail.txt" if need_detail else "")
-        expected = f"clips of at least {run.frames} frames at {run.fps:g} fps, each with {texts}"
-        lines = [f"{root}: none of {counted(len(clips), 'clip')} can be trained on; expected {expected}. Left out were"]
+        texts = "its prompt and its detailed caption" if need_detail else "its prompt"
+        expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
+        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
+    found.usable.sort(key=lambda clip: (clip.spec.frames, clip.spec.height, clip.spec.width))
     return found
+
+
+@dataclass
+class _Look:
+    """How clips are looked at, one after the other."""
+
+    run: RunConfig
+    how: Data
+    buckets: Buckets
+    tokens: Tokens
+    limits: TextLimits
+    need_detail: bool
+
+    def __post_init__(self) -> None:
+        self.lengths = lengths_of(self.run, self.buckets)
+        self.shapes = shapes_of(self.run, self.buckets)
+        self._probed: tuple[tuple[str, object], ClipInfo] | None = None  # rows of one clip follow each other
+
+    @property
+    def shortest(self) -> int:
+        return next((length for length in self.lengths if length > 1), self.run.frames)
+
+    def fits(self, prompt: str) -> bool:
+        return self.limits.prompt[0] <= len(self.tokens(prompt)) <= self.limits.prompt[1]
+
+    def add(self, found: Survey, file: ClipFile, texts: Texts) -> None:
+        """Add what is used of a clip to a survey. Raises Unusable, and UniViGUError for a clip that cannot be read."""
+        prompts = self._worded(texts(True), self.limits.prompt, (EMPTY_CAPTION, PROMPT_LENGTH))
+        detail = None
+        try:
+            (detail, *_) = self._worded(texts(False), self.limits.detail, (NO_DETAIL, DETAIL_LENGTH))
+        except Unusable as why:
+            if self.need_detail:
+                raise
+            if why.args[0] != NO_DETAIL:
+                found.unused_details.append(LeftOut(file.name, *why.args))
+        info = self._info(file)
+        frames, parts = self._parts(file, info)
+        height, width = best_shape(info, self.shapes)
+        stat = file.path.stat()
+        content = content_of(file.path)
+        file = replace(
+            file,
+            prompt=prompts[0],
+            others=prompts[1:],
+            detail=detail,
+            content=content if file.member is None else f"{content} {file.member[0]}",
+            size=stat.st_size if file.member is None else file.member[1],
+            changed=stat.st_mtime_ns,
+            fps=info.fps,
+            duration=info.duration,
+            kept=kept_of(info, (height, width)),
+        )
+        for start, seconds, spread in parts:
+            spec = ClipSpec(frames, height, width, None if spread else self.run.fps)
+            name = file.name if len(parts) == 1 else f"{file.name} from {start:.2f} s"
+            found.usable.append(replace(file, name=name, start=start, seconds=seconds, spec=spec))
+        self._count(found, file, frames, len(parts))
+
+    def _worded(self, texts: tuple[str, ...], limits: tuple[int, int], reasons: tuple[str, str]) -> tuple[str, ...]:
+        """The texts within the limits, with what is put around them. ``reasons``: for one that is empty, and one of
+        another length."""
+        given = [text.strip() for text in texts]
+        if not any(given):
+            raise Unusable(reasons[0])
+        made = [self.how.prefix + text + self.how.suffix for text in given if text]
+        lengths = [len(self.tokens(text)) for text in made]
+        kept = tuple(text for text, length in zip(made, lengths, strict=True) if limits[0] <= length <= limits[1])
+        if not kept:
+            raise Unusable(f"{reasons[1]} ({limits[0]}-{limits[1]})", counted(lengths[0], "token"))
+        return kept
+
+    def _info(self, file: ClipFile) -> ClipInfo:
+        key = (file.place, file.member)
+        if self._probed is None or self._probed[0] != key:
+            with file.opened() as path:
+                self._probed = key, probe(path)
+        return self._probed[1]
+
+    def _parts(self, file: ClipFile, info: ClipInfo) -> tuple[int, list[tuple[float, float | None, bool]]]:
+        if file.is_picture and info.frames == 1:
+            if 1 not in self.lengths:
+                raise Unusable("a picture, and buckets.frames has no 1")
+            return 1, [(0.0, None, False)]
+        return windows_of(info, (file.start, file.seconds), self.run, self.how, self.lengths)
+
+    def _count(self, found: Survey, file: ClipFile, frames: int, windows: int) -> None:
+        counts, span = found.counts, file.duration - file.start if file.seconds is None else file.seconds
+        counts["clips"] += 1
+        if frames == 1:
+            counts["pictures"] += 1
+            return
+        if abs(file.fps / self.run.fps - 1) > _SAME_RATE:
+            counts[f"fps {file.fps:.4g}"] += 1
+        if is_long(span, frames, self.run.fps):
+            counts["long"] += 1
+            counts["windows"] += windows
 
 
 def too_short(name: str, info: ClipInfo, run: RunConfig) -> LeftOut | None:
@@ -245,40 +363,3 @@ def too_short(name: str, info: ClipInfo, run: RunConfig) -> LeftOut | None:
     if (run.frames - 1) / run.fps <= info.duration - 1e-3:
         return None
     return LeftOut(name, f"{TOO_SHORT} for {run.frames} frames at {run.fps:g} fps", f"{info.duration:.2f} s")
-
-
-def tally(left_out: Iterable[LeftOut]) -> list[str]:
-    """One indented line per reason: its count, and the first few clips with what was found in them. Where that is a
-    whole message, the first one follows on a line of its own."""
-    groups: dict[str, list[LeftOut]] = {}
-    for one in left_out:
-        groups.setdefault(one.reason, []).append(one)
-    lines = []
-    for reason, group in groups.items():
-        names = [f"{one.name} ({one.found})" if 0 < len(one.found) <= _SHORT else one.name for one in group[:_NAMED]]
-        more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
-        lines.append(f"  {len(group)} {reason}: {', '.join(names)}{more}")
-        if len(group[0].found) > _SHORT:
-            lines.append(f"    {group[0].found}")
-    return lines
-
-
-class _Unusable(Exception):
-    """Of a text: ``args`` are the reason and what was found."""
-
-
-def _text(path: Path, tokens: Tokens, limits: tuple[int, int], reasons: tuple[str, str, str]) -> str:
-    """A text within the limits. ``reasons``: for one that is missing, one that is empty, and one of another length."""
-    missing, empty, other_length = reasons
-    try:
-        text = read_text(path).strip()
-    except FileNotFoundError:
-        raise _Unusable(missing) from None
-    except UniViGUError as error:
-        raise _Unusable(BAD_TEXT, str(error)) from None
-    if not text:
-        raise _Unusable(empty)
-    length = len(tokens(text))
-    if not limits[0] <= length <= limits[1]:
-        raise _Unusable(f"{other_length} ({limits[0]}-{limits[1]})", counted(length, "token"))
-    return text

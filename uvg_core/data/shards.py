@@ -9,6 +9,8 @@ In a shard, with N clips, n a clip's tokens and r the rows of its condition:
     prompt_ids            int32 [sum of n], clip i's from prompt_id_offsets[i] to [i+1]; with the end-of-text token
     prompt_states         float16 [sum of r, E], clip i's from prompt_state_offsets[i] to [i+1]
     detail_*              the same for detailed captions; a clip without one has no ids
+    wordings              int64 [N+1], where clips have several prompts: those of clip i are the prompts from
+                          wordings[i] to [i+1], and N above is their number
 
 Float16, not bfloat16: latents and states lie within about -30..30, where float16 resolves eight times as finely, and
 finer than bfloat16 weights compute them. Clips with values that do not fit are left out.
@@ -32,7 +34,7 @@ from torch.utils.data import Dataset
 from ..checkpoint.read import open_safetensors
 from ..errors import UniViGUError
 from ..io import read_text, write_text
-from .folder import LeftOut
+from .left_out import LeftOut
 from .sources import digest
 
 FORMAT, VERSION = "uni-vigu shards", 1
@@ -101,19 +103,32 @@ class Shards(Dataset[Sample]):
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, wording: float = 0.0) -> Sample:
+        """A clip; ``wording``, from 0 to below 1, chooses among its prompts."""
         index = range(len(self))[index]  # raises IndexError
         number = bisect_right(self._starts, index) - 1
         shard, row = self._opened(self._shards[number].file), index - self._starts[number]
         detail_ids = shard.rows("detail_id", row).long()
-        has_detail = len(detail_ids) > 0
+        has_detail, prompt = len(detail_ids) > 0, shard.prompt(row, wording)
         return Sample(
             latent=shard.parts["latents"][row].float(),
-            prompt_ids=shard.rows("prompt_id", row).long(),
-            prompt_states=shard.rows("prompt_state", row).float(),
+            prompt_ids=shard.rows("prompt_id", prompt).long(),
+            prompt_states=shard.rows("prompt_state", prompt).float(),
             detail_ids=detail_ids if has_detail else None,
             detail_states=shard.rows("detail_state", row).float() if has_detail else None,
             name=shard.names[row],
         )
+
+    def buckets(self) -> dict[tuple[int, ...], list[tuple[int, range]]]:
+        """The clips by the size of their latents ``(F,h,w)``: of each shard the number of its source, and which clips
+        they are."""
+        found: dict[tuple[int, ...], list[tuple[int, range]]] = {}
+        for shard, first in zip(self._shards, self._starts, strict=False):
+            size = open_safetensors(self.folder / shard.file).tensors["latents"].shape[2:]
+            found.setdefault(tuple(size), []).append((shard.source, range(first, first + shard.clips)))
+        return found
 
     def _opened(self, file: str) -> _OpenShard:
         if file not in self._open:
@@ -135,6 +150,13 @@ class _OpenShard:
             # A copy: what get_tensor gives is mapped too.
             self.parts[name] = file.get_tensor(name).clone() if in_memory else file.get_slice(name)
 
+    def prompt(self, clip: int, wording: float) -> int:
+        """The place of one of a clip's prompts among all prompts."""
+        if "wordings" not in self.parts:
+            return clip
+        begin, end = self.parts["wordings"][clip : clip + 2].tolist()
+        return int(begin + int(wording * (end - begin)))
+
     def rows(self, name: str, clip: int) -> Tensor:
         """A clip's rows of what has a different number of them in each: one tensor and its offsets."""
         begin, end = self.parts[f"{name}_offsets"][clip : clip + 2].tolist()
@@ -148,7 +170,8 @@ class _OpenShard:
 @dataclass(frozen=True)
 class ShardEntry:
     """The index's entry of one shard file. ``content`` is a digest of what it was built from, as the file states it;
-    ``same_as`` what that is today, where an earlier version of the pack built it and reckoned otherwise."""
+    ``same_as`` what that is today, where an earlier version of the pack built it and reckoned otherwise; ``source`` the
+    number of the source that the clips are from."""
 
     file: str
     content: str
@@ -162,6 +185,7 @@ class ShardEntry:
     sha256: str = ""
     left_out: tuple[LeftOut, ...] = ()
     same_as: str = ""
+    source: int = 0
 
     def fault(self, folder: Path, thorough: bool) -> str:
         """What is wrong with the file, '' for nothing; only ``thorough`` reads all of it."""

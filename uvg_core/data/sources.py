@@ -1,10 +1,13 @@
-"""What training clips come from: a surveyed folder (``folder.py``), or whatever else is a ``Source``."""
+"""What training clips come from: a surveyed folder (``folder.py``), whatever else is a ``Source``, or several."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from torch import Tensor
@@ -17,12 +20,14 @@ class TrainingClip:
     pixels   uint8 ``[T,H,W,3]``, RGB 0-255, at the model's size and rate
     prompt   the short text; detail: the long one, or None
     name     for reports
+    others   further prompts, any of which may take the place of the first
     """
 
     pixels: Tensor
     prompt: str
     detail: str | None
     name: str = ""
+    others: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -38,6 +43,52 @@ class Source(Protocol):
 
     def item(self, index: int) -> TrainingClip:
         """The clip itself. A clip for which this raises UniViGUError is left out and counted."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several sources, one after the other."""
+
+    sources: Sequence[Source]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_starts", [0, *accumulate(map(len, self.sources))])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def _at(self, index: int) -> tuple[int, int]:
+        starts: list[int] = vars(self)["_starts"]
+        number = bisect_right(starts, index) - 1
+        return number, index - starts[number]
+
+    def key(self, index: int) -> str:
+        number, own = self._at(index)
+        return self.sources[number].key(own)
+
+    def former_key(self, index: int) -> str:
+        number, own = self._at(index)
+        source = self.sources[number]
+        return str(getattr(source, "former_key", source.key)(own))
+
+    def name(self, index: int) -> str:
+        number, own = self._at(index)
+        return self.sources[number].name(own)
+
+    def item(self, index: int) -> TrainingClip:
+        number, own = self._at(index)
+        return self.sources[number].item(own)
+
+    def group(self, index: int) -> tuple[int, object]:
+        """The number of the source, and its own group. Clips of one shard are of one group."""
+        number, own = self._at(index)
+        return number, group_of(self.sources[number], own)
+
+
+def group_of(source: Source, index: int) -> object:
+    """What the clips of one shard have in common: those of sources that say nothing of it are of one size."""
+    found: object = source.group(index) if hasattr(source, "group") else ()
+    return found
 
 
 def fingerprints(source: Source) -> list[str]:

@@ -156,10 +156,11 @@ def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) ->
 def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
     """The clips that are named, one a line; all where none is."""
     known = {clip.relative_to(folder).as_posix(): clip for clip in clips}
-    plain = {plain_name(name): name for name in known}
-    lines = [line if line in known else line.strip() for line in only.split("\n")]
-    lines = [line if line in known else plain.get(plain_name(line), line) for line in lines]
-    names = [name for name in dict.fromkeys(lines) if name]
+    names = [line if line in known else line.strip() for line in only.split("\n")]
+    if any(name and name not in known for name in names):
+        plain = {plain_name(name): name for name in known}
+        names = [name if name in known else plain.get(plain_name(name), name) for name in names]
+    names = [name for name in dict.fromkeys(names) if name]
     if missing := [name for name in names if name not in known]:
         raise UniViGUError(
             f"only: {shown(missing[0])} is no clip of this folder; expected names such as {next(iter(known))}"
@@ -286,7 +287,8 @@ class _Reviewed(_Work):
 
     def _words(self, clip: Path) -> str | None:
         found = self._proposal(clip)
-        return found.new if found is not None and found.state == OPEN else super()._words(clip)
+        is_ours = found is not None and found.state == OPEN and found.is_of(self._how)
+        return found.new if found is not None and is_ours else super()._words(clip)
 
     def _proposal(self, clip: Path) -> Proposal | None:
         return self._pending.proposals.get(self._clip(clip))

@@ -67,7 +67,11 @@ class Table:
                 return False
             row = {**(row or {CLIP: name}), CAPTION: " ".join(text.splitlines()) if self._is_csv else text}
             head, line = b"" if self._fields else self._head([CLIP, CAPTION]), self._line(row)
-            self._append(handle, head + line)
+            try:
+                append(handle, head + line)
+            except OSError:
+                self._forget()  # the names of the columns may not stand there
+                raise
             self._replaced |= {name} & self._rows.keys()
             self._backup |= backup and bool(self._rows.get(name, {}).get(CAPTION))
             self._rows[name] = row
@@ -128,15 +132,6 @@ class Table:
                 self._note_state(handle)
             yield handle
 
-    def _append(self, handle: int, data: bytes) -> None:
-        try:
-            append(handle, data)
-        except OSError as error:
-            self._forget()  # the names of the columns may not stand there
-            raise UniViGUError(
-                f"{self.path}: could not be written ({error.strerror or error}); free some space"
-            ) from None
-
     def _note_state(self, handle: int) -> None:
         self._state = _state(os.fstat(handle))
         self._tail = _tail(handle, self._state[1])
@@ -155,7 +150,7 @@ class Table:
         if rest in (b"", BOM_UTF8):
             return self._decoded(data)
         if not self._is_torn(whole + newline, rest):
-            self._append(handle, self._end.encode())
+            append(handle, self._end.encode())
             return self._decoded(data)
         os.ftruncate(handle, start + len(whole + newline))
         return self._decoded(whole + newline)

@@ -17,12 +17,12 @@ from typing import Any
 
 from ..errors import UniViGUError
 from ..io import append, read_bytes, write_text
+from ..locks import appending
 from ..settings import from_dict, settings, shown
 
 RECORD, EARLIER = "synthesis.jsonl", "synthesis.json"
 VERSION = 2
 _MOST_BYTES = 2**30  # of a record: a million clips
-_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _FOR_PEOPLE = ("model",)  # of the settings; the file's hash decides
 
 
@@ -139,18 +139,8 @@ class Record:
     def _append(self, line: Mapping[str, Any]) -> None:
         if not os.path.lexists(self.path):
             write_text(self.path, "".join(map(_json, self._all())))
-        try:
-            # Not through a link: it may lead to a file that is no record.
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | _FLAGS)
-            try:
-                append(handle, _json(line).encode("utf-8", "backslashreplace"))
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise UniViGUError(
-                f"{self.path}: cannot be appended to ({error.strerror or error}); free some space, or choose another "
-                "folder"
-            ) from None
+        with appending(self.path) as handle:
+            append(handle, _json(line).encode("utf-8", "backslashreplace"))
 
     def _all(self) -> Iterator[Mapping[str, Any]]:
         """What is known so far, as lines."""

@@ -10,13 +10,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..data.encoders import weights_digest
+from ..data.settings import Data
+from ..data.sources import digest
 from ..errors import UniViGUError
 from ..io import flushed, flushed_folder, make_folder, read_text, write_text
-from .config import TrainConfig, changed
+from .config import TrainConfig, changed, sources_of
 from .state import RunState
 
 FOLDER = "checkpoints"
@@ -89,17 +92,7 @@ def require_startable(
             f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
             "another out"
         )
-    facts = read(last)
-    differences = changed(facts["config"], config.to_dict(), by_content=("data",))
-    others = [line for line in differences if not line.startswith("model: ")]
-    if others != differences and facts.get("starts_from") == starts_from(config):
-        differences = others
-    if data and facts["data"] not in data:
-        differences.append("data: the clips, their texts or what encodes them have changed")
-    if facts["global_batch"] != global_batch:
-        differences.append(
-            f"clips a step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
-        )
+    differences = _differences(read(last), config, global_batch, data)
     listed = "\n  ".join(["", *differences])
     if differences and accept is None:
         raise UniViGUError(
@@ -111,9 +104,33 @@ def require_startable(
     return last
 
 
+def _differences(facts: dict[str, Any], config: TrainConfig, global_batch: int, data: Sequence[str]) -> list[str]:
+    """What of a run would not be as its checkpoint says, in words."""
+    found = changed(facts["config"], config.to_dict(), by_content=("data",))
+    others = [line for line in found if not line.startswith(("model: ", "lora.start: "))]
+    if others != found and facts.get("starts_from") == starts_from(config):
+        found = others
+    if data and facts["data"] not in data:
+        found.append("data: the clips, their texts or what encodes them have changed")
+    earlier = sources_of(facts["config"]["data"])
+    if any(one != now for one, now in zip_longest(map(_share, earlier), map(_share, config.sources))):
+        found.append("data: the repeats or weights of its sources have changed")
+    if facts["global_batch"] != global_batch:
+        found.append(
+            f"clips a step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
+        )
+    return found
+
+
+def _share(source: Data) -> tuple[float, float | None]:
+    return source.repeats, source.weight
+
+
 def starts_from(config: TrainConfig) -> str:
-    """A digest of the file that a run starts from."""
-    return weights_digest(Path(config.model))
+    """A digest of the file that a run starts from, and of its LoRA."""
+    model = weights_digest(Path(config.model))
+    lora = config.lora.start if config.trains == "lora" else None
+    return model if lora is None else digest([model, weights_digest(Path(lora))])
 
 
 def load(checkpoint: Path, state: RunState) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import MinLen
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from ..config import SOURCES, TEXT_FLOWS, V2T_ATTENTION, RunConfig
+from ..data.settings import Buckets, Data
 from ..errors import UniViGUError
 from ..settings import Flag, Number, OneOf, PathText, Text, Whole, from_dict, setting, settings
 from ..yaml_file import read_yaml
@@ -26,6 +27,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 _Path = Annotated[PathText, MinLen(1)]
 _A_PATH = "text: a path"
+_SOURCES = "a path, or a list of sources, each a path or entries such as path and repeats"
 _BETA = Field(ge=0, le=0.999999)
 _Limits = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
 _LIMITS = "2 values in square brackets, each a whole number of 0 or more, the smaller one first"
@@ -139,6 +141,7 @@ class Lora:
     rank: Whole = setting("Rank of the updates.", default=16, ge=1, le=4096)
     alpha: Number = _positive("The updates are scaled by alpha / rank.", 16.0, 1e-6)
     dropout: Number = setting("Of their input.", default=0.0, ge=0, le=0.99, expected="a probability below 1")
+    start: PathText | None = setting("LoRA file to start from; None starts from nothing learnt.", default=None)
 
 
 @settings
@@ -190,6 +193,33 @@ def _with_video_defaults(value: Any) -> Any:
     return {"kind": "shifted", "uniform_share": 0.5, **value} if isinstance(value, dict) else value
 
 
+def _as_list(value: Any) -> Any:
+    """``data`` as a list of sources, unless it is one path; a source that is a path needs no entries."""
+    if isinstance(value, str):
+        return value
+    values = [value] if isinstance(value, dict | Data) else value
+    if not isinstance(values, list | tuple) or not values:
+        return value
+    return tuple({"path": one} if isinstance(one, str) else one for one in values)
+
+
+_Sources = Annotated[
+    Annotated[_Path, Tag("")] | Annotated[tuple[Data, ...], MinLen(1), Tag(" ")],
+    Discriminator(lambda value: "" if isinstance(value, str) else " "),
+    BeforeValidator(_as_list),
+]
+
+
+def sources_of(data: Any) -> tuple[Data, ...]:
+    """The sources that the entry ``data`` of a configuration names, also as it stands in a checkpoint."""
+    plain = _as_list(data)
+    listed = (plain,) if isinstance(plain, str) else plain
+    return tuple(
+        one if isinstance(one, Data) else from_dict(Data, {"path": one} if isinstance(one, str) else one)
+        for one in listed
+    )
+
+
 @settings
 class TrainConfig:
     """One run. In the command's YAML file each field is a key of the same name.
@@ -201,7 +231,11 @@ class TrainConfig:
 
     stage: Annotated[str, OneOf(*STAGES)] = setting("generate, recall or refine.")
     model: _Path = setting("Checkpoint to start from: a Uni-ViGU file, or a Wan2.1 base.", expected=_A_PATH)
-    data: _Path = setting("Folder of clips with .txt beside them; worlds:N renders N little worlds.", expected=_A_PATH)
+    data: _Sources = setting(
+        "Clips: a folder with .txt beside them, a manifest, shards, or several; worlds:N renders N little worlds.",
+        expected=_SOURCES,
+        entries=Data,
+    )
     out: _Path = setting("Folder of the run: checkpoints, logs, samples and the trained file.", expected=_A_PATH)
     steps: Whole = setting("Optimizer steps.", ge=1, le=10**9)
     wan: PathText | None = setting("Wan2.1 folder with the VAE, text encoder and tokenizer.", default=None)
@@ -244,6 +278,7 @@ class TrainConfig:
     optimizer: Optimizer = setting("Optimizer and learning rate.", factory=Optimizer)
     lora: Lora = setting("Of trains: lora.", factory=Lora)
     clip: Clip = setting("Sizes of what is trained on.", factory=Clip)
+    buckets: Buckets = setting("Sizes beside the model's own.", factory=Buckets)
     tokens: Tokens = setting("How long texts may be.", factory=Tokens)
     keep: Keep = setting("How often something is written.", factory=Keep)
 
@@ -253,6 +288,18 @@ class TrainConfig:
                 "stage generate with trains: text has nothing to learn: the text half takes no part in it. "
                 "Train all, or lora, or choose the stage recall or refine"
             )
+        weights = [one.weight for one in self.sources]
+        if None in weights and any(weights):
+            raise UniViGUError("data: some sources have a weight and others none; give each one, or none")
+
+    @property
+    def sources(self) -> tuple[Data, ...]:
+        return sources_of(self.data)
+
+    @property
+    def data_named(self) -> str:
+        """The paths of the data, for messages."""
+        return ", ".join(one.path for one in self.sources)
 
     @property
     def out_folder(self) -> Path:
@@ -278,6 +325,8 @@ def changed(old: dict[str, Any], new: dict[str, Any], by_content: Sequence[str] 
     """``name: old -> new`` for every setting that a continued run may not change. ``by_content``: names of paths, which
     are compared by what lies there, elsewhere."""
     free = {*FREE_AT_RESUME, *by_content}
+    if "buckets" in new:  # runs of earlier versions know none
+        old = {"buckets": asdict(Buckets()), **old}
     before, after = (
         _flat({name: value for name, value in values.items() if name not in free}) for values in (old, new)
     )

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig, RunConfig
-from ..data.shards import Sample
+from ..data.shards import Sample, Shards
 from ..errors import UniViGUError
 from ..flow.discrete import MixturePath, corrupt, source_tokens
 from ..flow.schedule import shift_sigmas
@@ -35,19 +37,102 @@ def stream_of(seed: int, *position: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-class Order:
-    """Which clip comes at which position: every epoch is a new permutation."""
+# Clips, and how often each of them comes in an epoch.
+Repeated = tuple[range, float]
 
-    def __init__(self, clips: int, seed: int, stage: str = "") -> None:
-        self.clips, self.seed, self.stage = clips, seed, stage
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+
+class Order:
+    """Which clip comes at which position: every epoch is a new permutation.
+
+    ``buckets``: clips of one size each; a number stands for so many clips of one size. Each bucket has epochs of its
+    own, and the ``together`` positions of a step are of one bucket, chosen so that all keep pace with each other. A
+    clip that comes 2.5 times an epoch comes twice in one, and three times in the next.
+    """
+
+    def __init__(
+        self, buckets: int | Sequence[Sequence[Repeated]], seed: int, stage: str = "", together: int = 1
+    ) -> None:
+        self.buckets = [[(range(buckets), 1.0)]] if isinstance(buckets, int) else buckets
+        self.seed, self.stage, self.together = seed, stage, together
+        self.lengths = [sum(_draws(some) for some in bucket) for bucket in self.buckets]
+        self._epochs: dict[int, tuple[int, Tensor]] = {}
+        self._steps = list[tuple[int, int]]()  # the bucket of each step so far, and how many steps it had before
+        self._counts = [0] * len(self.buckets)
+        self._lock = Lock()  # a step is prepared while the one before is learnt
+
+    @property
+    def epoch(self) -> int:
+        """How many positions there are in an epoch."""
+        return sum(self.lengths)
 
     def clip(self, position: int) -> int:
-        epoch, place = divmod(position, self.clips)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = torch.randperm(self.clips, generator=stream_of(self.seed, self.stage, "epoch", epoch))
-        return int(self._permutation[place])
+        bucket, place = 0, position
+        if len(self.buckets) > 1:
+            step, within = divmod(position, self.together)
+            bucket, before = self._bucket(step)
+            place = before * self.together + within
+        epoch, place = divmod(place, self.lengths[bucket])
+        with self._lock:
+            known = self._epochs.get(bucket)
+            if known is None or known[0] != epoch:
+                known = self._epochs[bucket] = epoch, self._permuted(bucket, epoch)
+        return int(known[1][place])
+
+    def _bucket(self, step: int) -> tuple[int, int]:
+        """The bucket of a step: the one that is furthest behind its share of the clips."""
+        with self._lock:
+            while len(self._steps) <= step:
+                done = len(self._steps) + 1
+                behind = [done * n / self.epoch - had for n, had in zip(self.lengths, self._counts, strict=True)]
+                chosen = behind.index(max(behind))
+                self._steps.append((chosen, self._counts[chosen]))
+                self._counts[chosen] += 1
+            return self._steps[step]
+
+    def _permuted(self, bucket: int, epoch: int) -> Tensor:
+        clips = torch.cat([_copies(some, epoch) for some in self.buckets[bucket]])
+        name = (self.stage, "epoch", epoch, *((bucket,) if bucket else ()))
+        return clips[torch.randperm(len(clips), generator=stream_of(self.seed, *name))]
+
+
+def _draws(some: Repeated) -> int:
+    """How many positions of an epoch some clips take."""
+    clips, repeats = some
+    return max(1, round(len(clips) * repeats))
+
+
+def _copies(some: Repeated, epoch: int) -> Tensor:
+    """The clips of an epoch; where it does not take all of them equally often, the next one goes on where it ends."""
+    clips, draws = some[0], _draws(some)
+    whole, rest = divmod(draws, len(clips))
+    last = (torch.arange(rest) + epoch * rest) % len(clips)
+    return clips.start + torch.cat([torch.arange(len(clips)).repeat(whole), last])
+
+
+def repeats_of(config: TrainConfig, counts: Mapping[int, int]) -> list[float]:
+    """How often a clip of each source comes in an epoch; ``counts``: clips by the number of their source."""
+    sources, total = config.sources, sum(counts.values())
+    weights = [one.weight or 0.0 for one in sources]
+    if not any(weights):
+        return [one.repeats for one in sources]
+    there = sum(weight for number, weight in enumerate(weights) if counts.get(number))
+    return [weight / there * total / max(1, counts.get(n, 0)) for n, weight in enumerate(weights)]
+
+
+def repeated(config: TrainConfig, data: Shards) -> list[list[Repeated]]:
+    """The clips by their size, and how often each comes, as ``data`` of a configuration says."""
+    buckets, counts = data.buckets(), Counter[int]()
+    for some in buckets.values():
+        for source, clips in some:
+            counts[source] += len(clips)
+    repeats = repeats_of(config, counts)
+    joined: list[list[Repeated]] = []
+    for some in buckets.values():
+        runs: dict[int, range] = {}
+        for source, clips in some:  # shards of one source lie side by side
+            runs[source] = range(runs[source].start if source in runs else clips.start, clips.stop)
+        joined.append([(clips, repeats[source] if source < len(repeats) else 1.0) for source, clips in runs.items()])
+    return joined
 
 
 def draw_sigma(times: Times, generator: torch.Generator) -> float:

@@ -22,8 +22,9 @@ from ..content import remembered
 from ..data.build import build_shards, shard_clips
 from ..data.encoders import Encoders
 from ..data.folder import TextLimits, survey
+from ..data.settings import Data
 from ..data.shards import Shards
-from ..data.sources import Source, digest, fingerprints
+from ..data.sources import Source, Together, digest, fingerprints
 from ..errors import UniViGUError
 from ..io import make_folder, require_writable
 from ..locks import Claims, owned
@@ -61,23 +62,13 @@ def train(
     with _owned_by_us(config, accelerator):
         facts = starting_facts(config)
         require_memory(config, facts, accelerator.device)
-        parts = Components(
-            config.model,
-            Places(wan=None if config.wan is None else Path(config.wan)),
-            device=accelerator.device,
-            progress=progress if accelerator.is_main_process else None,
-            config=facts,
-        )
-        if facts.model.vocab_size and config.text_half == "keep":
-            require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+        parts = components(config, facts, accelerator, progress)
         data = open_data(config, parts, accelerator, require=startable, say=say, progress=progress)
-        on_cpu = accelerator.device.type == "cpu"
-        in_float32 = config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
         model = starting_network(
             config,
             vocab_size=parts.tokenizer.size,
-            attention=plain_attention if on_cpu else None,
-            dtype=torch.float32 if in_float32 else None,
+            attention=plain_attention if accelerator.device.type == "cpu" else None,
+            dtype=torch.float32 if in_float32(config, accelerator) else None,
         )
 
         def decode(latent: Tensor) -> Tensor:
@@ -87,6 +78,28 @@ def train(
         callbacks = Callbacks(watch, say, decode, parts.tokenizer.text)
         trainer = Trainer(config, model, data, replace(facts, model=model.config), accelerator, callbacks)
         return trainer.run(resume, accept_changes)
+
+
+def components(
+    config: TrainConfig, facts: CheckpointConfig, accelerator: Any, progress: Report | None = None
+) -> Components:
+    """VAE, text encoder and tokenizer of a run. Raises UniViGUError where the vocabulary is not the network's."""
+    parts = Components(
+        config.model,
+        Places(wan=None if config.wan is None else Path(config.wan)),
+        device=accelerator.device,
+        progress=progress if accelerator.is_main_process else None,
+        config=facts,
+    )
+    if facts.model.vocab_size and config.text_half == "keep":
+        require_vocabulary(facts.model, parts.tokenizer.size, config.model)
+    return parts
+
+
+def in_float32(config: TrainConfig, accelerator: Any) -> bool:
+    """Whether weights that do not learn are kept in float32, too."""
+    on_cpu = accelerator.device.type == "cpu"
+    return config.trains == "all" or config.precision == "fp32" or on_cpu or is_sharded(accelerator)
 
 
 @contextmanager
@@ -196,29 +209,35 @@ def open_data(
 
 
 def make_source(config: TrainConfig, parts: Components, say: Say, progress: Report | None = None) -> Source:
-    """What ``config.data`` names: little worlds, or a folder of clips with their texts."""
+    """What ``config.data`` names: folders, manifests and shards of clips with their texts, little worlds."""
+    sources = [_source(config, one, parts, say, progress) for one in config.sources]
+    return sources[0] if len(sources) == 1 else Together(sources)
+
+
+def _source(config: TrainConfig, data: Data, parts: Components, say: Say, progress: Report | None) -> Source:
     run = parts.config.run
-    if (other := plugged_in(config, run)) is not None:
+    if (other := plugged_in(data.path, config, run)) is not None:
         return other
     usual = TextLimits.of(run)
     found = survey(
-        config.data,
+        data,
         run,
         parts.tokenizer.ids,
         limits=TextLimits(config.tokens.prompt or usual.prompt, config.tokens.detail or usual.detail),
         need_detail=config.stage == "refine",
+        buckets=config.buckets,
         progress=progress,
     )
     say(str(found))
     return found
 
 
-def plugged_in(config: TrainConfig, run: RunConfig) -> Source | None:
+def plugged_in(data: str, config: TrainConfig, run: RunConfig) -> Source | None:
     """The source that ``data: KIND:ARGUMENT`` names, from the package that registers KIND as an entry point of the
     group ``uvg_core.data``.
 
-    None where no package does: then ``data`` is a folder. Raises UniViGUError as the source does."""
-    kind, colon, argument = config.data.partition(":")
+    None where no package does: then ``data`` is a path. Raises UniViGUError as the source does."""
+    kind, colon, argument = data.partition(":")
     for entry in entry_points(group="uvg_core.data", name=kind) if colon else ():
         source: Source | None = entry.load()(argument, config, run)
         return source

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Overrides, init_from_wan, load_model, read_config
+from ..checkpoint import Lora as LoraFile
+from ..checkpoint import LoraChoice, Overrides, init_from_wan, load_model, read_config
 from ..checkpoint.build import untrained_weight
 from ..checkpoint.detect import open_checkpoint
 from ..checkpoint.keys import is_text_half
@@ -123,7 +124,37 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
         weight.requires_grad_(learns and not (config.stage == "generate" and in_text_half))
         if weight.requires_grad:
             weight.data = weight.data.float()
+    if config.trains == "lora" and config.lora.start is not None:
+        start_from_lora(model, config.lora, config.lora.start)
     return model
+
+
+@torch.no_grad()
+def start_from_lora(model: UniViGU, lora: Lora, path: str) -> None:
+    """Put the low-rank pairs of a LoRA file, whoever wrote it, into peft's layers: the sums are the file's, also where
+    ``lora`` has another alpha or a higher rank. Layers that the file does not have start from nothing learnt.
+
+    Raises UniViGUError for a file that does not fit, is of a higher rank, or holds more than such pairs."""
+    file = LoraFile(LoraChoice(Path(path)), model.config)
+    weights = dict(model.named_parameters())
+    others = [*file.match.unmatched, *file.match.unused]
+    for name, patches in file.patches.items():
+        layer = name.removesuffix(".weight")
+        if set(patches[0].parts) != {"down", "up"} or len(patches) > 1 or not re.fullmatch(LORA_LAYERS, layer):
+            others.append(name)
+            continue
+        parts = file.tensors(patches[0])
+        down, up = parts["down"].flatten(1).float(), parts["up"].flatten(1).float()
+        if len(down) > lora.rank:
+            raise UniViGUError(f"{path}: its rank is {len(down)} at {layer}, lora.rank is {lora.rank}; set {len(down)}")
+        half = f"{layer}.lora_{{}}.default.weight"
+        weights[half.format("A")][: len(down)] = down
+        weights[half.format("B")][:, : len(down)] = up * (patches[0].scale * lora.rank / lora.alpha)
+    if others:
+        raise UniViGUError(
+            f"{path}: holds more than low-rank pairs of attention and experts ({', '.join(others[:3])}), which a run "
+            "cannot go on with. Merge it into the model with convert --lora, and start from that"
+        )
 
 
 def require_peft() -> None:

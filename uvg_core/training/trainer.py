@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..config import CheckpointConfig, RunConfig
-from ..data.shards import Shards
+from ..data.shards import Sample, Shards
 from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
@@ -31,7 +31,7 @@ from .config import TrainConfig
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
 from .optimizers import Average, make_optimizers, rate_at
-from .plan import Batch, Collator, Order, SamplePlan, plan_sample, stream_of
+from .plan import Batch, Collator, Order, SamplePlan, plan_sample, repeated, stream_of
 from .start import choose_trainable, save_lora, save_network
 from .state import RunState
 
@@ -110,7 +110,7 @@ class Trainer:
         if config.optimizer.ema:
             self.average = Average(_learning(self._bare), config.optimizer.ema)
         self.state = RunState(accelerator, self.objective, tuple(self.optimizers), self.average)
-        self.order = Order(len(data), config.seed, config.stage)
+        self.order = Order(repeated(config, data), config.seed, config.stage, self.global_batch)
         self.step = 0
         self._checkpoint: Path | None = None  # the newest one
         self._starts_from = checkpoints.starts_from(config) if writes else ""
@@ -141,8 +141,13 @@ class Trainer:
         for part in range(self.config.accumulate):
             start = (part * accelerator.num_processes + accelerator.process_index) * size
             own = plans[start : start + size]
-            batches.append(self.collate([self.data[self.order.clip(plan.position)] for plan in own], own))
+            batches.append(self.collate([self._sample(plan.position) for plan in own], own))
         return plans, batches
+
+    def _sample(self, position: int) -> Sample:
+        """The clip at a position, with one of its prompts."""
+        drawn = torch.rand((), generator=stream_of(self.config.seed, self.config.stage, "wording", position))
+        return self.data.sample(self.order.clip(position), float(drawn))
 
     def _learn(self, plans: list[SamplePlan], batches: list[Batch]) -> tuple[Tensor, float]:
         """Losses of the step's clips ``[clips,2]`` (video, text) in the order of the plans, and the gradient's norm."""
@@ -323,7 +328,8 @@ class Trainer:
         plain = self.config.to_dict()
         return {
             **{name: plain[name] for name in _CARD},
-            "data": re.split(r"[\\/]", self.config.data)[-1],  # not where it lies: files are passed on
+            # Not where they lie: files are passed on.
+            "data": ", ".join(re.split(r"[\\/]", one.path)[-1] for one in self.config.sources),
             "step": self.step,
             "global_batch": self.global_batch,
             "clips": len(self.data),
@@ -343,8 +349,8 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
     """Raise UniViGUError for clips without the texts that the stage needs, or texts that the model cannot hold."""
     if config.stage == "refine" and data.details < len(data):
         raise UniViGUError(
-            f"{config.data}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the stage "
-            "refine learns to write them; add clip.detail.txt files, or train recall"
+            f"{config.data_named}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the "
+            "stage refine learns to write them; add clip.detail.txt files, or train recall"
         )
     longest = {"prompt": data.longest_prompt}
     if config.stage == "refine" or config.detail_share:
@@ -352,8 +358,8 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
     for what, tokens in longest.items():
         if config.stage != "generate" and tokens > run.text_length:
             raise UniViGUError(
-                f"{config.data}: the longest {what} has {tokens} tokens, the model's text stream {run.text_length}; "
-                "leave long ones out with tokens, or set clip.text_length"
+                f"{config.data_named}: the longest {what} has {tokens} tokens, the model's text stream "
+                f"{run.text_length}; leave long ones out with tokens, or set clip.text_length"
             )
 
 

@@ -57,14 +57,7 @@ function tools(panel) {
   const { t } = panel
   panel.acceptAllButton = button(t.acceptAll, () => panel.acceptAll())
   panel.markAllButton = button(t.markAll, () => panel.markAll())
-  return h(
-    "div",
-    { className: "uvg-line" },
-    ...panel.replace.elements,
-    h("span", { className: "uvg-gap" }),
-    panel.markAllButton,
-    panel.acceptAllButton,
-  )
+  return h("div", { className: "uvg-line" }, ...panel.replace.elements, panel.markAllButton, panel.acceptAllButton)
 }
 
 function actions(panel) {

@@ -18,7 +18,7 @@ export class Replace {
     this.putBox = h("input", { size: 16, maxLength: 1000, placeholder: t.replace, "aria-label": t.replace })
     this.caseButton = this.toggle("Aa", t.letterCase, true)
     this.patternButton = this.toggle(".*", t.pattern, false)
-    this.matches = h("span", { className: "uvg-name", role: "status" })
+    this.matches = h("span", { className: "uvg-name uvg-found", role: "status" })
     this.replaceButton = button(t.replaceAll, () => this.replace(), { disabled: true })
     this.undoButton = button(t.undo, () => this.undo(), { disabled: true })
     this.elements = [
@@ -103,7 +103,8 @@ export class Replace {
       this.replaceButton.disabled = !hits.length
       return hits.length ? { items, ...answer } : null
     } catch ({ cause, message }) {
-      this.say({ wrong: t.wrongPattern(message), slow: t.slowPattern }[cause] ?? t.noWorker, true)
+      const why = message.replace(/^Invalid regular expression: (\/.*\/\w*: )?/, "")
+      this.say({ wrong: t.wrongPattern(why), slow: t.slowPattern }[cause] ?? t.noWorker, true)
       return null
     }
   }

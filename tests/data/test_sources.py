@@ -1,0 +1,363 @@
+"""Sources of clips as people have them: manifests, shards, pictures, long clips, portrait clips, tags."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from uvg_core.config import RunConfig
+from uvg_core.data import folder as surveying
+from uvg_core.data.clip_file import ClipFile
+from uvg_core.data.folder import Survey, TextLimits, survey
+from uvg_core.data.settings import Buckets, Data
+from uvg_core.data.sources import Together, fingerprints, group_of
+from uvg_core.data.tags import wordings
+from uvg_core.errors import UniViGUError
+from uvg_core.media.video import write_video
+
+RUN = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
+LIMITS = TextLimits(prompt=(1, 12), detail=(1, 12))
+
+
+def tokens(text: str) -> list[int]:
+    """A token a word, and the end."""
+    return [*range(2, 2 + len(text.split())), 1]
+
+
+def clip(path: Path, frames: int = 9, size: tuple[int, int] = (32, 48), caption: str | None = None) -> Path:
+    """A clip at 8 fps that gets brighter by 5 with every frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gray = (20 + 5 * torch.arange(frames)).to(torch.uint8)
+    write_video(path, gray[:, None, None, None].expand(frames, *size, 3), 8.0)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path
+
+
+def picture(path: Path, gray: int = 90, size: tuple[int, int] = (64, 96)) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (size[1], size[0]), (gray, gray, gray)).save(path)
+    return path
+
+
+def look(path: Path | str, buckets: Buckets | None = None, need_detail: bool = False, **how) -> Survey:
+    return survey(Data(str(path), **how), RUN, tokens, limits=LIMITS, buckets=buckets, need_detail=need_detail)
+
+
+def shades(found: Survey, index: int = 0) -> list[int]:
+    return found.item(index).pixels.float().mean((1, 2, 3)).round().int().tolist()
+
+
+def about(values: list[int], within: int = 3) -> object:
+    return pytest.approx(values, abs=within)
+
+
+# --- manifests --------------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
+    clip(tmp_path / "in" / "film.mp4", 40)
+    clip(tmp_path / "b.mp4")
+    rows = [
+        {"path": "in/film.mp4", "caption": "all of it", "start": 1, "end": 2.25},
+        {"file_name": "b.mp4", "text": "other names", "detail": "in detail"},
+        {"video": str(tmp_path / "b.mp4"), "prompt": ["two", "prompts of one clip"]},
+        {"path": "gone.mp4", "caption": "not there"},
+        {"path": "b.mp4"},
+        {"path": "b.mp4", "caption": 5},
+        {"caption": "nowhere"},
+        {"path": "b.mp4", "caption": "backwards", "start": 2, "end": 1},
+        [1],
+    ]
+    table = tmp_path / "clips.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n", encoding="utf-8")
+    found = look(table)
+    assert [(one.name, one.prompt, one.others, one.detail) for one in found.usable] == [
+        ("in/film.mp4 from 1 s to 2.25 s", "all of it", (), None),
+        ("b.mp4", "other names", (), "in detail"),
+        (str(tmp_path / "b.mp4"), "two", ("prompts of one clip",), None),
+    ]
+    assert shades(found) == about([20 + 5 * n for n in range(8, 17)])
+    assert found.item(2).others == ("prompts of one clip",)
+    assert {(one.name, one.reason) for one in found.left_out} == {
+        ("gone.mp4", "unreadable"),
+        ("b.mp4", "without a caption"),
+        ("b.mp4", "with a caption that cannot be read"),
+        ("line 7", "without a path"),
+        ("b.mp4 (line 8)", "with an entry that cannot be read"),
+        ("line 9", "with an entry that cannot be read"),
+        ("line 10", "with an entry that cannot be read"),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_is_a_manifest(tmp_path: Path, suffix: str) -> None:
+    clip(tmp_path / "b.mp4", 40)
+    mark = "," if suffix == "csv" else "\t"
+    lines = [
+        ["path", "caption", "start", "end"],
+        ["b.mp4", '"two lines\nin one cell"', "", ""],
+        ["b.mp4", "x", "1", "3"],
+    ]
+    (tmp_path / f"c.{suffix}").write_text("\n".join(mark.join(line) for line in lines), encoding="utf-8-sig")
+    found = look(tmp_path / f"c.{suffix}", windows="first")
+    assert [(one.prompt, one.start, one.seconds) for one in found.usable] == [
+        ("two lines\nin one cell", 0.0, None),
+        ("x", 1.0, None),
+    ]
+
+
+def test_parquet_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "clips.parquet"
+    table.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UniViGUError, match=r"\.parquet needs pyarrow: pip install pyarrow$"):
+        look(table)
+
+
+def test_parquet_is_a_manifest(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    clip(tmp_path / "b.mp4")
+    table = pyarrow.table({"path": ["b.mp4", "b.mp4"], "caption": ["one", "two"], "x": [1, 2]})
+    parquet.write_table(table, tmp_path / "clips.parquet")
+    assert [one.prompt for one in look(tmp_path / "clips.parquet").usable] == ["one", "two"]
+
+
+def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips.json").write_text("[]")
+    with pytest.raises(UniViGUError, match=r"expected the lines of a \.jsonl file"):
+        look(tmp_path / "clips.json")
+    with pytest.raises(UniViGUError, match="there is no such file"):
+        look(tmp_path / "gone.jsonl")
+    (tmp_path / "clips.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UniViGUError, match="line 1 is not UTF-8"):
+        look(tmp_path / "clips.jsonl")
+    with pytest.raises(UniViGUError, match=r"found no videos here.*To read a manifest, name it: .*clips\.jsonl"):
+        look(tmp_path)
+
+
+def test_a_long_manifest_fits_into_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of a clip is little more than its words: a kilobyte, of a line of two."""
+    clip(tmp_path / "b.mp4")
+    row = {"path": "b.mp4", "caption": "red " * 10, "detail": "blue " * 10}
+    count, table = 2_000, tmp_path / "clips.jsonl"
+    with table.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            file.write(json.dumps({**row, "caption": f"{row['caption']}{number}", "ignored": "x" * 2000}) + "\n")
+    monkeypatch.setattr(surveying, "content_of", lambda path: "the same")  # read anew each time while it is so young
+    tracemalloc.start()
+    found = look(table)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == count
+    assert peak < 1200 * count
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def shard(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    data = clip(tmp_path / "x" / "b.mp4").read_bytes()
+    shard(
+        tmp_path / "clips-0000.tar",
+        {
+            "a/1.mp4": data,
+            "a/1.txt": b"a red ball",
+            "a/1.detail.txt": b"a red ball in detail",
+            "2.json": json.dumps({"caption": "from json"}).encode(),
+            "2.mp4": data,
+            "3.mp4": data,
+            "4.txt": b"no clip",
+            "5.mp4": b"no video",
+            "5.txt": b"a red ball",
+        },
+    )
+    shard(tmp_path / "clips-0001.tar", {"6.mp4": data, "6.txt": b"the last one"})
+    found = look(tmp_path / "clips-{0000..0001}.tar")
+    assert [(one.name, one.prompt, one.detail) for one in found.usable] == [
+        ("clips-0000.tar/a/1.mp4", "a red ball", "a red ball in detail"),
+        ("clips-0000.tar/2.mp4", "from json", None),
+        ("clips-0001.tar/6.mp4", "the last one", None),
+    ]
+    assert {(one.name, one.reason) for one in found.left_out} == {
+        ("clips-0000.tar/3.mp4", "without a caption"),
+        ("clips-0000.tar/5.mp4", "unreadable"),
+    }
+    assert shades(found, 2) == about([20 + 5 * n for n in range(9)])
+    assert len({found.key(index) for index in range(3)}) == 3
+    (tmp_path / "x" / "b.mp4").unlink()
+    assert len(look(tmp_path)) == 3  # a folder that holds nothing but shards
+    shard(tmp_path / "clips.tgz", {})
+    with pytest.raises(UniViGUError, match="not compressed"):
+        look(tmp_path / "clips.tgz")
+
+
+def test_a_shard_that_lies_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"\0" * 100 + b"no tar" * 500)
+    with pytest.raises(UniViGUError, match=r"a\.tar: cannot be read as a \.tar file"):
+        look(tmp_path / "a.tar")
+    header = tarfile.TarInfo("x")
+    header.size, header.type = 2**40, tarfile.XHDTYPE
+    (tmp_path / "b.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096)
+    with pytest.raises(UniViGUError, match="a header is too large"):
+        look(tmp_path / "b.tar")
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_of_a_long_clip_is_not_paired_with_its_beginning(tmp_path: Path) -> None:
+    """Two seconds, of which the model sees 1.125: the frames are spread over both."""
+    clip(tmp_path / "a.mp4", 17, caption="a b")
+    clip(tmp_path / "b.mp4", 9, caption="a b")
+    found = look(tmp_path)
+    assert shades(found) == about([20 + 10 * n for n in range(9)])
+    assert shades(found, 1) == about([20 + 5 * n for n in range(9)])
+    assert "1 of 2 clips longer than 1.12 s: their frames are spread over all" in found.cut
+    assert "1.89 times as fast" in found.cut
+    first = look(tmp_path, windows="first")
+    assert shades(first) == about([20 + 5 * n for n in range(9)])
+    assert first.key(0) != found.key(0)
+    assert first.key(1) == found.key(1)
+
+
+def test_too_long_a_clip_is_left_out_and_says_what_to_do(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 40, caption="a b")
+    clip(tmp_path / "b.mp4", caption="a b")
+    found = look(tmp_path)
+    (left,) = found.left_out
+    assert left.name == "a.mp4"
+    assert "too long for one caption (1.12 s are seen, fastest is 2; set windows: all" in left.reason
+    assert len(look(tmp_path, fastest=5).usable) == 2
+
+
+def test_windows_cover_a_long_clip(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 30, caption="a b")  # 3.75 s, and windows of 1.125 s
+    found = look(tmp_path, windows="all")
+    assert [one.start for one in found.usable] == pytest.approx([0, 0.875, 1.75, 2.625])
+    seen = [shade for index in range(4) for shade in shades(found, index)]
+    assert (seen[0], max(seen)) == about([20, 20 + 5 * 29])
+    assert [one.name for one in found.usable][:2] == ["a.mp4 from 0.00 s", "a.mp4 from 0.88 s"]
+    assert found.cut == "1 of 1 clip longer than 1.12 s: cut into 4 windows, each with the caption of its clip"
+    assert len(set(fingerprints(found))) == 2
+    assert str(found).startswith(f"{tmp_path}: 1 clip, 1 usable, 0 left out")
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+def test_portrait_clips_stay_portrait(tmp_path: Path) -> None:
+    clip(tmp_path / "wide.mp4", size=(32, 48), caption="a b")
+    clip(tmp_path / "tall.mp4", size=(96, 48), caption="a b")
+    alone = look(tmp_path)
+    assert "1 of 2 clips lose more than a third of the picture" in alone.cropped
+    assert "most tall.mp4, of which 33% is left" in alone.cropped
+    found = look(tmp_path, Buckets(shapes=5))
+    sizes = {one.name: (one.spec.height, one.spec.width) for one in found.usable}
+    assert sizes["wide.mp4"] == (32, 48)
+    assert sizes["tall.mp4"][0] > sizes["tall.mp4"][1]
+    assert found.cropped == ""
+    for height, width in sizes.values():
+        assert height % 16 == width % 16 == 0
+        assert height * width <= RUN.height * RUN.width
+    assert found.item(0).pixels.shape[1:3] == found.group(0)[1:]
+
+
+def test_short_clips_and_pictures_have_lengths_of_their_own(tmp_path: Path) -> None:
+    clip(tmp_path / "long.mp4", 10, caption="a b")
+    clip(tmp_path / "short.mp4", 6, caption="a b")
+    clip(tmp_path / "brief.mp4", 2, caption="a b")
+    for name in ("still.jpg", "other.png", "long.jpg"):
+        picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("a b")
+    (tmp_path / "long.txt").write_text("of the clip")
+    assert [one.name for one in look(tmp_path).usable] == ["long.mp4"]
+    found = look(tmp_path, Buckets(frames=(1, 5, 9)))
+    assert [(one.name, one.spec.frames) for one in found.usable] == [
+        ("other.png", 1),
+        ("still.jpg", 1),
+        ("short.mp4", 5),
+        ("long.mp4", 9),
+    ]
+    assert found.usable[3].prompt == "of the clip"
+    assert shades(found) == about([90])
+    assert found.item(1).pixels.shape == (1, 32, 48, 3)
+    assert {one.name: one.reason for one in found.left_out} == {
+        "brief.mp4": "too short for 5 frames at 8 fps",
+        "long.jpg": "without a caption",  # long.txt belongs to the clip
+    }
+
+
+def test_a_folder_of_pictures_says_how_they_are_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(UniViGUError, match=r"found no videos .*Its 1 picture are read where buckets\.frames has a 1"):
+        look(tmp_path)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def test_words_around_every_text(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", caption="a red ball\n")
+    path.with_suffix(".detail.txt").write_text("in detail")
+    found = look(tmp_path, prefix="mystyle, ", suffix=", 35 mm")
+    assert (found.usable[0].prompt, found.usable[0].detail) == (
+        "mystyle, a red ball, 35 mm",
+        "mystyle, in detail, 35 mm",
+    )
+    assert found.key(0) != look(tmp_path).key(0)
+
+
+def test_tags_are_shuffled_and_some_are_dropped(tmp_path: Path) -> None:
+    how = Data("x", prefix="style, ", shuffle_tags=True, keep_tags=1, drop_tags=0.5, wordings=8)
+    made = wordings("style, cat, red, big, old, sad", how)
+    assert made == wordings("style, cat, red, big, old, sad", how)
+    assert len(set(made)) > 4
+    for text in made:
+        assert text.startswith("style, cat")
+        assert set(text.split(", ")) <= {"style", "cat", "red", "big", "old", "sad"}
+    assert any(len(text.split(", ")) < 6 for text in made)
+    assert wordings("no tags here", Data("x", shuffle_tags=True, drop_tags=1.0)) == ["no tags here"] * 4
+    clip(tmp_path / "a.mp4", caption="cat, red, big, old, sad")
+    item = look(tmp_path, shuffle_tags=True, keep_tags=0, wordings=6).item(0)
+    assert len({item.prompt, *item.others}) > 3
+    assert all(sorted(text.split(", ")) == ["big", "cat", "old", "red", "sad"] for text in (item.prompt, *item.others))
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+def test_several_sources_are_one(tmp_path: Path) -> None:
+    clip(tmp_path / "a" / "1.mp4", caption="one")
+    clip(tmp_path / "b" / "2.mp4", caption="two")
+    clip(tmp_path / "b" / "3.mp4", caption="three")
+    one, two = look(tmp_path / "a"), look(tmp_path / "b")
+    both = Together([one, two])
+    assert [both.name(index) for index in range(len(both))] == ["1.mp4", "2.mp4", "3.mp4"]
+    assert both.item(2).prompt == "three"
+    assert both.key(1) == two.key(0)
+    assert [group_of(both, index)[0] for index in range(3)] == [0, 1, 1]
+
+
+def test_a_clip_is_read_where_it_lies(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4")
+    with ClipFile(str(path), "a.mp4").opened() as opened:
+        assert opened == path

@@ -1,0 +1,84 @@
+"""A clip as training data: where it lies, which part of it is used, and its texts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..io import MEGABYTE, open_regular
+from ..media.video import ClipSpec
+from .left_out import LeftOut
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+_UNSEEN = ClipSpec(1, 1, 1)
+
+# What a listed clip's prompts (True) or detailed caption (False) are. Raises Unusable.
+Texts = Callable[[bool], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFile:
+    """A clip, or a part of one, and its texts.
+
+    place         where it lies; name: for reports, in a folder its path there with forward slashes
+    start         seconds from its beginning; seconds: how long the part is that its texts speak of, None to the end
+    member        offset and bytes of a clip in a shard
+
+    What a survey adds:
+
+    prompt        the first of its prompts; others: the other ones
+    detail        None where there is none, or none within the limits
+    content       what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
+    spec          how its frames are read
+    fps           frames per second; duration: of the whole file; kept: the share of the picture that is left
+    """
+
+    place: str
+    name: str
+    start: float = 0.0
+    seconds: float | None = None
+    member: tuple[int, int] | None = None
+    prompt: str = ""
+    others: tuple[str, ...] = ()
+    detail: str | None = None
+    content: str = ""
+    size: int = 0
+    changed: int = 0
+    spec: ClipSpec = _UNSEEN
+    fps: float = 0.0
+    duration: float = 0.0
+    kept: float = 1.0
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place)
+
+    @property
+    def is_picture(self) -> bool:
+        return Path(self.name).suffix.lower() in PICTURES
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """A file that can be read as a video, for the length of a block. Raises UniViGUError where it is not there."""
+        if self.member is None and not self.is_picture:
+            yield self.path
+            return
+        # ffmpeg takes a name that ends in .jpg for a list of pictures; what lies in a shard has no name at all.
+        suffix = "" if self.is_picture else Path(self.name).suffix
+        with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
+            copy = Path(folder, f"clip{suffix}")
+            offset, left = self.member or (0, os.stat(self.place).st_size)
+            with os.fdopen(open_regular(self.place, "a clip"), "rb") as source, copy.open("wb") as target:
+                source.seek(offset)
+                while block := source.read(min(left, MEGABYTE)):
+                    target.write(block)
+                    left -= len(block)
+            yield copy
+
+
+Listed = tuple[ClipFile, Texts] | LeftOut

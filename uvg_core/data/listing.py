@@ -1,0 +1,84 @@
+"""What lies in a source of clips, one clip after the other: nothing of a manifest or of shards is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import UniViGUError, counted
+from ..io import read_text
+from ..media.video import find_clips
+from ..pipeline.texts import text_files
+from .clip_file import PICTURES, ClipFile, Listed, Texts
+from .left_out import BAD_TEXT, NO_CAPTION, NO_DETAIL, UNREADABLE, LeftOut, Unusable
+from .manifest import MANIFESTS, rows_of
+from .webdataset import SHARD, clips_in, clips_of
+
+
+def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Iterator[Listed]:
+    """The clips of a source, in the order of a folder's names or of a manifest's lines.
+
+    Raises UniViGUError for a source that is not there or is of another kind, and for a folder without clips."""
+    suffix = path.suffix.lower()
+    if suffix == SHARD:
+        return clips_of(path)
+    if suffix in MANIFESTS and not path.is_dir():
+        return rows_of(path, suffix)
+    if suffix in (".tgz", ".gz", ".json") and not path.is_dir():
+        kind = "the lines of a .jsonl file" if suffix == ".json" else "a .tar file that is not compressed"
+        raise UniViGUError(f"{path}: is not read as training data; expected {kind}. Convert it")
+    return _folder(path, recursive, pictures)
+
+
+def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
+    unreadable: list[tuple[Path, str]] = []
+    clips = find_clips(root, recursive=recursive, unreadable=unreadable)
+    texts = text_files(clips)
+    if pictures:
+        known, taken = set(clips), {str(text).lower() for text in texts}
+        for still in (path for path in _pictures(root, recursive) if path not in known):
+            beside = still.with_suffix(".txt")  # unless that is a clip's, of which the picture may be the cover
+            clips.append(still)
+            texts.append(still.with_name(f"{still.name}.txt") if str(beside).lower() in taken else beside)
+    shards = sorted(root.glob(f"*{SHARD}"))
+    if not clips and not shards:
+        raise UniViGUError(
+            f"{root}: found no videos here; expected clips such as clip.mp4, each with its prompt in clip.txt"
+            + _elsewhere(root, recursive)
+        )
+    for path, why in unreadable:
+        yield LeftOut(f"{path.relative_to(root).as_posix()}/", UNREADABLE, why)
+    for clip, text in sorted(zip(clips, texts, strict=True)):
+        yield ClipFile(str(clip), clip.relative_to(root).as_posix()), _beside(text)
+    for shard in () if clips else shards:
+        yield from clips_in(shard)
+
+
+def _pictures(root: Path, recursive: bool) -> list[Path]:
+    found = (root.rglob if recursive else root.glob)("*")
+    inside = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    return sorted(path for path in inside if path.suffix.lower() in PICTURES and path.is_file())
+
+
+def _elsewhere(root: Path, recursive: bool) -> str:
+    """What else lies in a folder without clips that could have been meant."""
+    manifests = sorted(path.name for path in root.iterdir() if path.suffix.lower() in MANIFESTS)
+    if manifests:
+        return f". To read a manifest, name it: {root / manifests[0]}"
+    if stills := _pictures(root, recursive):
+        return f". Its {counted(len(stills), 'picture')} are read where buckets.frames has a 1"
+    return ""
+
+
+def _beside(path: Path) -> Texts:
+    """The texts of a clip in a folder: ``path`` has the prompt."""
+
+    def read(prompt: bool) -> tuple[str, ...]:
+        try:
+            return (read_text(path if prompt else path.with_suffix(".detail.txt")),)
+        except FileNotFoundError:
+            raise Unusable(NO_CAPTION if prompt else NO_DETAIL) from None
+        except UniViGUError as error:
+            raise Unusable(BAD_TEXT, str(error)) from None
+
+    return read

@@ -1,0 +1,136 @@
+"""Manifests: a line of a .jsonl, .csv or .tsv file, or a row of a .parquet file, for each clip."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UniViGUError
+from ..io import MEGABYTE, open_regular
+from ..settings import shown
+from .clip_file import ClipFile, Listed, Texts
+from .left_out import BAD_ROW, BAD_TEXT, NO_CAPTION, NO_DETAIL, NO_PATH, LeftOut, Unusable
+
+MANIFESTS = (".jsonl", ".csv", ".tsv", ".parquet")
+# The names that entries have in the manifests of this pack and of others.
+PATHS = ("path", "file_name", "file_path", "video_path", "image_path", "video", "image", "file")
+CAPTIONS = ("caption", "prompt", "text")
+DETAILS = ("detail", "detailed_caption", "long_caption")
+STARTS, ENDS = ("start", "start_time"), ("end", "end_time")
+
+
+def rows_of(path: Path, suffix: str) -> Iterator[Listed]:
+    for number, row in (_parquet if suffix == ".parquet" else _lines)(path):
+        name = f"{'row' if suffix == '.parquet' else 'line'} {number}"
+        place = _first(row, PATHS) if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            yield LeftOut(name, BAD_ROW, str(row))
+        elif not isinstance(place, str) or not place.strip():
+            yield LeftOut(name, NO_PATH)
+        else:
+            yield _listed_row(path, name, place.strip(), row)
+
+
+def _listed_row(path: Path, line: str, place: str, row: dict[str, Any]) -> Listed:
+    try:
+        start, end = _seconds(_first(row, STARTS)), _seconds(_first(row, ENDS))
+        if end is not None and end <= (start or 0):
+            raise ValueError(f"it ends at {end:g} s and starts at {start or 0:g} s")
+    except (ValueError, TypeError) as error:
+        return LeftOut(f"{place} ({line})", BAD_ROW, str(error))
+    begin = start or 0.0
+    part = "" if start is None and end is None else f" from {begin:g} s" + (f" to {end:g} s" if end else "")
+    file = ClipFile(str(path.parent / place), f"{place}{part}", begin, None if end is None else end - begin)
+    return file, entries_of(row)
+
+
+def entries_of(row: dict[str, Any]) -> Texts:
+    def read(prompt: bool) -> tuple[str, ...]:
+        found = _first(row, CAPTIONS if prompt else DETAILS)
+        if found is None:
+            raise Unusable(NO_CAPTION if prompt else NO_DETAIL)
+        texts = tuple(found) if isinstance(found, list | tuple) and found else (found,)
+        if not all(isinstance(text, str) for text in texts):
+            raise Unusable(BAD_TEXT, f"found {shown(found)}; expected text, or a list of texts")
+        return texts
+
+    return read
+
+
+def _first(row: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"found {shown(value)}; expected seconds from the beginning of the clip")
+    return seconds
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows of a .jsonl, .csv or .tsv file with the numbers of their lines; in words what is wrong with one."""
+    with os.fdopen(opened(path), "rb") as file:
+        lines = _bounded(path, file)
+        if path.suffix.lower() == ".jsonl":
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, json_row(line)
+            return
+        rows = csv.DictReader(lines, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+        try:
+            for row in rows:
+                yield rows.line_num, {str(name).strip(): value for name, value in row.items() if name is not None}
+        except csv.Error as error:
+            raise UniViGUError(f"{path}: line {rows.line_num}: {error}; expected a table with a row of names") from None
+
+
+def _bounded(path: Path, file: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(MEGABYTE + 1), b""), 1):
+        if len(line) > MEGABYTE:
+            raise UniViGUError(f"{path}: line {number} is longer than a megabyte; expected a clip and its caption")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise UniViGUError(f"{path}: line {number} is not UTF-8; save the manifest as UTF-8") from None
+
+
+def json_row(line: str) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"{error}; expected a JSON object"
+    return row if isinstance(row, dict) else f"found {shown(row)}; expected a JSON object"
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UniViGUError(f"{path}: .parquet needs pyarrow: pip install pyarrow") from None
+    with os.fdopen(opened(path), "rb") as handle:
+        try:
+            file = parquet.ParquetFile(handle)
+            wanted = [name for name in file.schema_arrow.names if name in (*PATHS, *CAPTIONS, *DETAILS, *STARTS, *ENDS)]
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UniViGUError(f"{path}: cannot be read as Parquet ({error})") from None
+
+
+def opened(path: Path) -> int:
+    try:
+        return open_regular(path, "a manifest of clips")
+    except FileNotFoundError:
+        raise UniViGUError(f"{path}: there is no such file; expected a manifest of clips. Check the name") from None

@@ -1,0 +1,68 @@
+"""What a training is told about its data: where clips come from, and in which sizes they are used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import MinLen
+from pydantic import Field
+
+from ..errors import UniViGUError
+from ..settings import Flag, Number, OneOf, PathText, Text, Whole, setting, settings
+
+WINDOWS = ("whole", "all", "first")
+_LENGTHS = "a list of lengths in square brackets, each one more than a multiple of 4: 1 (pictures), 5, 9 ... 81"
+
+
+@settings
+class Data:
+    """One source of clips: a folder of clips with their texts, a manifest, or shards.
+
+    ``windows``: a caption speaks of the whole clip. ``whole`` spreads the frames of a clip that is longer than the
+    model's over all of it, at most ``fastest`` times as fast; ``all`` cuts it into windows that cover it, and says by
+    that that the caption holds for each of them; ``first`` takes the beginning alone, as versions up to 0.2 did.
+    """
+
+    path: Annotated[PathText, MinLen(1)] = setting(
+        "Folder of clips; .jsonl, .csv or .parquet manifest; .tar shards.", expected="text: a path"
+    )
+    repeats: Number = setting(
+        "How often a clip comes in an epoch; 0.5 is every second time.", default=1.0, gt=0, le=1e4
+    )
+    weight: Number | None = setting(
+        "Share of the source among all that have one, whatever its size.", default=None, gt=0, le=1e6
+    )
+    windows: Annotated[str, OneOf(*WINDOWS)] = setting(
+        "What is used of a clip longer than the model's: whole, all or first.", default="whole"
+    )
+    fastest: Number = setting("Longer clips are left out by windows: whole.", default=2.0, ge=1, le=1e4)
+    prefix: Text = setting("In front of every text, such as a trigger word.", default="")
+    suffix: Text = setting("Behind every text.", default="")
+    shuffle_tags: Flag = setting("Shuffle the parts of prompts between commas.", default=False)
+    keep_tags: Whole = setting("How many of them stay in front.", default=1, ge=0, le=1000)
+    drop_tags: Number = setting("Share of the other tags that is left out.", default=0.0, ge=0, le=1)
+    wordings: Whole = setting("How many shuffled prompts are made of each.", default=4, ge=1, le=64)
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.repeats != 1:
+            raise UniViGUError(f"repeats is {self.repeats:g} and weight {self.weight:g}; give one of the two")
+
+
+@settings
+class Buckets:
+    """Sizes beside the model's own: a step takes clips of one size.
+
+    ``shapes`` above 1 makes so many heights and widths of the model's area, as wide as ``widest`` and as tall; a clip
+    goes where the least of its picture is cropped away. ``frames``: lengths; a clip goes to the longest that it fills,
+    a picture to 1.
+    """
+
+    shapes: Whole = setting("Heights and widths of the model's area; 1 is the model's alone.", default=1, ge=1, le=64)
+    widest: Number = setting("Of shapes: the widest, width by height.", default=2.0, gt=1, le=10)
+    frames: Annotated[tuple[Annotated[Whole, Field(ge=1, le=1025)], ...], MinLen(1)] | None = setting(
+        "Lengths in frames; None is the model's alone.", default=None, expected=_LENGTHS
+    )
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and any(length % 4 != 1 for length in self.frames):
+            raise UniViGUError(f"frames is {list(self.frames)}; expected {_LENGTHS}")

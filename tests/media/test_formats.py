@@ -92,6 +92,7 @@ def test_photos_are_turned_as_their_exif_says(tmp_path: Path, suffix: str, orien
     photo.paste((240, 240, 240), (0, 0, 24, 16))
     photo.paste((120, 120, 120), (24, 16, 48, 32))
     exif[0x112], exif[0x10F] = orientation, "Camera"
+    exif[0x9286] = bytes(range(256)) * 40  # as long as a preview picture: what comes first tells little
     path = tmp_path / f"photo.{suffix}"
     photo.save(path, exif=exif, quality=95)
     upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ..io import MEGABYTE, open_regular
 from ..media.video import ClipSpec
+from ..media.video.find import STILL
 from .left_out import LeftOut
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = STILL | {".webp", ".apng", ".avif"}  # of which the last ones may move
 
 _UNSEEN = ClipSpec(1, 1, 1)
 
@@ -65,14 +66,12 @@ class ClipFile:
     @contextmanager
     def opened(self) -> Iterator[Path]:
         """A file that can be read as a video, for the length of a block. Raises UniViGUError where it is not there."""
-        if self.member is None and not self.is_picture:
+        if self.member is None:
             yield self.path
             return
-        # ffmpeg takes a name that ends in .jpg for a list of pictures; what lies in a shard has no name at all.
-        suffix = "" if self.is_picture else Path(self.name).suffix
         with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-            copy = Path(folder, f"clip{suffix}")
-            offset, left = self.member or (0, os.stat(self.place).st_size)
+            copy = Path(folder, f"clip{Path(self.name).suffix}")
+            offset, left = self.member
             with os.fdopen(open_regular(self.place, "a clip"), "rb") as source, copy.open("wb") as target:
                 source.seek(offset)
                 while block := source.read(min(left, MEGABYTE)):

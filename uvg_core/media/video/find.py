@@ -18,12 +18,16 @@ CLIP_SUFFIXES = MOVING | STILL
 
 
 def find_clips(
-    folder: str | Path, *, recursive: bool = True, unreadable: list[tuple[Path, str]] | None = None
+    folder: str | Path,
+    *,
+    recursive: bool = True,
+    stills: bool = True,
+    unreadable: list[tuple[Path, str]] | None = None,
 ) -> list[Path]:
-    """The videos and pictures in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with ``recursive`` those in its
-    subfolders too, though not in linked ones. Left out are hidden ones, unfinished ones (``*.part``, ``*.part.mp4``),
-    and still pictures of a video's name: they are its covers. Subfolders that may not be entered are added to
-    ``unreadable``, each with the reason.
+    """The videos and, with ``stills``, pictures in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with
+    ``recursive`` those in its subfolders too, though not in linked ones. Left out are hidden ones, unfinished ones
+    (``*.part``, ``*.part.mp4``), and still pictures of a video's name: they are its covers. Subfolders that may not be
+    entered are added to ``unreadable``, each with the reason.
 
     Returns paths that start with ``folder``; maybe none. Raises UniViGUError when ``folder`` is not a folder.
     """
@@ -42,6 +46,6 @@ def find_clips(
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
         films = {path.stem for path in clips if path.suffix.lower() in MOVING}
-        clips = [path for path in clips if path.suffix.lower() in MOVING or path.stem not in films]
+        clips = [p for p in clips if p.suffix.lower() in MOVING or (stills and p.stem not in films)]
         videos += [path for path in clips if is_open(path) and path.is_file()]
     return sorted(videos)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import av
 
 from ...confined import is_open
 from ...errors import UniViGUError
+from ...io import read_bytes
+from .find import STILL
 from .limits import (
     EXPECTED,
     FASTEST,
@@ -34,6 +37,7 @@ _NO_FILM = ATTACHED | 0x800 | _PART  # 0x800: thumbnails
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
+_PICTURE_BYTES = 2**28
 _SCANNED = 2**28  # bytes that are read to learn a length
 
 
@@ -66,8 +70,7 @@ class Source:
         self.errors = self.taken = 0
         try:
             require_short_tables(self.path)
-            # Absolute, so that a name like "http:x.mp4" is a name.
-            self.container = av.open(os.path.abspath(self.path), options=OPTIONS)
+            self.container = av.open(self._named(), options=OPTIONS)
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
                 f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
@@ -94,6 +97,12 @@ class Source:
         except UniViGUError:
             self.container.close()
             raise
+
+    def _named(self) -> Any:
+        """What ffmpeg opens: of pictures the bytes, since it takes a name that ends in .jpg for a list of them."""
+        if self.path.suffix.lower() in STILL and self.size <= _PICTURE_BYTES:
+            return BytesIO(read_bytes(self.path, _PICTURE_BYTES, "a picture"))
+        return os.path.abspath(self.path)  # absolute, so that a name like "http:x.mp4" is a name
 
     def _decoder(self) -> Any:
         """What decodes the stream: FFmpeg's own decoders, but for the transparent parts of VP8 and VP9, which they

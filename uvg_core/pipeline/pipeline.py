@@ -275,9 +275,8 @@ class Pipeline:
 
     def latent_of(self, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
-        run = self.config.run
         self._shape(size)  # refuses what cannot be before a file is opened
-        clip = footage.read(path, footage.spec(*size.resolved(run), any_shape=size.any_shape(run)))
+        clip = footage.read(path, size.spec(self.config.run, footage))
         return self.encode_clip(clip.pixels), clip.note
 
     def caption(

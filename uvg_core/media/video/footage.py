@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,8 @@ class Footage:
     )
     fit: Annotated[str, OneOf(*FITS)] = setting(
         "For clips of another shape: crop cuts off what goes beyond the size, pad adds bars, stretch distorts. auto "
-        "crops up to a quarter of the picture; for more, it takes another size where the checkpoint allows it, else "
-        "pads.",
+        "crops to a size that was chosen; where it is left to the checkpoint, it keeps clips of which more than a "
+        "quarter would be lost whole: in another size if the checkpoint takes it, else with bars.",
         default="auto",
     )
     crop: Annotated[str, OneOf(*CROPS)] = setting(
@@ -56,19 +57,11 @@ class Footage:
         word = self.background.strip().lower()
         return _COLOURS.get(word, word)
 
-    def spec(self, frames: int, height: int, width: int, *, any_shape: bool = False) -> ClipSpec:
-        """How a clip becomes one of that size; with ``any_shape`` of another one with at most as many pixels."""
+    def spec(self, frames: int, height: int, width: int) -> ClipSpec:
+        """How a clip becomes one of that size."""
         red, green, blue = bytes.fromhex(self._hexadecimal[1:])
-        return ClipSpec(
-            frames,
-            height,
-            width,
-            self.fps,
-            fit=self.fit,
-            crop=self.crop,
-            background=(red, green, blue),
-            any_shape=any_shape,
-        )
+        spec = ClipSpec(frames, height, width, self.fps, fit=self.fit, crop=self.crop)
+        return replace(spec, background=(red, green, blue))
 
     def read(self, path: str | Path, spec: ClipSpec) -> Clip:
         """The part of a clip that is to be read. Raises UniViGUError as ``read_clip`` does."""

@@ -16,7 +16,7 @@ from uvg_core.errors import UniViGUError
 from uvg_core.media.video import ClipSpec, limits, probe, read_clip, source
 from uvg_core.media.video.mp4 import require_short_tables
 from uvg_core.media.video.pictures import fit
-from uvg_core.media.video.timeline import _is_cut
+from uvg_core.media.video.timeline import is_cut
 from uvg_core.versions import require
 
 resource = pytest.importorskip("resource")  # Windows has none
@@ -186,7 +186,7 @@ def test_a_file_of_empty_boxes_is_looked_at_for_a_moment(tmp_path: Path) -> None
     path = tmp_path / "boxes.mp4"
     path.write_bytes(box(b"free") * 1_000_000)
     began = time.monotonic()
-    assert not _is_cut(path, "mov,mp4")
+    assert not is_cut(path, "mov,mp4")
     with pytest.raises(UniViGUError, match="more than 262144 boxes"):
         require_short_tables(path)
     assert time.monotonic() - began < 5

@@ -529,6 +529,7 @@ def test_the_frames_that_are_left_are_counted(tmp_path: Path) -> None:
     clip = read_clip(tmp_path / "nine.mp4", ClipSpec(9, 64, 64))
     assert clip.damage == "The file breaks off at 1.00 s; its header promises 9 frames, of which 8 are whole"
     assert clip.info.frames == 8
+    assert probe(tmp_path / "nine.mp4").frames == 8
 
 
 def trimmed(source: Path, target: Path, frames: int) -> Path:

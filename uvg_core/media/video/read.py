@@ -16,7 +16,7 @@ from .animation import opened
 from .clip import Clip, ClipInfo, ClipSpec, describe_fit, require_frames
 from .pictures import fit, picture_of, remarks_on, rotation, shown_size, stacked
 from .source import Source
-from .timeline import Timeline, scan
+from .timeline import Timeline, is_cut, scan
 
 # Skipping fewer frames than this by a seek costs more than decoding them.
 _SEEK_FROM = 16
@@ -31,7 +31,8 @@ def probe(path: str | Path, *, start: float = 0.0, seconds: float | None = None)
             raise source.broken(0.0)
         rate, length = source.rate, source.header_seconds()
         count = source.stated_frames or round(length * rate)
-        if not count or not length or start > 0 or seconds or not source.is_steady():
+        unsure = not count or not length or not source.is_steady() or is_cut(source.path, source.kind)
+        if unsure or start > 0 or seconds:
             source.rewind()
             timeline = _part(source, scan(source), start, seconds)
             count, rate, length = len(timeline.times), timeline.rate, timeline.seconds

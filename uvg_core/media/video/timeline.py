@@ -150,7 +150,7 @@ def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int,
     """
     # Fewer frames than the header declares are no proof by themselves (edit lists leave some out, empty ones are
     # not passed on), nor is a small difference in length. In a file shorter than it says itself they are.
-    cut = _is_cut(source.path, source.kind)
+    cut = is_cut(source.path, source.kind)
     # A transport stream declares no length, but it is made of packets of one size.
     size = source.size
     torn = torn or (source.kind == "mpegts" and all(size % packet for packet in _TRANSPORT_PACKETS))
@@ -175,7 +175,7 @@ def _is_empty(path: Path, begin: int) -> bool:
         return not any(file.read(_EMPTY))
 
 
-def _is_cut(path: Path, kind: str) -> bool:
+def is_cut(path: Path, kind: str) -> bool:
     """Whether a file is shorter than its outermost elements say."""
     end, size = 0, path.stat().st_size
     with path.open("rb") as file:

@@ -666,6 +666,13 @@ def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], se
     assert (folder / "0001.txt").read_text() == "words of 0001"
     assert not (folder / "0000.txt").exists()
     review.picture("review_1600")
+    review.press("z")  # what stood there before
+    assert review.new == "a grey shape, 0001"
+    review.set("template", "a")
+    review.press("h", "Enter")
+    review.shows("the template 'a' has no blank")
+    assert review.panel.get_by_role("alert").is_visible()
+    assert review.rows.nth(1).locator(".uvg-name").inner_text().startswith("⚠ 0001.mp4")
     assert page.complaints == []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import as_srt, caption_tags, container_suffix, read_clip, write_captioned
@@ -87,6 +88,7 @@ def test_streams_are_copied_and_the_caption_can_be_read(tmp_path: Path, name: st
     assert text == marked
     with av.open(str(written)) as file:
         found = {key.lower(): value for key, value in file.metadata.items()}
+        assert file.streams.subtitles[0].disposition & Disposition.default  # shown unasked
     assert {key: found[key] for key in (*tags, "artist")} == {**tags, "artist": "somebody"}
     assert read_clip(written, ClipSpec(20, 48, 64)).info.frames == 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uvg_core.pipeline.folders import Captions, caption_folder
+from uvg_core.pipeline.folders import Captions, caption_folder, survey
 from uvg_core.pipeline.review import RECORD, decide, decisions_of, listed
 
 HOWS = [
@@ -119,6 +119,9 @@ def test_a_text_that_cannot_be_read_costs_its_clip_alone(clip: Path, review: boo
     clip.with_suffix(".json").write_text("[1]")
     clip.with_name("b.mp4").touch()
     how = Captions(format="json", existing="append", review=review)
+    planned = survey(clip.parent, how).splitlines()
+    assert planned[0] == "2 clips: 1 to caption"
+    assert "a.json: found something other than a JSON object" in planned[2]
     report = caption_folder(clip.parent, lambda _: "new", how)
     assert (len(report.written), [path.name for path, _ in report.failed]) == (1, ["a.mp4"])
 

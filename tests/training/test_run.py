@@ -96,6 +96,53 @@ def few_steps() -> Any:
     return Sampling(steps=2)
 
 
+def test_a_check_says_what_a_run_would_do_and_does_nothing(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, clips, data=[{"path": str(clips), "repeats": 2}], steps=10)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", str(config), "--check"]) == 1  # a clip is left out
+    shown = capsys.readouterr().out
+    assert "6 clips, 5 usable, 1 left out" in shown
+    assert f"{clips}: 5 x 2 an epoch" in shown
+    assert "10 steps of 2 clips: 2 epochs of 10 clips" in shown
+    learning = sum(weight.numel() for weight in load_model(EMBEDDED_MODEL).parameters()) * 4 / 1e6
+    assert f"gradients {learning:.3g} MB, optimizer {2 * learning:.3g} MB, average {learning:.3g} MB" in shown
+    assert f"3 checkpoints of {4 * learning:.3g} MB; result {learning:.3g} MB" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+    whole = tmp_path / "whole"
+    shutil.copytree(clips, whole, ignore=shutil.ignore_patterns("0.*"))
+    assert main(["train", str(write_config(tmp_path, whole, trains="text")), "--check"]) == 0
+    assert "weights learn" in capsys.readouterr().out
+
+
+def test_a_run_over_several_sources_sizes_and_pictures(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders, a manifest and pictures in one run, of the embedded model's own parts; each step is of one size."""
+    image = pytest.importorskip("PIL.Image")
+    stills = tmp_path / "stills"
+    stills.mkdir()
+    for number in range(3):
+        image.new("RGB", (64, 64), (90 * number, 20, 60)).save(stills / f"{number}.jpg")
+        (stills / f"{number}.txt").write_text("a red circle")
+    first = sorted(clips.glob("*.mp4"))[0]
+    table = tmp_path / "table.jsonl"
+    table.write_text(json.dumps({"path": str(first), "caption": ["red, round", "a red circle"]}) + "\n")
+    data = [str(clips), {"path": str(stills), "repeats": 2}, {"path": str(table), "shuffle_tags": True}]
+    frames = read_config(EMBEDDED_MODEL).run.frames
+    config = write_config(tmp_path, clips, data=data, buckets={"frames": [1, frames]}, steps=4)
+    assert main(["train", str(config)]) == 0, capsys.readouterr().err
+    entries = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text("utf-8").splitlines()]
+    assert len(entries) == 4
+    *_, told = read_config(tmp_path / "run" / "model.safetensors").card.values()
+    assert told["data"] == f"{clips.name}, stills, table.jsonl"
+    capsys.readouterr()
+    assert main(["train", str(config), "--check", "--resume"]) == 1
+    size = f"{read_config(EMBEDDED_MODEL).run.width}x{read_config(EMBEDDED_MODEL).run.height}"
+    assert f"of which a step takes one: 3 of {size} x 1, 6 of {size} x {frames}" in capsys.readouterr().out
+
+
 def test_refine_of_the_text_half_alone(tmp_path: Path, clips: Path) -> None:
     config = write_config(tmp_path, clips, stage="refine", trains="text")
     assert main(["train", str(config)]) == 0

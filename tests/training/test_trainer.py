@@ -387,11 +387,11 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_no_entries_twice(folder
 @pytest.mark.parametrize("split", [{}, {"batch": 1, "accumulate": 4}], ids=["one batch", "accumulated"])
 def test_a_loss_that_is_no_number_names_the_clips_and_keeps_the_checkpoint(folder: Path, split: dict[str, int]) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder, **split)
-    read = type(data).__getitem__
+    read = type(data).sample
 
     class Poisoned(type(data)):  # type: ignore[misc]
-        def __getitem__(self, index: int) -> Any:
-            sample = read(self, index)
+        def sample(self, index: int, wording: float = 0.0) -> Any:
+            sample = read(self, index, wording)
             return replace(sample, latent=sample.latent * float("nan")) if index == 7 else sample
 
     data.__class__ = Poisoned

@@ -1,4 +1,4 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache,
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, describe, train, demo, cache,
 completion.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
@@ -35,6 +35,7 @@ from .cache import cache
 from .caption import caption
 from .completion import completion
 from .demo import demo
+from .describe import describe
 from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
@@ -45,7 +46,21 @@ from .streams import is_stream, standard_input
 from .synthesise import synthesise
 from .train import train
 
-COMMANDS = (generate, caption, joint, rank, inspect, convert, check, synthesise, train, demo, cache, completion)
+COMMANDS = (
+    generate,
+    caption,
+    joint,
+    rank,
+    inspect,
+    convert,
+    check,
+    synthesise,
+    describe,
+    train,
+    demo,
+    cache,
+    completion,
+)
 
 
 USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,10 +70,12 @@ class FolderReport:
         if self.waiting is not None:
             waits = "waits" if self.waiting == 1 else "wait"
             lines += [f"  {self.waiting} {waits} for your review in {RECORD}: open Review captions in ComfyUI"]
-        for path, reason in self.failed:
-            # Most reasons begin with the file already.
-            lines.append(f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *_reasons(self.failed)])
+
+
+def _reasons(failed: Iterable[tuple[Path, str]]) -> Iterator[str]:
+    for path, reason in failed:  # most reasons begin with the file already
+        yield f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}"
 
 
 def caption_folder(
@@ -138,10 +140,15 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     with texts_of(folder, clips, how) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
         chosen = _chosen(folder, clips, how.only)
-        wanted = [(clip, work.file(clip)) for clip in chosen if not (work.waits(clip) or work.is_done(clip))]
+        wanted = []
+        for clip in chosen:
+            try:
+                wanted += [] if work.waits(clip) or work.is_done(clip) else [(clip, work.file(clip))]
+            except UniViGUError as error:
+                failed.append((clip, str(error)))
     lines = [f"{counted(len(clips), 'clip')}: {len(wanted)} to caption"]
     lines += [f"  {clip} -> {place}" for clip, place in wanted]
-    return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in failed)])
+    return "\n".join([*lines, *_reasons(failed)])
 
 
 def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:

@@ -46,15 +46,21 @@ class Captioner:
 
     Args:
         client: whom to ask. count: tokens of a text in the checkpoint's own vocabulary, end-of-text included.
-        limits: fewest and most tokens of a caption, both included.
+        limits: fewest and most tokens of a caption, both included. instructions: unless its settings name others.
 
     How many frames are shown and how often it asks is said in the client's settings. Raises UniViGUError for a file of
     instructions that cannot be read.
     """
 
-    def __init__(self, client: ChatClient, count: Callable[[str], int], limits: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        client: ChatClient,
+        count: Callable[[str], int],
+        limits: tuple[int, int],
+        instructions: str = INSTRUCTIONS,
+    ) -> None:
         self.client, self.chat, self.count, self.limits = client, client.chat, count, limits
-        self.instructions = INSTRUCTIONS
+        self.instructions = instructions
         if path := self.chat.instructions:
             try:
                 self.instructions = read_text(path).strip()
@@ -75,11 +81,12 @@ class Captioner:
             "frame_side": self.chat.frame_side,
         }
 
-    def caption(self, prompt: str, clip: Path) -> Caption:
-        """Ask for the caption of a video file. Raises LengthError when no answer has the right length, and as
+    def caption(self, prompt: str, clip: Path, part: tuple[float, float | None] = (0.0, None)) -> Caption:
+        """Ask for the caption of a video file, or of a part of it (start, seconds); ``prompt`` is what is known of it,
+        or empty. Raises LengthError when no answer has the right length, and as
         ``ChatClient.answer`` does."""
         fewest, most = self.limits
-        messages = self._opening(prompt, clip)
+        messages = self._opening(prompt, clip, part)
         answers: list[Answer] = []
         counts: list[str] = []
         for _ in range(self.chat.attempts):
@@ -103,14 +110,17 @@ class Captioner:
             "more answers with --attempts, or other lengths with --min-tokens and --max-tokens"
         )
 
-    def _opening(self, prompt: str, clip: Path) -> list[dict[str, Any]]:
-        info = probe(clip)
+    def _opening(self, prompt: str, clip: Path, part: tuple[float, float | None]) -> list[dict[str, Any]]:
+        start, seconds = part
+        info = probe(clip, start=start, seconds=seconds)
         scale = min(1.0, self.chat.frame_side / max(info.height, info.width))
         height, width = (max(1, round(scale * length)) for length in (info.height, info.width))
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
-        pixels = read_clip(clip, ClipSpec(min(self.chat.frames_shown, info.frames), height, width)).pixels
+        spec = ClipSpec(min(self.chat.frames_shown, info.frames), height, width)
+        pixels = read_clip(clip, spec, start=start, seconds=seconds).pixels
+        known = f"The prompt: {prompt}\n" if prompt else ""
         text = (
-            f"The prompt: {prompt}\nThe video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
+            f"{known}The video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"
         )
         pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in pixels]
@@ -146,7 +156,12 @@ def _data_url(frame_HWC: Tensor) -> str:
 
 
 def make_captioner(
-    chat: Chat, out: Path, count: Callable[[str], int], limits: tuple[int, int], note: Callable[[str], object]
+    chat: Chat,
+    out: Path,
+    count: Callable[[str], int],
+    limits: tuple[int, int],
+    note: Callable[[str], object],
+    instructions: str = INSTRUCTIONS,
 ) -> Captioner | None:
     """None without an endpoint. Raises UniViGUError for settings that do not fit each other."""
     if chat.endpoint is None:
@@ -155,4 +170,4 @@ def make_captioner(
                 raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
         return None
     client = ChatClient(chat, cache=chat.cache or out / ANSWERS, note=lambda text: note(f"     {text}"))
-    return Captioner(client, count, limits)
+    return Captioner(client, count, limits, instructions)

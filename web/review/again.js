@@ -52,6 +52,7 @@ async function bring(panel, job, clips, how, words) {
     gone: { note: t.cancelled },
     failed: { problem: words || t.failed },
   }[how] ?? { note: t.unchanged }
+  let isMoved = false // from one list to another
   try {
     const { items } = await panel.listed(job.folder)
     if (panel.folder !== job.folder) return
@@ -61,6 +62,7 @@ async function bring(panel, job, clips, how, words) {
       if (!item || !now) continue
       const was = job.was.get(clip)
       const isSame = now.new === was.seen && now.state === was.state
+      isMoved ||= now.state !== item.state
       if (isSame) Object.assign(item, missed)
       else panel.renew(item, now, job)
     }
@@ -68,7 +70,9 @@ async function bring(panel, job, clips, how, words) {
     for (const item of panel.items) if (clips.includes(item.clip)) item.problem = error.message
   }
   panel.say({ cancelled: t.cancelled, gone: t.goneJob, failed: t.failed, completed: t.done }[how] ?? "")
-  panel.refilter()
+  if (isMoved) panel.refilter()
+  else panel.redraw() // where somebody has scrolled to, stays
+  panel.replace.count()
 }
 
 /** How far the jobs are, in words. */

@@ -49,6 +49,7 @@ export const STYLE = `
 .uvg-review .uvg-line { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
 .uvg-review .uvg-line .uvg-hint { flex: 1; min-width: 120px; }
 .uvg-review .uvg-problem { color: color-mix(in srgb, #ff5a36 60%, var(--input-text, #ddd)); min-height: 0; }
+.uvg-review main .uvg-problem { white-space: pre-line; }
 .uvg-review .uvg-empty { padding: 24px; color: var(--descrip-text, #999); }
 .uvg-review .uvg-keys { grid-column: 1 / -1; margin: 0; padding: 8px 12px; font-size: 12px; columns: 3 300px; column-gap: 24px;
   max-height: 38vh; overflow-y: auto; border-top: 1px solid var(--border-color, #4e4e4e); }

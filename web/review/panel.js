@@ -138,7 +138,12 @@ export class Panel {
   }
 
   reload() {
-    this.folder = this.folderBox.value.trim()
+    const folder = this.folderBox.value.trim()
+    if (folder !== this.folder) {
+      this.folder = folder
+      this.items = [] // nothing is decided about clips of another folder
+      this.refilter()
+    }
     return this.load()
   }
 

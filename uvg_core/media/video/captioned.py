@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from ...errors import UniViGUError, printable
 from ...io import require_others, written_whole
@@ -181,12 +182,15 @@ def _copy(source: Source, target: Path, tags: dict[str, str], subtitles: Sequenc
                 copied: Any = written.add_stream_from_template(stream, opaque=True)
                 copied.time_base = stream.time_base
                 copied.metadata.update(stream.metadata)
+                copied.disposition = stream.disposition
                 if stream.type == "video" and stream.average_rate:  # from which Matroska knows how long frames last
                     copied.codec_context.framerate = stream.average_rate
                 streams[stream.index] = copied
         if subtitles:
             track: Any = written.add_stream(codec)
             track.metadata.update({"title": _TRACK, "handler_name": _TRACK})
+            if not any(one.type == "subtitle" and one.disposition & Disposition.default for one in streams.values()):
+                track.disposition = Disposition.default  # what players show unasked
             track.codec_context.subtitle_header = _HEADER
             track.codec_context.time_base = track.time_base = _TICK
             for packet in subtitles:

@@ -1,0 +1,141 @@
+"""Captions of real footage by a language model, which a local server stands in for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stand_in_llm import GOOD, Script, answered, failed
+
+from uvg_core.cli.main import main
+from uvg_core.config import RunConfig
+from uvg_core.data.folder import TextLimits, survey
+from uvg_core.media.video import write_video
+from uvg_core.synthesis.describe import estimated_tokens
+
+pytest.importorskip("httpx")
+Image = pytest.importorskip("PIL.Image")
+
+LONG = " ".join(["word"] * 120)
+
+
+def clip(path: Path, frames: int = 24) -> Path:
+    """A clip at 8 fps that gets brighter by 10 with every frame."""
+    gray = (10 * torch.arange(frames)).to(torch.uint8)
+    write_video(path, gray[:, None, None, None].expand(frames, 32, 48, 3), 8.0)
+    return path
+
+
+def describe(script: Script, *more: object) -> int:
+    return main(["describe", *map(str, more), "--endpoint", script.url, "--llm", "seer", "--retries", "0"])
+
+
+def shades(asked: dict[str, Any]) -> list[float]:
+    """How bright the frames are that were shown."""
+    parts = asked["messages"][1]["content"]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+    return [sum(picture.convert("L").tobytes()) / (picture.width * picture.height) for picture in pictures]
+
+
+def words(asked: dict[str, Any]) -> str:
+    return asked["messages"][0]["content"] + asked["messages"][1]["content"][0]["text"]
+
+
+def test_a_folder_gets_captions_of_whole_clips(tmp_path: Path, script: Script) -> None:
+    clip(tmp_path / "a.mp4")
+    clip(tmp_path / "b.mp4")
+    (tmp_path / "b.txt").write_text("mine")
+    assert describe(script, tmp_path, "--prefix", "style, ", "--frames-shown", "3") == 0
+    assert (tmp_path / "a.txt").read_text("utf-8").strip() == f"style, {GOOD}"
+    assert (tmp_path / "b.txt").read_text() == "mine"
+    (asked,) = script.asked
+    assert shades(asked) == pytest.approx([0, 110, 230], abs=12)  # from the first frame to the last
+    assert "The prompt" not in words(asked)
+    assert "1 and 128 tokens" in words(asked)
+    assert describe(script, tmp_path) == 0
+    assert len(script.asked) == 1  # nothing is left to do
+
+
+def test_detailed_captions_go_beside_the_brief_ones(tmp_path: Path, script: Script) -> None:
+    script.usual = answered(LONG)
+    clip(tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_text("a brief caption")
+    assert describe(script, tmp_path, "--kind", "detail") == 0
+    assert (tmp_path / "a.detail.txt").read_text("utf-8").strip() == LONG
+    assert (tmp_path / "a.txt").read_text() == "a brief caption"
+    assert "The prompt: a brief caption" in words(script.asked[0])
+    assert "128 and 256 tokens" in words(script.asked[0])
+
+
+def test_an_answer_that_is_too_short_is_asked_for_again(tmp_path: Path, script: Script) -> None:
+    script.answers = [answered("too short"), answered(LONG)]
+    clip(tmp_path / "a.mp4")
+    assert describe(script, tmp_path, "--kind", "detail") == 0
+    assert len(script.asked) == 2
+
+
+def test_an_endpoint_that_refuses_ends_the_run_and_it_goes_on_later(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("abc"):  # the answer for a clip that is seen again is known
+        clip(tmp_path / f"{name}.mp4", 20 + number)
+    script.answers = [answered(GOOD), failed(401, "no")]
+    assert describe(script, tmp_path) == 1
+    assert len(script.asked) == 2
+    assert "1 captions are written and stay" in capsys.readouterr().err
+    assert describe(script, tmp_path) == 0
+    assert len(script.asked) == 4
+    assert len(list(tmp_path.glob("*.txt"))) == 3
+
+
+def test_one_clip_without_a_caption_costs_no_other(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("ab"):
+        clip(tmp_path / f"{name}.mp4", 20 + number)
+    (tmp_path / "c.mp4").write_bytes(b"no video")
+    script.answers = [failed(400, "too many pictures")]
+    assert describe(script, tmp_path) == 1
+    assert "1 captioned, 0 skipped (captioned before), 2 failed" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("*.txt")] == ["b.txt"]
+
+
+def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, script: Script) -> None:
+    """Each window is seen alone, a killed run goes on, and training reads what was written."""
+    clip(tmp_path / "a.mp4", 20)  # 2.5 s
+    clip(tmp_path / "b.mp4", 8)
+    script.answers = [answered("the first"), answered("the second"), failed(401, "no")]
+    assert describe(script, tmp_path, "--window", "1.125") == 1
+    table = tmp_path / "windows.jsonl"
+    table.write_bytes(table.read_bytes()[:-1])  # as an editor leaves it
+    script.answers = [answered("the third"), answered("all")]
+    assert describe(script, tmp_path, "--window", "1.125") == 0
+    rows = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
+    assert [(row["path"], row["start"], row["end"], row["caption"]) for row in rows] == [
+        ("a.mp4", 0, 1.125, "the first"),
+        ("a.mp4", 0.688, 1.813, "the second"),
+        ("a.mp4", 1.375, 2.5, "the third"),
+        ("b.mp4", 0, 1.0, "all"),
+    ]
+    assert shades(script.asked[1])[0] > shades(script.asked[0])[0] + 40
+    run = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
+    found = survey(table, run, lambda text: [*range(len(text.split()) + 1)], limits=TextLimits((0, 9), (0, 9)))
+    assert [one.prompt for one in found.usable] == ["the first", "the second", "the third"]
+    assert found.cut == ""  # every caption covers its window
+
+
+def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip(tmp_path / "a.mp4")
+    assert main(["describe", str(tmp_path)]) == 1
+    assert "name its --endpoint and --llm" in capsys.readouterr().err
+
+
+def test_tokens_are_estimated_in_any_language() -> None:
+    assert estimated_tokens("one two three") == 5
+    assert estimated_tokens("一个红色的球") == 7

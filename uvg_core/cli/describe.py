@@ -1,0 +1,82 @@
+"""``describe``: real footage gets captions by a language model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from ..data.folder import TextLimits
+from ..errors import UniViGUError
+from ..pipeline.component_files import Places
+from ..pipeline.components import Components
+from ..pipeline.folders import Captions, caption_folder
+from ..pipeline.pipeline import given
+from ..progress import Bars
+from ..synthesis.captioner import make_captioner
+from ..synthesis.describe import INSTRUCTIONS, Describe, Describer, Stopped, describe_windows, estimated_tokens
+from ..synthesis.settings import Chat
+from .flags import Only
+from .output import complain, say, show
+
+_FILES = ("overwrite", "prefix", "suffix", "existing", "replace", "format", "backup", "review")
+
+
+def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: Chat, shown: Bars) -> int:
+    """Write captions of real clips with a language model that sees frames of the whole clip."""
+    if chat.endpoint is None:
+        raise UniViGUError("describe asks a language model; name its --endpoint and --llm")
+    captions = Captions(**{**vars(captions), "file_suffix": "detail" if own.kind == "detail" else ""})
+    count, usual = estimated_tokens, TextLimits()
+    if own.model is not None:
+        parts = Components(own.model, Places(wan=own.wan), device="cpu", progress=shown)
+        count, usual = (lambda text: len(parts.tokenizer.ids(text))), TextLimits.of(parts.config.run)
+    fewest, most = getattr(usual, own.kind)
+    most = given(chat.max_tokens, most)
+    limits = given(chat.min_tokens, min(max(1, fewest), most)), most
+    failed = 0
+
+    def note(text: str) -> None:
+        shown.close()
+        say(text)
+
+    for path in own.clips:
+        folder = path if os.path.isdir(path) else path.parent
+        captioner = make_captioner(chat, folder, count, limits, note, INSTRUCTIONS[own.kind])
+        assert captioner is not None
+        describer = Describer(captioner, own.kind)
+        try:
+            failed += _one(path, describer, own, captions, note)
+        except Stopped as why:
+            complain(why)
+            say(f"{describer.done} captions are written and stay; the same command goes on from there")
+            return 1
+        except UniViGUError as error:
+            complain(error)
+            failed += 1
+        except KeyboardInterrupt:
+            say("stopped; captions that are written stay, and the same command goes on with the others")
+            return 130
+        finally:
+            captioner.client.close()
+    return 1 if failed else 0
+
+
+def _one(path: Path, describer: Describer, own: Describe, captions: Captions, note: object) -> int:
+    """Describe a clip or a folder; how many clips failed."""
+    if not os.path.isdir(path):
+        show(captions.worded(describer(path)))
+        return 0
+    if own.window is not None:
+        windows = describe_windows(path, describer, own.window, recursive=not own.no_recursive, note=say)
+        show(str(windows))
+        return len(windows.failed)
+    report = caption_folder(
+        path,
+        describer,
+        captions,
+        recursive=not own.no_recursive,
+        on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
+    )
+    show(str(report))
+    return len(report.failed)

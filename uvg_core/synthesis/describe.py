@@ -1,0 +1,210 @@
+"""Captions of real footage by a language model: the same model, retries and kept answers as for generated clips."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from ..data.left_out import LeftOut
+from ..data.listing import listed
+from ..errors import UniViGUError
+from ..io import append, read_text, write_text
+from ..locks import owned
+from ..media.video import probe
+from ..settings import Flag, Number, OneOf, setting, settings
+from .captioner import WORDS_PER_TOKEN, Captioner
+from .chat import LengthError
+from .endpoint import CaptionError, EndpointError
+
+KINDS = ("prompt", "detail")
+_SEEN = """\
+You write the captions of a data set of short videos. You are shown frames of one video, in order and evenly spread in \
+time.
+"""
+INSTRUCTIONS = {
+    "prompt": _SEEN
+    + """\
+Say in one or two plain sentences what is to be seen: the subject, what it does, the place, the style and how the \
+camera moves, as somebody would who asks for such a video. Do not guess what cannot be seen.
+Write plain text without a heading, a list or quotation marks. Speak of the video as a whole; mention neither the \
+frames nor these instructions. Answer with the caption alone.""",
+    "detail": _SEEN
+    + """\
+Describe in detail what is to be seen: every subject with its shape, colour, size and place, what moves and how it \
+moves from the first frame to the last, the background, the light and the camera. Where there is a brief caption and \
+it disagrees with the frames, the frames are right. Do not guess what cannot be seen.
+Write one paragraph of plain text without a heading, a list or quotation marks. Speak of the video as a whole; mention \
+neither the frames nor the brief caption nor these instructions. Answer with the description alone.""",
+}
+
+_IN_A_ROW = 3  # what fails so often in succession fails for a reason that the next clip shares
+_WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # letters that are about a token each
+_MOST_MANIFEST = 2**30
+
+
+@settings
+class Describe:
+    """What is described."""
+
+    clips: tuple[Path, ...] = setting("Videos and folders of videos.", positional=True, metavar="CLIP|FOLDER")
+    kind: Annotated[str, OneOf(*KINDS)] = setting(
+        "prompt writes brief captions, clip.txt; detail the long ones of the stage refine, clip.detail.txt.",
+        default="prompt",
+    )
+    no_recursive: Flag = setting("Leave subfolders out.", default=False)
+    window: Number | None = setting(
+        "Describe long clips in windows of so many seconds, one after the other, and write a manifest of them, "
+        "windows.jsonl in the folder, to train on.",
+        default=None,
+        metavar="SECONDS",
+        ge=0.1,
+        le=86_400,
+    )
+    model: Path | None = setting(
+        "Checkpoint whose tokens count, and whose lengths hold.", default=None, auto="tokens are estimated from words"
+    )
+    wan: Path | None = setting("Wan2.1 folder with its tokenizer, if it has none.", default=None)
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.kind != "prompt":
+            raise UniViGUError("--window writes brief captions; leave --kind detail out")
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, the end of text counted."""
+    wide = len(_WIDE.findall(text))
+    return 1 + wide + math.ceil(len(_WIDE.sub(" ", text).split()) / WORDS_PER_TOKEN)
+
+
+class Stopped(BaseException):
+    """No clip will get a caption before the user puts something right. What is caught for one clip lets it pass."""
+
+
+@dataclass
+class Describer:
+    """Asks for captions, one clip after the other, and gives up where every other one would fail too."""
+
+    captioner: Captioner
+    kind: str
+    done: int = 0
+    _failures: int = 0
+
+    def __call__(self, clip: Path, part: tuple[float, float | None] = (0.0, None)) -> str:
+        """The caption of a clip, or of a part of one (start, seconds). Raises UniViGUError where it gets none, and
+        Stopped."""
+        try:
+            text = self.captioner.caption(self._brief(clip) if self.kind == "detail" else "", clip, part).text
+        except EndpointError as error:
+            raise Stopped(str(error)) from None
+        except LengthError:
+            raise
+        except CaptionError as error:
+            self._failures += 1
+            if self._failures == _IN_A_ROW:
+                raise Stopped(f"{error} ({_IN_A_ROW} times in a row)") from None
+            raise
+        self._failures = 0
+        self.done += 1
+        return text
+
+    def _brief(self, clip: Path) -> str:
+        """The prompt beside a clip, where there is one."""
+        try:
+            return " ".join(read_text(clip.with_suffix(".txt")).split())
+        except (UniViGUError, FileNotFoundError):
+            return ""
+
+
+@dataclass
+class WindowReport:
+    """What became of the windows of a folder."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        total = self.written + self.skipped + len(self.failed)
+        counts = f"{self.written} described, {self.skipped} described before, {len(self.failed)} failed"
+        return "\n".join([f"{total} windows: {counts}", *(f"  {name}: {why}" for name, why in self.failed)])
+
+
+def describe_windows(
+    folder: Path,
+    describe: Describer,
+    seconds: float,
+    *,
+    recursive: bool = True,
+    note: Callable[[str], object] = lambda _: None,
+) -> WindowReport:
+    """Append what is missing to ``windows.jsonl`` of a folder: a line with path, start, end and caption for each window
+    of a clip. The last one of a clip is as long as the others, and begins earlier for that."""
+    table, report = folder / "windows.jsonl", WindowReport()
+    with owned(folder, "describing windows"):
+        known = _described(table)
+        for one in listed(folder, recursive=recursive):
+            if isinstance(one, LeftOut):
+                report.failed.append((one.name, one.found))
+                continue
+            file = one[0]
+            try:
+                for start, end in _windows(probe(file.path).duration, seconds):
+                    if (file.name, start, end) in known:
+                        report.skipped += 1
+                        continue
+                    note(f"{file.name} from {start:g} s to {end:g} s")
+                    caption = describe(file.path, (start, end - start))
+                    _append(table, {"path": file.name, "start": start, "end": end, "caption": caption})
+                    report.written += 1
+            except UniViGUError as error:
+                report.failed.append((file.name, str(error)))
+    return report
+
+
+def _windows(duration: float, seconds: float) -> Iterator[tuple[float, float]]:
+    """Start and end of windows that cover a clip, in milliseconds that a file can hold."""
+    count = max(1, math.ceil((duration - 1e-3) / seconds))
+    last = max(0.0, duration - seconds)
+    for number in range(count):
+        start = round(last * number / max(1, count - 1), 3)
+        yield start, round(min(start + seconds, duration), 3)
+
+
+def _described(table: Path) -> set[tuple[str, float, float]]:
+    found: set[tuple[str, float, float]] = set()
+    try:
+        lines = read_text(table, most=_MOST_MANIFEST).splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            row = json.loads(line)
+            if row.get("caption"):
+                found.add((str(row["path"]), float(row["start"]), float(row["end"])))
+        except (ValueError, KeyError, TypeError, AttributeError):  # of somebody else, or cut off
+            continue
+    return found
+
+
+def _append(table: Path, row: dict[str, object]) -> None:
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    if not os.path.lexists(table):
+        write_text(table, line)
+        return
+    try:
+        handle = os.open(table, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(handle).st_size
+            os.lseek(handle, max(0, size - 1), os.SEEK_SET)
+            torn = size and os.read(handle, 1) != b"\n"  # a run was killed, or somebody edited it
+            append(handle, (b"\n" if torn else b"") + line.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UniViGUError(f"{table}: cannot be appended to ({error.strerror or error}); free some space") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from numbered_clips import make, numbered, numbers
 
-from uvg_core.media.video import ClipSpec, fit_pixels, probe, read_clip
+from uvg_core.media.video import ClipSpec, fit_pixels, probe, read_clip, source
 from uvg_core.media.video.source import Source
 
 # ------------------------------------------------------------------------------------------------------------ colours
@@ -336,9 +337,29 @@ def test_auto_keeps_the_frame(rows: int, columns: int, any_shape: bool, size: tu
 def test_of_a_file_that_grows_only_what_was_there_is_read(tmp_path: Path) -> None:
     path = make(tmp_path / "live.ts", numbered(24))
     first, more = path.read_bytes(), make(tmp_path / "more.ts", numbered(48)).read_bytes()
-    with Source(path) as source:
+    with Source(path) as open_one:
         with path.open("ab") as file:
             file.write(more)
-        assert sum(packet.size > 0 for packet in source.packets()) == 24
+        assert sum(packet.size > 0 for packet in open_one.packets()) == 24
     path.write_bytes(first)
     assert read_clip(path, ClipSpec(24, 32, 32)).info.frames == 24
+
+
+def test_a_file_that_goes_on_without_frames_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a download that has taken its place on the disk: a hundred gigabytes of nothing behind twelve frames."""
+    path = make(tmp_path / "endless.mkv", numbered(12))
+    os.truncate(path, 100 * 2**30)
+    monkeypatch.setattr(source, "PATIENCE", 0.3)
+    clip = read_clip(path, ClipSpec(12, 32, 32))
+    assert numbers(clip.pixels) == list(range(12))
+    assert clip.damage.startswith("The file cannot be read beyond 0.48 s: nothing more came")
+
+
+def test_frames_that_change_their_shape_on_the_way(tmp_path: Path) -> None:
+    path = make(tmp_path / "first.h264", numbered(6), container="h264")
+    tall = make(tmp_path / "tall.h264", numbered(6, height=64), container="h264")
+    path.write_bytes(path.read_bytes() + tall.read_bytes())
+    for spec in (ClipSpec(12, 32, 32, fit="pad"), ClipSpec(12, 32, 32, crop="smart"), ClipSpec(12, 32, 32)):
+        clip = read_clip(path, spec)
+        assert clip.pixels.shape == (12, 32, 32, 3)
+        assert numbers(clip.pixels)[:6] == list(range(6))

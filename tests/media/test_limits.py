@@ -108,9 +108,13 @@ def test_lists_of_other_files_and_texts_are_refused(name: str, tmp_path: Path) -
 
 def test_numbered_pictures_are_not_looked_for(tmp_path: Path) -> None:
     for number in range(3):
-        png(tmp_path / f"picture{number}.png", 8)
+        png(tmp_path / f"picture{number}.png", 16)
     png(tmp_path / "picture%d.png", 8)
-    refused(tmp_path / "picture%d.png", "cannot be opened as a video|no frame can be decoded")
+    info = probe(tmp_path / "picture%d.png")
+    assert (info.width, info.frames) == (8, 1)
+    assert read_clip(tmp_path / "picture%d.png", SPEC).info == info
+    (tmp_path / "picture%d.png").rename(tmp_path / "picture%d.mp4")
+    assert probe(tmp_path / "picture%d.mp4").width == 8
 
 
 @pytest.mark.parametrize("stated", ["inf:0:0", "0:0:inf", "0:0:nan", "0:0:1e400", "9" * 5000 + ":0:0", "99999999:0:0"])

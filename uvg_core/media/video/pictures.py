@@ -176,18 +176,28 @@ def fit(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Tensor
 
 def stacked(pictures: Sequence[Tensor], spec: ClipSpec) -> Tensor:
     """Pictures that ``fit`` has given as ``[T,height,width,3]``: all cropped at the same place, padded."""
-    pixels = torch.stack(list(pictures))
-    rows, columns = pixels.shape[1:3]
-    for axis, length, wanted in ((1, rows, spec.height), (2, columns, spec.width)):
-        if length > wanted:
-            pixels = pixels.narrow(axis, _liveliest(pixels, axis, wanted), wanted)
-    rows, columns = pixels.shape[1:3]
-    if (rows, columns) == (spec.height, spec.width):
-        return pixels.contiguous()
-    padded = torch.tensor(spec.background, dtype=torch.uint8).repeat(len(pixels), spec.height, spec.width, 1)
-    top, left = (spec.height - rows) // 2, (spec.width - columns) // 2
-    padded[:, top : top + rows, left : left + columns] = pixels
-    return padded
+    if len({picture.shape for picture in pictures}) == 1 and spec.crop == "smart":
+        pixels = torch.stack(list(pictures))
+        for axis, wanted in ((1, spec.height), (2, spec.width)):
+            if pixels.shape[axis] > wanted:
+                pixels = pixels.narrow(axis, _liveliest(pixels, axis, wanted), wanted)
+        pictures = list(pixels)
+    return torch.stack([_placed(picture, spec) for picture in pictures])
+
+
+def _placed(picture: Tensor, spec: ClipSpec) -> Tensor:
+    """A picture in the middle of the size that is asked for."""
+    height, width = spec.height, spec.width
+    rows, columns = picture.shape[:2]
+    if (rows, columns) == (height, width):
+        return picture
+    top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2  # frames may grow on the way
+    picture = picture[top : top + height, left : left + width]
+    rows, columns = picture.shape[:2]
+    placed = torch.tensor(spec.background, dtype=torch.uint8).repeat(height, width, 1)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    placed[top : top + rows, left : left + columns] = picture
+    return placed
 
 
 def _liveliest(pixels: Tensor, axis: int, wanted: int) -> int:

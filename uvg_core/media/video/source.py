@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .limits import (
     MOST_PACKETS,
     MOST_PIXELS,
     OPTIONS,
+    PATIENCE,
     require_size,
     require_sound_decoders,
 )
@@ -46,7 +48,7 @@ class Source:
 
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
-    torn     whether the file is known to end inside a frame
+    torn     whether the file is known to end inside a frame; stalled: whether reading on took too long
     careful  one packet is decoded at a time, and what damaged ones spoil is noted
     spoilt   the times of damaged packets and of those behind them, which build on them, until the next keyframe
 
@@ -61,7 +63,7 @@ class Source:
         require_sound_decoders()
         self.path = Path(path)
         self.size = os.stat(path).st_size  # a file that grows is read as far as it went
-        self.torn = False
+        self.torn = self.stalled = False
         self.careful, self.spoilt = False, set[int | None]()
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
         self._open()
@@ -70,7 +72,7 @@ class Source:
         self.errors = self.taken = 0
         try:
             require_short_tables(self.path)
-            self.container = av.open(self._named(), options=OPTIONS)
+            self.container = av.open(self._named(), options=OPTIONS, timeout=(PATIENCE, PATIENCE))
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
                 f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
@@ -162,6 +164,8 @@ class Source:
                 if self.taken > MOST_PACKETS:
                     raise UniViGUError(f"{self.path}: found more than {MOST_PACKETS} frames; cut it into shorter clips")
                 yield packet
+        except av.ExitError:
+            self.stalled = True
         except (av.FFmpegError, OSError):
             self.errors += 1
 
@@ -181,11 +185,17 @@ class Source:
             spoiling = spoiling and not packet.is_keyframe
             if spoiling:
                 self.spoilt.add(packet.pts)
-            for frame in decoded:
-                self.count(frame.width, frame.height)
-                if frame.is_corrupt:
-                    self.spoilt.add(frame.pts)
-                yield frame
+            yield from self._counted(decoded)
+        if self.stalled:  # no closing packet has come, which makes decoders give what they hold back
+            with suppress(av.FFmpegError, OSError):
+                yield from self._counted(self.decoder.decode(None))
+
+    def _counted(self, frames: list[Any]) -> Iterator[Any]:
+        for frame in frames:
+            self.count(frame.width, frame.height)
+            if frame.is_corrupt:
+                self.spoilt.add(frame.pts)
+            yield frame
 
     def count(self, width: int, height: int) -> None:
         """One more frame, of a size that may change on the way. Raises UniViGUError for too large ones, or too many."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import UniViGUError
 from .clip import ClipSpec
-from .limits import MOST_ELEMENTS
+from .limits import MOST_ELEMENTS, PATIENCE
 from .source import Source
 
 # Only these containers mark keyframes reliably. AVI, ASF and MPEG-PS do not, and GIF frames build on one another.
@@ -148,6 +148,8 @@ def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int,
 
     ``declared``: seconds that its header promises. ``whole``: number of packets. ``torn``: whether it ends inside one.
     """
+    if source.stalled:
+        return f"cannot be read beyond {timeline.seconds:.2f} s: nothing more came for {PATIENCE:g} s"
     # Fewer frames than the header declares are no proof by themselves (edit lists leave some out, empty ones are
     # not passed on), nor is a small difference in length. In a file shorter than it says itself they are.
     cut = is_cut(source.path, source.kind)

@@ -306,6 +306,29 @@ def test_short_clips_and_pictures_have_lengths_of_their_own(tmp_path: Path) -> N
     }
 
 
+def test_pictures_are_turned_as_the_camera_was_held(tmp_path: Path) -> None:
+    """A photograph that a phone stored lying on its side, a transparent drawing, and what is none."""
+    image = pytest.importorskip("PIL.Image")
+    clip(tmp_path / "a.mp4", caption="a b")
+    stored, turned = image.new("RGB", (64, 96), "white"), image.Exif()
+    stored.paste("black", (0, 0, 64, 48))  # its upper half; shown, the right one
+    turned[0x112] = 6
+    stored.save(tmp_path / "photo.jpg", exif=turned)
+    image.new("RGBA", (96, 64), (255, 255, 255, 0)).save(tmp_path / "drawing.png")
+    image.new("CMYK", (96, 64), (0, 0, 0, 0)).save(tmp_path / "print.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:300])
+    for name in ("photo", "drawing", "print", "torn"):
+        (tmp_path / f"{name}.txt").write_text("a b")
+    found = look(tmp_path, Buckets(frames=(1, 9)))
+    names = [one.name for one in found.usable]
+    photo = found.item(names.index("photo.jpg")).pixels[0].float()
+    assert found.usable[names.index("photo.jpg")].kept == 1
+    assert (photo[16, 8].mean(), photo[16, 40].mean()) == (pytest.approx(255, abs=5), pytest.approx(0, abs=5))
+    assert shades(found, names.index("drawing.png")) == about([0])
+    assert shades(found, names.index("print.jpg")) == about([255])
+    assert [(one.name, one.reason) for one in found.left_out] == [("torn.jpg", "unreadable")]
+
+
 def test_a_folder_of_pictures_says_how_they_are_read(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     with pytest.raises(UniViGUError, match=r"found no videos .*Its 1 picture are read where buckets\.frames has a 1"):

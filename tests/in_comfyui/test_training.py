@@ -174,7 +174,7 @@ def test_wrong_use_is_answered_with_what_to_change(inside: Inside, folder: str, 
     found = inside.call("training", "wrong_use", folder=folder, broken=str(broken))
     assert found.keys() == MESSAGES.keys()
     for name, words in MESSAGES.items():
-        assert found[name].startswith("UniViGUError: "), (name, found[name])
+        assert found[name].startswith(("UniViGUError: ", "SettingError: ")), (name, found[name])
         for word in words:
             assert word in found[name], (name, found[name])
 

@@ -128,6 +128,14 @@ def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, scr
     found = survey(table, run, lambda text: [*range(len(text.split()) + 1)], limits=TextLimits((0, 9), (0, 9)))
     assert [one.prompt for one in found.usable] == ["the first", "the second", "the third"]
     assert found.cut == ""  # every caption covers its window
+    script.usual = answered(LONG)
+    table.write_text(table.read_text("utf-8") + "of somebody else\n", encoding="utf-8")
+    assert describe(script, tmp_path, "--window", "1.125", "--kind", "detail") == 0
+    other, *lines = table.read_text("utf-8").splitlines()
+    assert other == "of somebody else"
+    details = {row["caption"]: row["detail"] for row in map(json.loads, lines)}
+    assert details == dict.fromkeys(("the first", "the second", "the third", "all"), LONG)
+    assert "The prompt: the first" in words(script.asked[5])
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

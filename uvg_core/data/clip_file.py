@@ -60,8 +60,13 @@ class ClipFile:
         return Path(self.place)
 
     @property
+    def suffix(self) -> str:
+        named = self.place if self.member is None else self.name.partition(" from ")[0]
+        return Path(named).suffix.lower()
+
+    @property
     def is_picture(self) -> bool:
-        return Path(self.name).suffix.lower() in PICTURES
+        return self.suffix in PICTURES
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
@@ -70,7 +75,7 @@ class ClipFile:
             yield self.path
             return
         with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-            copy = Path(folder, f"clip{Path(self.name).suffix}")
+            copy = Path(folder, f"clip{self.suffix}")
             offset, left = self.member
             with os.fdopen(open_regular(self.place, "a clip"), "rb") as source, copy.open("wb") as target:
                 source.seek(offset)

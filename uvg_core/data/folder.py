@@ -249,8 +249,12 @@ def survey(
             look.add(found, *one)
         except Unusable as why:
             found.left_out.append(LeftOut(one[0].name, *why.args))
-        except (UniViGUError, OSError) as error:
-            found.left_out.append(LeftOut(one[0].name, UNREADABLE, getattr(error, "strerror", None) or str(error)))
+        except Exception as error:  # one bad clip must not cost the others
+            known = isinstance(error, UniViGUError | OSError)
+            words = getattr(error, "strerror", None) or str(error)
+            found.left_out.append(
+                LeftOut(one[0].name, UNREADABLE, words if known else f"{type(error).__name__}: {words}")
+            )
     report("surveying the clips", number, number)
     if not found.usable:
         texts = "its prompt and its detailed caption" if need_detail else "its prompt"

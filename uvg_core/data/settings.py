@@ -20,7 +20,7 @@ class Data:
 
     ``windows``: a caption speaks of the whole clip. ``whole`` spreads the frames of a clip that is longer than the
     model's over all of it, at most ``fastest`` times as fast; ``all`` cuts it into windows that cover it, and says by
-    that that the caption holds for each of them; ``first`` takes the beginning alone, as versions up to 0.2 did.
+    that that the caption holds for each of them; ``first`` takes the beginning alone, as earlier versions did.
     """
 
     path: Annotated[PathText, MinLen(1)] = setting(

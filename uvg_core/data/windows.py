@@ -75,7 +75,7 @@ def windows_of(
         if faster > how.fastest:
             raise Unusable(
                 f"{TOO_LONG} ({frames / run.fps:.3g} s are seen, fastest is {how.fastest:g}; set windows: all where "
-                "captions hold for every part)",
+                "captions hold for every part, or caption the parts with describe --window)",
                 f"{span:.1f} s",
             )
         return frames, [(start, seconds, True)]

@@ -71,10 +71,6 @@ class Describe:
     )
     wan: Path | None = setting("Wan2.1 folder with its tokenizer, if it has none.", default=None)
 
-    def __post_init__(self) -> None:
-        if self.window is not None and self.kind != "prompt":
-            raise UniViGUError("--window writes brief captions; leave --kind detail out")
-
 
 def estimated_tokens(text: str) -> int:
     """About how many tokens a text has, the end of text counted."""
@@ -95,11 +91,15 @@ class Describer:
     done: int = 0
     _failures: int = 0
 
-    def __call__(self, clip: Path, part: tuple[float, float | None] = (0.0, None)) -> str:
-        """The caption of a clip, or of a part of one (start, seconds). Raises UniViGUError where it gets none, and
-        Stopped."""
+    def __call__(self, clip: Path) -> str:
+        """The caption of a clip. Raises as ``part``."""
+        return self.part(clip, self._brief(clip), (0.0, None))
+
+    def part(self, clip: Path, brief: str, part: tuple[float, float | None]) -> str:
+        """The caption of a part of a clip (start, seconds), of which a brief one may be known. Raises UniViGUError
+        where it gets none, and Stopped."""
         try:
-            text = self.captioner.caption(self._brief(clip) if self.kind == "detail" else "", clip, part).text
+            text = self.captioner.caption(brief if self.kind == "detail" else "", clip, part).text
         except EndpointError as error:
             raise Stopped(str(error)) from None
         except LengthError:
@@ -129,6 +129,10 @@ class WindowReport:
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
 
+    def count(self, is_new: bool) -> None:
+        self.written += is_new
+        self.skipped += not is_new
+
     def __str__(self) -> str:
         total = self.written + self.skipped + len(self.failed)
         counts = f"{self.written} described, {self.skipped} described before, {len(self.failed)} failed"
@@ -143,27 +147,39 @@ def describe_windows(
     recursive: bool = True,
     note: Callable[[str], object] = lambda _: None,
 ) -> WindowReport:
-    """Append what is missing to ``windows.jsonl`` of a folder: a line with path, start, end and caption for each window
-    of a clip. The last one of a clip is as long as the others, and begins earlier for that."""
+    """Append what is missing to ``windows.jsonl`` of a folder: a line with path, start, end and caption, or detail, for
+    each window of a clip. The last one of a clip is as long as the others, and begins earlier for that."""
     table, report = folder / "windows.jsonl", WindowReport()
+    entry = "detail" if describe.kind == "detail" else "caption"
     with owned(folder, "describing windows"):
-        known = _described(table)
-        for one in listed(folder, recursive=recursive):
-            if isinstance(one, LeftOut):
-                report.failed.append((one.name, one.found))
-                continue
-            file = one[0]
-            try:
-                for start, end in _windows(probe(file.path).duration, seconds):
-                    if (file.name, start, end) in known:
-                        report.skipped += 1
-                        continue
-                    note(f"{file.name} from {start:g} s to {end:g} s")
-                    caption = describe(file.path, (start, end - start))
-                    _append(table, {"path": file.name, "start": start, "end": end, "caption": caption})
-                    report.written += 1
-            except UniViGUError as error:
-                report.failed.append((file.name, str(error)))
+        known = _rows(table)
+        replaced = False
+
+        def one_window(name: str, clip: Path, start: float, end: float) -> bool:
+            row = known.get((name, start, end), {"path": name, "start": start, "end": end})
+            if row.get(entry):
+                return False
+            note(f"{name} from {start:g} s to {end:g} s")
+            row = {**row, entry: describe.part(clip, str(row.get("caption", "")), (start, end - start))}
+            _append(table, row)
+            known[name, start, end] = row
+            return True
+
+        try:
+            for one in listed(folder, recursive=recursive):
+                if isinstance(one, LeftOut):
+                    report.failed.append((one.name, one.found))
+                    continue
+                name, clip = one[0].name, one[0].path
+                try:
+                    for start, end in _windows(probe(clip).duration, seconds):
+                        replaced |= (name, start, end) in known
+                        report.count(one_window(name, clip, start, end))
+                except UniViGUError as error:
+                    report.failed.append((name, str(error)))
+        finally:
+            if replaced:
+                _tidy(table)
     return report
 
 
@@ -176,20 +192,33 @@ def _windows(duration: float, seconds: float) -> Iterator[tuple[float, float]]:
         yield start, round(min(start + seconds, duration), 3)
 
 
-def _described(table: Path) -> set[tuple[str, float, float]]:
-    found: set[tuple[str, float, float]] = set()
+def _key(line: str) -> tuple[str, float, float] | None:
+    """The window that a line of the table is about; None for one of somebody else, or one that was cut off."""
     try:
-        lines = read_text(table, most=_MOST_MANIFEST).splitlines()
+        row = json.loads(line)
+        return str(row["path"]), float(row["start"]), float(row["end"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _lines(table: Path) -> list[str]:
+    try:
+        return [line for line in read_text(table, most=_MOST_MANIFEST).split("\n") if line.strip()]
     except FileNotFoundError:
-        return found
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if row.get("caption"):
-                found.add((str(row["path"]), float(row["start"]), float(row["end"])))
-        except (ValueError, KeyError, TypeError, AttributeError):  # of somebody else, or cut off
-            continue
-    return found
+        return []
+
+
+def _rows(table: Path) -> dict[tuple[str, float, float], dict[str, object]]:
+    return {key: json.loads(line) for line in _lines(table) if (key := _key(line)) is not None}
+
+
+def _tidy(table: Path) -> None:
+    """Leave the last line of each window; lines that are none stay."""
+    lines = _lines(table)
+    last = {key: number for number, line in enumerate(lines) if (key := _key(line)) is not None}
+    kept = [line for number, line in enumerate(lines) if last.get(_key(line) or ("", 0, 0), number) == number]
+    if len(kept) < len(lines):
+        write_text(table, "".join(f"{line}\n" for line in kept))
 
 
 def _append(table: Path, row: dict[str, object]) -> None:

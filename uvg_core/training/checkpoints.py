@@ -111,7 +111,10 @@ def _differences(facts: dict[str, Any], config: TrainConfig, global_batch: int, 
     if others != found and facts.get("starts_from") == starts_from(config):
         found = others
     if data and facts["data"] not in data:
-        found.append("data: the clips, their texts or what encodes them have changed")
+        found.append(
+            "data: the clips, their texts or what encodes them have changed (earlier versions took the beginning of "
+            "long clips; a run that began so goes on with windows: first)"
+        )
     earlier = sources_of(facts["config"]["data"])
     if any(one != now for one, now in zip_longest(map(_share, earlier), map(_share, config.sources))):
         found.append("data: the repeats or weights of its sources have changed")

@@ -47,6 +47,8 @@ def check(config: TrainConfig, *, resume: bool = False, say: Say = print, progre
 
     Raises UniViGUError for what ``train`` would refuse before its first step."""
     accelerator = make_accelerator(config)
+    if not accelerator.is_main_process:
+        return True
     together = clips_a_step(config, accelerator)
     checkpoints.require_startable(config, together, resume)
     require_packages(config)
@@ -154,9 +156,8 @@ def _disk_line(
     result = _FLOAT * _learning(network)
     if config.trains != "lora":
         result += _frozen_bytes(config, network, None)
-    kept = config.keep.checkpoints + 1  # one more while it is being written
-    if not config.keep.checkpoint_every:
-        kept = 1
+    every = config.keep.checkpoint_every
+    kept = min(config.keep.checkpoints, config.steps // every if every else 0) + 1  # one while another is being written
     encoded = _encoded_bytes(source, facts, network.config, parts)
     needs = {config.cache_folder: encoded, config.out_folder: kept * state + result}
     line = (

@@ -24,7 +24,7 @@ from .left_out import (
     Unusable,
     tally,
 )
-from .listing import listed
+from .listing import listed, pictures_in
 from .settings import Buckets, Data
 from .sources import TrainingClip, digest
 from .tags import wordings
@@ -204,6 +204,8 @@ class Survey:
         lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
         lines += filter(None, (self.retimed, self.cut, self.cropped))
+        if unread := self.counts["unread"]:
+            lines.append(f"pictures that are not read, since buckets.frames has no 1: {unread}")
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
@@ -261,6 +263,8 @@ def survey(
         expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
         lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
+    if buckets is not None and 1 not in look.lengths and root.is_dir():
+        found.counts["unread"] = len(pictures_in(root, recursive))
     found.usable.sort(key=lambda clip: (clip.spec.frames, clip.spec.height, clip.spec.width))
     return found
 

@@ -369,11 +369,11 @@ def breaks_off(folder: str) -> dict[str, Any]:
 
     def poisoned(*args: Any) -> Any:
         data = encode(*args)
-        read = type(data).__getitem__
+        read = type(data).sample
 
         class Poisoned(type(data)):  # type: ignore[misc]
-            def __getitem__(self, index: int) -> Any:
-                sample = read(self, index)
+            def sample(self, index: int, wording: float = 0.0) -> Any:
+                sample = read(self, index, wording)
                 return replace(sample, latent=sample.latent * float("nan")) if index == 3 else sample
 
         data.__class__ = Poisoned

@@ -132,6 +132,8 @@ class Survey:
         file = self.usable[index]
         with file.opened() as path:
             clip = read_clip(path, file.spec, start=file.start, seconds=file.seconds)
+        if clip.damage:
+            raise UniViGUError(f"{file.path}: {clip.damage}. Copy or download it again")
         needed = file.start + (file.spec.frames - 1) / self.run.fps
         if file.spec.frames > 1 and needed > clip.info.duration - 1e-3:
             raise UniViGUError(

@@ -33,7 +33,7 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
 
 def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
     unreadable: list[tuple[Path, str]] = []
-    clips = find_clips(root, recursive=recursive, unreadable=unreadable)
+    clips = find_clips(root, recursive=recursive, unreadable=unreadable, stills=False)
     texts = text_files(clips)
     if pictures:
         known, taken = set(clips), {str(text).lower() for text in texts}

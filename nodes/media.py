@@ -21,6 +21,7 @@ from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
+from ..uvg_core.media.video.footage import Footage
 from ..uvg_core.pipeline.review import RECORD
 from ..uvg_core.pipeline.texts import files_of, text_files
 from ..uvg_core.pipeline.wording import Captions
@@ -142,6 +143,12 @@ def size_widgets() -> list[Any]:
     return [*size(tooltip=tooltip), widget(Rate, "fps", display_name="fps (-1 = auto)", step=0.5)]
 
 
+def footage_widgets(*names: str) -> list[Any]:
+    """The widgets that choose a part of a clip, and what becomes of its shape."""
+    steps = {"start": {"step": 0.1}, "seconds": {"step": 0.1}}
+    return [widget(Footage, name, optional=True, advanced=True, **steps.get(name, {})) for name in names]
+
+
 def sized(run: RunConfig, size: Size) -> RunConfig:
     """``run`` with other sizes. Raises UniViGUError off the model's grid."""
     frames, height, width = size.resolved(run)
@@ -149,7 +156,7 @@ def sized(run: RunConfig, size: Size) -> RunConfig:
     return replace(run, frames=frames, height=height, width=width)
 
 
-def fitting(run: RunConfig | None, size: Size, fps: float) -> ClipSpec:
+def fitting(run: RunConfig | None, size: Size, fps: float, footage: Footage) -> ClipSpec:
     """What those widgets say with a checkpoint that was trained as ``run`` says, as ``read_clip`` and ``fit_pixels``
     take it. Raises UniViGUError off the model's grid, and where a checkpoint is asked for and none is known."""
     if run is None and (None in (size.width, size.height, size.frames) or fps < 0):
@@ -157,9 +164,9 @@ def fitting(run: RunConfig | None, size: Size, fps: float) -> ClipSpec:
             "the size of the clip is left to the checkpoint, and this VAE does not say which one: connect MODEL to the "
             "input model, take the VAE of Load Uni-ViGU, or set width, height, frames and fps"
         )
-    fitted = sized(run or RunConfig(), size)
-    rate = fitted.fps if fps < 0 else fps or None
-    return ClipSpec(fitted.frames, fitted.height, fitted.width, rate, at_most=True)
+    run = run or RunConfig()
+    sized(run, size)
+    return replace(size.spec(run, footage), fps=run.fps if fps < 0 else fps or None, at_most=True)
 
 
 def read(video: Any, spec: ClipSpec) -> tuple[Tensor, str]:

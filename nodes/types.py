@@ -38,6 +38,8 @@ def _guarded(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
                 return execute(cls, *inputs, **named)
             except UniViGUError as error:
                 error.args = (_in_widgets(str(error), cls),)
+                if type(error) is not UniViGUError:  # the name that clients know
+                    raise UniViGUError(*error.args) from error
                 raise
 
     return run

@@ -21,9 +21,9 @@ from ..uvg_core.media.video import (
     caption_tags,
     container_suffix,
     fit_pixels,
-    read_clip,
     write_captioned,
 )
+from ..uvg_core.media.video.footage import Footage
 from ..uvg_core.pipeline.folders import Captions, caption_folder
 from ..uvg_core.sampling import Sampling, Size
 from ..uvg_core.settings import Flag, Text, fields_of, setting, settings
@@ -43,6 +43,7 @@ from .media import (
     as_pixels,
     copied_from,
     fitting,
+    footage_widgets,
     size_widgets,
 )
 from .media import read as read_video
@@ -65,6 +66,7 @@ class UniViGUEncodeVideo(Node):
                 widgets.vae(),
                 *size_widgets(),
                 widgets.model(tooltip, optional=True),
+                *footage_widgets("fit", "crop", "background"),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The clip, clean, for Video-to-Text Denoise and Rank Captions."),
@@ -76,12 +78,11 @@ class UniViGUEncodeVideo(Node):
     @classmethod
     def execute(cls, video: Any, vae: Any, model: Any | None = None, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
-        size, fps = read(Size, inputs), read(Rate, inputs).fps
+        size, fps, footage = read(Size, inputs), read(Rate, inputs).fps, read(Footage, inputs)
         run = facts_of_vae(vae) if model is None else run_facts(model)
-        if isinstance(video, torch.Tensor):
-            pixels, note = fit_pixels(as_pixels(video), fitting(run, size, max(fps, 0.0)))  # images have no rate
-        else:
-            pixels, note = read_video(video, fitting(run, size, fps))
+        images = isinstance(video, torch.Tensor)
+        spec = fitting(run, size, max(fps, 0.0) if images else fps, footage)  # images have no rate
+        pixels, note = fit_pixels(as_pixels(video), spec) if images else read_video(video, spec)
         note = shown(note)
         return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note, ui=said(note))
 
@@ -114,6 +115,7 @@ class UniViGUCaptionFolder(Node):
                 *widgets.captioning(),
                 widgets.video_cache(),
                 *later_widgets(),
+                *footage_widgets("start", "seconds", "fit", "crop", "background"),
             ],
             outputs=[
                 output(
@@ -143,7 +145,8 @@ class UniViGUCaptionFolder(Node):
     def execute(cls, model: Any, clip: Any, vae: Any, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
         folder, how, sampling = read(Folder, inputs), read(Captions, inputs), read(Sampling, inputs)
-        spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps)
+        footage = read(Footage, inputs)
+        spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps, footage)
         progress, before, where = Progress(cls.hidden.unique_id), visits.begun(inputs, (folder, how)), [""]
         unforeseen: list[Exception] = []  # such as too little memory: worth another try though nothing has changed
 
@@ -156,7 +159,7 @@ class UniViGUCaptionFolder(Node):
                 progress.text(f"{where[0]}\n{file.name}\n{words}")
 
             try:
-                latent = encode_pixels(vae, read_clip(file, spec).pixels)
+                latent = encode_pixels(vae, footage.read(file, spec).pixels)
                 seeded = replace(sampling, seed=how.seed(sampling.seed, file.relative_to(root)))
                 _, text = describe(model, clip, latent, seeded, hint=hint(), template=how.template, report=show)
             except Exception as error:
@@ -176,7 +179,7 @@ class UniViGUCaptionFolder(Node):
             if not (report.busy or unforeseen):
                 visits.finished(inputs, (folder, how), before, report.written)
             names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
-            table = table_of(report.captions, names, spec)
+            table = table_of(report.captions, names, footage, spec)
         captions = [text for _, text in report.captions]
         words = shown(str(report))
         return io.NodeOutput(captions, words, names, table, ui=said(words))
@@ -191,13 +194,13 @@ def later_widgets() -> list[Any]:
     ]
 
 
-def table_of(captions: Sequence[tuple[Path, str]], names: list[str], spec: ClipSpec) -> torch.Tensor:
+def table_of(captions: Sequence[tuple[Path, str]], names: list[str], footage: Footage, spec: ClipSpec) -> torch.Tensor:
     """The first captions of a folder as a picture: a frame of each clip, its name, its caption."""
     rows = []
     for (file, text), name in zip(captions[:ROWS], names, strict=False):
         frame = None
         with suppress(UniViGUError):
-            frame = read_clip(file, replace(spec, frames=1, fps=None)).pixels
+            frame = footage.read(file, replace(spec, frames=1, fps=None, any_shape=False)).pixels
         rows.append(SheetRow(name, frame, text))
     count = f"{len(names)} captions" if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
     return as_image(draw_sheet(rows or [SheetRow("", None, "no captions")], title=count, columns=1))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,13 @@ from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import COLOURS
 from uvg_core import Ranking, Sampling, inspect_checkpoint
 from uvg_core.cli.main import main
+from uvg_core.config import RunConfig
+from uvg_core.errors import UniViGUError
 from uvg_core.media.video import ClipSpec, probe, read_clip, write_video
+from uvg_core.media.video.footage import Footage
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
+from uvg_core.sampling import Size
+from uvg_core.sampling.settings import SIZE
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -174,3 +180,36 @@ def test_a_lora_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert apart < 0.1 * (bare.float() - changed.float()).abs().mean()
     assert main(["generate", "x", "--lora", str(tmp_path / "none.safetensors"), "--device", "cpu"]) == 1
     assert "none.safetensors: no such file" in capsys.readouterr().err
+
+
+def test_a_clip_is_read_as_the_settings_say(pipe: Pipeline, tmp_path: Path) -> None:
+    pixels = torch.zeros(24, 96, 48, 3, dtype=torch.uint8)
+    pixels[:12, :48], pixels[12:, :48] = 60, 200
+    write_video(tmp_path / "portrait.mp4", pixels, 8)
+
+    def note(size: Size = SIZE, **how: Any) -> str:
+        return pipe.latent_of(tmp_path / "portrait.mp4", size, Footage(**how))[1]
+
+    assert note().endswith("48x96 resized to 24x48, padded to 48x48")
+    assert note(Size(width=48, height=48)).endswith("48x96, cropped to 48x48")
+    assert note(Size(width=64, height=32), fit="stretch").endswith("48x96 stretched to 64x32")
+    assert "retimed from 8 to 4 fps" in note(fps=4.0)
+    assert "the part from 1.5 s of 3.0 s" in note(start=1.5, seconds=1.0)
+    late = pipe.latent_of(tmp_path / "portrait.mp4", SIZE, Footage(start=1.5, fit="crop", crop="top"))[0]
+    pixels[:12] = pixels[12:]
+    write_video(tmp_path / "late.mp4", pixels, 8)
+    same = pipe.latent_of(tmp_path / "late.mp4", SIZE, Footage(fit="crop", crop="top"))[0]
+    assert (late - same).abs().mean() < 0.05
+    for wrong in ({"background": "mauve"}, {"fit": "zoom"}, {"start": -1.0}, {"seconds": 0.0}):
+        with pytest.raises(UniViGUError, match=f"{next(iter(wrong))} is .*; expected"):
+            Footage(**wrong)
+
+
+def test_where_a_checkpoint_takes_other_sizes_a_clip_keeps_its_shape() -> None:
+    released = RunConfig()
+    portrait = SIZE.spec(released, Footage()).suited(1920, 1080)
+    assert (portrait.height, portrait.width, portrait.fit) == (832, 480, "crop")
+    chosen = Size(width=832, height=480).spec(released, Footage()).suited(1920, 1080)
+    assert (chosen.height, chosen.width, chosen.fit) == (480, 832, "crop")
+    asked = SIZE.spec(released, Footage(fit="crop", crop="smart")).suited(1920, 1080)
+    assert (asked.height, asked.width, asked.crop) == (480, 832, "smart")

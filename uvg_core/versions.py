@@ -29,5 +29,6 @@ def require(package: str, at_least: tuple[int, ...], why: str) -> None:
 
 
 def require_pillow() -> None:
-    """For what is drawn with Pillow from texts and pixels of strangers. It opens none of their files."""
+    """For what is drawn with Pillow from texts and pixels of strangers. Of their files it opens animated WebP, and AVIF
+    with transparent parts."""
     require("pillow", (12, 3, 0), "write beyond their pictures (CVE-2026-59199)")

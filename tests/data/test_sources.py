@@ -143,6 +143,9 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "clips.jsonl")
     with pytest.raises(UniViGUError, match=r"found no videos here.*To read a manifest, pass its file: .*clips\.jsonl"):
         look(tmp_path)
+    clip(tmp_path / "a.mp4")
+    with pytest.raises(UniViGUError, match=r"none of 1 clip can .*To read a manifest, name it: .*jsonl\. Left out"):
+        look(tmp_path)
 
 
 def test_a_long_manifest_fits_into_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +293,7 @@ def test_short_clips_and_pictures_have_lengths_of_their_own(tmp_path: Path) -> N
         (tmp_path / name).with_suffix(".txt").write_text("a b")
     (tmp_path / "long.txt").write_text("of the clip")
     assert [one.name for one in look(tmp_path).usable] == ["long.mp4"]
+    assert "pictures that are not read, since buckets.frames has no 1: 3" in str(look(tmp_path, Buckets()))
     found = look(tmp_path, Buckets(frames=(1, 5, 9)))
     assert [(one.name, one.spec.frames) for one in found.usable] == [
         ("other.png", 1),
@@ -349,6 +353,11 @@ def test_words_around_every_text(tmp_path: Path) -> None:
         "mystyle, in detail, 35 mm",
     )
     assert found.key(0) != look(tmp_path).key(0)
+
+
+def test_captions_may_end_in_caption(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4").with_suffix(".caption").write_text("as kohya's tools write them")
+    assert look(tmp_path).usable[0].prompt == "as kohya's tools write them"
 
 
 def test_tags_are_shuffled_and_some_are_dropped(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
     assert (alike, unlike > 0.1) == (0.0, True)
     assert found["cropped clip"][0].endswith("144x288 resized to 48x96, cropped to 48x48")
     assert found["cropped clip"][1] == [144, 288, 17]
+    fits = found["fits"]
+    assert fits["left to it"].endswith("48x96 resized to 24x48, padded to 48x48")
+    assert fits["chosen"].endswith("48x96, cropped to 48x48")
+    assert fits["top"].endswith("48x96, cropped to 48x48 (top)")
+    assert fits["pad"].endswith("padded to 48x48")
+    assert "background is 'mauve'; expected black" in fits["no colour"]
     assert found["memory differs"] == found["images differ"] < 0.2  # ComfyUI's colour conversion is not quite ours
 
 

@@ -16,7 +16,7 @@ from uvg_core.errors import UniViGUError
 from uvg_core.media.video import ClipSpec, limits, probe, read_clip, source
 from uvg_core.media.video.mp4 import require_short_tables
 from uvg_core.media.video.pictures import fit
-from uvg_core.media.video.timeline import _is_cut
+from uvg_core.media.video.timeline import is_cut
 from uvg_core.versions import require
 
 resource = pytest.importorskip("resource")  # Windows has none
@@ -108,9 +108,13 @@ def test_lists_of_other_files_and_texts_are_refused(name: str, tmp_path: Path) -
 
 def test_numbered_pictures_are_not_looked_for(tmp_path: Path) -> None:
     for number in range(3):
-        png(tmp_path / f"picture{number}.png", 8)
+        png(tmp_path / f"picture{number}.png", 16)
     png(tmp_path / "picture%d.png", 8)
-    refused(tmp_path / "picture%d.png", "cannot be opened as a video|no frame can be decoded")
+    info = probe(tmp_path / "picture%d.png")
+    assert (info.width, info.frames) == (8, 1)
+    assert read_clip(tmp_path / "picture%d.png", SPEC).info == info
+    (tmp_path / "picture%d.png").rename(tmp_path / "picture%d.mp4")
+    assert probe(tmp_path / "picture%d.mp4").width == 8
 
 
 @pytest.mark.parametrize("stated", ["inf:0:0", "0:0:inf", "0:0:nan", "0:0:1e400", "9" * 5000 + ":0:0", "99999999:0:0"])
@@ -186,7 +190,7 @@ def test_a_file_of_empty_boxes_is_looked_at_for_a_moment(tmp_path: Path) -> None
     path = tmp_path / "boxes.mp4"
     path.write_bytes(box(b"free") * 1_000_000)
     began = time.monotonic()
-    assert not _is_cut(path, "mov,mp4")
+    assert not is_cut(path, "mov,mp4")
     with pytest.raises(UniViGUError, match="more than 262144 boxes"):
         require_short_tables(path)
     assert time.monotonic() - began < 5

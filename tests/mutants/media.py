@@ -11,6 +11,7 @@ from random import Random
 
 import av
 import torch
+from PIL import Image
 
 from mutants import NUMBERS, Parser, overwritten
 from recipes.worlds.tokenizer import train_tokenizer
@@ -149,6 +150,20 @@ def _lie_in_png(data: bytes, random: Random) -> bytes:
     return out
 
 
+def _animation(suffix: str):
+    """Moving pictures with transparent parts, which Pillow reads."""
+
+    def make(folder: Path) -> Path:
+        frames = []
+        for number in range(4):
+            pixels = torch.randint(256, (32, 48, 4), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+            frames.append(Image.fromarray(pixels.numpy(), "RGBA"))
+        frames[0].save(folder / f"clip{suffix}", save_all=True, append_images=frames[1:], duration=40)
+        return folder / f"clip{suffix}"
+
+    return make
+
+
 def _make_tokenizer(folder: Path) -> Path:
     (folder / "spiece.model").write_bytes(train_tokenizer())
     return folder / "spiece.model"
@@ -216,6 +231,8 @@ PARSERS = {
             ("h264", "libx264"),
         ]
     },
+    "picture, webp": Parser(_animation(".webp"), _read, _lie(_heads)),
+    "picture, avif": Parser(_animation(".avif"), _read, _lie(_heads)),
     "picture, jpg": Parser(_clip(".mjpeg", "mjpeg", "yuvj420p", 1), _read, _lie(_heads)),
     "tokenizer": Parser(_make_tokenizer, _read_tokenizer, _lie_in_tokenizer),
 }

@@ -12,10 +12,12 @@ import pytest
 import torch
 from stand_in_llm import GOOD, Script, answered, failed
 
+from uvg_core.checkpoint import read_config
 from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
 from uvg_core.data.folder import TextLimits, survey
 from uvg_core.media.video import write_video
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL
 from uvg_core.synthesis.describe import estimated_tokens
 
 pytest.importorskip("httpx")
@@ -136,6 +138,15 @@ def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, scr
     details = {row["caption"]: row["detail"] for row in map(json.loads, lines)}
     assert details == dict.fromkeys(("the first", "the second", "the third", "all"), LONG)
     assert "The prompt: the first" in words(script.asked[5])
+
+
+def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> None:
+    pytest.importorskip("diffusers")
+    clip(tmp_path / "a.mp4")
+    script.usual = answered("a red circle moves left")
+    assert describe(script, tmp_path, "--model", EMBEDDED_MODEL) == 0
+    run = read_config(EMBEDDED_MODEL).run
+    assert f"between 1 and {min(run.text_length, run.context_length)} tokens" in words(script.asked[0])
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import UniViGUError
+from ..media.video.footage import Footage
 from ..pipeline.folders import Captions, caption_folder, survey
 from ..progress import Bars
 from ..sampling import Sampling, Size
@@ -42,6 +43,7 @@ def caption(
         Sampling, Only("steps", "seed", *TEXT, "video_cache", "stop_when_stable", text_update=("bridge", "euler"))
     ],
     size: Size,
+    footage: Footage,
     shown: Bars,
 ) -> int:
     """Caption clips. Every clip of a folder gets a .txt beside it."""
@@ -52,7 +54,7 @@ def caption(
     failed = 0
 
     def describe(path: Path, folder: Path) -> str:
-        latent, note = pipe.latent_of(path, size)
+        latent, note = pipe.latent_of(path, size, footage)
         shown.close()
         say(note)
         seed = captions.seed(sampling.seed, path.relative_to(folder))

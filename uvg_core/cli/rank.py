@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ..errors import UniViGUError
 from ..io import read_text
+from ..media.video.footage import Footage
 from ..progress import Bars
 from ..sampling import Ranking, Size
 from ..settings import Text, setting, settings
@@ -53,11 +54,12 @@ def rank(
     model: Model,
     ranking: Annotated[Ranking, Only("samples", "seed")],
     size: Size,
+    footage: Footage,
     shown: Bars,
 ) -> None:
     """Rank texts by how well they describe a clip."""
     texts, pipe = own.candidates(), model.pipeline(shown)
-    latent, note = pipe.latent_of(own.clip, size)
+    latent, note = pipe.latent_of(own.clip, size, footage)
     shown.close()
     say(note)
     scores = pipe.rank(latent, texts, ranking, callback=lambda done, total: shown("ranking", done, total))

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UniViGUError
 from ..io import MEGABYTE, open_regular
 from ..media.video import ClipSpec
-from ..media.video.limits import require_size
+from ..media.video.find import STILL
 from .left_out import LeftOut
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = STILL | {".webp", ".apng", ".avif"}  # of which the last ones may move
 
 _UNSEEN = ClipSpec(1, 1, 1)
 
@@ -72,41 +71,18 @@ class ClipFile:
     @contextmanager
     def opened(self) -> Iterator[Path]:
         """A file that can be read as a video, for the length of a block. Raises UniViGUError where it is not there."""
-        if self.member is None and not self.is_picture:
+        if self.member is None:
             yield self.path
             return
         with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
             copy = Path(folder, f"clip{self.suffix}")
-            offset, left = self.member or (0, os.stat(self.place).st_size)
+            offset, left = self.member
             with os.fdopen(open_regular(self.place, "a clip"), "rb") as source, copy.open("wb") as target:
                 source.seek(offset)
                 while block := source.read(min(left, MEGABYTE)):
                     target.write(block)
                     left -= len(block)
-            yield self._upright(copy) if self.is_picture else copy
-
-    def _upright(self, copy: Path) -> Path:
-        """A still picture as PNG, turned as its camera was held; an animation as it is. ffmpeg takes a name that ends
-        in .jpg for a list of pictures, and knows of turned ones only in some formats."""
-        try:
-            from PIL import Image, ImageOps
-        except ImportError:
-            raise UniViGUError(f"{self.place}: pictures need Pillow: pip install pillow") from None
-        try:
-            with Image.open(copy) as image:
-                require_size(Path(self.name), *image.size)
-                if getattr(image, "n_frames", 1) > 1:
-                    return copy
-                turned = ImageOps.exif_transpose(image)
-                if "A" in turned.getbands() or "transparency" in turned.info:  # black, as in clips
-                    turned = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned.convert("RGBA"))
-                turned = turned.convert("RGB")
-            turned.save(copy.with_suffix(".png"), compress_level=1)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            if isinstance(error, UniViGUError):
-                raise
-            raise UniViGUError(f"{self.place}: cannot be read as a picture ({error})") from None
-        return copy.with_suffix(".png")
+            yield copy
 
 
 Listed = tuple[ClipFile, Texts] | LeftOut

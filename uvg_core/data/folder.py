@@ -24,7 +24,7 @@ from .left_out import (
     Unusable,
     tally,
 )
-from .listing import listed
+from .listing import listed, manifest_in, pictures_in
 from .settings import Buckets, Data
 from .sources import TrainingClip, digest
 from .tags import wordings
@@ -132,6 +132,8 @@ class Survey:
         file = self.usable[index]
         with file.opened() as path:
             clip = read_clip(path, file.spec, start=file.start, seconds=file.seconds)
+        if clip.damage:
+            raise UniViGUError(f"{file.path}: {clip.damage}. Copy or download it again")
         needed = file.start + (file.spec.frames - 1) / self.run.fps
         if file.spec.frames > 1 and needed > clip.info.duration - 1e-3:
             raise UniViGUError(
@@ -203,6 +205,8 @@ class Survey:
         lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
         lines += filter(None, (self.retimed, self.cut, self.cropped))
+        if unread := self.counts["unread"]:
+            lines.append(f"pictures left out because buckets.frames does not contain 1: {unread}")
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
@@ -258,8 +262,11 @@ def survey(
     if not found.usable:
         texts = "its prompt and its detailed caption" if need_detail else "its prompt"
         expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
-        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
+        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}"]
+        lines[0] += f"{manifest_in(root)}. Left out were"
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
+    if buckets is not None and 1 not in look.lengths and root.is_dir():
+        found.counts["unread"] = len(pictures_in(root, recursive))
     found.usable.sort(key=lambda clip: (clip.spec.frames, clip.spec.height, clip.spec.width))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..confined import is_open
 from ..errors import UniViGUError, counted
 from ..io import read_text
 from ..media.video import find_clips
@@ -32,11 +33,11 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
 
 def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
     unreadable: list[tuple[Path, str]] = []
-    clips = find_clips(root, recursive=recursive, unreadable=unreadable)
+    clips = find_clips(root, recursive=recursive, unreadable=unreadable, stills=False)
     texts = text_files(clips)
     if pictures:
         known, taken = set(clips), {str(text).lower() for text in texts}
-        for still in (path for path in _pictures(root, recursive) if path not in known):
+        for still in (path for path in pictures_in(root, recursive) if path not in known):
             beside = still.with_suffix(".txt")  # unless that is a clip's, of which the picture may be the cover
             clips.append(still)
             texts.append(still.with_name(f"{still.name}.txt") if str(beside).lower() in taken else beside)
@@ -54,31 +55,38 @@ def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
         yield from clips_in(shard)
 
 
-def _pictures(root: Path, recursive: bool) -> list[Path]:
+def pictures_in(root: Path, recursive: bool) -> list[Path]:
+    """The still pictures of a folder, sorted; hidden ones are left out."""
     found = (root.rglob if recursive else root.glob)("*")
     inside = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    return sorted(path for path in inside if path.suffix.lower() in PICTURES and path.is_file())
+    return sorted(path for path in inside if path.suffix.lower() in PICTURES and is_open(path) and path.is_file())
 
 
 def _elsewhere(root: Path, recursive: bool) -> str:
     """What else lies in a folder without clips that could have been meant."""
-    manifests = sorted(path.name for path in root.iterdir() if path.suffix.lower() in MANIFESTS)
-    if manifests:
-        return f". To read a manifest, pass its file: {root / manifests[0]}"
-    if stills := _pictures(root, recursive):
-        return f". Its {counted(len(stills), 'picture')} can be used if buckets.frames contains 1"
-    return ""
+    stills = [] if manifest_in(root) else pictures_in(root, recursive)
+    if not stills:
+        return manifest_in(root)
+    return f". Its {counted(len(stills), 'picture')} can be used if buckets.frames contains 1"
+
+
+def manifest_in(root: Path) -> str:
+    """How to read the manifest in a folder, if there is one."""
+    manifests = sorted(path for path in root.glob("*") if path.suffix.lower() in MANIFESTS)
+    return f". To read a manifest, pass its file: {manifests[0]}" if manifests else ""
 
 
 def _beside(path: Path) -> Texts:
-    """The texts of a clip in a folder: ``path`` has the prompt."""
+    """The texts of a clip in a folder: ``path`` has the prompt, or else the file that ends in .caption."""
 
     def read(prompt: bool) -> tuple[str, ...]:
-        try:
-            return (read_text(path if prompt else path.with_suffix(".detail.txt")),)
-        except FileNotFoundError:
-            raise Unusable(NO_CAPTION if prompt else NO_DETAIL) from None
-        except UniViGUError as error:
-            raise Unusable(BAD_TEXT, str(error)) from None
+        for beside in (path, path.with_suffix(".caption")) if prompt else (path.with_suffix(".detail.txt"),):
+            try:
+                return (read_text(beside),)
+            except FileNotFoundError:
+                continue
+            except UniViGUError as error:
+                raise Unusable(BAD_TEXT, str(error)) from None
+        raise Unusable(NO_CAPTION if prompt else NO_DETAIL)
 
     return read

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from ..errors import UniViGUError
 from ..io import MEGABYTE
-from ..media.video.source import CLIP_SUFFIXES
-from .clip_file import PICTURES, ClipFile, Listed
+from ..media.video.find import CLIP_SUFFIXES
+from .clip_file import ClipFile, Listed
 from .left_out import BAD_TEXT, LeftOut, Unusable
 from .manifest import entries_of, json_row, opened
 
@@ -57,7 +57,7 @@ def clips_in(path: Path) -> Iterator[Listed]:
 def _sample(path: Path, tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Iterator[Listed]:
     """The clip among the files of one name, if there is any, with the texts among them."""
     by_kind = {member.name.removeprefix(key).lower(): member for member in members}
-    clip = next((member for kind, member in by_kind.items() if kind in CLIP_SUFFIXES | PICTURES), None)
+    clip = next((member for kind, member in by_kind.items() if kind in CLIP_SUFFIXES), None)
     if clip is None:
         return
     name = f"{path.name}/{clip.name}"

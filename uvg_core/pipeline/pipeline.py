@@ -19,7 +19,7 @@ from ..io import PACK
 from ..media.null_embedding import read_null_embedding
 from ..media.text_encoder import TextEncoder, as_plain_t5
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
-from ..media.video import ClipSpec, read_clip
+from ..media.video.footage import FOOTAGE, Footage
 from ..model import UniViGU
 from ..model.memory import free_memory, pass_bytes, require_room, video_tokens
 from ..progress import Report, counted_calls
@@ -273,11 +273,10 @@ class Pipeline:
         self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
 
-    def latent_of(self, path: str | Path, size: Size = SIZE) -> tuple[Tensor, str]:
+    def latent_of(self, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""
-        frames, height, width = size.resolved(self.config.run)
         self._shape(size)  # refuses what cannot be before a file is opened
-        clip = read_clip(path, ClipSpec(frames, height, width))
+        clip = footage.read(path, size.spec(self.config.run, footage))
         return self.encode_clip(clip.pixels), clip.note
 
     def caption(

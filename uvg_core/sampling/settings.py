@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from ..config import ModelConfig, RunConfig
 from ..settings import Number, OneOf, Text, Whole, setting, settings
 from .cache_policy import CachePolicy
+
+if TYPE_CHECKING:
+    from ..media.video import ClipSpec
+    from ..media.video.footage import Footage
 
 SOLVERS = ("euler", "heun")
 TEXT_UPDATES = ("bridge", "euler", "release")
@@ -92,6 +96,9 @@ class Sampling:
         return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
 
 
+_MANY_SHAPES = 256 * 256  # pixels of a frame
+
+
 @settings
 class Size:
     """Size of a clip; off the model's grid is for ``latent_shape`` to refuse."""
@@ -103,6 +110,15 @@ class Size:
     def resolved(self, run: RunConfig) -> tuple[int, int, int]:
         """Frames, height and width in pixels, with those of ``run`` in the place of None."""
         return self.frames or run.frames, self.height or run.height, self.width or run.width
+
+    def spec(self, run: RunConfig, footage: Footage) -> ClipSpec:
+        """How clips are read for a checkpoint. Where the size is left to it, clips keep their shape if it is large
+        enough to come from Wan, which was trained on many shapes; a size that was chosen is kept, and they are cropped.
+        """
+        spec = footage.spec(*self.resolved(run))
+        if self.height is not None or self.width is not None:
+            return replace(spec, fit="crop" if spec.fit == "auto" else spec.fit)
+        return replace(spec, any_shape=run.height * run.width >= _MANY_SHAPES)
 
 
 @settings

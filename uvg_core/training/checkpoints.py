@@ -57,7 +57,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(read_text(checkpoint / FACTS, exact=True))
         facts["config"] = dict(facts["config"])
-        _ = int(facts["step"]), facts["data"], int(facts["global_batch"])
+        _ = int(facts["step"]), facts["data"], int(facts["global_batch"]), sources_of(facts["config"]["data"])
         return facts
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UniViGUError(

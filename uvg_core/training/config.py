@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from ..config import SOURCES, TEXT_FLOWS, V2T_ATTENTION, RunConfig
 from ..data.settings import Buckets, Data
 from ..errors import UniViGUError
-from ..settings import Flag, Number, OneOf, PathText, Text, Whole, from_dict, setting, settings
+from ..settings import Flag, Number, OneOf, PathText, Text, Whole, from_dict, setting, settings, shown
 from ..yaml_file import read_yaml
 
 STAGES = ("generate", "recall", "refine")
@@ -212,12 +212,11 @@ _Sources = Annotated[
 
 def sources_of(data: Any) -> tuple[Data, ...]:
     """The sources that the entry ``data`` of a configuration names, also as it stands in a checkpoint."""
-    plain = _as_list(data)
-    listed = (plain,) if isinstance(plain, str) else plain
-    return tuple(
-        one if isinstance(one, Data) else from_dict(Data, {"path": one} if isinstance(one, str) else one)
-        for one in listed
-    )
+    listed = (data,) if isinstance(data, str) else _as_list(data)
+    if not isinstance(listed, tuple) or not all(isinstance(one, str | dict | Data) for one in listed):
+        raise UniViGUError(f"data is {shown(data)}; expected {_SOURCES}")
+    entries = ({"path": one} if isinstance(one, str) else one for one in listed)
+    return tuple(from_dict(Data, one) if isinstance(one, dict) else one for one in entries)
 
 
 @settings

@@ -75,7 +75,18 @@ def clips() -> dict[str, Any]:
     shown = InputImpl.VideoFromComponents(left.get_components())
     by_hand, _ = run("UniViGUEncodeVideo", video=shown, vae=vae, **SIZE)
     seen = pack_module("nodes.media").info_of(left)
+    tall = torch.zeros(9, 96, 48, 3)
+    tall[:, :48] = 1.0
+    free = {"width": 0, "height": 0, "frames": 9, "fps": 0.0}
+    fits = {
+        "left to it": run("UniViGUEncodeVideo", video=tall, vae=vae, **free)[1],
+        "chosen": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE)[1],
+        "top": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, fit="crop", crop="top")[1],
+        "pad": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, fit="pad", background="#ff0000")[1],
+        "no colour": message(lambda: run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, background="mauve")),
+    }
     return {
+        "fits": fits,
         "cropped": [distance(cropped["samples"], by_hand["samples"]), distance(cropped["samples"], whole["samples"])],
         "cropped clip": [cropped_note, [seen.width, seen.height, seen.frames]],
         "shapes": {name: list(latent["samples"].shape) for name, latent in latents.items()},
@@ -335,7 +346,7 @@ def folder(path: str) -> dict[str, Any]:
     cls = node_class("UniViGUCaptionFolder")
     asked = {"folder": f' "{path}"', "subfolders": True}
     before = cls.fingerprint_inputs(**asked)
-    first = caption()
+    first = caption(folder=asked["folder"])
     return {
         "first": first,
         "second": caption(),

@@ -6,8 +6,8 @@ and rotation. Timestamps are integers in the stream's own unit, ``time_base`` se
 
 from .captioned import as_srt, caption_tags, container_suffix, write_captioned
 from .clip import Clip, ClipInfo, ClipSpec
+from .find import find_clips
 from .read import fit_pixels, probe, read_clip
-from .source import find_clips
 from .write import write_video
 
 __all__ = [

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from ...errors import UniViGUError, printable
 from ...io import require_others, written_whole
 from .source import ATTACHED, Source
-from .timeline import scan
+from .timeline import require_whole, scan
 
 LINE = 48  # characters that players show in a line of a small picture
 _LINES = 2  # of a cue
@@ -121,6 +121,7 @@ def write_captioned(
                 f"{path}: the streams of {source.path.name} are copied, so the name must end in {suffix}"
             )
         timeline = scan(source)
+        require_whole(source, timeline)
         cues = cues_of(caption, timeline.seconds)
         begin = int(1000 * timeline.times[0] * timeline.unit) if timeline.timed else 0
         with written_whole(path) as temporary:

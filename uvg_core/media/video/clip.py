@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...errors import UniViGUError
+
+_ENOUGH = 0.75  # of a picture: as much is left where a clip is cropped unasked
+_LONGEST = 4.0  # width by height, or height by width, of a size that is chosen for a clip
+_GRID = 16  # pixels that sizes are multiples of
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class ClipSpec:
     height, width   pixels of a frame
     fps             take that many frames a second instead, from the start on
     at_most         ``frames`` is a budget: a shorter clip gives as many of 4n+1 frames as it has, none twice
+    fit             what becomes of another shape: ``crop`` covers the size and cuts the rest off, ``pad`` keeps the
+                    whole picture, ``stretch`` distorts it; ``auto`` crops unless more than a quarter would be lost
+    crop            what is kept of it: ``center``, ``top``, ``bottom``, or ``smart``: the part with most detail and
+                    movement, the same in all frames
+    background      RGB behind transparent parts and around padded pictures
+    any_shape       ``auto`` takes another size of at most as many pixels rather than pad
     """
 
     frames: int
@@ -51,6 +61,10 @@ class ClipSpec:
     width: int
     fps: float | None = None
     at_most: bool = False
+    fit: str = "crop"
+    crop: str = "center"
+    background: tuple[int, int, int] = (0, 0, 0)
+    any_shape: bool = False
 
     def require_valid(self, source: str | Path) -> None:
         """Raise UniViGUError, beginning with ``source``, for sizes below 1 and for impossible rates."""
@@ -59,6 +73,40 @@ class ClipSpec:
                 raise UniViGUError(f"{source}: {name} is {getattr(self, name)}; expected at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise UniViGUError(f"{source}: fps is {self.fps:g}; expected a number above 0, at most 1000")
+
+    def suited(self, rows: int, columns: int) -> ClipSpec:
+        """``auto`` decided, for pictures that are so many rows and columns large on screen."""
+        if self.fit != "auto":
+            return self
+        if self._kept(rows, columns) >= _ENOUGH:
+            return replace(self, fit="crop")
+        if not self.any_shape:
+            return replace(self, fit="pad")
+        turned = replace(self, fit="crop", height=self.width, width=self.height)
+        if turned._kept(rows, columns) >= _ENOUGH:
+            return turned
+        shape = min(max(columns / rows, 1 / _LONGEST), _LONGEST)
+        area = self.height * self.width
+        height = max(_GRID, round((area / shape) ** 0.5 / _GRID) * _GRID)
+        chosen = replace(self, fit="crop", height=height, width=max(_GRID, area // height // _GRID * _GRID))
+        return chosen if chosen._kept(rows, columns) >= _ENOUGH else replace(chosen, fit="pad")
+
+    def _kept(self, rows: int, columns: int) -> float:
+        """The share of a picture that is left after it was cropped to the size."""
+        shape = columns * self.height / (rows * self.width)
+        return min(shape, 1 / shape)
+
+    def scaled(self, rows: int, columns: int) -> tuple[int, int]:
+        """The rows and columns that a picture is scaled to, before it is cropped or padded."""
+        height, width = self.height, self.width
+        if self.fit == "stretch":
+            return height, width
+        scales = height / rows, width / columns
+        if self.fit == "pad":
+            return tuple(  # type: ignore[return-value]
+                min(most, max(1, round(side * min(scales)))) for most, side in ((height, rows), (width, columns))
+            )
+        return max(height, round(rows * max(scales))), max(width, round(columns * max(scales)))
 
 
 @dataclass(frozen=True)
@@ -69,11 +117,13 @@ class Clip:
     info     of the file, not of ``pixels``
     note     one line that says what was done, e.g. ``clip.mp4: 9 of 240 frames, evenly over 10.0 s (24 fps);
              1920x1080 resized to 85x48, cropped to 48x48``
+    damage   what the file lacks, as the note says it too; empty for a whole one
     """
 
     pixels: Tensor
     info: ClipInfo
     note: str
+    damage: str = ""
 
 
 def describe_fit(
@@ -84,16 +134,23 @@ def describe_fit(
     ``chosen``: timestamps of the frames taken. ``scaled``: rows and columns before cropping. ``length``: how long the
     source is, in words.
     """
+    length = length or f"{info.duration:.1f} s ({info.fps:.4g} fps)"
+    return f"{info.path.name}: {_frames_taken(info, spec, chosen, length)}; {_fitted(info, spec, scaled)}"
+
+
+def _fitted(info: ClipInfo, spec: ClipSpec, scaled: tuple[int, int]) -> str:
     size = f"{info.width}x{info.height}"
     if info.rotation:
         size += f" (turned by {info.rotation}°)"
     rows, columns = scaled
     if scaled != (info.height, info.width):
-        size += f" {'enlarged' if rows * columns > info.height * info.width else 'resized'} to {columns}x{rows}"
+        how = "enlarged" if rows * columns > info.height * info.width else "resized"
+        size += f" {'stretched' if spec.fit == 'stretch' else how} to {columns}x{rows}"
     if scaled != (spec.height, spec.width):
-        size += f", cropped to {spec.width}x{spec.height}"
-    length = length or f"{info.duration:.1f} s ({info.fps:.4g} fps)"
-    return f"{info.path.name}: {_frames_taken(info, spec, chosen, length)}; {size}"
+        how = "padded" if spec.fit == "pad" else "cropped"
+        where = f" ({spec.crop})" if how == "cropped" and spec.crop != "center" else ""
+        size += f", {how} to {spec.width}x{spec.height}{where}"
+    return size
 
 
 def _frames_taken(info: ClipInfo, spec: ClipSpec, chosen: Sequence[int], length: str) -> str:

@@ -14,6 +14,7 @@ MOST_PIXELS = 2**25  # of a frame; 7680x4320, which is 8K, has a few less
 MOST_PACKETS = 2**20  # 9 hours at 30 frames a second; each is remembered with its time
 MOST_DECODED = 2**38  # pixels in all, 74 minutes of 1080p; most formats are decoded near the wanted frames only
 MOST_ELEMENTS = 2**18  # outermost boxes of a file
+PATIENCE = 20.0  # seconds for a file to open, and for its next frame to come: slow disks, and endless files
 LONGEST = 1e6  # seconds, 12 days: a header that states more is wrong
 FASTEST = 10_000.0  # frames a second, likewise
 MOST_SAMPLES = 2**22  # in the tables of an mp4, pieces of sound included; ffmpeg takes 70 bytes for each at once

@@ -13,6 +13,8 @@ from .limits import MOST_ELEMENTS, MOST_SAMPLES
 _NESTED = set(b"moov trak mdia minf stbl moof traf mvex edts udta dinf clip tapt wave meta".split())
 _DEEPEST = 16
 _MOST_BEFORE = 1 << 16  # bytes
+_MOST_TABLE = 1 << 23  # bytes of a table that is read
+_REORDERED = 17  # frames that one may wait for others, at most, by H.264 and HEVC; and one
 _ANEW = "rewrite it with ffmpeg -c copy"
 
 
@@ -35,6 +37,29 @@ def require_short_tables(path: Path) -> None:
             f"{path}: its tables claim {claimed} frames and audio samples, of which at most {MOST_SAMPLES} are read. "
             "The file is damaged, or too long: cut it into shorter ones"
         )
+
+
+def is_steady(path: Path) -> bool:
+    """Whether all frames of an mp4 last equally long, by its tables, so that its header is sure of its length. What is
+    written in fragments never is."""
+    with path.open("rb") as file:
+        picture, steps = False, list[int]()
+        for kind, begin, end in _boxes(file, 0, path.stat().st_size):
+            if kind == b"moof":
+                return False
+            if kind == b"hdlr":
+                picture = _at(file, begin + 8, 4) == b"vide"
+            if kind not in (b"stts", b"ctts") or not picture:
+                continue
+            numbers = _at(file, begin + 4, min(end - begin - 4, _MOST_TABLE))
+            values = [int.from_bytes(numbers[at : at + 4], "big") for at in range(8, len(numbers) - 3, 8)]
+            if kind == b"stts":
+                steps = values
+            # How long after it was decoded a frame is shown: several frames, where they are put in another order.
+            unsteady = max(steps, default=0) - min(steps, default=0) > 1
+            if unsteady or (kind == b"ctts" and max(values, default=0) > _REORDERED * max(steps, default=0)):
+                return False
+    return bool(steps)
 
 
 @dataclass

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from math import atan2, degrees
 from typing import Any
 
+import av
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .clip import ClipSpec
+from .colour import Colour, colour_of, to_sdr
 from .limits import MOST_PIXELS
+from .sidedata import side_data
 
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
 # colours would drift by up to 3/255. Numbers, since older PyAVs have no names for them.
@@ -25,10 +29,10 @@ LIMITED, _FULL = 1, 2
 
 def _matrix(frame: Any) -> tuple[int, int, int, int]:
     """(a, b, c, d) of the display matrix: a stored point (x, y) is shown at (ax + cy, bx + dy), y pointing down."""
-    side = frame.side_data.get("DISPLAYMATRIX")
-    if side is None:
+    side = side_data(frame, "DISPLAYMATRIX")
+    if not side:
         return 1, 0, 0, 1
-    numbers = memoryview(bytes(side)).cast("i")
+    numbers = memoryview(side).cast("i")
     return numbers[0], numbers[1], numbers[3], numbers[4]
 
 
@@ -48,38 +52,87 @@ def shown_size(frame: Any, stream: Any) -> tuple[int, int]:
     return (columns, rows) if abs(b) > abs(a) else (rows, columns)
 
 
-def memory_of(frame: Any, channels: int) -> Tensor:
-    """A packed 8-bit frame's memory as ``[H,W,channels]``, shared; rows may be padded in memory, never in the view."""
+def memory_of(frame: Any, channels: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """A packed frame's memory as ``[H,W,channels]``, shared; rows may be padded in memory, never in the view."""
     plane = frame.planes[0]
-    rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
+    rows = torch.frombuffer(plane, dtype=dtype).view(-1, plane.line_size // dtype.itemsize)
     pixels: Tensor = rows[: frame.height, : frame.width * channels].unflatten(1, (frame.width, channels))
     return pixels
 
 
-def upright(frame: Any) -> Tensor:
-    """A decoded frame as uint8 RGB ``[H,W,3]``, turned as its display matrix says; transparent parts become black."""
-    layout = frame.format
+def picture_of(frame: Any, stream: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
+    """A decoded frame as uint8 RGB ``[H,W,3]``: upright, in the colours of an ordinary screen, fitted as by ``fit``;
+    and its size (rows, columns) before cropping and padding."""
+    colour = colour_of(frame)
+    picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, stream), spec)
+    if colour is not None and picture.is_floating_point():  # only now: there is less of it
+        picture = to_sdr(picture, colour)
+    return picture, scaled
+
+
+def remarks_on(frame: Any) -> list[str]:
+    """What is done to such a frame beside turning and fitting it, in a few words each."""
+    interlaced = ["interlaced: one field of each frame is taken"] if frame.interlaced_frame else []
+    colour = colour_of(frame)
+    return interlaced if colour is None else [*interlaced, str(colour)]
+
+
+def _upright(frame: Any, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
+    """A decoded frame as RGB ``[H,W,3]``, turned as its display matrix says, over ``background`` where it is
+    transparent: uint8 or, with a ``colour`` that is not mapped yet, floats from 0 to 1."""
+    layout, matrix = frame.format, _matrix(frame)
     transparent = layout.has_palette or any(component.is_alpha for component in layout.components)
-    colours = {} if layout.is_rgb or layout.has_palette else _colours(frame)
-    packed = frame.reformat(format="rgba" if transparent else "rgb24", interpolation=EXACT, **colours)
-    picture = memory_of(packed, 4 if transparent else 3)
+    colours = {} if layout.is_rgb or layout.has_palette else _colours(frame, colour)
+    if frame.interlaced_frame and frame.height > 1:
+        frame = _field(frame)
+    channels, deep = 4 if transparent else 3, colour is not None
+    kind = ("rgba" if transparent else "rgb") + ("" if transparent else "24")
+    if deep:
+        kind = "rgba64le" if transparent else "rgb48le"
+    packed = frame.reformat(format=kind, interpolation=EXACT, **colours)
+    picture = memory_of(packed, channels, torch.uint16 if deep else torch.uint8)
+    if deep:
+        picture = picture.float() / 65535
     if transparent:
-        picture = torch.cat([_on_black(rows) for rows in picture.split(64)])  # few at a time: four times the bytes
-    a, b, c, d = _matrix(frame)
+        # Few rows at a time: four times the bytes.
+        picture = torch.cat([_opaque(rows, colour, background) for rows in picture.split(64)])
+    return _turned(picture, matrix)
+
+
+def _turned(picture: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
+    a, b, c, d = matrix
     if abs(b) > abs(a):
         picture, a, d = picture.transpose(0, 1), c, b
     flips = [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
     return picture.flip(flips) if flips else picture
 
 
-def _on_black(picture: Tensor) -> Tensor:
-    return ((picture[..., :3] * picture[..., 3:].to(torch.int32) + 127) // 255).to(torch.uint8)
+def _opaque(picture: Tensor, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
+    """uint8 ``[H,W,3]`` of a picture with transparent parts, over a colour."""
+    if colour is not None:
+        picture = torch.cat([to_sdr(picture[..., :3], colour), (picture[..., 3:] * 255).round().to(torch.uint8)], -1)
+    alpha = picture[..., 3:].to(torch.int32)
+    below = torch.tensor(background, dtype=torch.int32) * (255 - alpha)
+    return ((picture[..., :3] * alpha + below + 127) // 255).to(torch.uint8)
 
 
-def _colours(frame: Any) -> dict[str, int]:
+def _field(frame: Any) -> Any:
+    """The upper lines of an interlaced frame: the lower ones are of another moment, and moving edges would be combed.
+    A picture of half as many rows, with the colours that belong to them."""
+    upper = av.VideoFrame(frame.width, (frame.height + 1) // 2, frame.format.name)
+    for whole, half in zip(frame.planes, upper.planes, strict=True):
+        lines, kept = (torch.frombuffer(p, dtype=torch.uint8).view(-1, p.line_size) for p in (whole, half))
+        length = min(whole.line_size, half.line_size)
+        kept[:, :length] = lines[::2][: len(kept), :length]
+    return upper
+
+
+def _colours(frame: Any, colour: Colour | None) -> dict[str, int]:
     """Arguments of ``reformat`` that turn a frame's Y'CbCr into RGB."""
     # Untagged files follow the usual rule: high definition is BT.709, everything smaller BT.601.
     usual = BT709 if frame.height > 576 or frame.width >= 1280 else _BT601
+    if colour is not None and colour.is_hdr:
+        usual = _BT2020
     source = _SWSCALE_SPACES.get(frame.colorspace, usual)
     # Older PyAVs (14.2) heed the source's space only if the target's differs; for RGB the target's means nothing.
     colours = {"src_colorspace": source, "dst_colorspace": _BT601 if source == BT709 else BT709}
@@ -101,20 +154,67 @@ def _middle(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Te
 
 
 def fit(picture: Tensor, shown: tuple[int, int], spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
-    """Scale a uint8 ``[H,W,3]`` picture, ``shown`` rows and columns large, to cover the target; crop the centre.
+    """Scale a ``[H,W,3]`` picture, ``shown`` rows and columns large, to cover the target, to lie in it or to fill it,
+    as ``spec.fit`` says, and crop it as ``spec.crop`` says: not yet where that is "smart", for ``stacked`` to do.
 
-    Returns uint8 ``[height,width,3]`` in memory of its own, and the size (rows, columns) before cropping.
+    Returns it in memory of its own, and the size (rows, columns) before cropping.
     """
-    height, width = spec.height, spec.width
-    scale = max(height / shown[0], width / shown[1])
-    rows, columns = max(height, round(shown[0] * scale)), max(width, round(shown[1] * scale))
-    if rows * columns > max(MOST_PIXELS, 16 * height * width):  # a strip: only its middle is scaled
+    rows, columns = scaled = spec.scaled(*shown)
+    if rows * columns > max(MOST_PIXELS, 16 * spec.height * spec.width):  # a strip: only its middle is scaled
         picture, middle = _middle(picture, shown, spec)
-        return fit(picture, middle, spec)[0], (rows, columns)
-    if tuple(picture.shape[:2]) != (rows, columns):
-        stacked = picture.permute(2, 0, 1)[None]
-        picture = F.interpolate(stacked, (rows, columns), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-    top, left = (rows - height) // 2, (columns - width) // 2
+        return fit(picture, middle, spec)[0], scaled
+    if tuple(picture.shape[:2]) != scaled:
+        channels = picture.permute(2, 0, 1)[None]
+        picture = F.interpolate(channels, scaled, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    if spec.crop != "smart":
+        share = {"top": 0.0, "bottom": 1.0}.get(spec.crop, 0.5)
+        top, left = int(max(rows - spec.height, 0) * share), max(columns - spec.width, 0) // 2
+        picture = picture[top : top + spec.height, left : left + spec.width]
     # A copy: the crop must not keep the source frame alive.
-    cropped = picture[top : top + height, left : left + width].clone(memory_format=torch.contiguous_format)
-    return cropped, (rows, columns)
+    return picture.clone(memory_format=torch.contiguous_format), scaled
+
+
+def stacked(pictures: Sequence[Tensor], spec: ClipSpec) -> Tensor:
+    """Pictures that ``fit`` has given as ``[T,height,width,3]``: all cropped at the same place, padded."""
+    if len({picture.shape for picture in pictures}) == 1 and spec.crop == "smart":
+        pixels = torch.stack(list(pictures))
+        for axis, wanted in ((1, spec.height), (2, spec.width)):
+            if pixels.shape[axis] > wanted:
+                pixels = pixels.narrow(axis, _liveliest(pixels, axis, wanted), wanted)
+        pictures = list(pixels)
+    return torch.stack([_placed(picture, spec) for picture in pictures])
+
+
+def _placed(picture: Tensor, spec: ClipSpec) -> Tensor:
+    """A picture in the middle of the size that is asked for."""
+    height, width = spec.height, spec.width
+    rows, columns = picture.shape[:2]
+    if (rows, columns) == (height, width):
+        return picture
+    top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2  # frames may grow on the way
+    picture = picture[top : top + height, left : left + width]
+    rows, columns = picture.shape[:2]
+    placed = torch.tensor(spec.background, dtype=torch.uint8).repeat(height, width, 1)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    placed[top : top + rows, left : left + columns] = picture
+    return placed
+
+
+def _liveliest(pixels: Tensor, axis: int, wanted: int) -> int:
+    """Where along ``axis`` the ``wanted`` rows or columns begin that show most: edges, and what moves. The middle where
+    no place shows more than others."""
+    length = pixels.shape[axis]
+    shown, before = torch.zeros(length, dtype=torch.float64), None
+    for picture in pixels:
+        gray = picture.float().mean(-1)
+        gray = gray if axis == 1 else gray.T
+        shown += gray.diff(dim=1).abs().double().sum(1)
+        shown[1:] += gray.diff(dim=0).abs().double().sum(1)
+        if before is not None:
+            shown += 2 * (gray - before).abs().double().sum(1)
+        before = gray
+    sums = shown.cumsum(0)
+    windows = sums[wanted - 1 :] - torch.cat([sums.new_zeros(1), sums[: length - wanted]])
+    best = windows >= windows.max() * (1 - 1e-6) - 1e-6
+    places = best.nonzero().flatten()
+    return int(places[(places - (length - wanted) // 2).abs().argmin()])

@@ -1,4 +1,4 @@
-"""Video files: found in a folder, and open: packets, frames, and what the header claims."""
+"""An open video file: packets, frames, and what the header claims."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import av
 
 from ...confined import is_open
 from ...errors import UniViGUError
+from ...io import read_bytes
+from .find import STILL
 from .limits import (
     EXPECTED,
     FASTEST,
@@ -21,43 +25,22 @@ from .limits import (
     MOST_PACKETS,
     MOST_PIXELS,
     OPTIONS,
+    PATIENCE,
     require_size,
     require_sound_decoders,
 )
-from .mp4 import require_short_tables
+from .mp4 import is_steady, require_short_tables
 
-# What find_clips picks up; read_clip itself looks at the content, not at the name.
-CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
-
-
-def find_clips(
-    folder: str | Path, *, recursive: bool = True, unreadable: list[tuple[Path, str]] | None = None
-) -> list[Path]:
-    """The video files in a folder (by suffix, see ``CLIP_SUFFIXES``), sorted; with ``recursive`` those in its
-    subfolders too, though not in linked ones. Hidden ones and unfinished ones (``*.part``, ``*.part.mp4``) are left
-    out. Subfolders that may not be entered are added to ``unreadable``, each with the reason.
-
-    Returns paths that start with ``folder``; maybe none. Raises UniViGUError when ``folder`` is not a folder.
-    """
-
-    def note(error: OSError) -> None:
-        if unreadable is not None:
-            unreadable.append((Path(error.filename), f"the folder cannot be read ({error.strerror})"))
-
-    root = Path(folder)
-    if not os.path.isdir(root):
-        found = "a file" if os.path.exists(root) else "nothing"
-        raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
-    videos: list[Path] = []
-    for place, folders, names in os.walk(root, onerror=note):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
-        clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES and not path.stem.endswith(".part")]
-        videos += [path for path in clips if is_open(path) and path.is_file()]
-    return sorted(videos)
+# Dispositions, as FFmpeg numbers them.
+_DEFAULT = 0x1
+ATTACHED = 0x400  # a picture that is no film: the cover of a song
+_PART = 0x80000  # of a picture that is put together from several, such as a photo in HEIC
+_NO_FILM = ATTACHED | 0x800 | _PART  # 0x800: thumbnails
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
-ATTACHED = 0x400  # the disposition of a picture that is no film: the cover of a song
+_PICTURE_BYTES = 2**28
+_SCANNED = 2**28  # bytes that are read to learn a length
 
 
 class Source:
@@ -65,6 +48,9 @@ class Source:
 
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
+    torn     whether the file is known to end inside a frame; stalled: whether reading on took too long
+    careful  one packet is decoded at a time, and what damaged ones spoil is noted
+    spoilt   the times of damaged packets and of those behind them, which build on them, until the next keyframe
 
     Raises UniViGUError naming the file where it is missing, empty, holds no video that PyAV can decode, or goes beyond
     what ``limits`` allows.
@@ -78,6 +64,9 @@ class Source:
         _require_file(path)
         require_sound_decoders()
         self.path = Path(path)
+        self.size = os.stat(path).st_size  # a file that grows is read as far as it went
+        self.torn = self.stalled = False
+        self.careful, self.spoilt = False, set[int | None]()
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
         self._open()
 
@@ -85,33 +74,51 @@ class Source:
         self.errors = self.taken = 0
         try:
             require_short_tables(self.path)
-            # Absolute, so that a name like "http:x.mp4" is a name.
-            self.container = av.open(os.path.abspath(self.path), options=OPTIONS)
+            self.container = av.open(self._named(), options=OPTIONS, timeout=(PATIENCE, PATIENCE))
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
                 f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
                 f"{EXPECTED}; a file whose writing or download was cut short must be created again"
             ) from error
         self.kind = self.container.format.name
-        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & ATTACHED]
-        kinds = sorted({stream.type for stream in self.container.streams})
-        found = "" if videos else f"only {' and '.join(kinds) or 'nothing'}"
-        if videos and videos[0].codec_context is None:
-            found = "a codec that this PyAV cannot decode"
-        if found:
+        videos = [stream for stream in self.container.streams.video if not stream.disposition.value & _NO_FILM]
+        readable = [stream for stream in videos if stream.codec_context is not None]
+        if not readable:
+            kinds = sorted({stream.type for stream in self.container.streams})
+            found = "a codec that this PyAV cannot decode" if videos else f"only {' and '.join(kinds) or 'nothing'}"
+            if any(stream.disposition.value & _PART for stream in self.container.streams.video):
+                found = "a photo in parts, as HEIC has it: save it as JPEG or AVIF"
             self.container.close()
             raise UniViGUError(f"{self.path}: contains no video that can be read; found {found}. Choose a video file")
-        self.stream = videos[0]
+        # Players show the one that the file calls the default, else the first.
+        # An AVIF that moves calls its cover picture one, too.
+        self.stream = min(readable, key=lambda one: (not one.disposition.value & _DEFAULT, one.frames == 1))
         self.stream.thread_type = "AUTO"
-        context = self.stream.codec_context
-        context.thread_count = 4  # more threads hold more source frames in memory
-        context.options = {"max_pixels": OPTIONS["max_pixels"]}
         try:
-            require_sound_decoders(context.name)
-            require_size(self.path, context.width, context.height)
+            require_sound_decoders(self.stream.codec_context.name)
+            self.decoder = self._decoder()
+            require_size(self.path, self.stream.codec_context.width, self.stream.codec_context.height)
         except UniViGUError:
             self.container.close()
             raise
+
+    def _named(self) -> Any:
+        """What ffmpeg opens: of pictures the bytes, since it takes a name that ends in .jpg for a list of them."""
+        if self.path.suffix.lower() in STILL and self.size <= _PICTURE_BYTES:
+            return BytesIO(read_bytes(self.path, _PICTURE_BYTES, "a picture"))
+        return os.path.abspath(self.path)  # absolute, so that a name like "http:x.mp4" is a name
+
+    def _decoder(self) -> Any:
+        """What decodes the stream: FFmpeg's own decoders, but for the transparent parts of VP8 and VP9, which they
+        leave out."""
+        context: Any = self.stream.codec_context
+        other = _WITH_ALPHA.get(context.name) if self.stream.metadata.get("alpha_mode") == "1" else None
+        if other in av.codecs_available:
+            context = av.CodecContext.create(other, "r")
+        # More threads hold more source frames in memory. With one, it is known which packet is damaged.
+        context.thread_count = 1 if self.careful else 4
+        context.options = {"max_pixels": OPTIONS["max_pixels"]}
+        return context
 
     def __enter__(self) -> Source:
         return self
@@ -135,12 +142,17 @@ class Source:
         self.container.close()
         self._open()
 
+    def start_over(self, *, careful: bool) -> None:
+        self.careful = careful
+        self.rewind()
+
     def seek(self, time: int) -> bool:
         """Go to the keyframe at ``time``; False where the container cannot."""
         try:
             self.container.seek(time, stream=self.stream, backward=True)
         except (av.FFmpegError, OSError):
             return False
+        self.decoder.flush_buffers()
         self.errors = 0
         return True
 
@@ -148,32 +160,54 @@ class Source:
         """From here to the end; a file that breaks off ends early. Raises UniViGUError for more than are read."""
         try:
             for packet in self.container.demux(self.stream):
+                if packet.pos is not None and packet.pos >= self.size:
+                    return
                 self.taken += 1
                 if self.taken > MOST_PACKETS:
                     raise UniViGUError(f"{self.path}: found more than {MOST_PACKETS} frames; cut it into shorter clips")
                 yield packet
+        except av.ExitError:
+            self.stalled = True
         except (av.FFmpegError, OSError):
             self.errors += 1
 
     def frames(self) -> Iterator[Any]:
         """Decode from here to the end; damaged packets are passed over and counted in ``errors``. Raises UniViGUError
         where frames are larger than those that are read, or more."""
+        spoiling = False
         for packet in self.packets():
             try:
-                decoded = packet.decode()
+                decoded = self.decoder.decode(packet)
             except (av.FFmpegError, OSError) as error:
                 self.errors += 1
                 self.refused |= error.errno == errno.EINVAL
+                spoiling = True
+                self.spoilt.add(packet.pts)
                 continue
-            for frame in decoded:
-                require_size(self.path, frame.width, frame.height)  # it may change on the way
-                self.decoded += frame.width * frame.height
-                if self.decoded > MOST_DECODED:
-                    raise UniViGUError(
-                        f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
-                        "shorter clips, or write it as an mp4 with more keyframes"
-                    )
-                yield frame
+            spoiling = spoiling and not packet.is_keyframe
+            if spoiling:
+                self.spoilt.add(packet.pts)
+            yield from self._counted(decoded)
+        if self.stalled:  # no closing packet has come, which makes decoders give what they hold back
+            with suppress(av.FFmpegError, OSError):
+                yield from self._counted(self.decoder.decode(None))
+
+    def _counted(self, frames: list[Any]) -> Iterator[Any]:
+        for frame in frames:
+            self.count(frame.width, frame.height)
+            if frame.is_corrupt:
+                self.spoilt.add(frame.pts)
+            yield frame
+
+    def count(self, width: int, height: int) -> None:
+        """One more frame, of a size that may change on the way. Raises UniViGUError for too large ones, or too many."""
+        require_size(self.path, width, height)
+        self.decoded += width * height
+        if self.decoded > MOST_DECODED:
+            raise UniViGUError(
+                f"{self.path}: more than {MOST_DECODED} pixels would have to be decoded; cut the video into "
+                "shorter clips, or write it as an mp4 with more keyframes"
+            )
 
     def broken(self, second: float) -> UniViGUError:
         large = f", has frames of more than {MOST_PIXELS} pixels," if self.refused else ""
@@ -181,6 +215,13 @@ class Source:
             f"{self.path}: the video is damaged{large} or breaks off: no frame can be decoded at {second:.2f} s, where "
             "one is needed. Copy or download it again, or cut the damaged part away"
         )
+
+    def is_steady(self) -> bool:
+        """Whether the header is sure of the frames and their length, so that not all timestamps need be read: where the
+        rate varies it is often not, and where it only estimates. Of large files estimates are good enough."""
+        if "mov,mp4" in self.kind:
+            return is_steady(self.path)
+        return self.kind == "avi" or self.size > _SCANNED
 
     def header_seconds(self, *, binding: bool = False) -> float:
         """The length of the video as the header has it, 0 where it has none worth believing. With ``binding`` only

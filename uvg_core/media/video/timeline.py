@@ -11,13 +11,15 @@ from typing import Any
 
 from ...errors import UniViGUError
 from .clip import ClipSpec
-from .limits import MOST_ELEMENTS
+from .limits import MOST_ELEMENTS, PATIENCE
 from .source import Source
 
 # Only these containers mark keyframes reliably. AVI, ASF and MPEG-PS do not, and GIF frames build on one another.
 _SEEKABLE = ("mov,mp4", "matroska", "flv", "mpegts")
 # Only these mark a packet corrupt when, and only when, the file ends inside it; MPEG marks every disturbance.
 _TORN_MARKED = ("mov,mp4", "avi", "flv")
+_NEVER_EMPTY = ("mpegts", "matroska,webm", "flv", "mpeg")  # whose last bytes are not zeros where they are whole
+_EMPTY = 4096  # bytes at the end that are looked at
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes: plain, with timestamps (m2ts), with error correction
 
 
@@ -30,6 +32,7 @@ class Timeline:
     keyframes  those from which decoding can start, ascending
     rate       frames per second, on average
     seconds    from the first frame to the end of the last
+    damage     where and why the file breaks off, in words; empty for a whole one
     """
 
     times: list[int]
@@ -38,11 +41,12 @@ class Timeline:
     rate: float
     seconds: float
     timed: bool = True
+    damage: str = ""
 
     @classmethod
-    def counted(cls, count: int, rate: float) -> Timeline:
+    def counted(cls, count: int, rate: float, damage: str = "") -> Timeline:
         """``count`` frames at a constant rate, numbered from 0."""
-        return cls(list(range(count)), 1 / rate, [0], rate, count / rate, timed=False)
+        return cls(list(range(count)), 1 / rate, [0], rate, count / rate, timed=False, damage=damage)
 
     def second(self, time: int) -> float:
         """Seconds between the first frame and ``time``."""
@@ -58,6 +62,13 @@ class Timeline:
         first, end = (self.times[0] + int(second / self.unit + 1e-6) for second in (start, start + (seconds or 0)))
         times = [time for time in self.times if first <= time and (time < end or not seconds)]
         return replace(self, times=times, seconds=min(self.seconds - start, seconds or self.seconds))
+
+    def until(self, time: int) -> Timeline:
+        """What is shown to the end of the frame at ``time``, the last that can be read."""
+        count = bisect_right(self.times, time)
+        seconds = self.second(self.times[count]) if count < len(self.times) else self.seconds
+        damage = self.damage or f"breaks off at {seconds:.2f} s; what follows cannot be decoded"
+        return replace(self, times=self.times[:count], seconds=seconds, damage=damage)
 
     def spread(self, spec: ClipSpec) -> list[int]:
         """The timestamps of the frames on screen at the evenly spread times that ``spec`` asks for."""
@@ -78,12 +89,11 @@ class Timeline:
 
 
 def scan(source: Source) -> Timeline:
-    """Read all timestamps of a video, decoding nothing, and rewind it.
+    """Read all timestamps of a video, decoding nothing, and rewind it. What a file promises and lacks is ``damage``.
 
-    Raises UniViGUError for a file without frames, and for one that ends before the length in its header, or inside a
-    frame.
+    Raises UniViGUError for a file without frames.
     """
-    torn, whole = False, 0
+    torn, whole = source.torn, 0
     keyframes: list[int] = []
     visible: list[tuple[Any, int]] = []  # timestamp (or None) and duration of what no edit list hides
     torn_marked = any(name in source.kind for name in _TORN_MARKED)
@@ -102,8 +112,16 @@ def scan(source: Source) -> Timeline:
     declared = source.header_seconds(binding=True)
     source.rewind()
     timeline = _timeline(source, visible, sorted(keyframes))
-    _require_whole(source, timeline, declared, whole=whole, torn=torn)
-    return timeline
+    return replace(timeline, damage=_missing(source, timeline, declared, whole=whole, torn=torn))
+
+
+def require_whole(source: Source, timeline: Timeline) -> None:
+    """Raise UniViGUError for a file that breaks off."""
+    if timeline.damage:
+        raise UniViGUError(
+            f"{source.path}: the video {timeline.damage}. Copy or download it again, or cut it to the first "
+            f"{timeline.seconds:.2f} s"
+        )
 
 
 def _timeline(source: Source, visible: list[tuple[Any, int]], keyframes: list[int]) -> Timeline:
@@ -125,30 +143,41 @@ def _timeline(source: Source, visible: list[tuple[Any, int]], keyframes: list[in
     return Timeline(times, float(unit), keyframes or times[:1], rate, seconds)
 
 
-def _require_whole(source: Source, timeline: Timeline, declared: float, *, whole: int, torn: bool) -> None:
-    """Raise UniViGUError for a file that breaks off.
+def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int, torn: bool) -> str:
+    """Where and why a file breaks off, in words; empty for a whole one.
 
     ``declared``: seconds that its header promises. ``whole``: number of packets. ``torn``: whether it ends inside one.
     """
+    if source.stalled:
+        return f"cannot be read beyond {timeline.seconds:.2f} s: nothing more came for {PATIENCE:g} s"
     # Fewer frames than the header declares are no proof by themselves (edit lists leave some out, empty ones are
     # not passed on), nor is a small difference in length. In a file shorter than it says itself they are.
-    cut = _is_cut(source.path, source.kind)
+    cut = is_cut(source.path, source.kind)
     # A transport stream declares no length, but it is made of packets of one size.
-    size = source.path.stat().st_size
+    size = source.size
     torn = torn or (source.kind == "mpegts" and all(size % packet for packet in _TRANSPORT_PACKETS))
     few = whole < source.stated_frames and (cut or torn)
     missing, frame = declared - timeline.seconds, 1 / timeline.rate
-    if torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared):
-        why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
-        if few:
-            why = f"its header says {source.stated_frames} frames, of which {whole} are complete"
-        raise UniViGUError(
-            f"{source.path}: the video breaks off at {timeline.seconds:.2f} s; {why}. Copy or download it again, or "
-            f"cut it to the first {timeline.seconds:.2f} s"
-        )
+    if not torn and source.kind in _NEVER_EMPTY and _is_empty(source.path, size - _EMPTY):
+        return f"breaks off at {timeline.seconds:.2f} s; the end of the file is empty, as in an unfinished download"
+    if not (torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared)):
+        return ""
+    why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
+    if few:
+        why = f"its header says {source.stated_frames} frames, of which {whole} are complete"
+    return f"breaks off at {timeline.seconds:.2f} s; {why}"
 
 
-def _is_cut(path: Path, kind: str) -> bool:
+def _is_empty(path: Path, begin: int) -> bool:
+    """Whether a file holds only zeros from there on."""
+    if begin < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(begin)
+        return not any(file.read(_EMPTY))
+
+
+def is_cut(path: Path, kind: str) -> bool:
     """Whether a file is shorter than its outermost elements say."""
     end, size = 0, path.stat().st_size
     with path.open("rb") as file:

@@ -144,7 +144,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UniViGUError, match=r"found no videos here.*To read a manifest, pass its file: .*clips\.jsonl"):
         look(tmp_path)
     clip(tmp_path / "a.mp4")
-    with pytest.raises(UniViGUError, match=r"none of 1 clip can .*To read a manifest, name it: .*jsonl\. Left out"):
+    with pytest.raises(UniViGUError, match=r"none of 1 clip can .*To read a manifest, pass its file: .*jsonl\. Left out"):
         look(tmp_path)
 
 
@@ -293,7 +293,7 @@ def test_short_clips_and_pictures_have_lengths_of_their_own(tmp_path: Path) -> N
         (tmp_path / name).with_suffix(".txt").write_text("a b")
     (tmp_path / "long.txt").write_text("of the clip")
     assert [one.name for one in look(tmp_path).usable] == ["long.mp4"]
-    assert "pictures that are not read, since buckets.frames has no 1: 3" in str(look(tmp_path, Buckets()))
+    assert "pictures left out because buckets.frames does not contain 1: 3" in str(look(tmp_path, Buckets()))
     found = look(tmp_path, Buckets(frames=(1, 5, 9)))
     assert [(one.name, one.spec.frames) for one in found.usable] == [
         ("other.png", 1),

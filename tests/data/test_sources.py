@@ -144,7 +144,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UniViGUError, match=r"found no videos here.*To read a manifest, pass its file: .*clips\.jsonl"):
         look(tmp_path)
     clip(tmp_path / "a.mp4")
-    with pytest.raises(UniViGUError, match=r"none of 1 clip can .*To read a manifest, pass its file: .*jsonl\. Left out"):
+    with pytest.raises(UniViGUError, match=r"none of 1 clip .*To read a manifest, pass its file: .*jsonl\. Left out"):
         look(tmp_path)
 
 

@@ -30,12 +30,12 @@ class Footage:
     start: Number = setting("Seconds to leave out at the beginning.", default=0.0, ge=0, le=1e6)
     seconds: Number | None = setting("Seconds to read from there.", default=None, auto="to the end", gt=0, le=1e6)
     fps: Number | None = setting(
-        "Frames a second to read.", default=None, auto="frames spread evenly over what is read", gt=0, le=1000
+        "Frames per second to read.", default=None, auto="frames spread evenly over what is read", gt=0, le=1000
     )
     fit: Annotated[str, OneOf(*FITS)] = setting(
         "For clips of another shape: crop cuts off what goes beyond the size, pad adds bars, stretch distorts. auto "
-        "crops to a size that was chosen; where it is left to the checkpoint, it keeps clips of which more than a "
-        "quarter would be lost whole: in another size if the checkpoint takes it, else with bars.",
+        "crops to a size that you set; with the checkpoint's size, a clip that would lose more than a quarter is kept "
+        "whole: in another size if the checkpoint takes it, else with bars.",
         default="auto",
     )
     crop: Annotated[str, OneOf(*CROPS)] = setting(

@@ -71,7 +71,7 @@ class Prompts:
     """Which prompts a list stands for, and what goes with each."""
 
     prompts: Text = setting(
-        "One prompt a line; lines that begin with # are left out. A connected list, such as captions, is taken as it "
+        "One prompt per line; lines that begin with # are left out. A connected list, such as captions, is taken as it "
         "is: each of its texts is a prompt.",
         default="",
     )
@@ -97,7 +97,9 @@ class Prompts:
         except UniViGUError as error:
             raise UniViGUError(f"prompts: {error}") from None
         if not prompts:
-            raise UniViGUError("there is no prompt; write one a line, or name a text file with some in the widget file")
+            raise UniViGUError(
+                "there is no prompt; write one per line, or name a text file of prompts in the widget file"
+            )
         step = 1 if self.seeds == "one for each prompt" else 0
         seeds = [(self.seed + step * number) % widgets.ALL_SEEDS for number in range(len(prompts))]
         names = [f"{self.prefix}_{file_name(text, number)}" for number, text in enumerate(prompts, 1)]

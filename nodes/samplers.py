@@ -288,8 +288,8 @@ def _video_of(model: Any, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None
         return video, None
     if not bool(video.any()):
         raise UniViGUError(
-            "the mask keeps parts of a latent that is empty; connect the clip that they are from, with Encode Video "
-            "for Uni-ViGU, or take the mask away"
+            "the mask keeps parts of a latent that is empty; connect the clip they belong to, with Encode Video "
+            "for Uni-ViGU, or remove the mask"
         )
     if not bool(free.any()):
         raise UniViGUError(
@@ -306,7 +306,7 @@ def _words_of(model: Any, latent: dict[str, Any]) -> Tensor | None:
         return None
     text = streams[1]
     if not bool(text.any()):
-        raise UniViGUError("the mask keeps words of a text stream that is empty; take the mask of the text away")
+        raise UniViGUError("the mask keeps words of a text stream that is empty; remove the mask of the text")
     words = nearest_words(model, text.transpose(1, 2))
     return words.where(mask.cpu().reshape(-1, mask.shape[-1]).expand_as(words) <= 0, -1)
 

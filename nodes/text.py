@@ -76,7 +76,7 @@ class UniViGURankCaptions(Node):
             raise UniViGUError(f"found {len(video)} clips; texts are ranked for one at a time")
         candidates = [line.strip() for line in texts.splitlines() if line.strip()]
         if not candidates:
-            raise UniViGUError("there is no text to rank; write one text a line")
+            raise UniViGUError("there is no text to rank; write one text per line")
         progress = Progress(cls.hidden.unique_id, steps=ranking.samples)
         found = rank(model, clip, video, candidates, ranking, partial(progress, "ranking"))
         scores, shares = found.tolist(), found.softmax(0).tolist()

@@ -168,7 +168,7 @@ class ConnectedClips:
         found = [fault for fault in faults if fault is not None]
         if found:
             raise UniViGUError(
-                f"{len(found)} of {len(self)} clips cannot be trained on. Put them right, or take Load Training Clips, "
+                f"{len(found)} of {len(self)} clips cannot be trained on. Fix them, or use Load Training Clips, "
                 "which leaves such clips out\n" + "\n".join(tally(found))
             )
 

@@ -68,7 +68,7 @@ def test_long_names_are_written(tmp_path: Path, length: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("a" * 256, "name"), ("no/a.txt", "no folder"), ("", "a folder lies here"), ("nul\0.txt", "null byte")],
+    [("a" * 256, "name"), ("no/a.txt", "does not exist"), ("", "this is a folder"), ("nul\0.txt", "null byte")],
 )
 def test_where_nothing_can_be_written_that_is_said_before_work(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(UniViGUError, match=why):

@@ -45,7 +45,7 @@ def take(folder: Path) -> None:
 def test_a_folder_has_one_owner_until_it_dies(tmp_path: Path) -> None:
     owner = other(tmp_path)
     try:
-        with pytest.raises(UniViGUError, match=rf"a training is at work in this folder \(process {owner.pid} on "):
+        with pytest.raises(UniViGUError, match=rf"a training is already using this folder \(process {owner.pid} on "):
             take(tmp_path)
         with Claims(tmp_path) as claims:
             with claims.claimed(str(tmp_path / "clip.txt")) as is_ours:
@@ -67,7 +67,7 @@ def test_an_owner_on_another_machine_counts_while_its_heart_beats(tmp_path: Path
     record.write_text(json.dumps({"what": "a training", "host": "far away", "pid": os.getpid(), "since": "today"}))
     os.utime(record, (time.time() - age,) * 2)
     if age < locks.STALE:
-        with pytest.raises(UniViGUError, match=r"a training is at work .* on far away, since today"):
+        with pytest.raises(UniViGUError, match=r"a training is already using .* on far away, since today"):
             take(tmp_path)
         assert json.loads(record.read_text())["host"] == "far away"
     else:

@@ -108,17 +108,17 @@ def require_writable(path: str | Path) -> None:
     folder, problem = path.parent, ""
     try:
         if path.is_dir():
-            problem = "a folder lies here; expected the name of a file to write"
+            problem = "this is a folder; expected the name of a file to write"
         elif path.is_symlink():
             problem = "is a link; name the file that it leads to, or remove the link"
         elif not folder.is_dir():
-            problem = f"there is no folder {folder}; make it or choose another"
+            problem = f"the folder {folder} does not exist; create it or choose another"
         elif not os.access(folder, os.W_OK | os.X_OK):
             problem = f"the folder {folder} cannot be written to; choose another"
         elif "\0" in path.name:
             problem = "a name cannot hold a null byte; choose another"
         elif len(os.fsencode(path.name)) > 255:
-            problem = "the name is longer than the 255 bytes that a file system takes; choose a shorter one"
+            problem = "the name is longer than the 255 bytes that file systems allow; choose a shorter one"
         elif WINDOWS and DEVICE.fullmatch(path.name):
             problem = "Windows does not allow this name; choose another"
     except (OSError, ValueError) as error:  # a name that is too long, or with a null byte

@@ -218,6 +218,7 @@ def _taken(folder: Path, owner: dict[str, Any]) -> UniViGUError:
     who = f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}" if "pid" in owner else "unknown"
     work = owner.get("what", "another run")
     return UniViGUError(
-        f"{folder}: {work} is at work in this folder ({who}); wait for its end or choose another folder. If it died on "
-        f"another machine, its claim ends after {STALE:g} s"
+        f"{folder}: {work} is already using this folder ({who}); wait until it ends or choose another folder. If it "
+        "died "
+        f"on another machine, its claim expires after {STALE:g} s"
     )

@@ -74,7 +74,7 @@ def _read(text: str, marks: Iterator[tuple[int, str]], begin: int, depth: int) -
         begin = at + len(mark)
         if mark == "{":
             if depth == DEEPEST:
-                raise UniViGUError(f"{text[:80]}: choices lie more than {DEEPEST} deep in one another")
+                raise UniViGUError(f"{text[:80]}: choices are nested more than {DEEPEST} deep")
             choices = []
             closing = "|"
             while closing == "|":
@@ -103,7 +103,7 @@ def expanded(lines: Sequence[str], most: int, seed: int | None = None) -> list[s
     count = len(lines) if seed is not None else sum(pattern.count for pattern in patterns)
     if count > most:
         many = f"{count:,}" if count < COUNTLESS else "more than a billion"
-        raise UniViGUError(f"the list stands for {many} prompts, and the limit is {most}")
+        raise UniViGUError(f"the list expands to {many} prompts, and the limit is {most}")
     if seed is not None:
         drawn = (pattern.drawn(Random(f"{seed} {number}")) for number, pattern in enumerate(patterns))
         return [" ".join(text.split()) for text in drawn]

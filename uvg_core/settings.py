@@ -158,7 +158,7 @@ def expected(field: FieldInfo) -> str:
     if choices(field):
         return f"one of {', '.join(filter(None, choices(field)))}"
     if fields_of(kind):
-        return "entries of its own, indented below it"
+        return "a section with entries of its own, indented"
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} values in square brackets"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "another value")
@@ -199,7 +199,7 @@ def _explained(fault: ErrorDetails, cls: type) -> str:
     if fault["type"] in _UNKNOWN:
         return _unknown(name, owner)
     if fault["type"] in ("missing", "missing_argument") and not isinstance(fault["loc"][-1], int):
-        return f"the entry {name} is missing; it has no default"
+        return f"missing entry {name}; it has no default"
     raised = fault.get("ctx", {}).get("error")
     if isinstance(raised, UniViGUError):
         return f"{name}: {raised}" if name and name not in str(raised) else str(raised)
@@ -212,5 +212,5 @@ def _unknown(name: str, owner: type) -> str:
     where, _, key = name.rpartition(".")
     where += "." if where else ""
     near = difflib.get_close_matches(key, fields_of(owner), n=1)
-    hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(fields_of(owner))}"
+    hint = f"did you mean {where}{near[0]}?" if near else f"expected one of {', '.join(fields_of(owner))}"
     return f"unknown entry {name}; {hint}"

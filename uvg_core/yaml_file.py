@@ -49,9 +49,9 @@ def read_yaml(path: str | Path, what: str) -> Entries:
     except UniViGUError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
-        raise UniViGUError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+        raise UniViGUError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise UniViGUError(f"{path}: found {shown(values)}; expected entries like 'stage: recall', one a line")
+        raise UniViGUError(f"{path}: found {shown(values)}; expected entries such as 'stage: recall', one per line")
     return Entries(path, values, keys, marks)
 
 
@@ -77,8 +77,8 @@ def _places(path: str | Path, root: Any) -> tuple[dict[Entry, Any], dict[Entry, 
             here = (*entry, key.value)
             if here in keys:
                 raise UniViGUError(
-                    f"{path}: {_words(key.start_mark)}{'.'.join(map(str, here))} stands here and in line "
-                    f"{keys[here].line + 1}; keep one of the two"
+                    f"{path}: {_words(key.start_mark)}{'.'.join(map(str, here))} is already set in line "
+                    f"{keys[here].line + 1}; remove one of them"
                 )
             keys[here] = key.start_mark
             open_nodes.append((value, here))

@@ -173,7 +173,7 @@ LIES = {
     "frame": b"\x95" + b"\xff" * 8,
     "memo": b"r\xff\xff\xff\xff",
     "memo in words": b"p" + b"9" * 5000 + b"\n",
-    "nothing there": b"h\x07",
+    "nothing": b"h\x07",
     "nothing on the stack": b"0" * 9,
     "endless line": b"c" + b"a" * 70_000,
     "digits": b"I" + b"9" * 60_000 + b"\n",

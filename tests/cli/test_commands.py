@@ -76,7 +76,7 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
     ("command", "words"),
     [
         (["generate"], "See python -m uvg_core generate --help"),
-        (["generate", "x", "-o", ".mp4"], "'.mp4' has no name before .mp4"),
+        (["generate", "x", "-o", ".mp4"], "'.mp4' has no file name before .mp4"),
         (["generate", "x", "--seed", "-1"], "expected between 0 and 9223372036854775807"),
     ],
 )

@@ -65,9 +65,9 @@ def test_a_prompt_goes_in_and_a_video_comes_out(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["caption", "-", "-"], "can be given once"),
-        (["caption", "-"], "the standard input is empty"),
-        (["joint", "-"], "the standard input is not UTF-8 text"),
+        (["caption", "-", "-"], "can be used only once"),
+        (["caption", "-"], "standard input is empty"),
+        (["joint", "-"], "standard input is not UTF-8 text"),
         (["rank", "-", "a"], "more than 4 GiB"),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_cannot_come_from_the_standard_input_is_refused(
 def test_a_file_that_cannot_be_a_stream_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["convert", "-", "a.safetensors"])
-    assert "'-' (standard input or output) is not taken here; expected a file" in capsys.readouterr().err
+    assert "'-' (standard input or output) is not supported here; pass a file name" in capsys.readouterr().err
 
 
 def test_paths_of_flags_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_work(
     assert main(["caption", str(clip), "--json", str(clip.parent / "nowhere" / "a.json"), *CPU]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "there is no folder" in err
+    assert "does not exist" in err
 
 
 def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
         assert "1 of 1" in run.stderr.readline()
         run.send_signal(signal.SIGINT)
         words = run.stderr.read()
-    assert "captions that are written stay, and the same command goes on" in words
+    assert "captions written so far are kept. Run the same command again" in words
     assert run.returncode == 130
     assert not clip.with_suffix(".txt").exists()
 

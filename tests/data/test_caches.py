@@ -35,13 +35,13 @@ def test_the_command_lists_and_clears_caches_alone(tmp_path: Path, capsys: pytes
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK]
     assert sorted(left) == sorted(others)
     assert main(["cache", str(tmp_path)]) == 0
-    assert "there is no cache" in capsys.readouterr().err
+    assert "no cache found" in capsys.readouterr().err
     assert main(["cache", str(tmp_path / "nowhere")]) == 1
 
 
 def test_a_cache_that_is_being_built_is_not_cleared(tmp_path: Path) -> None:
     make_shards(tmp_path)
-    with owned(tmp_path, "a build"), pytest.raises(UniViGUError, match="a build is at work"):
+    with owned(tmp_path, "a build"), pytest.raises(UniViGUError, match="a build is already using this folder"):
         find_caches(tmp_path)[0].clear()
     assert find_caches(tmp_path)
 
@@ -60,7 +60,7 @@ def test_a_cache_that_a_training_reads_is_not_cleared(tmp_path: Path) -> None:
         assert reader.stdout.readline() == "on\n"
         with Claims(tmp_path) as cache:
             assert not cache.alone()
-        with pytest.raises(UniViGUError, match="a training reads this cache"):
+        with pytest.raises(UniViGUError, match="a training run is using this cache"):
             find_caches(tmp_path)[0].clear()
     finally:
         reader.kill()

@@ -145,10 +145,10 @@ def test_retiming_is_said(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert found.retimed == "2 of 3 clips are retimed from 24, 30 fps to 8 fps"
     assert found.retimed in str(found).splitlines()
-    spread = "1 of 3 clips longer than 1.12 s: their frames are spread over all that the caption speaks of, up to 1.78"
+    spread = "1 of 3 clips longer than 1.12 s: their frames are spread over all that the caption covers, up to 1.78"
     assert any(line.startswith(spread) for line in str(found).splitlines())
     found = look(tmp_path, windows="first")
-    first = "1 of 3 clips longer than 1.12 s: their beginning is used, of whatever their captions speak"
+    first = "1 of 3 clips longer than 1.12 s: only their beginning is used, although captions may describe more"
     assert first in str(found).splitlines()
     film = found.item(found.usable.index(next(p for p in found.usable if p.name == "film.mp4")))
     assert film.pixels.shape == (9, 32, 48, 3)
@@ -184,5 +184,7 @@ def test_limits_stay_within_the_model(tmp_path: Path) -> None:
     found = survey(tmp_path, RUN, tokens, limits=TextLimits((0, 99), (0, 99)))
     assert [(pair.name, pair.detail) for pair in found.usable] == [("a.mp4", None)]
     assert [(one.name, one.found) for one in found.left_out] == [("b.mp4", "17 tokens")]
-    with pytest.raises(UniViGUError, match="detailed captions must have 128 tokens at least, but this model reads 16"):
+    with pytest.raises(
+        UniViGUError, match="detailed captions must have at least 128 tokens, but this model reads at most 16"
+    ):
         survey(tmp_path, RUN, tokens, limits=TextLimits())

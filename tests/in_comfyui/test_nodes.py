@@ -126,7 +126,7 @@ def test_a_folder_gets_its_captions(inside: Inside, tmp_path: Path) -> None:
     found = inside.call("nodes", "folder", path=str(tmp_path))
     captions, report, names, (count, height, width, channels) = found["first"]
     assert len(captions) == 4
-    assert report.startswith("5 clips: 4 captioned, 0 skipped (captioned before), 1 failed")
+    assert report.startswith("5 clips: 4 captioned, 0 skipped (already captioned), 1 failed")
     assert "broken.mp4" in report
     assert found["second"][0] == captions
     assert "0 captioned, 4 skipped" in found["second"][1]
@@ -224,7 +224,7 @@ MESSAGES = {
     "template without blanks": ("no blank", "___"),
     "template does not fit": ("60 tokens", "24", "shorten"),
     "template for two clips": ("2 clips",),
-    "no text to rank": ("one text a line",),
+    "no text to rank": ("one text per line",),
     "zero frames": ("[0, 48, 48, 3]",),
     "off the grid": ("8 frames", "9 frames"),
     "images have no rate": ("set it to 0",),

@@ -252,7 +252,7 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
     ),
     "frames below zero": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=-1), "frames"),
     "frames off the grid": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=8), "4n+1"),
-    "no text to rank": ("rank_captions", lambda g: changed(g, "UniViGURankCaptions", texts=" "), "one text a line"),
+    "no text to rank": ("rank_captions", lambda g: changed(g, "UniViGURankCaptions", texts=" "), "one text per line"),
     "a folder that is not there": (
         "caption_folder",
         lambda g: changed(g, "UniViGUCaptionFolder", folder="nowhere"),

@@ -163,11 +163,11 @@ def test_a_caption_without_a_track_or_an_empty_one_leaves_the_clip_as_it_is(tmp_
 
 def test_what_cannot_be_written_is_worded(tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", "mp4", "libx264", None)
-    with pytest.raises(UniViGUError, match=r"let the name end in \.mp4"):
+    with pytest.raises(UniViGUError, match=r"so the name must end in \.mp4"):
         write_captioned(tmp_path / "clip.mkv", clip, "words")
     with pytest.raises(UniViGUError, match="onto a file that is being read"):
         write_captioned(clip, clip, "words")
-    with pytest.raises(UniViGUError, match="there is no folder"):
+    with pytest.raises(UniViGUError, match="does not exist"):
         write_captioned(tmp_path / "none" / "clip.mp4", clip, "words")
     flv = make(tmp_path / "clip.flv", "flv", "libx264", None)
     assert container_suffix(flv) is None

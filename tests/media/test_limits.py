@@ -135,7 +135,7 @@ def test_a_table_that_claims_a_million_times_what_is_there(tmp_path: Path) -> No
     at = data.index(b"stsc")
     data[at + 8 : at + 24] = struct.pack(">IIII", 1, 1, 30_000_000, 1)
     path.write_bytes(data)
-    refused(path, "its tables claim 30000000 frames and pieces of sound")
+    refused(path, "its tables claim 30000000 frames and audio samples")
 
 
 def box(name: bytes, *inside: bytes) -> bytes:

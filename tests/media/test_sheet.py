@@ -91,9 +91,9 @@ def test_text_and_title_take_room_only_when_given(tmp_path: Path) -> None:
         ([], "a.png", {}, "no rows"),
         ([SheetRow("s", CLIP.float(), "")], "a.png", {}, "expected uint8"),
         ([SheetRow("s", CLIP[:0], "")], "a.png", {}, "expected uint8"),
-        ([SheetRow("s", CLIP, "")], "a.xyz", {}, "no picture format"),
+        ([SheetRow("s", CLIP, "")], "a.xyz", {}, "does not support the format"),
         ([SheetRow("s", CLIP, "")], "a.png", {"columns": 0}, "columns is 0"),
-        ([SheetRow("s", CLIP, "")], "no/such/a.png", {}, "there is no folder"),
+        ([SheetRow("s", CLIP, "")], "no/such/a.png", {}, "does not exist"),
     ],
 )
 def test_what_cannot_be_drawn(tmp_path: Path, rows: list[SheetRow], name: str, keywords: dict, says: str) -> None:

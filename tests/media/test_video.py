@@ -393,8 +393,8 @@ def test_another_encoder_steps_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (torch.zeros(2, 8, 8, 3), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 24, "a.mp4", "expected uint8"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 0, "a.mp4", "frame rate is 0"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "end in .mp4"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "there is no folder"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "a.webm", "ends in .mp4"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), 24, "no/such/a.mp4", "does not exist"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, pixels: torch.Tensor, fps: float, name: str, says: str) -> None:
@@ -527,7 +527,7 @@ def test_the_frames_that_are_left_are_counted(tmp_path: Path) -> None:
     data = (tmp_path / "nine.mp4").read_bytes()
     (tmp_path / "nine.mp4").write_bytes(data[:-1])
     clip = read_clip(tmp_path / "nine.mp4", ClipSpec(9, 64, 64))
-    assert clip.damage == "The file breaks off at 1.00 s; its header promises 9 frames, of which 8 are whole"
+    assert clip.damage == "The file breaks off at 1.00 s; its header says 9 frames, of which 8 are complete"
     assert clip.info.frames == 8
     assert probe(tmp_path / "nine.mp4").frames == 8
 
@@ -634,7 +634,7 @@ def test_find_clips(tmp_path: Path) -> None:
         "sub/deep/e.gif",
     ]
     assert [path.name for path in find_clips(tmp_path, recursive=False)] == ["a.MOV", "b.mp4"]
-    with pytest.raises(UniViGUError, match="nothing there"):
+    with pytest.raises(UniViGUError, match="nothing"):
         find_clips(tmp_path / "none")
     with pytest.raises(UniViGUError, match="a file"):
         find_clips(tmp_path / "b.mp4")

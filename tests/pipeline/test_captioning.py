@@ -30,7 +30,7 @@ def test_each_clip_gets_a_text_beside_it(folder: Path) -> None:
         "sub/c.txt": "trigger, ein c fährt",
     }
     assert report == FolderReport((folder / "a.txt", folder / "b.txt", folder / "sub/c.txt"), (), ())
-    assert str(report) == "3 clips: 3 captioned, 0 skipped (captioned before), 0 failed"
+    assert str(report) == "3 clips: 3 captioned, 0 skipped (already captioned), 0 failed"
 
 
 def test_subfolders_are_optional(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_bad_clip_is_reported_and_the_work_goes_on(folder: Path) -> None:
         (folder / "b.mov", "RuntimeError: out of memory"),
     )
     assert str(report).splitlines() == [
-        "3 clips: 1 captioned, 0 skipped (captioned before), 2 failed",
+        "3 clips: 1 captioned, 0 skipped (already captioned), 2 failed",
         f"  {folder / 'a.mp4'}: breaks off at 1.20 s",
         f"  {folder / 'b.mov'}: RuntimeError: out of memory",
     ]
@@ -80,7 +80,7 @@ def test_a_text_that_cannot_be_written_is_reported(folder: Path) -> None:
     (folder / "a.txt").mkdir()
     report = caption_folder(folder, lambda path: "x", Captions(overwrite=True))
     assert [path.name for path, _ in report.failed] == ["a.mp4"]
-    assert "a folder lies here" in report.failed[0][1]
+    assert "this is a folder" in report.failed[0][1]
 
 
 def test_interrupting_stops_and_keeps_what_is_done(folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UniViGUError, match="no videos"):
         caption_folder(tmp_path, lambda path: "x")
-    with pytest.raises(UniViGUError, match="nothing there"):
+    with pytest.raises(UniViGUError, match="nothing"):
         caption_folder(tmp_path / "none", lambda path: "x")
 
 
@@ -164,7 +164,7 @@ def test_a_linked_text_is_neither_followed_nor_replaced(folder: Path) -> None:
     (folder / "b.txt").mkdir()
     report = caption_folder(folder, lambda path: "words")
     assert "is a link" in dict(report.failed)[folder / "a.mp4"]
-    assert "a folder lies here" in dict(report.failed)[folder / "b.mov"]
+    assert "this is a folder" in dict(report.failed)[folder / "b.mov"]
     assert not elsewhere.exists()
     again = caption_folder(folder, lambda path: "words", Captions(overwrite=True))
     assert "is a link" in dict(again.failed)[folder / "a.mp4"]

@@ -128,7 +128,7 @@ def test_weights_at_random_give_no_verdict(samples: list[Sample], seed: int) -> 
     verdict = weigh(predict, predict, samples)
     assert found(verdict) == ("", "", "")
     assert abs(verdict.skill) < 0.1
-    assert "learnt too little" in verdict.space.why
+    assert "not trained well enough" in verdict.space.why
 
 
 def test_a_stored_null_condition_settles_text_states_or_contradicts(samples: list[Sample]) -> None:

@@ -190,7 +190,7 @@ def test_a_comfyui_folder_is_enough(
     assert main(command) == 0
     assert (tmp_path / "clip.mp4").stat().st_size > 0
     assert f"network: {place / 'uni-vigu.pth'}" in capsys.readouterr().err
-    assert "umt5_xxl_fp8_e4m3fn_scaled.safetensors (would do too: umt5_xxl_fp16.safetensors;" in caplog.text
+    assert "umt5_xxl_fp8_e4m3fn_scaled.safetensors (also found: umt5_xxl_fp16.safetensors;" in caplog.text
     assert "a_plain_t5" not in caplog.text
     assert "wan2.2" not in caplog.text
     (place / "other.pth").write_bytes((root / "uni-vigu.pth").read_bytes())
@@ -227,7 +227,7 @@ def test_what_is_missing_is_said_with_its_address(
         assert words in said
     vae, text = comfyui / "models" / "vae", comfyui / "models" / "text_encoders"
     without = refused(text_encoder=text / "wan" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
-    assert "does not carry a VAE;" in without
+    assert "does not contain a VAE;" in without
     assert "umt5_xxl" not in without
     assert "expected a Wan 2.1 VAE" in refused(vae=vae / "a_wan2.2_vae.safetensors")
     assert "expected a umT5 text encoder" in refused(text_encoder=text / "a_plain_t5.safetensors")
@@ -235,7 +235,7 @@ def test_what_is_missing_is_said_with_its_address(
     assert "spiece.model" in refused(tokenizer=tmp_path)
     save_file({name: torch.cat([weight, weight], -1) for name, weight in wan.items()}, tmp_path / "wide.safetensors")
     files = {"text_encoder": tmp_path / "wide.safetensors", "vae": vae / "wan_2.1_vae.safetensors"}
-    assert "does not carry a tokenizer" in refused(**files)
+    assert "does not contain a tokenizer" in refused(**files)
     assert "is 40 wide" in refused(**files, tokenizer=root / "wan" / "tokenizer")
 
 
@@ -352,7 +352,7 @@ def test_a_clip_that_cannot_be_decoded_is_kept(
         failing("decode", lambda codec: True, patched)
         assert main([*run, "-o", str(out)]) == 1
     said = capsys.readouterr().err
-    assert f"error: {kept}: a folder lies here" in said
+    assert f"error: {kept}: this is a folder" in said
     assert said.splitlines()[-1].startswith("error: out of memory for the VAE on cpu")
     assert out.with_suffix(".txt").exists() == (command == "joint")
 
@@ -433,7 +433,7 @@ def test_every_job_on_a_card(root: Path, monkeypatch: pytest.MonkeyPatch, caplog
         pipe.caption(latent, hint="red", sampling=QUICK)
         assert len(pipe.joint("a red circle", size=SMALL, sampling=QUICK, record=1)[2]) == 1
         assert pipe.rank(latent, ["red", "a blue circle"], Ranking(samples=1)).shape == (2,)
-    assert caplog.text.count("stays in the machine's own memory") == 1
+    assert caplog.text.count("stays in main memory") == 1
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "-")

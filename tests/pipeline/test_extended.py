@@ -150,14 +150,14 @@ def test_the_report_tells_what_waits_from_what_is_captioned(clip: Path) -> None:
     how = Captions(review=True)
     report = caption_folder(clip.parent, lambda _: "new", how)
     assert str(report).splitlines() == [
-        "4 clips: 3 captioned, 1 skipped (captioned before), 0 failed",
+        "4 clips: 3 captioned, 1 skipped (already captioned), 0 failed",
         f"  3 wait for your review in {RECORD}: open Review captions in ComfyUI",
     ]
     clip.with_name("gone.mp4").unlink()
     clip.with_name("d.mp4").touch()
     report = caption_folder(clip.parent, lambda _: "new", how)
     assert str(report).splitlines() == [
-        "4 clips: 1 captioned, 1 skipped (captioned before), 0 failed, 2 proposed before",
+        "4 clips: 1 captioned, 1 skipped (already captioned), 0 failed, 2 already proposed",
         f"  3 wait for your review in {RECORD}: open Review captions in ComfyUI",
     ]
     assert len(report.captions) == 4

@@ -104,7 +104,7 @@ def test_other_formats_wait_too(folder: Path, format: str) -> None:
 
 def test_only_clips_of_the_folder(folder: Path) -> None:
     for name in ("../a.mp4", "none.mp4", "a.txt", str(folder / "a.mp4")):
-        with pytest.raises(UniViGUError, match=r"is no clip of this folder; expected names such as a\.mp4"):
+        with pytest.raises(UniViGUError, match=r"is not a clip in this folder; expected names such as a\.mp4"):
             caption_folder(folder, never, Captions(only=name))
     assert len(caption_folder(folder, about, Captions(only="b.mov")).written) == 1
     assert len(caption_folder(folder, about, Captions(only=".\\sub\\c.webm\n./sub/c.webm")).written) == 1

@@ -96,7 +96,7 @@ def test_a_line_that_a_kill_cut_is_written_again(folder: Path, format: str, torn
 def test_a_file_that_is_no_such_table_is_left_alone(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(
-        UniViGUError, match=rf"{name}: .*(expected lines with file_name and caption|correct it, or take it away)"
+        UniViGUError, match=rf"{name}: .*(expected lines with file_name and caption|correct or delete that line)"
     ):
         caption_folder(folder, about, Captions(format=name.partition(".")[2]))
     assert (folder / name).read_bytes() == content

@@ -164,6 +164,6 @@ def test_a_file_suffix_never_takes_the_text_of_another_clip(tmp_path: Path) -> N
     for clip in clips:
         clip.write_bytes(b"")
     (tmp_path / "a.detail.txt").write_text("by hand")
-    with pytest.raises(UniViGUError, match=r"a\.detail\.txt, which is that of a\.detail\.mp4"):
+    with pytest.raises(UniViGUError, match=r"a\.detail\.txt, the caption of a\.detail\.mp4"):
         caption_folder(tmp_path, lambda _: "new", Captions(file_suffix="detail", overwrite=True))
     assert (tmp_path / "a.detail.txt").read_text() == "by hand"

@@ -243,7 +243,7 @@ def test_bad_input_is_one_message(
         (["caption", "a.mp4", "--steps", "two"], "'two' is not a whole number"),
         (["rank", "a.mp4", "x", "--samples", "0"], "out of range"),
         (["convert", "a.pth", "b.ckpt"], "does not end in .safetensors"),
-        (["rank", "missing.mp4"], "no text to rank"),
+        (["rank", "missing.mp4"], "no texts to rank"),
         (["frobnicate"], "invalid choice"),
     ],
 )

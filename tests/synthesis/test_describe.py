@@ -12,10 +12,12 @@ import pytest
 import torch
 from stand_in_llm import GOOD, Script, answered, failed
 
+from uvg_core.checkpoint import read_config
 from uvg_core.cli.main import main
 from uvg_core.config import RunConfig
 from uvg_core.data.folder import TextLimits, survey
 from uvg_core.media.video import write_video
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL
 from uvg_core.synthesis.describe import estimated_tokens
 
 pytest.importorskip("httpx")
@@ -88,7 +90,7 @@ def test_an_endpoint_that_refuses_ends_the_run_and_it_goes_on_later(
     script.answers = [answered(GOOD), failed(401, "no")]
     assert describe(script, tmp_path) == 1
     assert len(script.asked) == 2
-    assert "1 captions are written and stay" in capsys.readouterr().err
+    assert "1 captions were written and are kept" in capsys.readouterr().err
     assert describe(script, tmp_path) == 0
     assert len(script.asked) == 4
     assert len(list(tmp_path.glob("*.txt"))) == 3
@@ -102,7 +104,7 @@ def test_one_clip_without_a_caption_costs_no_other(
     (tmp_path / "c.mp4").write_bytes(b"no video")
     script.answers = [failed(400, "too many pictures")]
     assert describe(script, tmp_path) == 1
-    assert "1 captioned, 0 skipped (captioned before), 2 failed" in capsys.readouterr().out
+    assert "1 captioned, 0 skipped (already captioned), 2 failed" in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("*.txt")] == ["b.txt"]
 
 
@@ -138,10 +140,19 @@ def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, scr
     assert "The prompt: the first" in words(script.asked[5])
 
 
+def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> None:
+    pytest.importorskip("diffusers")
+    clip(tmp_path / "a.mp4")
+    script.usual = answered("a red circle moves left")
+    assert describe(script, tmp_path, "--model", EMBEDDED_MODEL) == 0
+    run = read_config(EMBEDDED_MODEL).run
+    assert f"between 1 and {min(run.text_length, run.context_length)} tokens" in words(script.asked[0])
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip(tmp_path / "a.mp4")
     assert main(["describe", str(tmp_path)]) == 1
-    assert "name its --endpoint and --llm" in capsys.readouterr().err
+    assert "pass --endpoint URL and --llm MODEL" in capsys.readouterr().err
 
 
 def test_tokens_are_estimated_in_any_language() -> None:

@@ -120,7 +120,7 @@ def test_encodings_of_answers() -> None:
     for name in ("br", "zstd", "gzip, gzip"):
         with pytest.raises(CaptionError, match=r"in the encoding .* which was not asked for"):
             answer_to(response(GOOD, Content_Encoding=name))
-    with pytest.raises(CaptionError, match="gave no answer"):
+    with pytest.raises(CaptionError, match="did not answer"):
         answer_to(response(GOOD, Content_Encoding="gzip"))
 
 
@@ -336,6 +336,6 @@ def test_a_query_that_the_server_repeats_is_not_shown() -> None:
 @pytest.mark.parametrize("proxy", ["http://me:hunter2@host:port", "odd://me:hunter2@host", "http://me:hunter2@[::1"])
 def test_a_proxy_that_cannot_be_used_is_not_shown(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(UniViGUError, match="the proxies of the environment") as caught:
+    with pytest.raises(UniViGUError, match="the proxy settings of the environment") as caught:
         Endpoint(chat("https://host/v1"))
     assert "hunter2" not in str(caught.value)

@@ -74,7 +74,7 @@ def test_a_clip_that_the_record_does_not_know_stays(tmp_path: Path) -> None:
     clip.write_bytes(b"mine")
     report = go(tmp_path, Captions())
     assert (len(report.made), [problem.reason for problem in report.problems]) == (2, [KEPT])
-    assert f"{clip}: lies here already, and synthesis.jsonl does not know it" in str(report)
+    assert f"{clip}: already exists and is not listed in synthesis.jsonl" in str(report)
     assert clip.read_bytes() == b"mine"
     assert not clip.with_suffix(".txt").exists()
     clip.unlink()
@@ -87,7 +87,10 @@ def test_a_clip_that_was_changed_stays(tmp_path: Path) -> None:
     flat(clip, 3)
     trimmed = clip.read_bytes()
     report = go(tmp_path)
-    assert "found 3 frames, expected 5. It was changed, and stays" in report.problems[0].message
+    assert (
+        "found 3 frames, expected 5. The file was changed after it was made, and is left alone"
+        in report.problems[0].message
+    )
     assert clip.read_bytes() == trimmed
 
 
@@ -151,7 +154,7 @@ def test_a_caption_that_somebody_writes_meanwhile_stays(tmp_path: Path) -> None:
     notes = list[str]()
     assert not go(tmp_path, captions, note=notes.append).failed
     assert all((tmp_path / f"{job.name}.detail.txt").read_text() == "mine" for job in JOBS)
-    assert sum("was written meanwhile by somebody else; it stays" in note for note in notes) == 3
+    assert sum("another program wrote this file meanwhile; it was left alone" in note for note in notes) == 3
     assert all(clip.captioner is None for clip in Record(tmp_path).clips.values())
 
 
@@ -180,7 +183,7 @@ def test_the_record_of_version_1_is_carried_over(tmp_path: Path) -> None:
     new.unlink()
     before, notes = contents(tmp_path), list[str]()
     assert go(tmp_path, Captions(), note=notes.append).complete == JOBS
-    assert any("carried over into synthesis.jsonl" in note for note in notes)
+    assert any("copied to synthesis.jsonl" in note for note in notes)
     with pytest.raises(UniViGUError, match="steps was 4 and is 8"):
         go(tmp_path, generator=OTHER)
     more = plan(["a new one"], 1, 0)
@@ -294,7 +297,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     child = forked(lambda: go(tmp_path / "out", make=slow))
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
-    with pytest.raises(UniViGUError, match=f"synthesise is at work in this folder \\(process {child} on "):
+    with pytest.raises(UniViGUError, match=f"synthesise is already using this folder \\(process {child} on "):
         go(tmp_path / "out")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

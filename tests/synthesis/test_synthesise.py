@@ -144,7 +144,7 @@ def test_addresses(url: str, address: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "host:8000", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1/v1"])
 def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(UniViGUError, match="is no endpoint; expected an address like http://127"):
+    with pytest.raises(UniViGUError, match="is not a valid endpoint; expected an address like http://127"):
         chat_address(url)
 
 
@@ -170,7 +170,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
         (answered(""), "empty answer"),
         (answered(None), "empty answer"),
         (answered("<think>hm</think> \n"), "empty answer"),
-        ("hang up", "gave no answer"),
+        ("hang up", "did not answer"),
     ],
 )
 def test_a_failure_that_passes_is_tried_again(
@@ -207,7 +207,7 @@ def test_the_server_says_how_long_to_wait(script: Script, connect: Callable[...,
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (failed(401, f"Incorrect API key provided: {KEY}"), "was refused. Set that environment variable"),
+        (failed(401, f"Incorrect API key provided: {KEY}"), "was refused; check that environment variable"),
         (failed(404, "no such model"), r"no such model; check the address .* has a model 'some-model'"),
         (failed(405), "check the address"),
         (failed(301, location="http://elsewhere/"), "answered 301; check the address"),
@@ -230,7 +230,7 @@ def test_a_failure_of_every_clip_is_not_tried_again(
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (failed(400, "too many images"), "too many images; if it says so of every clip"),
+        (failed(400, "too many images"), "too many images; if this happens for every clip"),
         (answered(None, refusal="I cannot."), "refused to describe the clip: I cannot."),
         (answered("", "content_filter"), "content filter"),
         (answered("<think>so much", "length"), "cut off before its first word"),
@@ -248,7 +248,7 @@ def test_a_failure_of_one_clip_is_not_tried_again(
 
 def test_a_missing_key_is_named(script: Script, connect: Callable[..., ChatClient]) -> None:
     script.usual = failed(401, "who are you")
-    with pytest.raises(EndpointError, match="OPENAI_API_KEY is not set: no key sent"):
+    with pytest.raises(EndpointError, match="OPENAI_API_KEY is not set, so no key was sent"):
         connect(key=None).answer(QUESTION)
 
 
@@ -276,8 +276,8 @@ def test_nobody_there(connect: Callable[..., ChatClient], waits: Waits) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"key": "a\nb"}, "holds characters that no key has"),
-        ({"llm_options": '{"model": "other", "stream": true}'}, "name model, stream"),
+        ({"key": "a\nb"}, "contains characters that cannot be part of a key"),
+        ({"llm_options": '{"model": "other", "stream": true}'}, "contains model, stream"),
         ({"url": "http://ho\u0007st/v1"}, "cannot be used"),
     ],
 )
@@ -368,7 +368,7 @@ def test_what_was_asked_before_costs_nothing(
         entry.write_text("{")
     caption()
     assert len(script.asked) == 7
-    assert "asking anew" in waits.notes[-1]
+    assert "asking again" in waits.notes[-1]
 
 
 # The run
@@ -433,7 +433,7 @@ def names(folder: Path) -> list[str]:
 
 def test_every_prompt_gets_a_clip_and_two_texts(go: Callable[..., SynthesisReport], tmp_path: Path) -> None:
     report = go()
-    assert str(report) == "3 clips: 3 made, 0 complete before"
+    assert str(report) == "3 clips: 3 made, 0 already complete"
     assert not report.failed
     expected = [f"{job.name}{suffix}" for job in JOBS for suffix in (".mp4", ".txt", ".detail.txt")]
     assert names(tmp_path) == sorted([*expected, "synthesis.jsonl"])
@@ -466,7 +466,7 @@ def test_a_second_run_does_what_is_missing(
 ) -> None:
     go()
     out = tmp_path / "out"
-    assert str(go()) == "3 clips: 0 made, 3 complete before"
+    assert str(go()) == "3 clips: 0 made, 3 already complete"
     assert (len(studio.made), len(script.asked)) == (3, 3)
     first, second, third = (out / job.name for job in JOBS)
     first.with_suffix(".txt").unlink()
@@ -474,7 +474,7 @@ def test_a_second_run_does_what_is_missing(
     data = third.with_suffix(".mp4").read_bytes()
     third.with_suffix(".mp4").write_bytes(data[: len(data) // 2])
     third.with_suffix(".detail.txt").write_text("by hand")
-    assert "stays as it is; move it away to have the clip made anew" in str(go())  # maybe somebody's own
+    assert "is left alone; move it away to make the clip again" in str(go())  # maybe somebody's own
     assert third.with_suffix(".mp4").read_bytes() == data[: len(data) // 2]
     third.with_suffix(".mp4").unlink()
     second.with_suffix(".detail.txt").write_text(" \n")
@@ -486,14 +486,14 @@ def test_a_second_run_does_what_is_missing(
     assert third.with_suffix(".mp4").read_bytes() == data
     assert third.with_suffix(".detail.txt").read_text() == "by hand"  # the same clip again: it stays true
     more = plan([*PROMPTS[1:], "a new one"], 1, 0)
-    assert str(go(more)) == "3 clips: 1 made, 2 complete before"
+    assert str(go(more)) == "3 clips: 1 made, 2 already complete"
 
 
 def test_clips_first_and_captions_later(
     go: Callable[..., SynthesisReport], studio: Studio, script: Script, tmp_path: Path
 ) -> None:
     report = go(captions=False)
-    assert str(report) == "3 clips: 0 made, 0 complete before, 3 without a caption (no --endpoint)"
+    assert str(report) == "3 clips: 0 made, 0 already complete, 3 without a caption (no --endpoint)"
     assert not report.failed
     assert not list((tmp_path / "out").glob("*.detail.txt"))
     assert len(go().made) == 3
@@ -550,7 +550,7 @@ def test_what_fails_is_left_out_and_counted(
     assert report.failed
     assert report.made == [jobs[4]]
     first, *lines = str(report).splitlines()
-    assert first.startswith("5 clips: 1 made, 0 complete before, 4 left out (prompt outside the token limits: 1, clip")
+    assert first.startswith("5 clips: 1 made, 0 already complete, 4 left out (prompt outside the token limits: 1, clip")
     assert "7 tokens; expected 0 to 6" in lines[0]
     assert "RuntimeError: some trouble" in lines[1]
     assert "bad picture" in lines[3]
@@ -570,9 +570,9 @@ def test_what_fails_for_every_clip_stops_the_run(
     assert (len(report.made), report.stopped is not None, report.failed) == (1, True, True)
     assert studio.made == list(PROMPTS[:2])
     assert str(report).startswith(
-        "3 clips: 1 made, 0 complete before, 1 left out (no caption from the language model: 1"
+        "3 clips: 1 made, 0 already complete, 1 left out (no caption from the language model: 1"
     )
-    assert "1 not begun" in str(report).splitlines()[0]
+    assert "1 not started" in str(report).splitlines()[0]
     script.usual = answered(GOOD)
     assert (len(go().made), len(studio.made)) == (2, 3)
 
@@ -616,7 +616,7 @@ def command(script: Script, tmp_path: Path) -> list[str]:
 def test_prompts_are_read_from_a_file(command: list[str], tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prompts.txt") == (["a red circle"], 1)
     (tmp_path / "prompts.txt").write_text("# nothing\n\n")
-    with pytest.raises(UniViGUError, match="there is no prompt in it"):
+    with pytest.raises(UniViGUError, match="the file contains no prompt"):
         read_prompts(tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_bytes(b"\x89PNG\x00\xff")
     with pytest.raises(UniViGUError, match="is not text"):
@@ -634,9 +634,9 @@ def test_the_command_with_the_embedded_model(
     pytest.importorskip("transformers")
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert shown.out == "1 clip: 0 made, 0 complete before, 1 without a caption (no --endpoint)\n"
+    assert shown.out == "1 clip: 0 made, 0 already complete, 1 without a caption (no --endpoint)\n"
     assert "no --endpoint: clips and prompts are written" in shown.err
-    assert "stand there more than once" in shown.err
+    assert "prompts are repeated" in shown.err
     (clip,) = find_clips(tmp_path / "out")
     pipe = Pipeline(device="cpu")
     assert probe(clip).frames == pipe.config.run.frames
@@ -653,7 +653,7 @@ def test_the_command_with_the_embedded_model(
     ]  # fmt: skip
     assert main(asking) == 0
     shown = capsys.readouterr()
-    assert shown.out == "1 clip: 1 made, 0 complete before\n"
+    assert shown.out == "1 clip: 1 made, 0 already complete\n"
     assert clip.with_suffix(".detail.txt").read_text("utf-8") == f"{text}\n"
     assert (len(script.asked), script.asked[0]["messages"][0]["content"]) == (2, "Be brief.")
     assert script.asked[0]["temperature"] == 0.7
@@ -665,7 +665,7 @@ def test_the_command_with_the_embedded_model(
     assert KEY not in shown.out + shown.err
 
     assert main(asking) == 0
-    assert capsys.readouterr().out == "1 clip: 0 made, 1 complete before\n"
+    assert capsys.readouterr().out == "1 clip: 0 made, 1 already complete\n"
     assert main([*asking, "--guidance", "1.25"]) == 1
     assert "guidance was" in capsys.readouterr().err
     clip.with_suffix(".detail.txt").unlink()
@@ -685,7 +685,7 @@ def test_the_command_with_the_embedded_model(
     [
         (["--endpoint", "http://127.0.0.1:1/v1"], "needs --llm MODEL"),
         (["--llm", "m"], "--llm is for captions; name their --endpoint too"),
-        (["--endpoint", "nowhere", "--llm", "m"], "'nowhere' is no endpoint"),
+        (["--endpoint", "nowhere", "--llm", "m"], "'nowhere' is not a valid endpoint"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--llm-options", "[1]"], "is not a JSON object"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--llm-options", '{"a": NaN}'], "is not a JSON object"),

@@ -118,8 +118,8 @@ def test_plain_values_and_back() -> None:
         ({"optimiser": {}}, "unknown entry optimiser; did you mean optimizer?"),
         ({"optimizer": {"warm_up": 5}}, "unknown entry optimizer.warm_up; did you mean optimizer.warmup?"),
         ({"video_times": {"uniform_shares": 1.0}}, "did you mean video_times.uniform_share?"),
-        ({"lora": {"xyzzy": 5}}, "unknown entry lora.xyzzy; known here: rank, alpha, dropout"),
-        ({7: 1}, "unknown entry 7; known here: stage"),
+        ({"lora": {"xyzzy": 5}}, "unknown entry lora.xyzzy; expected one of rank, alpha, dropout"),
+        ({7: 1}, "unknown entry 7; expected one of stage"),
     ],
 )
 def test_an_unknown_entry_names_the_nearest(values: dict[Any, Any], message: str) -> None:
@@ -129,7 +129,7 @@ def test_an_unknown_entry_names_the_nearest(values: dict[Any, Any], message: str
 
 @pytest.mark.parametrize("name", list(BASE))
 def test_an_entry_without_a_default_is_missed(name: str) -> None:
-    with pytest.raises(UniViGUError, match=f"the entry {name} is missing"):
+    with pytest.raises(UniViGUError, match=f"missing entry {name}"):
         from_dict(TrainConfig, {key: value for key, value in BASE.items() if key != name})
 
 
@@ -204,8 +204,8 @@ VALUES: list[tuple[str, Any, str]] = [
     ("lora.alpha", 0, "above 0"),
     ("lora.alpha", float("nan"), "above 0"),
     ("lora.dropout", 1, "below 1"),
-    ("tokens.prompt", [9, 5], "smaller one first"),
-    ("tokens.detail", [-1, 5], "smaller one first"),
+    ("tokens.prompt", [9, 5], "the smaller first"),
+    ("tokens.detail", [-1, 5], "the smaller first"),
     *((f"keep.{name}", -1, "a whole number") for name in ("checkpoint_every", "log_every", "sample_every")),
     ("keep.checkpoints", 0, "a whole number"),
 ]
@@ -228,7 +228,7 @@ def test_jobs_need_a_share_somewhere() -> None:
 
 
 def test_generate_has_nothing_to_teach_the_text_half() -> None:
-    with pytest.raises(UniViGUError, match="stage generate with trains: text"):
+    with pytest.raises(UniViGUError, match="stage: generate with trains: text"):
         make(stage="generate", trains="text")
 
 
@@ -238,12 +238,12 @@ FILE = "stage: recall\nmodel: a\ndata: b\nout: c\nsteps: 3\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stage: [recall", "not a YAML file"),
-        ("data: 2001-99-99", "not a YAML file"),
-        ("a: &a [*a", "not a YAML file"),
-        ("just words", "found 'just words'; expected entries like"),
+        ("stage: [recall", "not valid YAML"),
+        ("data: 2001-99-99", "not valid YAML"),
+        ("a: &a [*a", "not valid YAML"),
+        ("just words", "found 'just words'; expected entries such as"),
         ("", "found None"),
-        ("stage: recall", "the entry model is missing"),
+        ("stage: recall", "missing entry model"),
         ("stage: recall\nmodle: a", ": line 2, column 1: unknown entry modle; did you mean model?"),
         (
             f"{FILE}optimizer:\n  rate: quick",
@@ -252,10 +252,10 @@ FILE = "stage: recall\nmodel: a\ndata: b\nout: c\nsteps: 3\n"
         (f"{FILE}optimizer: {{betas: [0.9, x]}}", ": line 6, column 26: optimizer.betas is 'x'; expected 2 values"),
         (f"{FILE}clip: {{height: 50}}", ": line 6, column 7: clip.height is 50"),
         (f"{FILE}loss:\n  vdieo: 2", ": line 7, column 3: unknown entry loss.vdieo; did you mean loss.video?"),
-        (f"{FILE}steps: 4", ": line 6, column 1: steps stands here and in line 5; keep one of the two"),
+        (f"{FILE}steps: 4", ": line 6, column 1: steps is already set in line 5; remove one of them"),
         (
             f"{FILE}keep: {{log_every: 1, log_every: 2}}",
-            ": line 6, column 22: keep.log_every stands here and in line 6",
+            ": line 6, column 22: keep.log_every is already set in line 6",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_check_says_what_a_run_would_do_and_does_nothing(
     assert main(["train", str(config), "--check"]) == 1  # a clip is left out
     shown = capsys.readouterr().out
     assert "6 clips, 5 usable, 1 left out" in shown
-    assert f"{clips}: 5 x 2 an epoch" in shown
+    assert f"{clips}: 5 x 2 per epoch" in shown
     assert "10 steps of 2 clips: 2 epochs of 10 clips" in shown
     learning = sum(weight.numel() for weight in load_model(EMBEDDED_MODEL).parameters()) * 4 / 1e6
     assert f"gradients {learning:.3g} MB, optimizer {2 * learning:.3g} MB, average {learning:.3g} MB" in shown
@@ -113,7 +113,7 @@ def test_a_check_says_what_a_run_would_do_and_does_nothing(
     whole = tmp_path / "whole"
     shutil.copytree(clips, whole, ignore=shutil.ignore_patterns("0.*"))
     assert main(["train", str(write_config(tmp_path, whole, trains="text")), "--check"]) == 0
-    assert "weights learn" in capsys.readouterr().out
+    assert "trained weights" in capsys.readouterr().out
 
 
 def test_a_run_over_several_sources_sizes_and_pictures(
@@ -140,7 +140,7 @@ def test_a_run_over_several_sources_sizes_and_pictures(
     capsys.readouterr()
     assert main(["train", str(config), "--check", "--resume"]) == 1
     size = f"{read_config(EMBEDDED_MODEL).run.width}x{read_config(EMBEDDED_MODEL).run.height}"
-    assert f"of which a step takes one: 3 of {size} x 1, 6 of {size} x {frames}" in capsys.readouterr().out
+    assert f"each step uses one): 3 of {size} x 1, 6 of {size} x {frames}" in capsys.readouterr().out
 
 
 def test_refine_of_the_text_half_alone(tmp_path: Path, clips: Path) -> None:
@@ -180,9 +180,9 @@ def test_a_run_that_is_refused_leaves_the_cache_of_another(
     before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     capsys.readouterr()
     for resume, changes, words in (
-        ([], {}, "a run is here already"),
+        ([], {}, "already contains a run"),
         (["--resume"], {"tokens": {"prompt": [0, 5]}}, "other settings"),
-        (["--resume"], {"batch": 1}, "clips a step: 2 -> 1"),
+        (["--resume"], {"batch": 1}, "clips per step: 2 -> 1"),
     ):
         assert main(["train", str(write_config(tmp_path, clips, **{"steps": 1, **changes})), *resume]) == 1
         assert words in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_is_at_work(
     (tmp_path / "run").mkdir()
     with owned(tmp_path / "run", "a training"):
         assert main(["train", str(config)]) == 1
-    assert "run: a training is at work in this folder" in capsys.readouterr().err
+    assert "run: a training is already using this folder" in capsys.readouterr().err
 
 
 def test_a_trained_file_does_not_say_where_its_data_lay(tmp_path: Path, clips: Path) -> None:

@@ -129,6 +129,6 @@ def test_a_file_that_no_run_wrote_is_not_overwritten(folder: Path) -> None:
     data, config = make_shards(folder / "cache"), make_config(folder)
     (folder / "run").mkdir()
     (folder / "run" / "model.safetensors").write_text("mine")
-    with pytest.raises(UniViGUError, match=r"model\.safetensors: lies here already"):
+    with pytest.raises(UniViGUError, match=r"model\.safetensors: already exists"):
         make_trainer(config, data).run()
     assert (folder / "run" / "model.safetensors").read_text() == "mine"

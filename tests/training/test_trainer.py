@@ -148,7 +148,7 @@ def test_a_run_may_choose_when_words_form(folder: Path) -> None:
 
 @pytest.mark.parametrize(("rule", "value"), [("v2t_attention", "one_way"), ("kappa_exponent", 2.0)])
 def test_a_lora_cannot_change_what_it_cannot_carry(folder: Path, rule: str, value: Any) -> None:
-    with pytest.raises(UniViGUError, match=f"{rule} is {value}.*a LoRA cannot carry it"):
+    with pytest.raises(UniViGUError, match=f"{rule} is {value}.*a LoRA file cannot store"):
         make_trainer(make_config(folder, trains="lora", **{rule: value}), make_shards(folder / "cache"))
 
 
@@ -266,7 +266,7 @@ def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
     moved = make_config(folder, out=config.out, trains="lora", lora={"rank": 4, "start": str(second)})
     assert make_trainer(moved, data).run(resume=True).finished
     small = make_config(folder, out=str(folder / "small"), trains="lora", lora={"rank": 2, "start": str(second)})
-    with pytest.raises(UniViGUError, match=r"its rank is 3 at .*, lora\.rank is 2; set 3"):
+    with pytest.raises(UniViGUError, match=r"has rank 3 at .*, but lora\.rank is 2; set it to 3"):
         make_trainer(small, data)
     tensors = load_file(second) | {"diffusion_model.blocks.0.norm3.diff": torch.zeros(32)}
     save_file(tensors, folder / "more.safetensors")
@@ -424,7 +424,7 @@ def test_a_damaged_checkpoint_is_named(folder: Path, file: str) -> None:
     last = checkpoints.newest(folder / "run")
     assert last is not None
     (last / file).write_bytes((last / file).read_bytes()[:40])
-    with pytest.raises(UniViGUError, match=r"step_00000004: cannot be read .* takes the one before"):
+    with pytest.raises(UniViGUError, match=r"step_00000004: cannot be read .* continues from the one before"):
         make_trainer(config, data).run(resume=True)
     shutil.rmtree(last)
     assert make_trainer(config, data).run(resume=True).finished
@@ -434,7 +434,7 @@ def test_texts_that_do_not_fit_the_text_stream_are_refused_before_the_first_step
     data, config = make_shards(folder / "cache"), make_config(folder)
     model = starting_network(config, vocab_size=WORDS, dtype=torch.float32)
     facts = CheckpointConfig(model.config, replace(RUN, text_length=2))
-    with pytest.raises(UniViGUError, match="longest prompt has 3 tokens, the model's text stream 2"):
+    with pytest.raises(UniViGUError, match="longest prompt has 3 tokens, but the model's text stream has 2"):
         Trainer(config, model, data, facts, make_accelerator(config))
 
 

@@ -154,7 +154,7 @@ def _heads(checkpoint: Checkpoint, dim: int, argument: int | None, stated: Any) 
         return heads
     if dim % WAN_HEAD_DIM:
         raise checkpoint.error(
-            f"the file does not show its number of heads, and width {dim} is no multiple of Wan's {WAN_HEAD_DIM} "
+            f"the file does not show its number of heads, and width {dim} is not a multiple of Wan's {WAN_HEAD_DIM} "
             "channels per head; pass num_heads (--num-heads on the command line)"
         )
     return None

@@ -14,9 +14,9 @@ from .output import say, show
 class CacheSettings:
     """Where caches are looked for."""
 
-    folders: tuple[Path, ...] = setting("Folders of trainings and data sets.", positional=True, metavar="FOLDER")
-    clear: Flag = setting("Delete the caches that are found; everything else stays.", default=False)
-    dry_run: Flag = setting("With --clear: say what would be deleted, and delete nothing.", default=False)
+    folders: tuple[Path, ...] = setting("Folders of training runs and data sets.", positional=True, metavar="FOLDER")
+    clear: Flag = setting("Delete the caches found, and nothing else.", default=False)
+    dry_run: Flag = setting("With --clear: show what would be deleted, without deleting it.", default=False)
 
 
 def cache(own: CacheSettings, shown: Bars) -> None:
@@ -32,4 +32,4 @@ def cache(own: CacheSettings, shown: Bars) -> None:
                 line += ", deleted"
             show(line)
         if not found:
-            say(f"{folder}: there is no cache in it")
+            say(f"{folder}: no cache found")

@@ -25,11 +25,14 @@ class Caption:
     """What is captioned."""
 
     clips: tuple[Path, ...] = setting(
-        "Videos and folders of videos; - is the standard input.", positional=True, metavar="CLIP|FOLDER", stdin="file"
+        "Videos or folders of videos; - reads a video from standard input.",
+        positional=True,
+        metavar="CLIP|FOLDER",
+        stdin="file",
     )
-    no_recursive: Flag = setting("Leave subfolders out.", default=False)
-    dry_run: Flag = setting("Say which clips would be captioned, and change nothing.", default=False)
-    json: Path | None = as_json("what became of each clip")
+    no_recursive: Flag = setting("Do not search subfolders.", default=False)
+    dry_run: Flag = setting("Show which clips would be captioned, without writing anything.", default=False)
+    json: Path | None = as_json("the result for each clip")
 
 
 def caption(
@@ -92,7 +95,7 @@ def caption(
             failed += 1
         except KeyboardInterrupt:
             shown.close()
-            say("stopped; captions that are written stay, and the same command goes on with the others")
+            say("stopped; captions written so far are kept. Run the same command again to continue")
             return 130
     if own.json:
         write_json(own.json, results)
@@ -102,5 +105,9 @@ def caption(
 def _dry_run(own: Caption, captions: Captions) -> int:
     for path in own.clips:
         is_folder = os.path.isdir(path)
-        show(survey(path, captions, recursive=not own.no_recursive) if is_folder else f"{path}: its caption is printed")
+        show(
+            survey(path, captions, recursive=not own.no_recursive)
+            if is_folder
+            else f"{path}: would be captioned; the caption is printed, not saved"
+        )
     return 0

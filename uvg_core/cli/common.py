@@ -33,17 +33,18 @@ class Model:
     """A checkpoint, the files it needs beside it, and how it runs."""
 
     model: Path | None = setting(
-        "Checkpoint.", default=None, auto="the embedded model; with --comfyui, the one that lies there"
+        "Checkpoint.", default=None, auto="the embedded model; with --comfyui, the one found there"
     )
-    device: Text | None = setting("cpu, cuda or cuda:1.", default=None, auto="cuda where there is one")
+    device: Text | None = setting("cpu, cuda or cuda:1.", default=None, auto="cuda if available")
     dtype: Annotated[str, OneOf(*DTYPES)] | None = setting(
         "Data type of the network.",
         default=None,
-        auto="fp32 for small ones, bf16 for large ones on a card, else as stored",
+        auto="fp32 for small models, bf16 for large ones on a GPU, otherwise as stored",
     )
     lora: tuple[LoraChoice, ...] = setting(
-        "A LoRA, with a strength for the video half and one for the text half (default: 1; one number is for both). "
-        "Repeat the flag for several.",
+        "LoRA to apply, with optional strengths for the video half and the text half (default: 1; one number sets "
+        "both). "
+        "Repeat the flag to apply several.",
         default=(),
         metavar="FILE[:VIDEO[:TEXT]]",
     )
@@ -80,15 +81,15 @@ class Model:
 class Video:
     """What guidance leads away from, and how a clip's file is written."""
 
-    negative: Text = setting("What guidance leads away from.", default="", auto="the empty prompt")
+    negative: Text = setting("Negative prompt, which guidance steers away from.", default="", auto="the empty prompt")
     fps: Number | None = setting(
-        "Frames per second of the written file.", default=None, auto="the checkpoint's own", ge=0.1, le=240
+        "Frames per second of the output file.", default=None, auto="the checkpoint's own", ge=0.1, le=240
     )
     scale: Whole | None = setting(
-        "Repeat every pixel N times in the file.", default=None, auto="only small clips", ge=1, le=64
+        "Enlarge the output N times by repeating pixels.", default=None, auto="small clips only", ge=1, le=64
     )
     null_embedding: Path | None = setting(
-        "A prompt condition to guide away from in place of the encoded empty prompt, such as the release's "
+        "Stored null condition to use for guidance instead of the encoded empty prompt, such as the release's "
         "empty_context_t5_emb.pt.",
         default=None,
     )
@@ -113,8 +114,9 @@ def latent_saved(pipe: Pipeline, out: Path, shown: Bars) -> Iterator[None]:
             def keep_latent() -> str:
                 write_latent(path, latent, model=pipe.components.path.name)
                 return (
-                    f'{path}: the sampled latent. To decode it: generate --from-latent "{path}" -o "{out}", with the '
-                    "same --model and files beside it (and --device cpu if memory does not suffice)"
+                    f'{path}: the sampled latent was saved. To decode it: generate --from-latent "{path}" -o "{out}", '
+                    "with the "
+                    "same --model, text encoder and VAE (add --device cpu if memory runs out)"
                 )
 
             _save(keep_latent)

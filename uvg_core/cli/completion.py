@@ -17,7 +17,9 @@ PROGRAM = "uni-vigu"  # as pip installs it: shells complete the name of a progra
 class Completion:
     """For which shell."""
 
-    shell: Annotated[str, OneOf("bash", "zsh", "tcsh")] = setting("The shell.", positional=True)
+    shell: Annotated[str, OneOf("bash", "zsh", "tcsh")] = setting(
+        "Shell to print the completion script for.", positional=True
+    )
 
 
 def completion(own: Completion, shown: Bars) -> None:

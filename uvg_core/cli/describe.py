@@ -25,7 +25,7 @@ _FILES = ("overwrite", "prefix", "suffix", "existing", "replace", "format", "bac
 def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: Chat, shown: Bars) -> int:
     """Write captions of real clips with a language model that sees frames of the whole clip."""
     if chat.endpoint is None:
-        raise UniViGUError("describe asks a language model; name its --endpoint and --llm")
+        raise UniViGUError("describe needs a language model: pass --endpoint URL and --llm MODEL")
     captions = Captions(**{**vars(captions), "file_suffix": "detail" if own.kind == "detail" else ""})
     count, usual = estimated_tokens, TextLimits()
     if own.model is not None:
@@ -49,13 +49,13 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
             failed += _one(path, describer, own, captions, note)
         except Stopped as why:
             complain(why)
-            say(f"{describer.done} captions are written and stay; the same command goes on from there")
+            say(f"{describer.done} captions were written and are kept. Run the same command again to continue")
             return 1
         except UniViGUError as error:
             complain(error)
             failed += 1
         except KeyboardInterrupt:
-            say("stopped; captions that are written stay, and the same command goes on with the others")
+            say("stopped; captions written so far are kept. Run the same command again to continue")
             return 130
         finally:
             captioner.client.close()

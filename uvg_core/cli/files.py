@@ -25,7 +25,7 @@ class Inspect:
     """What is inspected."""
 
     files: tuple[Path, ...] = setting("Checkpoints.", positional=True, metavar="file")
-    json: Path | None = as_json("the reports, in a list")
+    json: Path | None = as_json("the reports, as a list")
 
 
 def inspect(own: Inspect, shown: Bars) -> int:
@@ -49,17 +49,16 @@ def inspect(own: Inspect, shown: Bars) -> int:
 class Convert:
     """What is converted, and what is written into the file."""
 
-    input: Path = setting("The checkpoint.", positional=True, metavar="input")
-    out: Path = setting("The native file.", positional=True, metavar="out", suffixes=(".safetensors",))
+    input: Path = setting("Checkpoint to convert.", positional=True, metavar="input")
+    out: Path = setting("Native file to write.", positional=True, metavar="out", suffixes=(".safetensors",))
     dtype: Annotated[str, OneOf("bf16", "fp16", "fp32", "fp8")] | None = setting(
         "Data type of the weights.", default=None, auto="as stored"
     )
     lora: tuple[LoraChoice, ...] = setting(
-        "Merge a LoRA into the weights. Repeat the flag for several.", default=(), metavar="FILE[:VIDEO[:TEXT]]"
+        "Merge a LoRA into the weights. Repeat the flag to merge several.", default=(), metavar="FILE[:VIDEO[:TEXT]]"
     )
     overflow: Annotated[str, OneOf(*OVERFLOW)] = setting(
-        "What becomes of weights with numbers that do not fit into fp16: the file is refused, or they are kept in "
-        "bf16.",
+        "What to do with weights that overflow fp16: refuse the file, or keep these weights in bf16.",
         default="refuse",
     )
 
@@ -101,7 +100,7 @@ class CheckFiles:
     """What ``check`` writes."""
 
     write: Path | None = setting(
-        "Also write the checkpoint as a native file that says what was found; in --dtype, else as stored.",
+        "Also write the checkpoint as a native file that records what was found, in --dtype or else as stored.",
         default=None,
         suffixes=(".safetensors",),
     )

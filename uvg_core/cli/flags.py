@@ -34,10 +34,13 @@ def _groups(owner: Any) -> Iterator[tuple[str, type, dict[str, tuple[str, ...]]]
             yield name, cls, offered or dict.fromkeys(single, ())
 
 
+_TITLES = {"places": "text encoder and VAE", "chat": "language model"}  # of groups, in place of the setting's name
+
+
 def add_flags(parser: argparse.ArgumentParser, owner: Any) -> None:
     """Flags for the settings that a command takes, a group for each class; ``own`` is the command itself."""
     for title, cls, offered in _groups(owner):
-        group = parser if title == "own" else parser.add_argument_group(title)
+        group = parser if title == "own" else parser.add_argument_group(_TITLES.get(title, title))
         for name, narrowed in offered.items():
             field = fields_of(cls)[name]
             flags = [about(field, "short"), about(field, "flag") or f"--{name.replace('_', '-')}"]
@@ -138,10 +141,10 @@ def _path(*suffixes: str, takes_streams: bool = False) -> Callable[[str], Path]:
         if text == "-" and takes_streams:
             return Path(text)
         if text == "-":
-            raise argparse.ArgumentTypeError("'-' (standard input or output) is not taken here; expected a file")
+            raise argparse.ArgumentTypeError("'-' (standard input or output) is not supported here; pass a file name")
         text = expanded(text)
         if Path(text).name.lower() in suffixes:
-            raise argparse.ArgumentTypeError(f"{text!r} has no name before {Path(text).name}")
+            raise argparse.ArgumentTypeError(f"{text!r} has no file name before {Path(text).name}")
         if suffixes and Path(text).suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
         return Path(text)

@@ -23,23 +23,25 @@ class Generate:
     """What ``generate`` makes."""
 
     prompt: Text | None = setting(
-        "What the video shows; - reads it from the standard input.",
+        "What the video should show; - reads it from standard input.",
         default=None,
         positional=True,
         metavar="prompt",
         stdin="text",
     )
     out: Path | None = setting(
-        "The video file; - is the standard output.",
+        "Output file (.mp4); - writes to standard output.",
         default=None,
         auto="clip.mp4, or clip.2.mp4 if that exists",
         short="-o",
         suffixes=(".mp4",),
         stdout="file",
     )
-    from_latent: Path | None = setting("Decode a latent that an earlier run kept, instead of a prompt.", default=None)
-    text: Text | None = setting("Another text for the text stream.", default=None, auto="the prompt")
-    no_text_stream: Flag = setting("Leave the text stream empty: plain Wan.", default=False)
+    from_latent: Path | None = setting(
+        "Decode a latent that an earlier run saved, instead of generating from a prompt.", default=None
+    )
+    text: Text | None = setting("Text for the text stream.", default=None, auto="the prompt")
+    no_text_stream: Flag = setting("Leave the text stream empty, as in plain Wan.", default=False)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.from_latent is None):

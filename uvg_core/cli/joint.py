@@ -20,17 +20,17 @@ class Joint:
     """What ``joint`` makes."""
 
     prompt: Text = setting(
-        "What the video shows; - reads it from the standard input.", positional=True, metavar="prompt", stdin="text"
+        "What the video should show; - reads it from standard input.", positional=True, metavar="prompt", stdin="text"
     )
     out: Path | None = setting(
-        "The video file; the caption goes beside it as .txt.",
+        "Output file (.mp4); the caption is written beside it as .txt.",
         default=None,
         auto="joint.mp4, or joint.2.mp4 if that exists",
         short="-o",
         suffixes=(".mp4",),
     )
     sheet: Path | None = setting(
-        "Also draw a contact sheet (.png) of both streams taking shape.",
+        "Also write a contact sheet (.png) that shows both streams forming.",
         default=None,
         suffixes=(".png", ".jpg", ".webp"),
     )
@@ -62,7 +62,7 @@ def joint(
     show(text)  # first: whatever refuses to be written, the words are not lost
     caption = out.with_suffix(".txt")
     if (written := write_beside(caption, text + "\n")) != caption:
-        say(f"{caption} was there already and stays as it is; the caption is in {written}")
+        say(f"{caption} already exists and was not changed; the caption is in {written}")
     if own.sheet:
         joint_sheet(own.sheet, own.prompt, text, pixels, trace)
         say(f"{own.sheet}: how clip and caption took shape")

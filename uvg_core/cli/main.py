@@ -186,5 +186,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             shown.close()
-            say("stopped; nothing half-written was left")
+            say("stopped; no partial files were left behind")
             return CANCELLED

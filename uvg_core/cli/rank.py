@@ -21,15 +21,17 @@ from .streams import as_json, is_stream, write_json
 class Rank:
     """What is ranked."""
 
-    clip: Path = setting("The video; - is the standard input.", positional=True, metavar="clip", stdin="file")
-    texts: tuple[Text, ...] = setting("Candidates.", default=(), positional=True, metavar="text")
-    texts_file: Path | None = setting("A text file with one candidate a line.", default=None, stdin="file")
+    clip: Path = setting(
+        "Video to rank texts for; - reads it from standard input.", positional=True, metavar="clip", stdin="file"
+    )
+    texts: tuple[Text, ...] = setting("Texts to rank.", default=(), positional=True, metavar="text")
+    texts_file: Path | None = setting("Text file with one candidate per line.", default=None, stdin="file")
 
     json: Path | None = as_json("the ranking, the best text first,")
 
     def __post_init__(self) -> None:
         if not self.texts and self.texts_file is None:
-            raise UniViGUError("there is no text to rank; write candidates after the clip, or pass --texts-file FILE")
+            raise UniViGUError("no texts to rank; list them after the clip, or pass --texts-file FILE")
 
     def candidates(self) -> list[str]:
         """All texts. Raises UniViGUError where there is none, or the file cannot be read."""
@@ -39,10 +41,11 @@ class Rank:
                 texts += [line.strip() for line in read_text(self.texts_file).splitlines() if line.strip()]
             except FileNotFoundError as error:
                 raise UniViGUError(
-                    f"{self.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate a line"
+                    f"{self.texts_file}: cannot be read ({error.strerror}); pass a text file with one candidate per "
+                    "line"
                 ) from None
         if not texts:
-            raise UniViGUError(f"{self.texts_file}: there is no text in it; expected one candidate a line")
+            raise UniViGUError(f"{self.texts_file}: the file contains no text; expected one candidate per line")
         return texts
 
 

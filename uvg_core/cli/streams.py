@@ -33,9 +33,9 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         return
     name, kind, value = asked[0]
     if len(asked) > 1:
-        raise UniViGUError("- stands for the standard input and can be given once")
+        raise UniViGUError("'-' (standard input) can be used only once")
     if sys.stdin is None:
-        raise UniViGUError("- stands for the standard input, which is closed")
+        raise UniViGUError("'-' was given, but standard input is closed")
     if kind == "text":
         setattr(args, name, _text())
         yield
@@ -69,7 +69,7 @@ def is_stream(value: Any) -> bool:
 
 def as_json(what: str) -> Any:
     """A flag for the file of a result for machines."""
-    help = f"Also write {what} as JSON; - for the standard output, with nothing else there."
+    help = f"Also write {what} as JSON; - writes it to standard output, and nothing else."
     return setting(help, default=None, suffixes=(".json",), stdout="file")
 
 
@@ -90,11 +90,11 @@ def _values(args: argparse.Namespace, name: str) -> list[Any]:
 def _text() -> str:
     data = sys.stdin.buffer.read(_MOST_TEXT + 1)
     if len(data) > _MOST_TEXT:
-        raise UniViGUError("the standard input holds more than a million bytes; expected a prompt")
+        raise UniViGUError("standard input has more than a million bytes; expected a prompt")
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise UniViGUError("the standard input is not UTF-8 text; expected a prompt") from None
+        raise UniViGUError("standard input is not UTF-8 text; expected a prompt") from None
 
 
 def _spool(path: Path) -> None:
@@ -102,7 +102,7 @@ def _spool(path: Path) -> None:
     with path.open("wb") as target:
         while data := sys.stdin.buffer.read(min(MEGABYTE, left + 1)):
             if (left := left - len(data)) < 0:
-                raise UniViGUError("the standard input holds more than 4 GiB; save it as a file and pass its name")
+                raise UniViGUError("standard input has more than 4 GiB; save it to a file and pass the file's name")
             target.write(data)
     if not path.stat().st_size:
-        raise UniViGUError("the standard input is empty")
+        raise UniViGUError("standard input is empty")

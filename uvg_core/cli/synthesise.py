@@ -56,7 +56,7 @@ def synthesise(
     if captioner is None:
         note("no --endpoint: clips and prompts are written, detailed captions are not")
     if doubles:
-        note(f"{own.prompts}: {doubles} of the prompts stand there more than once; each is used once")
+        note(f"{own.prompts}: {doubles} prompts are repeated; each is used once")
     null = {} if video.null_embedding is None else {"null_embedding": video.null_embedding.name}
     flags = {"dtype": model.dtype, "negative": video.negative, **null, "fps": fps, "scale": video.scale}
     facts = clip_settings(pipe, model.places.wan, sampling, size, **flags)
@@ -69,5 +69,5 @@ def synthesise(
     shown.close()
     show(str(report))
     if report.stopped:
-        complain(f"{report.stopped}\nWhat is done stays; the same command goes on from there")
+        complain(f"{report.stopped}\nFinished clips are kept. Run the same command again to continue")
     return int(report.failed)

@@ -20,13 +20,16 @@ class Train:
     """Which run, and whether it goes on."""
 
     config: Path = setting(
-        "The run, see docs/train.md; - is the standard input.", positional=True, metavar="CONFIG.yaml", stdin="file"
+        "Training configuration (see docs/train.md); - reads it from standard input.",
+        positional=True,
+        metavar="CONFIG.yaml",
+        stdin="file",
     )
-    resume: Flag = setting("Go on from the newest checkpoint in out.", default=False)
-    accept_changes: Flag = setting("With --resume: go on although settings or clips have changed.", default=False)
+    resume: Flag = setting("Continue from the newest checkpoint in out.", default=False)
+    accept_changes: Flag = setting("With --resume: continue even if settings or clips have changed.", default=False)
     check: Flag = setting(
-        "Only say what will be read, what is left out and why, steps, memory and disk; exit code 1 where something is "
-        "left out or does not fit.",
+        "Only report what will be read, what is left out and why, and the steps, memory and disk space needed. The "
+        "exit code is 1 if something is left out or does not fit.",
         default=False,
     )
 
@@ -41,7 +44,7 @@ def train(own: Train, shown: Bars) -> int:
             config, resume=own.resume, accept_changes=own.accept_changes, say=say, progress=shown, watch=watch
         )
     if not result.finished:
-        say(f"stopped at step {result.step} of {result.steps}; go on with --resume. So far: {result.file}")
+        say(f"stopped at step {result.step} of {result.steps}; continue with --resume. Result so far: {result.file}")
     elif result.file is not None:  # the main process
         say(f"done: {result.file}")
     return 0 if result.finished else 130
@@ -58,7 +61,7 @@ def _stopping() -> Iterator[Watch]:
         if asked or not learning:
             raise KeyboardInterrupt
         asked = True
-        say("stopping after this step; once more to stop without keeping it")
+        say("stopping after this step; interrupt again to stop at once without saving")
 
     def watch(*_: object) -> bool:
         nonlocal learning

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 MOST_CLIPS, MOST_LATENT_BYTES = 512, 2**29  # of a shard: what a stopped build loses, and what building holds in memory
 MOST_TOGETHER, PIXELS_TOGETHER = 16, 2**19  # that the VAE encodes at once: small clips are three times as fast so
 
-FAILED = "not readable after all"
-NOT_FINITE = "with values that float16 does not hold"
+FAILED = "could not be decoded"
+NOT_FINITE = "with values outside float16's range"
 
 _TEXTS_TOGETHER = 16
 _NONE = torch.empty(0)  # in the place of pixels that were encoded
@@ -72,7 +72,7 @@ def build_shards(
     """
     folder = Path(folder)
     if not len(source):
-        raise UniViGUError(f"{folder}: there are no clips to build shards of; expected at least one")
+        raise UniViGUError(f"{folder}: found no clips to encode; expected at least one")
     make_folder(folder, "choose another for the cache")
     try:
         with owned(folder, "a build of training data"):
@@ -82,7 +82,7 @@ def build_shards(
     shards = Shards(folder, in_memory=in_memory)
     if shards.left_out:
         lost = f"{len(shards.left_out)} of {len(source)} clips could not be used and are left out"
-        say("\n".join([f"{folder}: {lost} (delete the folder to try them again)", *tally(shards.left_out)]))
+        say("\n".join([f"{folder}: {lost} (to try them again, delete the folder)", *tally(shards.left_out)]))
     return shards
 
 
@@ -143,9 +143,9 @@ class _Builder:
         """The entries of files that need not be built again, by file; says why others are."""
         if old is None or old.encoders != self.encoders.fingerprint:
             if old is not None:
-                self.say(f"{self.folder}: built with other encoders or sizes; all shards are built anew")
+                self.say(f"{self.folder}: built with other encoders or sizes; rebuilding all shards")
             elif (self.folder / INDEX).exists():
-                self.say(f"{self.folder}: its index is damaged or of another version; all shards are built anew")
+                self.say(f"{self.folder}: its index is damaged or has another version; rebuilding all shards")
             return {}
         there = {entry.file: entry for entry in (old.empty, *old.shards)}
         # One without clips is tried again: what kept all of them from being read may have passed.
@@ -160,10 +160,10 @@ class _Builder:
             self.progress("checking the shards", done, len(self.source))
         if len(known) > len(same):
             changed = f"the clips or texts of {len(known) - len(same)} of {len(wanted) - 1} shards have changed"
-            self.say(f"{self.folder}: {changed} since they were built; these are built anew")
+            self.say(f"{self.folder}: {changed} since they were built; rebuilding these")
         if faults:
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-            self.say(f"{self.folder}: {faults[0]}{more}; built anew")
+            self.say(f"{self.folder}: {faults[0]}{more}; rebuilding")
         return ready
 
     def _empty(self, entry: ShardEntry) -> ShardEntry:

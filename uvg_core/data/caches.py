@@ -37,7 +37,7 @@ class Cache:
         """Delete the files, and the folder where nothing else lies in it. Raises UniViGUError while it is in use."""
         with owned(self.folder, "clearing a cache"), Claims(self.folder) as claims:
             if not claims.alone():
-                raise UniViGUError(f"{self.folder}: a training reads this cache; wait for its end")
+                raise UniViGUError(f"{self.folder}: a training run is using this cache; wait until it ends")
             for path in self.files:
                 path.unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ def find_caches(folder: str | Path) -> list[Cache]:
     """The caches in a folder and its subfolders, links not followed. Raises UniViGUError where there is no folder."""
     root = Path(folder)
     if not root.is_dir():
-        raise UniViGUError(f"{root}: expected a folder of a training, or of a data set that synthesise made")
+        raise UniViGUError(f"{root}: expected the folder of a training run, or of a data set made by synthesise")
     return sorted(_caches(root), key=lambda cache: cache.folder)
 
 

@@ -24,7 +24,7 @@ from .left_out import (
     Unusable,
     tally,
 )
-from .listing import listed, pictures_in
+from .listing import listed, manifest_in, pictures_in
 from .settings import Buckets, Data
 from .sources import TrainingClip, digest
 from .tags import wordings
@@ -52,8 +52,8 @@ class TextLimits:
         for name, (fewest, most) in vars(self).items():
             if not 0 <= fewest <= most:
                 raise UniViGUError(
-                    f"token limits of the {name} are {fewest} to {most}; expected two numbers from 0 on, the smaller "
-                    "one first"
+                    f"token limits of the {name} are {fewest} to {most}; expected two whole numbers of 0 or more, the "
+                    "smaller first"
                 )
 
     @classmethod
@@ -67,7 +67,7 @@ class TextLimits:
         longest = min(run.text_length, run.context_length)
         for name, (fewest, _) in (("prompts", self.prompt), ("detailed captions", self.detail)):
             if fewest > longest:
-                found = f"{name} must have {fewest} tokens at least, but this model reads {longest} at most"
+                found = f"{name} must have at least {fewest} tokens, but this model reads at most {longest}"
                 raise UniViGUError(f"{found}; lower the limit")
         return TextLimits(*((fewest, min(most, longest)) for fewest, most in (self.prompt, self.detail)))
 
@@ -137,7 +137,7 @@ class Survey:
         needed = file.start + (file.spec.frames - 1) / self.run.fps
         if file.spec.frames > 1 and needed > clip.info.duration - 1e-3:
             raise UniViGUError(
-                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, its header promised {file.duration:.2f} "
+                f"{file.path}: the clip lasts {clip.info.duration:.2f} s, but its header says {file.duration:.2f} "
                 f"s; expected {file.spec.frames} frames at {self.run.fps:g} fps. Copy or download it again"
             )
         prompts = self._wordings(file)
@@ -173,13 +173,13 @@ class Survey:
             return ""
         which = f"{long} of {counted(self.clips, 'clip')} longer than {seconds:.3g} s"
         if any(clip.spec.frames < self.run.frames for clip in self.usable):
-            which = f"{long} of {counted(self.clips, 'clip')} longer than what is seen of them"
+            which = f"{long} of {counted(self.clips, 'clip')} longer than the frames that are used"
         if self.how.windows == "first":
-            return f"{which}: their beginning is used, of whatever their captions speak"
+            return f"{which}: only their beginning is used, although captions may describe more"
         if self.how.windows == "all":
             return f"{which}: cut into {self.counts['windows']} windows, each with the caption of its clip"
         faster = max(self._span(clip) * self.run.fps / clip.spec.frames for clip in self.usable)
-        return f"{which}: their frames are spread over all that the caption speaks of, up to {faster:.2f} times as fast"
+        return f"{which}: their frames are spread over all that the caption covers, up to {faster:.2f} times as fast"
 
     @property
     def cropped(self) -> str:
@@ -189,8 +189,9 @@ class Survey:
             return ""
         worst = min(much, key=lambda clip: clip.kept)
         return (
-            f"{len(much)} of {counted(len(self.usable), 'clip')} lose more than a third of the picture to cropping, "
-            f"most {worst.name}, of which {worst.kept:.0%} is left: buckets.shapes gives them sizes of their own"
+            f"{len(much)} of {counted(len(self.usable), 'clip')} lose more than a third of the picture to cropping "
+            f"(worst: {worst.name}, {worst.kept:.0%} kept); set buckets.shapes to train them at sizes closer to their "
+            "own"
         )
 
     def _span(self, clip: ClipFile) -> float:
@@ -205,7 +206,7 @@ class Survey:
         lines += tally(self.left_out)
         lines += filter(None, (self.retimed, self.cut, self.cropped))
         if unread := self.counts["unread"]:
-            lines.append(f"pictures that are not read, since buckets.frames has no 1: {unread}")
+            lines.append(f"pictures left out because buckets.frames does not contain 1: {unread}")
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
@@ -261,7 +262,8 @@ def survey(
     if not found.usable:
         texts = "its prompt and its detailed caption" if need_detail else "its prompt"
         expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
-        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}. Left out were"]
+        lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}"]
+        lines[0] += f"{manifest_in(root)}. Left out were"
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
     if buckets is not None and 1 not in look.lengths and root.is_dir():
         found.counts["unread"] = len(pictures_in(root, recursive))
@@ -349,7 +351,7 @@ class _Look:
     def _parts(self, file: ClipFile, info: ClipInfo) -> tuple[int, list[tuple[float, float | None, bool]]]:
         if file.is_picture and info.frames == 1:
             if 1 not in self.lengths:
-                raise Unusable("a picture, and buckets.frames has no 1")
+                raise Unusable("a picture; buckets.frames has no 1")
             return 1, [(0.0, None, False)]
         return windows_of(info, (file.start, file.seconds), self.run, self.how, self.lengths)
 

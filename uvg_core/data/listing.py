@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..confined import is_open
 from ..errors import UniViGUError, counted
 from ..io import read_text
 from ..media.video import find_clips
+from ..media.video.find import STILL
 from ..pipeline.texts import text_files
-from .clip_file import PICTURES, ClipFile, Listed, Texts
+from .clip_file import ClipFile, Listed, Texts
 from .left_out import BAD_TEXT, NO_CAPTION, NO_DETAIL, UNREADABLE, LeftOut, Unusable
 from .manifest import MANIFESTS, rows_of
 from .webdataset import SHARD, clips_in, clips_of
@@ -27,20 +27,13 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
         return rows_of(path, suffix)
     if suffix in (".tgz", ".gz", ".json") and not path.is_dir():
         kind = "the lines of a .jsonl file" if suffix == ".json" else "a .tar file that is not compressed"
-        raise UniViGUError(f"{path}: is not read as training data; expected {kind}. Convert it")
+        raise UniViGUError(f"{path}: not a supported format for training data; expected {kind}. Convert it")
     return _folder(path, recursive, pictures)
 
 
 def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
     unreadable: list[tuple[Path, str]] = []
-    clips = find_clips(root, recursive=recursive, unreadable=unreadable, stills=False)
-    texts = text_files(clips)
-    if pictures:
-        known, taken = set(clips), {str(text).lower() for text in texts}
-        for still in (path for path in pictures_in(root, recursive) if path not in known):
-            beside = still.with_suffix(".txt")  # unless that is a clip's, of which the picture may be the cover
-            clips.append(still)
-            texts.append(still.with_name(f"{still.name}.txt") if str(beside).lower() in taken else beside)
+    clips = find_clips(root, recursive=recursive, stills=pictures, unreadable=unreadable)
     shards = sorted(root.glob(f"*{SHARD}"))
     if not clips and not shards:
         raise UniViGUError(
@@ -49,27 +42,29 @@ def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
         )
     for path, why in unreadable:
         yield LeftOut(f"{path.relative_to(root).as_posix()}/", UNREADABLE, why)
-    for clip, text in sorted(zip(clips, texts, strict=True)):
+    for clip, text in zip(clips, text_files(clips), strict=True):
         yield ClipFile(str(clip), clip.relative_to(root).as_posix()), _beside(text)
     for shard in () if clips else shards:
         yield from clips_in(shard)
 
 
 def pictures_in(root: Path, recursive: bool) -> list[Path]:
-    """The still pictures of a folder, sorted; hidden ones are left out."""
-    found = (root.rglob if recursive else root.glob)("*")
-    inside = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    return sorted(path for path in inside if path.suffix.lower() in PICTURES and is_open(path) and path.is_file())
+    """The still pictures of a folder; a video's covers are none of them."""
+    return [path for path in find_clips(root, recursive=recursive) if path.suffix.lower() in STILL]
 
 
 def _elsewhere(root: Path, recursive: bool) -> str:
     """What else lies in a folder without clips that could have been meant."""
-    manifests = sorted(path.name for path in root.iterdir() if path.suffix.lower() in MANIFESTS)
-    if manifests:
-        return f". To read a manifest, name it: {root / manifests[0]}"
-    if stills := pictures_in(root, recursive):
-        return f". Its {counted(len(stills), 'picture')} are read where buckets.frames has a 1"
-    return ""
+    stills = [] if manifest_in(root) else pictures_in(root, recursive)
+    if not stills:
+        return manifest_in(root)
+    return f". Its {counted(len(stills), 'picture')} can be used if buckets.frames contains 1"
+
+
+def manifest_in(root: Path) -> str:
+    """How to read the manifest in a folder, if there is one."""
+    manifests = sorted(path for path in root.glob("*") if path.suffix.lower() in MANIFESTS)
+    return f". To read a manifest, pass its file: {manifests[0]}" if manifests else ""
 
 
 def _beside(path: Path) -> Texts:

@@ -40,7 +40,7 @@ def _listed_row(path: Path, line: str, place: str, row: dict[str, Any]) -> Liste
     try:
         start, end = _seconds(_first(row, STARTS)), _seconds(_first(row, ENDS))
         if end is not None and end <= (start or 0):
-            raise ValueError(f"it ends at {end:g} s and starts at {start or 0:g} s")
+            raise ValueError(f"its end ({end:g} s) is not after its start ({start or 0:g} s)")
     except (ValueError, TypeError) as error:
         return LeftOut(f"{place} ({line})", BAD_ROW, str(error))
     begin = start or 0.0
@@ -89,7 +89,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             for row in rows:
                 yield rows.line_num, {str(name).strip(): value for name, value in row.items() if name is not None}
         except csv.Error as error:
-            raise UniViGUError(f"{path}: line {rows.line_num}: {error}; expected a table with a row of names") from None
+            raise UniViGUError(f"{path}: line {rows.line_num}: {error}; expected a table with a header row") from None
 
 
 def _bounded(path: Path, file: IO[bytes]) -> Iterator[str]:
@@ -133,4 +133,4 @@ def opened(path: Path) -> int:
     try:
         return open_regular(path, "a manifest of clips")
     except FileNotFoundError:
-        raise UniViGUError(f"{path}: there is no such file; expected a manifest of clips. Check the name") from None
+        raise UniViGUError(f"{path}: no such file; expected a manifest of clips. Check the name") from None

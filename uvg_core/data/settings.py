@@ -11,7 +11,7 @@ from ..errors import UniViGUError
 from ..settings import Flag, Number, OneOf, PathText, Text, Whole, setting, settings
 
 WINDOWS = ("whole", "all", "first")
-_LENGTHS = "a list of lengths in square brackets, each one more than a multiple of 4: 1 (pictures), 5, 9 ... 81"
+_LENGTHS = "a list of lengths in square brackets, each of the form 4n+1: 1 (pictures), 5, 9 ... 81"
 
 
 @settings
@@ -45,7 +45,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.weight is not None and self.repeats != 1:
-            raise UniViGUError(f"repeats is {self.repeats:g} and weight {self.weight:g}; give one of the two")
+            raise UniViGUError(f"repeats is {self.repeats:g} and weight is {self.weight:g}; set only one of them")
 
 
 @settings

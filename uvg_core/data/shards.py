@@ -76,14 +76,14 @@ class Shards(Dataset[Sample]):
         index = Index.read(self.folder)
         there = sum(shard.items for shard in index.shards) if index else 0
         if index is None or index.items != there:
-            found = "no whole index" if index is None else f"{there} clips of {index.items}"
+            found = "no complete index" if index is None else f"{there} clips of {index.items}"
             raise UniViGUError(
-                f"{self.folder}: not a whole cache of training shards (found {found}); build it, or let an interrupted "
-                "build finish"
+                f"{self.folder}: the cache of training shards is incomplete (found {found}); build it, or finish the "
+                "interrupted build"
             )
         for shard in (index.empty, *index.shards):
             if fault := shard.fault(self.folder, thorough=False):
-                raise UniViGUError(f"{self.folder / shard.file}: the shard {fault}; build the cache again to mend it")
+                raise UniViGUError(f"{self.folder / shard.file}: the shard {fault}; build the cache again to repair it")
         self.in_memory = sum(shard.bytes for shard in index.shards) < SMALL if in_memory is None else in_memory
         self._shards = [shard for shard in index.shards if shard.clips]
         self._starts = [0, *accumulate(shard.clips for shard in self._shards)]
@@ -194,7 +194,7 @@ class ShardEntry:
             if (size := path.stat().st_size) != self.bytes:
                 return f"has {size} bytes instead of {self.bytes}"
             if open_safetensors(path).metadata.get("content") != self.content:
-                return "holds other clips than the index says"  # a build was stopped between the two
+                return "does not hold the clips that the index lists"  # a build was stopped between the two
             return "does not match its checksum" if thorough and sha256_of(path) != self.sha256 else ""
         except FileNotFoundError:
             return "is missing"
@@ -236,7 +236,7 @@ class Index:
             data = {"format": FORMAT} if any(folder.glob("uvg-shard-*.safetensors")) else None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UniViGUError(
-                f"{path}: found an index of something else, expected one of training shards or none. Choose another "
+                f"{path}: found an index of another kind; expected one of training shards, or no file. Choose another "
                 "folder for the cache"
             )
         try:

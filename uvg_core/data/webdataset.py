@@ -49,7 +49,9 @@ def clips_in(path: Path) -> Iterator[Listed]:
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             if isinstance(error, UniViGUError):
                 raise
-            raise UniViGUError(f"{path}: cannot be read as a .tar file ({error}); make or download it again") from None
+            raise UniViGUError(
+                f"{path}: cannot be read as a .tar file ({error}); create or download it again"
+            ) from None
 
 
 def _sample(path: Path, tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Iterator[Listed]:
@@ -94,7 +96,7 @@ def _key(name: str) -> str:
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     file = tar.extractfile(member)
     if file is None or member.size > MEGABYTE:
-        raise Unusable(BAD_TEXT, f"{member.name}: found {member.size} bytes; expected a text")
+        raise Unusable(BAD_TEXT, f"{member.name}: found {member.size} bytes; expected a short text")
     try:
         return file.read().decode("utf-8-sig")
     except UnicodeDecodeError:

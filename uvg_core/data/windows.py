@@ -74,7 +74,7 @@ def windows_of(
         faster = span * run.fps / frames
         if faster > how.fastest:
             raise Unusable(
-                f"{TOO_LONG} ({frames / run.fps:.3g} s are seen, fastest is {how.fastest:g}; set windows: all where "
+                f"{TOO_LONG} ({frames / run.fps:.3g} s are used, fastest is {how.fastest:g}; set windows: all if "
                 "captions hold for every part, or caption the parts with describe --window)",
                 f"{span:.1f} s",
             )

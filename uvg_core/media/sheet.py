@@ -27,7 +27,7 @@ BODY = (200, 205, 213)
 MUTED = (126, 134, 147)
 ACCENT = (240, 168, 92)
 
-LACKING = f"{DOT} stands for a letter that no font on this computer has"
+LACKING = f"{DOT} replaces letters that no font on this computer has"
 _TEXT_LINES = 3  # more is cut with an ellipsis: early text is noise, and rows must stay comparable
 
 
@@ -64,7 +64,7 @@ def contact_sheet(
         from PIL import Image
 
         if path.suffix.lower() not in Image.registered_extensions():
-            raise UniViGUError(f"Pillow knows no picture format {path.suffix!r}; let the name end in .png")
+            raise UniViGUError(f"Pillow does not support the format {path.suffix!r}; use a name that ends in .png")
         sheet = draw_sheet(rows, title=title, columns=columns, cell=cell, subtitle=subtitle)
     except ImportError as error:
         raise UniViGUError(f"{path}: contact sheets need Pillow, which is missing: pip install pillow") from error

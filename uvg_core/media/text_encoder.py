@@ -69,7 +69,7 @@ def build_encoder(sizes: Mapping[str, int], text_states: str = "umT5") -> nn.Mod
         import transformers
     except ImportError as error:
         raise UniViGUError(
-            f"the text encoder needs transformers, which does not import ({error}): "
+            f"the text encoder needs transformers, which cannot be imported ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
     kinds: dict[str, tuple[Callable[..., nn.Module], Any]] = {

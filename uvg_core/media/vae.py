@@ -88,7 +88,7 @@ def load_vae(weights: Mapping[str, Tensor]) -> Any:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
         raise UniViGUError(
-            f"the VAE needs diffusers, which does not import ({error}): "
+            f"the VAE needs diffusers, which cannot be imported ({error}): "
             "pip install -e '.[standalone]' in the project's folder"
         ) from None
     named = {_diffusers_name(name): weight for name, weight in weights.items()}

@@ -77,7 +77,7 @@ class HostMemory:
             try:
                 self._slabs.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
             except RuntimeError as error:
-                log.warning("video cache: %s; going on in memory that is not pinned, which is slower", error)
+                log.warning("video cache: %s; continuing with memory that is not pinned, which is slower", error)
                 self._slabs.append(torch.empty(wanted, dtype=torch.uint8))
         self._taken += 1
         return self._slabs[slab][place * size : place * size + nbytes].view(dtype).view(shape)

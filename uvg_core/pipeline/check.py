@@ -67,7 +67,7 @@ def reference_clips(tokenizer: Tokenizer, run: RunConfig) -> list[ReferenceClip]
         captions: dict[str, str] = json.loads((CLIPS / "captions.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UniViGUError(
-            f"{CLIPS}: the clips for the check are missing ({error}); they are part of the pack: download it again"
+            f"{CLIPS}: the clips for the check are missing ({error}); they are part of this pack: download it again"
         ) from None
     room = min(run.text_length, run.context_length)
     found = []
@@ -266,7 +266,8 @@ class Check(ABC):
         spread = pixels.float().std().item()
         if spread < 1:
             raise UniViGUError(
-                f"the known prompt gave a flat picture (standard deviation {spread:.2f} of 255); {self.remedy}"
+                f"a prompt the model should know gave a flat picture (standard deviation {spread:.2f} of 255); "
+                f"{self.remedy}"
             )
         yield f"{line}; latent {not_finite(latent)}"
         yield f"ok  “{prompt}” gave {list(pixels.shape)} with a standard deviation of {spread:.1f} of 255"
@@ -354,8 +355,8 @@ class PipelineCheck(Check):
         if found != stated:
             yield (
                 f"differs       stated are {stated[0]} latents and {stated[1]} states, "
-                f"found {found[0]} and {found[1]}. What follows runs as found. --write FILE keeps that in a file; else "
-                "pass --latent-space and --text-states as found"
+                f"found {found[0]} and {found[1]}. The rest of the check uses what was found. Store that in a file "
+                "with --write FILE, or pass it with --latent-space and --text-states"
             )
         model, run = verdict.applied(config.model, config.run, checked)
         pipe.run_as(replace(config, model=model, run=run))

@@ -112,7 +112,7 @@ class ComponentFile:
             try:
                 return read_bytes(self.path, _MOST_TOKENIZER, expected)
             except FileNotFoundError:
-                raise UniViGUError(f"{self.path}: is not there any more; expected {expected}") from None
+                raise UniViGUError(f"{self.path}: no longer exists; expected {expected}") from None
         weights = open_weights(self.path)
         stored = weights.tensors[self.prefix]
         if stored.nbytes > _MOST_TOKENIZER:
@@ -216,7 +216,7 @@ class _Search:
         if not files:
             return None
         others = ", ".join(file.name for file in files[1:4])
-        more = f" (would do too: {others}; {_flag(kind.name)} chooses)" if others else ""
+        more = f" (also found: {others}; {_flag(kind.name)} chooses)" if others else ""
         self.notes.append(f"{kind.name}: {files[0]}{more}")
         return ComponentFile(files[0])
 
@@ -237,13 +237,13 @@ class _Search:
         folders = (path, path / "tokenizer", path / WAN_TOKENIZER)
         file = next((file for file in (path, *(folder / SPIECE_FILE for folder in folders)) if file.is_file()), None)
         if file is None:
-            found = "this folder holds no such file" if path.is_dir() else "no such file"
+            found = "this folder contains no such file" if path.is_dir() else "no such file"
             raise UniViGUError(f"{path}: {found}; expected the SentencePiece model of the umT5 tokenizer, {_TOKENIZER}")
         if file.suffix.lower() not in _WEIGHTS:
             return ComponentFile(file)
         inside = [name for name in (SPIECE, TOKENIZER_KEY) if name in self.open(file).tensors]
         if not inside:
-            raise UniViGUError(f"{file}: no tokenizer in it (tensor {SPIECE}); pass {SPIECE_FILE}")
+            raise UniViGUError(f"{file}: contains no tokenizer (tensor {SPIECE}); pass {SPIECE_FILE}")
         return ComponentFile(file, inside[0])
 
 
@@ -258,8 +258,8 @@ def _in_wan_folder(wan: Path) -> dict[str, Path]:
     if not found:
         raise UniViGUError(
             f"{wan}: not a Wan2.1 folder in diffusers layout: {', '.join(diffusers)} not found in it; expected the "
-            "folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers. ComfyUI's files will do too: "
-            "--text-encoder FILE --vae FILE, or --comfyui FOLDER"
+            "folders vae, text_encoder and tokenizer, as in Wan2.1-T2V-1.3B-Diffusers. ComfyUI's files work as well: "
+            "pass --text-encoder FILE --vae FILE, or --comfyui FOLDER"
         )
     return found
 
@@ -269,14 +269,14 @@ def _flag(component: str) -> str:
 
 
 def _how_to_get(model: Path, missing: Sequence[str], tried: Sequence[Path]) -> str:
-    looked = f", nor does {' or '.join(str(place) for place in tried)}" if tried else ""
+    looked = f", and neither does {' or '.join(str(place) for place in tried)}" if tried else ""
     flags = ", ".join(f"{_flag(component)} FILE" for component in missing)
     # The tokenizer comes with the text encoder's file.
     wanted = [component for component in missing if component != TOKENIZER or ENCODER not in missing]
     files = "; ".join(f"{component}: {DOWNLOADS.get(component, _TOKENIZER)}" for component in wanted)
     return (
-        f"{model}: this checkpoint does not carry a {' and a '.join(missing)}{looked}; pass --wan DIR (a Wan2.1 "
-        f"folder), --comfyui FOLDER, or {flags}. What to get: {files}"
+        f"{model}: this checkpoint does not contain a {' and a '.join(missing)}{looked}; pass --wan DIR (a Wan2.1 "
+        f"folder), --comfyui FOLDER, or {flags}. Files to download: {files}"
     )
 
 
@@ -307,9 +307,10 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
         return files[0]
     if files:
         names = ", ".join(str(file) for file in files[:8])
-        raise UniViGUError(f"{comfyui}: several Uni-ViGU checkpoints lie here ({names}); choose one with --model FILE")
+        raise UniViGUError(f"{comfyui}: found several Uni-ViGU checkpoints ({names}); choose one with --model FILE")
     raise UniViGUError(
-        f"{comfyui}: no Uni-ViGU checkpoint in its folders {', '.join(NETWORKS)}; pass --model FILE, or get {RELEASED}"
+        f"{comfyui}: found no Uni-ViGU checkpoint in its folders {', '.join(NETWORKS)}; pass --model FILE, or "
+        f"download {RELEASED}"
     )
 
 

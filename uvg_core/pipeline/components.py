@@ -251,8 +251,8 @@ class Components:
         self._warned_of_size = True
         log.log(
             level,
-            f"the text encoder takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it stays in the "
-            "machine's own memory, and each matrix goes there as it is used",
+            f"the text encoder takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it stays in main "
+            "memory, and each matrix is sent to the device when it is used",
         )
         return move_encoder(encoder, device)
 
@@ -272,7 +272,9 @@ class Components:
                     return job(model)
             except _NotFinite:
                 pass
-            log.warning(f"numbers are not finite in float16, the best that {self.device} has: using float32 from here")
+            log.warning(
+                f"values are not finite in float16, the best precision that {self.device} has: using float32 from here"
+            )
             self.dtype = torch.float32
             self._waiting.pop("network", None)
         with self.network() as model:

@@ -257,7 +257,7 @@ def _space(found: Mapping[tuple[str, str], Views]) -> tuple[Answer, str]:
     skill = max(float(found[best, kind].skill.mean()) for kind in TEXT_STATES)
     why = f"{other}: {gap}"
     if skill < SKILL:
-        why = f"the network has learnt too little (skill {skill:.2f}; {why})"
+        why = f"the network is not trained well enough (skill {skill:.2f}; {why})"
     return Answer("latent space", best if skill >= SKILL and gap.is_clear(SPACE_LEAST) else "", why), best
 
 

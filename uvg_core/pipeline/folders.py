@@ -61,10 +61,10 @@ class FolderReport:
         ]
 
     def __str__(self) -> str:
-        counts = [f"{len(self.written)} captioned", f"{len(self.skipped)} skipped (captioned before)"]
+        counts = [f"{len(self.written)} captioned", f"{len(self.skipped)} skipped (already captioned)"]
         counts.append(f"{len(self.failed)} failed")
         counts += [f"{len(self.busy)} left to another run"] if self.busy else []
-        counts += [f"{len(self.proposed)} proposed before"] if self.proposed else []
+        counts += [f"{len(self.proposed)} already proposed"] if self.proposed else []
         total = sum(map(len, (self.written, self.skipped, self.failed, self.busy, self.proposed)))
         lines = [f"{total} clip{'' if total == 1 else 's'}: {', '.join(counts)}"]
         if self.waiting is not None:
@@ -170,7 +170,7 @@ def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
     names = [name for name in dict.fromkeys(names) if name]
     if missing := [name for name in names if name not in known]:
         raise UniViGUError(
-            f"only: {shown(missing[0])} is no clip of this folder; expected names such as {next(iter(known))}"
+            f"only: {shown(missing[0])} is not a clip in this folder; expected names such as {next(iter(known))}"
         )
     return [known[name] for name in names] if names else clips
 
@@ -197,7 +197,7 @@ class _Work:
         target = texts.place(clip)
         require_writable(target)
         if os.path.lexists(target) and not target.is_file():
-            raise UniViGUError(f"{target}: is not a regular file; move it away to have the clip captioned")
+            raise UniViGUError(f"{target}: not a regular file; move it away to have the clip captioned")
         with pace.timed():
             text = self._caption(clip)
         if not text.strip():

@@ -349,7 +349,7 @@ class Pipeline:
             _require_words(text, "text to rank")
         ids = [self.tokenizer.ids(text) for text in texts]
         if (longest := max(map(len, ids), default=0)) > MOST_RANKED:
-            raise UniViGUError(f"a text to rank has {longest} tokens; at most {MOST_RANKED} are judged. Shorten it")
+            raise UniViGUError(f"a text to rank has {longest} tokens; at most {MOST_RANKED} can be ranked. Shorten it")
         # As long as the text stream was in training: how a text ends is part of what is judged.
         tokens = padded(ids, run.pad_token, run.text_length)
         length = tokens.shape[1]

@@ -120,7 +120,7 @@ class Table:
         """The table, up to date and for the length of a block nobody else's."""
         require_writable(self.path)
         if not is_open(self.path):
-            raise UniViGUError(f"{self.path}: leads out of the folders that are open; remove the link")
+            raise UniViGUError(f"{self.path}: this link leads outside the allowed folders; remove the link")
         with appending(self.path) as handle:
             inode, size = _state(os.fstat(handle))
             if size > _MOST_BYTES:
@@ -167,7 +167,7 @@ class Table:
             self._parsed(self._decoded(whole))
             if not self._breaks_off(rest):
                 raise UniViGUError(
-                    f"{self.path}: the last line is {shown(rest)}; correct it, or take it away"
+                    f"{self.path}: the last line is {shown(rest)}; correct or delete that line"
                 ) from None
             return True
         finally:

@@ -61,7 +61,7 @@ def files_of(folder: Path, clips: list[Path], how: Captions) -> list[Path]:
     for clip, file in zip(clips, files, strict=True):
         if owners.get(file, clip) != clip:
             raise UniViGUError(
-                f"{clip}: with file_suffix {how.file_suffix} its caption would be {file.name}, which is that of "
+                f"{clip}: with file_suffix {how.file_suffix} its caption would be {file.name}, the caption of "
                 f"{owners[file].name}; choose another file_suffix"
             )
     return files

@@ -70,7 +70,7 @@ class Captions:
             or name != name.strip(".")
         ):
             raise UniViGUError(
-                f"file_suffix is {shown(name)}; expected a word that a file's name can hold, such as caption"
+                f"file_suffix is {shown(name)}; expected a word that can be part of a file name, such as caption"
             )
         pairs_of(self.replace)
 
@@ -118,7 +118,7 @@ def pairs_of(text: str) -> list[tuple[str, str]]:
             continue
         if not (arrow and old.strip()):
             raise UniViGUError(
-                f"replace: line {number} is {shown(line)}; expected the words to find, => and the words to put there, "
+                f"replace: line {number} is {shown(line)}; expected the words to find, => and their replacement, "
                 "such as 'colour => color'"
             )
         pairs.append((old.strip(), new.strip()))
@@ -131,7 +131,9 @@ def replaced(text: str, pairs: list[tuple[str, str]]) -> str:
     """A text with each pair replaced, one after the other, everywhere, as plain text; letter case counts."""
     for old, new in pairs:
         if len(text) + text.count(old) * (len(new) - len(old)) > MEGABYTE:  # pairs that double what the ones before did
-            raise UniViGUError("replace: the caption grows beyond a million letters; look for pairs that repeat words")
+            raise UniViGUError(
+                "replace: the caption grows beyond a million characters; check the list for pairs that repeat words"
+            )
         text = text.replace(old, new)
     return text
 

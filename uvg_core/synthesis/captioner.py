@@ -67,7 +67,10 @@ class Captioner:
             except FileNotFoundError:
                 raise UniViGUError(f"{path}: cannot be read: no such file; pass one with the system prompt") from None
             if not self.instructions:
-                raise UniViGUError(f"{path}: it is empty; write what the language model shall do, or leave it out")
+                raise UniViGUError(
+                    f"{path}: the file is empty; write the instructions for the language model, or leave "
+                    "--instructions out"
+                )
 
     @property
     def settings(self) -> dict[str, Any]:

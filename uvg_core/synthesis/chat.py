@@ -63,7 +63,7 @@ class ChatClient:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         if not chat.llm:
-            raise UniViGUError("--endpoint needs --llm MODEL: which of its models shall see the clips?")
+            raise UniViGUError("--endpoint needs --llm MODEL, the name of the vision-language model to use")
         self.chat, self.model, self.cache = chat, chat.llm, cache
         self._note, self._sleep = note, sleep
         self.options = _options(chat.llm_options)
@@ -119,7 +119,7 @@ class ChatClient:
             found = json.loads(read_text(entry, most=MOST_BYTES, exact=True))
             return Answer(_writable(str(found["text"])), bool(found["cut"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            self._note(f"{entry}: cannot be read ({error}); asking anew")
+            self._note(f"{entry}: cannot be read ({error}); asking again")
             return None
 
     def _ask(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
@@ -133,22 +133,22 @@ class ChatClient:
         status, words = reply.status, self._endpoint.shown(_words(reply.data))
         found = f"{self.address} answered {status}{': ' if words else ''}{words}"
         if status == 402 or (status < 500 and "insufficient_quota" in reply.text):
-            raise EndpointError(f"{found}; the account has no credit left: top it up, then run the same command again")
+            raise EndpointError(f"{found}; the account has no credit left. Add credit, then run the same command again")
         if status in (408, 409, 425, 429) or status >= 500:
             wait = _retry_after(reply.retry_after)
             if wait is not None and wait > LONGEST_ASKED_WAIT:
-                raise EndpointError(f"{found}; it asks to wait {wait:.0f} s: run the same command again after that")
+                raise EndpointError(f"{found}; it asks to wait {wait:.0f} s. Run the same command again after that")
             raise CaptionError(f"{found}; run the same command again later", passing=True, wait=wait)
         if status == 401:
-            refused = f"the key in {self._endpoint.key_name} was refused. Set that environment variable anew"
+            refused = f"the key in {self._endpoint.key_name} was refused; check that environment variable"
             raise EndpointError(f"{found}; {self._endpoint.keyless or refused}, or name another with --api-key-env")
         if status in (404, 405) or 300 <= status < 400:
             raise EndpointError(
                 f"{found}; check the address (most end in /v1) and that the endpoint has a model {self.model!r}"
             )
         raise CaptionError(
-            f"{found}; if it says so of every clip, check that {self.model!r} reads pictures, that --frames-shown of "
-            "them fit into its context, and --llm-options"
+            f"{found}; if this happens for every clip, check that {self.model!r} accepts images, that --frames-shown "
+            "of them fit into its context, and --llm-options"
         )
 
     def _read(self, reply: Reply) -> Answer:
@@ -168,18 +168,18 @@ class ChatClient:
         if isinstance(content, list):  # of parts, as some servers write it
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         if isinstance(content, str) and len(content) > MOST_LETTERS:
-            raise CaptionError(f"the answer of {self.model!r} has {len(content)} letters; expected a caption")
+            raise CaptionError(f"the answer of {self.model!r} has {len(content)} characters; expected a caption")
         text = _THINKING.sub("", _writable(content) if isinstance(content, str) else "").strip()
         if refusal or ending == "content_filter":
-            why = refusal if isinstance(refusal, str) else "its content filter stepped in"
+            why = refusal if isinstance(refusal, str) else "it was stopped by the content filter"
             raise CaptionError(f"{self.model!r} refused to describe the clip: {shown(why)}")
         if not text and ending == "length":
             raise CaptionError(
-                f"the answer of {self.model!r} was cut off before its first word; let it write more, e.g. "
+                f"the answer of {self.model!r} was cut off before its first word; allow longer answers, e.g. "
                 """--llm-options '{"max_tokens": 4000}'"""
             )
         if not text:
-            raise CaptionError(f"{self.model!r} at {self.address} gave an empty answer", passing=True)
+            raise CaptionError(f"{self.model!r} at {self.address} returned an empty answer", passing=True)
         return Answer(text, ending == "length")
 
 
@@ -194,7 +194,7 @@ def _options(text: str | None) -> dict[str, Any]:
         raise UniViGUError(f"--llm-options {text!r} is not a JSON object ({error}); expected e.g. {example}") from None
     taken = [name for name in _RESERVED if name in options]
     if taken:
-        raise UniViGUError(f"the options of the request name {', '.join(taken)}, which this program sets itself")
+        raise UniViGUError(f"--llm-options contains {', '.join(taken)}, which this program sets itself; remove that")
     return options
 
 

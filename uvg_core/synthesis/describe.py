@@ -52,24 +52,24 @@ _MOST_MANIFEST = 2**30
 class Describe:
     """What is described."""
 
-    clips: tuple[Path, ...] = setting("Videos and folders of videos.", positional=True, metavar="CLIP|FOLDER")
+    clips: tuple[Path, ...] = setting("Videos or folders of videos.", positional=True, metavar="CLIP|FOLDER")
     kind: Annotated[str, OneOf(*KINDS)] = setting(
         "prompt writes brief captions, clip.txt; detail the long ones of the stage refine, clip.detail.txt.",
         default="prompt",
     )
-    no_recursive: Flag = setting("Leave subfolders out.", default=False)
+    no_recursive: Flag = setting("Do not search subfolders.", default=False)
     window: Number | None = setting(
-        "Describe long clips in windows of so many seconds, one after the other, and write a manifest of them, "
-        "windows.jsonl in the folder, to train on.",
+        "Describe clips in consecutive windows of this length, and write windows.jsonl, a manifest to train on, into "
+        "the folder.",
         default=None,
         metavar="SECONDS",
         ge=0.1,
         le=86_400,
     )
     model: Path | None = setting(
-        "Checkpoint whose tokens count, and whose lengths hold.", default=None, auto="tokens are estimated from words"
+        "Checkpoint whose tokenizer and length limits apply.", default=None, auto="tokens are estimated from words"
     )
-    wan: Path | None = setting("Wan2.1 folder with its tokenizer, if it has none.", default=None)
+    wan: Path | None = setting("Wan2.1 folder with the tokenizer, if the checkpoint has none.", default=None)
 
 
 def estimated_tokens(text: str) -> int:
@@ -135,7 +135,7 @@ class WindowReport:
 
     def __str__(self) -> str:
         total = self.written + self.skipped + len(self.failed)
-        counts = f"{self.written} described, {self.skipped} described before, {len(self.failed)} failed"
+        counts = f"{self.written} described, {self.skipped} already described, {len(self.failed)} failed"
         return "\n".join([f"{total} windows: {counts}", *(f"  {name}: {why}" for name, why in self.failed)])
 
 

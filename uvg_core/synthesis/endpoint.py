@@ -77,7 +77,7 @@ class Endpoint:
             import httpx
         except ImportError as error:
             raise UniViGUError(
-                f"captions from an endpoint need httpx, which does not import ({error}): pip install httpx"
+                f"captions from an endpoint need httpx, which cannot be imported ({error}): pip install httpx"
             ) from None
         self._httpx, self._seconds = httpx, chat.llm_timeout
         self._url = chat_address(chat.endpoint or "")
@@ -105,8 +105,8 @@ class Endpoint:
         except (httpx.InvalidURL, ValueError, ImportError) as error:  # not shown: a proxy's address may hold a password
             why = f" ({error})" if isinstance(error, ImportError) else ""
             raise UniViGUError(
-                f"{self.address} cannot be used: the proxies of the environment cannot{why}; check the variables "
-                "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+                f"{self.address} cannot be reached through the proxy settings of the environment{why}; check the "
+                "variables HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
             ) from None
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class Endpoint:
             how = "start the server, or check the address and the network"
             raise EndpointError(f"{self.address} cannot be reached ({found}); {how}", passing=True) from None
         how = "--llm-timeout gives it more time"
-        raise CaptionError(f"{self.address} gave no answer ({found}); {how}", passing=True) from None
+        raise CaptionError(f"{self.address} did not answer ({found}); {how}", passing=True) from None
 
     def _require_own(self, peer: str) -> None:
         """Before anything is sent: a name may lead elsewhere than it did when it was checked."""
@@ -227,10 +227,10 @@ def chat_address(url: str) -> str:
     except ValueError:
         usable = named = False
     if named:  # not shown: it may hold a password
-        raise UniViGUError("the endpoint's address holds a user name; pass the key with --api-key-env instead")
+        raise UniViGUError("the endpoint's address contains a user name; pass the key with --api-key-env instead")
     if not usable:
         found = repr(url) if re.fullmatch(r"[A-Za-z0-9.:/_\[\]-]*", url) else "the address given"  # it may hold secrets
-        raise UniViGUError(f"{found} is no endpoint; expected an address like http://127.0.0.1:8000/v1")
+        raise UniViGUError(f"{found} is not a valid endpoint; expected an address like http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
@@ -242,11 +242,15 @@ def _key_for(scheme: str, host: str, named: str | None) -> tuple[str, str]:
     if not key and named:
         raise UniViGUError(f"the environment variable {name} is not set; put the endpoint's key there")
     if not key:
-        return "", f"{name} is not set: no key sent. Set that environment variable"
+        return "", f"{name} is not set, so no key was sent; set that environment variable"
     if not named and (scheme, host.lower()) != ("https", KEY_HOST):
-        return "", f"{name} was not sent: it goes to https://{KEY_HOST} alone. Name it with --api-key-env {name}"
+        return (
+            "",
+            f"{name} was not sent, because it is sent to https://{KEY_HOST} only; to send it here, pass --api-key-env "
+            f"{name}",
+        )
     if not (key.isascii() and key.isprintable()):
-        raise UniViGUError(f"the key in {name} holds characters that no key has; set it anew")
+        raise UniViGUError(f"the key in {name} contains characters that cannot be part of a key; set it again")
     if scheme == "http":
         with suppress(OSError, UnicodeError):  # a name that is not found cannot be reached either
             if not all(_is_own(str(found[4][0])) for found in socket.getaddrinfo(host, None)):
@@ -257,7 +261,7 @@ def _key_for(scheme: str, host: str, named: str | None) -> tuple[str, str]:
 def _exposed(name: str, host: str) -> str:
     return (
         f"the key in {name} would go to {host} over plain http, where others can read it; use an https address "
-        "(http will do for this machine and its own private network)"
+        "(http is allowed for this machine and its private network only)"
     )
 
 

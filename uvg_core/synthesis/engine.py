@@ -33,14 +33,14 @@ from .record import EARLIER, RECORD, ClipRecord, Record
 
 PROMPT_LENGTH = "prompt outside the token limits"
 NO_CLIP = "clip could not be made"
-CAPTION_LENGTH = "caption never within the token limits"
+CAPTION_LENGTH = "no caption within the token limits"
 NO_CAPTION = "no caption from the language model"
-KEPT = "a file of somebody else is in the way"
+KEPT = "an existing file is in the way"
 
 # What fails so often in succession fails for a reason that the next clip shares.
 _IN_A_ROW = 3
 _MOST_PROMPTS = 64 * MEGABYTE  # of the file with the prompts
-_REMAKE = "move it away to have the clip made anew"
+_REMAKE = "move it away to make the clip again"
 _SLUG = 40  # letters of the prompt in a file's name
 
 
@@ -59,9 +59,9 @@ def read_prompts(path: Path) -> tuple[list[str], int]:
     try:
         found = lines_of(read_text(path, most=_MOST_PROMPTS))
     except FileNotFoundError:
-        raise UniViGUError(f"{path}: cannot be read: no such file; pass a text file with one prompt a line") from None
+        raise UniViGUError(f"{path}: cannot be read: no such file; pass a text file with one prompt per line") from None
     if not found:
-        raise UniViGUError(f"{path}: there is no prompt in it; expected one a line (# begins a comment)")
+        raise UniViGUError(f"{path}: the file contains no prompt; expected one per line (# begins a comment)")
     prompts = list(dict.fromkeys(found))
     return prompts, len(found) - len(prompts)
 
@@ -130,7 +130,7 @@ class SynthesisReport:
         return bool(self.problems) or self.stopped is not None
 
     def __str__(self) -> str:
-        counts = [f"{len(self.made)} made", f"{len(self.complete)} complete before"]
+        counts = [f"{len(self.made)} made", f"{len(self.complete)} already complete"]
         if self.uncaptioned:
             counts.append(f"{len(self.uncaptioned)} without a caption (no --endpoint)")
         if self.problems:
@@ -139,7 +139,7 @@ class SynthesisReport:
             counts.append(f"{len(self.problems)} left out ({named})")
         untouched = self.total - len(self.made + self.complete + self.uncaptioned) - len(self.problems)
         if untouched:
-            counts.append(f"{untouched} not begun")
+            counts.append(f"{untouched} not started")
         lines = [f"{counted(self.total, 'clip')}: {', '.join(counts)}"]
         lines += [
             f"  {p.reason}: {p.job.name} (“{shorten(p.job.prompt, 60, placeholder='…')}”): {p.message}"
@@ -186,7 +186,7 @@ def synthesise(
         if not anyway:
             record.require_same(generator.settings, None if captioner is None else captioner.settings)
         if record.carried:
-            note(f"{out / EARLIER}: carried over into {RECORD}, the record from now on")
+            note(f"{out / EARLIER}: copied to {RECORD}, which is the record from now on")
         return _all(jobs, _DataSet(out, generator, captioner, record, note))
 
 
@@ -261,7 +261,7 @@ class _DataSet:
             return True
         if known is None:
             raise UniViGUError(
-                f"{clip}: lies here already, and {RECORD} does not know it; it stays as it is. Move it away to have "
+                f"{clip}: already exists and is not listed in {RECORD}; it was not changed. Move it away to have "
                 "the clip made"
             )
         if clip.is_file() and not clip.stat().st_size:  # a power cut, before files were synced
@@ -269,11 +269,14 @@ class _DataSet:
         try:
             frames = probe(clip).frames
         except UniViGUError as error:
-            raise UniViGUError(f"{error}. It was changed, and stays as it is; {_REMAKE}") from None
+            raise UniViGUError(
+                f"{error}. The file was changed after it was made, and is left alone; {_REMAKE}"
+            ) from None
         if frames == known.frames:
             return False
         raise UniViGUError(
-            f"{clip}: found {frames} frames, expected {known.frames}. It was changed, and stays as it is; {_REMAKE}"
+            f"{clip}: found {frames} frames, expected {known.frames}. The file was changed after it was made, and is "
+            f"left alone; {_REMAKE}"
         )
 
     def _make(self, job: ClipJob, clip: Path, detail: Path) -> None:
@@ -299,10 +302,10 @@ class _DataSet:
         if known is None or known.caption_sha256 != _sha256(read_bytes(detail, MEGABYTE)):
             raise _LeftOut(
                 KEPT,
-                f"{detail}: was written or changed by somebody else (or by an earlier version), and would lie beside "
-                "a new clip; it stays as it is. Move it away to have the clip made",
+                f"{detail}: not written by this command, or changed since; it would no longer match the new clip, so "
+                "nothing was done. Move it away to have the clip made",
             )
-        self.note(f"     {detail}: removed, since the clip is made anew")
+        self.note(f"     {detail}: removed, because the clip is made again")
         detail.unlink()
 
     def _caption(self, captioner: Captioner, job: ClipJob, clip: Path, detail: Path) -> None:
@@ -319,7 +322,7 @@ class _DataSet:
             self.note(f"     {caption.tokens} tokens: {caption.text}")
         else:
             self.record.keep(job.name, known)
-            self.note(f"     {detail}: was written meanwhile by somebody else; it stays")
+            self.note(f"     {detail}: another program wrote this file meanwhile; it was left alone")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Contents:
         if self.version not in (1, VERSION):
             raise UniViGUError(f"version {shown(self.version)}, expected {VERSION}")
         if not all(clip.generator in (None, *range(len(self.generators))) for clip in self.clips.values()):
-            raise UniViGUError("a clip names settings that are not there")
+            raise UniViGUError("a clip refers to settings that are missing")
 
 
 class Record:
@@ -94,13 +94,13 @@ class Record:
         ]
         if differences:
             raise UniViGUError(
-                f"{self.path}: this folder was made with other settings: {'; '.join(differences)}. Take those again, "
-                "choose another folder, or pass --anyway to keep what is done and go on with the new ones"
+                f"{self.path}: this folder was made with other settings: {'; '.join(differences)}. Use those "
+                "settings, choose another folder, or pass --anyway to keep what is done and continue with the new ones"
             )
 
     def _lines(self) -> Contents | None:
         if self.path.is_symlink():
-            raise UniViGUError(f"{self.path}: is a link; expected the record itself. Remove the link")
+            raise UniViGUError(f"{self.path}: this is a link; expected the record itself. Remove the link")
         try:
             data = read_bytes(self.path, _MOST_BYTES, "the record of a data set")
         except FileNotFoundError:
@@ -109,7 +109,7 @@ class Record:
         is_torn = not _is_json(rest)  # a run was killed while it appended
         try:
             if is_torn and not newline:  # the first lines are written whole
-                raise UniViGUError("there is no whole line in it")
+                raise UniViGUError("it contains no complete line")
             lines = [line for line in (whole, rest if not is_torn else b"") if line]
             contents = _folded(b"\n".join(lines).decode().split("\n") if lines else [])
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -187,6 +187,6 @@ def _json(line: Mapping[str, Any]) -> str:
 
 def _damaged(path: Path, error: object) -> UniViGUError:
     return UniViGUError(
-        f"{path}: cannot be read as the record of this folder ({error}); bring it back from a copy, or choose another "
-        "folder (without it, nothing tells the clips here from others, and they are left alone)"
+        f"{path}: cannot be read as the record of this folder ({error}); restore it from a backup, or choose another "
+        "folder (without the record, the clips here cannot be told from others, so they are left alone)"
     )

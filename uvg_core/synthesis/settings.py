@@ -25,18 +25,20 @@ class Synthesise:
     """What the data set is made of."""
 
     prompts: Path = setting(
-        "Text file, a prompt a line, # for comments; - is the standard input.",
+        "Text file with one prompt per line (# begins a comment); - reads from standard input.",
         positional=True,
         metavar="PROMPTS",
         stdin="file",
     )
     out: Path = setting("Folder of the data set.", default=Path("data"), short="-o", metavar="DIR")
-    clips_per_prompt: Count = setting("Clips of every prompt, each from its own noise.", default=1)
+    clips_per_prompt: Count = setting("Clips per prompt, each from its own noise.", default=1)
     prompt_max_tokens: Whole | None = setting(
-        "Longest prompt, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
+        "Longest prompt to accept, in tokens.", default=None, auto="128, or the text stream's length", ge=1, le=100_000
     )
-    dry_run: Flag = setting("Say which clips there are and which would be made, and change nothing.", default=False)
-    anyway: Flag = setting("Go on in a folder that was made with other settings; what is done stays.", default=False)
+    dry_run: Flag = setting("Show which clips exist and which would be made, without writing anything.", default=False)
+    anyway: Flag = setting(
+        "Continue in a folder that was made with other settings; finished clips are kept.", default=False
+    )
 
 
 @settings
@@ -44,32 +46,38 @@ class Chat:
     """The language model that writes detailed captions, how it is asked, and how long captions are."""
 
     endpoint: Text | None = setting(
-        "OpenAI-compatible, e.g. http://127.0.0.1:8000/v1. Without it only clips and prompts are written.",
+        "OpenAI-compatible API, e.g. http://127.0.0.1:8000/v1; without it, synthesise writes no captions.",
         default=None,
         metavar="URL",
     )
-    llm: Text | None = setting("A model there that reads pictures.", default=None, metavar="MODEL")
+    llm: Text | None = setting("Vision-language model to use there.", default=None, metavar="MODEL")
     api_key_env: Text | None = setting(
-        "Environment variable with the key.", default=None, auto=f"{KEY_NAME}, for api.openai.com alone", metavar="NAME"
+        "Environment variable with the API key.",
+        default=None,
+        auto=f"{KEY_NAME}, for api.openai.com only",
+        metavar="NAME",
     )
-    instructions: Path | None = setting("Text file with a system prompt of your own.", default=None)
-    frames_shown: Whole = setting("Frames shown of each clip.", default=8, ge=1, le=256)
-    frame_side: Whole = setting("Their longer side in pixels, at most.", default=512, ge=16, le=4096)
+    instructions: Path | None = setting("Text file with your own system prompt.", default=None)
+    frames_shown: Whole = setting("Frames of each clip to show the model.", default=8, ge=1, le=256)
+    frame_side: Whole = setting("Longer side of these frames in pixels, at most.", default=512, ge=16, le=4096)
     min_tokens: Whole | None = setting(
-        "Shortest caption, in the checkpoint's tokens.", default=None, auto="128, or 0 for short text streams", ge=0
+        "Shortest caption to accept, in the checkpoint's tokens.",
+        default=None,
+        auto="128, or 0 for short text streams",
+        ge=0,
     )
     max_tokens: Whole | None = setting(
-        "Longest caption.", default=None, auto="256, or what the checkpoint reads", ge=1, le=100_000
+        "Longest caption to accept.", default=None, auto="256, or what the checkpoint reads", ge=1, le=100_000
     )
-    attempts: Count = setting("Answers asked for while they are too short or too long.", default=4)
+    attempts: Count = setting("How often to ask for a caption until its length is right.", default=4)
     llm_options: Text | None = setting(
-        """More of the request, e.g. '{"temperature": 0.7}'.""", default=None, metavar="JSON"
+        """Further options of the request, e.g. '{"temperature": 0.7}'.""", default=None, metavar="JSON"
     )
-    llm_timeout: Number = setting(
-        "How long an answer may take, in all.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400
+    llm_timeout: Number = setting("Time limit for one answer.", default=120.0, metavar="SECONDS", ge=0.1, le=86_400)
+    retries: Whole = setting("Retries after temporary failures.", default=5, ge=0, le=100)
+    cache: Path | None = setting(
+        "Folder that keeps the answers.", default=None, auto=f"{ANSWERS} in --out", metavar="DIR"
     )
-    retries: Whole = setting("Tries after failures that may pass.", default=5, ge=0, le=100)
-    cache: Path | None = setting("Folder of answers.", default=None, auto=f"{ANSWERS} in --out", metavar="DIR")
 
 
 def text_limits(own: Synthesise, chat: Chat, pipe: Pipeline) -> TextLimits:

@@ -61,7 +61,8 @@ def read(checkpoint: Path) -> dict[str, Any]:
         return facts
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UniViGUError(
-            f"{checkpoint / FACTS}: cannot be read ({error}); remove this checkpoint, and --resume takes the one before"
+            f"{checkpoint / FACTS}: cannot be read ({error}); delete this checkpoint, and --resume continues from the "
+            "one before"
         ) from None
 
 
@@ -83,24 +84,24 @@ def require_startable(
         for path in (config.out_folder / name for name in RESULTS):
             if os.path.lexists(path):
                 raise UniViGUError(
-                    f"{path}: lies here already, without a checkpoint of the run that wrote it; it stays as it is. "
-                    "Choose another out, or move it away"
+                    f"{path}: already exists, but no checkpoint of the run that wrote it does; it was not changed. "
+                    "Choose another out, or move the file away"
                 )
         return None
     if not resume:
         raise UniViGUError(
-            f"{config.out_folder}: a run is here already, at {last.name}; go on with it with --resume, or choose "
+            f"{config.out_folder}: already contains a run, at {last.name}; continue it with --resume, or choose "
             "another out"
         )
     differences = _differences(read(last), config, global_batch, data)
     listed = "\n  ".join(["", *differences])
     if differences and accept is None:
         raise UniViGUError(
-            f"{last}: this run was started with other settings; going on would not be the same run. Changed:{listed}\n"
-            "Put them back, go on all the same with --accept-changes, or start a new run in another out"
+            f"{last}: this run was started with other settings. Changed:{listed}\n"
+            "Restore them, continue anyway with --accept-changes, or start a new run in another out"
         )
     if differences and accept is not None:
-        accept(f"{last}: going on with other settings:{listed}")
+        accept(f"{last}: continuing with changed settings:{listed}")
     return last
 
 
@@ -112,15 +113,16 @@ def _differences(facts: dict[str, Any], config: TrainConfig, global_batch: int, 
         found = others
     if data and facts["data"] not in data:
         found.append(
-            "data: the clips, their texts or what encodes them have changed (earlier versions took the beginning of "
-            "long clips; a run that began so goes on with windows: first)"
+            "data: the clips, their texts or the encoders have changed (earlier versions used the beginning of long "
+            "clips: set windows: first to continue a run that began so)"
         )
     earlier = sources_of(facts["config"]["data"])
     if any(one != now for one, now in zip_longest(map(_share, earlier), map(_share, config.sources))):
         found.append("data: the repeats or weights of its sources have changed")
     if facts["global_batch"] != global_batch:
         found.append(
-            f"clips a step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay)"
+            f"clips per step: {facts['global_batch']} -> {global_batch} (batch x accumulate x processes must stay the "
+            "same)"
         )
     return found
 
@@ -143,8 +145,8 @@ def load(checkpoint: Path, state: RunState) -> None:
         state.read(checkpoint)
     except (UniViGUError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise UniViGUError(
-            f"{checkpoint}: cannot be read ({_reason(error)}): it is damaged, or of another network or optimizer. "
-            "Remove it, and --resume takes the one before"
+            f"{checkpoint}: cannot be read ({_reason(error)}): it is damaged, or belongs to another network or "
+            "optimizer. Delete it, and --resume continues from the one before"
         ) from error
     state.accelerator.step = 0  # it counts batches; a checkpoint stands between two steps, however many those had
 
@@ -180,7 +182,7 @@ def write(out: Path, state: RunState, facts: dict[str, Any], keep: int) -> Path:
         kept = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
         raise UniViGUError(
             f"{final}: could not be written ({_reason(error)}); nothing was left under that name, and {kept}. Free "
-            "some space, or lower keep.checkpoints, and --resume"
+            "some space or lower keep.checkpoints, then continue with --resume"
         ) from error
     return final
 

@@ -30,7 +30,7 @@ _A_PATH = "text: a path"
 _SOURCES = "a path, or a list of sources, each a path or entries such as path and repeats"
 _BETA = Field(ge=0, le=0.999999)
 _Limits = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
-_LIMITS = "2 values in square brackets, each a whole number of 0 or more, the smaller one first"
+_LIMITS = "2 values in square brackets, each a whole number of 0 or more, the smaller first"
 
 
 def _fraction(help: str, default: float) -> Any:
@@ -284,12 +284,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.stage == "generate" and self.trains == "text":
             raise UniViGUError(
-                "stage generate with trains: text has nothing to learn: the text half takes no part in it. "
-                "Train all, or lora, or choose the stage recall or refine"
+                "stage: generate with trains: text trains nothing, because generate does not use the text half. "
+                "Set trains to all or lora, or stage to recall or refine"
             )
         weights = [one.weight for one in self.sources]
         if None in weights and any(weights):
-            raise UniViGUError("data: some sources have a weight and others none; give each one, or none")
+            raise UniViGUError(
+                "data: some sources have a weight and others do not; set it for all of them, or for none"
+            )
 
     @property
     def sources(self) -> tuple[Data, ...]:

@@ -80,7 +80,7 @@ def _data_lines(config: TrainConfig, source: Source, together: int) -> list[str]
     lines = []
     if len(parts) > 1 or repeats != [1.0]:
         named = zip(config.sources, repeats, counts.values(), strict=True)
-        lines += [f"{data.path}: {count} x {times:.3g} an epoch" for data, times, count in named]
+        lines += [f"{data.path}: {count} x {times:.3g} per epoch" for data, times, count in named]
     sizes: dict[tuple[int, int, int], int] = {}
     for one in parts:
         for index in range(len(one) if isinstance(one, Survey) else 0):
@@ -88,9 +88,11 @@ def _data_lines(config: TrainConfig, source: Source, together: int) -> list[str]
             sizes[size] = sizes.get(size, 0) + 1
     if len(sizes) > 1:
         listed = ", ".join(f"{n} of {w}x{h} x {f}" for (f, h, w), n in sorted(sizes.items()))
-        lines.append(f"sizes (width x height x frames), of which a step takes one: {listed}")
+        lines.append(f"sizes (width x height x frames; each step uses one): {listed}")
         if few := sum(n < together for n in sizes.values()):
-            lines.append(f"{few} of {len(sizes)} sizes have fewer clips than the {together} of a step: some come twice")
+            lines.append(
+                f"{few} of {len(sizes)} sizes have fewer than the {together} clips of a step: some clips are used twice"
+            )
     epochs = config.steps * together / epoch
     steps = f"{counted(config.steps, 'step')} of {counted(together, 'clip')}"
     lines.append(f"{steps}: {epochs:.3g} epochs of {counted(epoch, 'clip')}")
@@ -143,7 +145,7 @@ def _memory_line(config: TrainConfig, network: UniViGU, facts: CheckpointConfig,
     return (
         f"memory: {_size(sum(parts.values()))} ("
         + ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
-        + f"; {learning / 1e6:,.1f}M weights learn), and at least {_size(one)} for a batch of {config.batch}, "
+        + f"; {learning / 1e6:,.1f}M trained weights), and at least {_size(one)} for a batch of {config.batch}, "
         f"several times that without checkpointing; {device} has {_size(total_memory(device))}"
     )
 
@@ -161,7 +163,7 @@ def _disk_line(
     encoded = _encoded_bytes(source, facts, network.config, parts)
     needs = {config.cache_folder: encoded, config.out_folder: kept * state + result}
     line = (
-        f"disk: cache {_size(encoded)}, less what is encoded already; {counted(kept, 'checkpoint')} of "
+        f"disk: cache {_size(encoded)}, minus what is already encoded; {counted(kept, 'checkpoint')} of "
         f"{_size(state)}; result {_size(result)}"
     )
     fits, free = True, dict[int, float]()
@@ -171,7 +173,7 @@ def _disk_line(
         free.setdefault(device, float(shutil.disk_usage(there).free))
         free[device] -= needed
         fits &= free[device] > 0
-    return line + ("" if fits else ". THIS IS MORE THAN IS FREE on the disk of out and cache"), fits
+    return line + ("" if fits else ". NOT ENOUGH FREE SPACE on the disk of out or cache"), fits
 
 
 def _encoded_bytes(source: Source, facts: CheckpointConfig, model: ModelConfig, parts: Components) -> float:

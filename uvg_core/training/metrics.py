@@ -150,7 +150,8 @@ class MetricsLogger:
                 file.write(metrics.to_json() + "\n")
         except OSError as error:
             raise UniViGUError(
-                f"{self.path}: could not be written ({error.strerror}); checkpoints stay. Free some space and --resume"
+                f"{self.path}: could not be written ({error.strerror}); the checkpoints are kept. Free some space and "
+                "continue with --resume"
             ) from None
         self._recent.append(metrics)
         every = self.config.keep.log_every

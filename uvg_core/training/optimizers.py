@@ -29,7 +29,7 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
     Weight decay holds for matrices only. Muon (momentum, orthogonalised; https://kellerjordan.github.io/posts/muon)
     takes the matrices inside the blocks, AdamW everything else."""
     if not weights:
-        raise UniViGUError("nothing learns: the chosen stage and `trains` leave no weight to train")
+        raise UniViGUError("nothing to train: with this stage and `trains`, every weight is frozen")
     muon: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
@@ -62,7 +62,7 @@ def make_optimizers(weights: Mapping[str, nn.Parameter], wanted: Optimizer) -> l
 def require_bitsandbytes() -> None:
     """Raise UniViGUError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
-        how = "needs a GPU and bitsandbytes: pip install it, or use adamw"
+        how = "needs a GPU and bitsandbytes: pip install bitsandbytes, or use adamw"
         raise UniViGUError(f"optimizer.kind is adamw8bit, which {how}")
 
 

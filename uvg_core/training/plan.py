@@ -288,7 +288,7 @@ class Collator:
         is_refined = self.config.stage == "refine" and plan.makes_text
         if sample.detail_ids is None or sample.detail_states is None:
             if is_refined:
-                raise UniViGUError(f"{sample.name}: there is no detailed caption, and the stage refine writes them")
+                raise UniViGUError(f"{sample.name}: there is no detailed caption, which the stage refine needs")
             return sample.prompt_states, sample.prompt_ids
         # In refine the brief prompt is what is known, the detailed caption what is to be seen (paper, section 3.3).
         is_given = plan.detailed and not is_refined

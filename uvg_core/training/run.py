@@ -113,7 +113,7 @@ def _owned_by_us(config: TrainConfig, accelerator: Any) -> Iterator[None]:
         require_writable(config.out_folder / name)
     make_folder(config.cache_folder, "choose another for the cache")
     reader = config.cache_folder / f"{socket.gethostname()} {os.getpid()}"  # a name of its own: several may read
-    with owned(config.out_folder, "a training"), Claims(config.cache_folder) as cache, cache.claimed(str(reader)):
+    with owned(config.out_folder, "a training run"), Claims(config.cache_folder) as cache, cache.claimed(str(reader)):
         yield
 
 
@@ -130,7 +130,7 @@ def require_packages(config: TrainConfig) -> None:
         require_bitsandbytes()
     if config.optimizer.kind == "muon" and not hasattr(torch.optim, "Muon"):
         raise UniViGUError(
-            f"optimizer.kind is muon, which torch {torch.__version__} does not have yet; update torch, or use adamw"
+            f"optimizer.kind is muon, which torch {torch.__version__} does not include; update torch, or use adamw"
         )
 
 

@@ -71,8 +71,8 @@ def starting_network(
     if rules and config.trains == "lora":
         name, value = next(iter(rules.items()))
         raise UniViGUError(
-            f"{name} is {value}, and {config.model} runs with {getattr(model.config, name)}: a LoRA cannot carry it to "
-            f"where it is used. Leave {name} out, or train all or text"
+            f"{name} is {value}, but {config.model} uses {getattr(model.config, name)}, and a LoRA file cannot store "
+            f"this setting. Remove {name}, or set trains to all or text"
         )
     model.config = replace(model.config, **rules)
     return model.train()
@@ -83,7 +83,7 @@ def require_vocabulary(model: ModelConfig, vocab_size: int, path: str | Path) ->
     if not 0 <= model.vocab_size - vocab_size <= SPARE_ROWS:
         raise UniViGUError(
             f"{path}: this network knows {model.vocab_size} tokens, the tokenizer has {vocab_size}: they belong to "
-            "different models. Use the tokenizer the checkpoint was trained with, or start a text half of its own with "
+            "different models. Use the tokenizer the checkpoint was trained with, or train a new text half with "
             "text_half: fresh"
         )
 
@@ -146,21 +146,23 @@ def start_from_lora(model: UniViGU, lora: Lora, path: str) -> None:
         parts = file.tensors(patches[0])
         down, up = parts["down"].flatten(1).float(), parts["up"].flatten(1).float()
         if len(down) > lora.rank:
-            raise UniViGUError(f"{path}: its rank is {len(down)} at {layer}, lora.rank is {lora.rank}; set {len(down)}")
+            raise UniViGUError(
+                f"{path}: has rank {len(down)} at {layer}, but lora.rank is {lora.rank}; set it to {len(down)}"
+            )
         half = f"{layer}.lora_{{}}.default.weight"
         weights[half.format("A")][: len(down)] = down
         weights[half.format("B")][:, : len(down)] = up * (patches[0].scale * lora.rank / lora.alpha)
     if others:
         raise UniViGUError(
-            f"{path}: holds more than low-rank pairs of attention and experts ({', '.join(others[:3])}), which a run "
-            "cannot go on with. Merge it into the model with convert --lora, and start from that"
+            f"{path}: contains more than low-rank pairs for attention and experts ({', '.join(others[:3])}), so it "
+            "cannot be trained further. Merge it into the model with convert --lora, and start from the result"
         )
 
 
 def require_peft() -> None:
     """Raise UniViGUError where peft is not installed."""
     if find_spec("peft") is None:
-        raise UniViGUError('trains: lora needs peft; install it with pip install "peft"')
+        raise UniViGUError("trains: lora needs peft: pip install peft")
 
 
 def lora_weights(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:

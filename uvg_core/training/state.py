@@ -93,7 +93,7 @@ class RunState:
         _require_alike(folder / "the optimizer's state", _flat(states), _flat(fresh["state"]))
         if (average is None) != (self.average is None):
             have, want = ("a", "none") if average else ("no", "one")
-            raise UniViGUError(f"{folder}: {have} moving average was kept, and this run has {want} (optimizer.ema)")
+            raise UniViGUError(f"{folder}: the checkpoint has {have} moving average, this run {want} (optimizer.ema)")
         set_model_state_dict(self.objective, {name: weights[name] for name in wanted}, options=_EVERYWHERE)
         restored: Any = {**fresh, "state": states}
         set_optimizer_state_dict(self.objective, self._plain_optimizers, restored, options=_EVERYWHERE)
@@ -117,7 +117,7 @@ class RunState:
             order = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
             for index, entries in _mapping(file, saved, "state").items():
                 if not isinstance(index, int) or not 0 <= index < len(order) or not isinstance(entries, dict):
-                    raise UniViGUError(f"{file}: is not the state of this run's optimizer")
+                    raise UniViGUError(f"{file}: not the state of this run's optimizer")
                 states[order[index]] = entries
         average, file = None, folder / "custom_checkpoint_0.pkl"
         if file.exists():
@@ -155,7 +155,7 @@ def _flat(states: States) -> dict[str, Any]:
 def _mapping(file: Path, saved: Any, key: str) -> dict[Any, Any]:
     found = saved.get(key) if isinstance(saved, dict) else None
     if not isinstance(found, dict):
-        raise UniViGUError(f"{file}: holds no {key!r}; expected what training wrote")
+        raise UniViGUError(f"{file}: has no entry {key!r}; expected a file written by training")
     return found
 
 

@@ -188,12 +188,12 @@ class Trainer:
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         found = f"step {self.step + 1}: {what}, for these clips: {shown}. Training stopped before this step changed "
         if not self.writes:
-            return UniViGUError(f"{found}anything. Look at the clips, or lower the learning rate")
+            return UniViGUError(f"{found}anything. Check these clips, or lower the learning rate")
         last = checkpoints.newest(self.config.out_folder)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint has been written yet"
         return UniViGUError(
-            f"{found}anything; {kept}. Look at the clips, lower optimizer.rate, or use precision bf16 or fp32, and go "
-            "on with --resume --accept-changes"
+            f"{found}anything; {kept}. Check these clips, lower optimizer.rate, or use precision bf16 or fp32, and "
+            "continue with --resume --accept-changes"
         )
 
     # The run
@@ -278,9 +278,9 @@ class Trainer:
             for group, values in zip(self._groups, settings, strict=True):  # this run's, not the checkpoint's
                 group.update(values)
             self.step, self._checkpoint = step, last
-            self.say(f"{folder}: going on from step {self.step} of {self.config.steps}")
+            self.say(f"{folder}: continuing from step {self.step} of {self.config.steps}")
         elif resume:
-            self.say(f"{folder}: there is no checkpoint to go on from; starting at the beginning")
+            self.say(f"{folder}: found no checkpoint; starting from the beginning")
         if self.logger is not None:
             self.logger.rewind(self.step)
 
@@ -349,8 +349,8 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
     """Raise UniViGUError for clips without the texts that the stage needs, or texts that the model cannot hold."""
     if config.stage == "refine" and data.details < len(data):
         raise UniViGUError(
-            f"{config.data_named}: {len(data) - data.details} of {len(data)} clips have no detailed caption, and the "
-            "stage refine learns to write them; add clip.detail.txt files, or train recall"
+            f"{config.data_named}: {len(data) - data.details} of {len(data)} clips have no detailed caption, which the "
+            "stage refine needs; add clip.detail.txt files, or set stage: recall"
         )
     longest = {"prompt": data.longest_prompt}
     if config.stage == "refine" or config.detail_share:
@@ -358,8 +358,8 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
     for what, tokens in longest.items():
         if config.stage != "generate" and tokens > run.text_length:
             raise UniViGUError(
-                f"{config.data_named}: the longest {what} has {tokens} tokens, the model's text stream "
-                f"{run.text_length}; leave long ones out with tokens, or set clip.text_length"
+                f"{config.data_named}: the longest {what} has {tokens} tokens, but the model's text stream has "
+                f"{run.text_length}; exclude longer texts with tokens, or raise clip.text_length"
             )
 
 

@@ -346,7 +346,7 @@ def folder(path: str) -> dict[str, Any]:
     cls = node_class("UniViGUCaptionFolder")
     asked = {"folder": f' "{path}"', "subfolders": True}
     before = cls.fingerprint_inputs(**asked)
-    first = caption()
+    first = caption(folder=asked["folder"])
     return {
         "first": first,
         "second": caption(),

@@ -268,6 +268,13 @@ def clips_of_all_kinds(folder: str) -> dict[str, Any]:
     kinds = {"core": (videos, prompts), "shuffled": shuffled, "memory": (made, prompts)}
     found = {name: len(train(parts, clips, steps=2)[1]["loss"]) for name, clips in kinds.items()}
     found["twice as long"] = len(train(parts, (doubled, prompts), steps=2)[1]["loss"])
+    node, images = pack_module("nodes.training"), videos[0].get_components().images
+    there_and_back = Types.VideoComponents(images=torch.cat([images, images.flip(0)]), frame_rate=4)
+    clips = node.ConnectedClips(
+        [InputImpl.VideoFromComponents(there_and_back)], ["a"], [""], node.sized(node.run_facts(parts[0]), node.Size())
+    )
+    seen = clips.item(0).pixels.float()
+    found["all of it is seen"] = [float((seen[n] - seen[0]).abs().mean()) for n in (-1, len(seen) // 2)]
     found["cut"] = message(lambda: train(parts, (second, prompts), frames=9, steps=2))
     found["smaller"] = len(train(parts, (videos, prompts), frames=5, width=32, height=32, steps=2)[1]["loss"])
     return found

@@ -113,11 +113,13 @@ def write_captioned(
         suffix = _suffix(source)
         if suffix is None:
             raise UniViGUError(
-                f"{clip}: is a file of the kind {source.kind}; expected {', '.join(_WRITTEN)}, which hold captions. "
+                f"{clip}: found a {source.kind} file; expected {', '.join(_WRITTEN)}, which hold captions. "
                 "Save it as an mp4 first"
             )
         if path.suffix.lower() != suffix:
-            raise UniViGUError(f"{path}: the streams of {source.path.name} are copied; let the name end in {suffix}")
+            raise UniViGUError(
+                f"{path}: the streams of {source.path.name} are copied, so the name must end in {suffix}"
+            )
         timeline = scan(source)
         require_whole(source, timeline)
         cues = cues_of(caption, timeline.seconds)
@@ -137,7 +139,7 @@ def write_captioned(
 def _not_copied(clip: str | Path, error: Exception) -> UniViGUError:
     return UniViGUError(
         f"{clip}: its streams cannot be copied ({getattr(error, 'strerror', None) or error}). Save the clip as an mp4 "
-        "first, which encodes it anew"
+        "first, which encodes it again"
     )
 
 

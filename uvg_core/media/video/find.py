@@ -38,7 +38,7 @@ def find_clips(
 
     root = Path(folder)
     if not os.path.isdir(root):
-        found = "a file" if os.path.exists(root) else "nothing there"
+        found = "a file" if os.path.exists(root) else "nothing"
         raise UniViGUError(f"{root}: expected a folder of videos, found {found}. Check the name")
     videos: list[Path] = []
     for place, folders, names in os.walk(root, onerror=note):

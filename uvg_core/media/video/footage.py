@@ -30,7 +30,7 @@ class Footage:
     start: Number = setting("Seconds to leave out at the beginning.", default=0.0, ge=0, le=1e6)
     seconds: Number | None = setting("Seconds to read from there.", default=None, auto="to the end", gt=0, le=1e6)
     fps: Number | None = setting(
-        "Frames a second to read.", default=None, auto="frames spread evenly over what is read", gt=0, le=1000
+        "Frames per second to read.", default=None, auto="frames spread evenly over what is read", gt=0, le=1000
     )
     fit: Annotated[str, OneOf(*FITS)] = setting(
         "For clips of another shape: crop cuts off what goes beyond the size, pad adds bars, stretch distorts. auto "

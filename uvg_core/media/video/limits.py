@@ -53,7 +53,8 @@ def require_sound_decoders(codec: str | None = None) -> None:
     require("av", _OLDEST, "run code of a planted video (CVE-2026-40962)")
     if codec == "magicyuv" and av.library_versions["libavcodec"] < _SOUND_MAGICYUV:
         raise UniViGUError(
-            'MagicYUV is not decoded by this PyAV, which has a hole there (CVE-2026-8461): pip install "av>=18"'
+            "MagicYUV is not decoded by this PyAV, which has a security hole there (CVE-2026-8461): "
+            'pip install "av>=18"'
         )
 
 

@@ -15,7 +15,7 @@ _DEEPEST = 16
 _MOST_BEFORE = 1 << 16  # bytes
 _MOST_TABLE = 1 << 23  # bytes of a table that is read
 _REORDERED = 17  # frames that one may wait for others, at most, by H.264 and HEVC; and one
-_ANEW = "write it anew with ffmpeg -c copy"
+_ANEW = "rewrite it with ffmpeg -c copy"
 
 
 def require_short_tables(path: Path) -> None:
@@ -27,14 +27,14 @@ def require_short_tables(path: Path) -> None:
             if number >= MOST_ELEMENTS:
                 raise UniViGUError(f"{path}: found more than {MOST_ELEMENTS} boxes; {_ANEW}")
             if kind == b"cmov":
-                raise UniViGUError(f"{path}: its header is compressed, which is not read; {_ANEW}")
+                raise UniViGUError(f"{path}: its header is compressed, which is not supported; {_ANEW}")
             if kind == b"trak":
                 claimed, track = claimed + track.claimed, _Track()
             track.add(kind, _at(file, begin, min(16, end - begin)))
         claimed += track.claimed
     if claimed > MOST_SAMPLES:
         raise UniViGUError(
-            f"{path}: its tables claim {claimed} frames and pieces of sound, of which at most {MOST_SAMPLES} are read. "
+            f"{path}: its tables claim {claimed} frames and audio samples, of which at most {MOST_SAMPLES} are read. "
             "The file is damaged, or too long: cut it into shorter ones"
         )
 

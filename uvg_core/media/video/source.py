@@ -58,7 +58,9 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         if not is_open(path):
-            raise UniViGUError(f"{path}: leads out of the folders that are open; expected a video file inside them")
+            raise UniViGUError(
+                f"{path}: this link leads outside the allowed folders; expected a video file inside them"
+            )
         _require_file(path)
         require_sound_decoders()
         self.path = Path(path)
@@ -76,7 +78,7 @@ class Source:
         except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise UniViGUError(
                 f"{self.path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}). Expected "
-                f"{EXPECTED}; one whose writing or download was cut short must be made again"
+                f"{EXPECTED}; a file whose writing or download was cut short must be created again"
             ) from error
         self.kind = self.container.format.name
         videos = [stream for stream in self.container.streams.video if not stream.disposition.value & _NO_FILM]
@@ -87,7 +89,7 @@ class Source:
             if any(stream.disposition.value & _PART for stream in self.container.streams.video):
                 found = "a photo in parts, as HEIC has it: save it as JPEG or AVIF"
             self.container.close()
-            raise UniViGUError(f"{self.path}: holds no video that can be read; found {found}. Choose a video file")
+            raise UniViGUError(f"{self.path}: contains no video that can be read; found {found}. Choose a video file")
         # Players show the one that the file calls the default, else the first.
         # An AVIF that moves calls its cover picture one, too.
         self.stream = min(readable, key=lambda one: (not one.disposition.value & _DEFAULT, one.frames == 1))

@@ -159,12 +159,12 @@ def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int,
     few = whole < source.stated_frames and (cut or torn)
     missing, frame = declared - timeline.seconds, 1 / timeline.rate
     if not torn and source.kind in _NEVER_EMPTY and _is_empty(source.path, size - _EMPTY):
-        return f"breaks off at {timeline.seconds:.2f} s; the end of the file is empty, as of a download that goes on"
+        return f"breaks off at {timeline.seconds:.2f} s; the end of the file is empty, as in an unfinished download"
     if not (torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared)):
         return ""
-    why = f"its header promises {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
+    why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
     if few:
-        why = f"its header promises {source.stated_frames} frames, of which {whole} are whole"
+        why = f"its header says {source.stated_frames} frames, of which {whole} are complete"
     return f"breaks off at {timeline.seconds:.2f} s; {why}"
 
 

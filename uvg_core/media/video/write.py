@@ -32,7 +32,7 @@ def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
     if not 0.01 <= fps <= 1000:
         raise UniViGUError(f"{path}: the frame rate is {fps}; expected 0.01 to 1000 frames per second")
     if path.suffix.lower() != ".mp4":
-        raise UniViGUError(f"{path}: only mp4 files are written; let the name end in .mp4")
+        raise UniViGUError(f"{path}: only mp4 files can be written; use a name that ends in .mp4")
     encoder = next((name for name in H264_ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise UniViGUError(

@@ -190,7 +190,8 @@ def test_a_clip_is_read_as_the_settings_say(pipe: Pipeline, tmp_path: Path) -> N
     def note(size: Size = SIZE, **how: Any) -> str:
         return pipe.latent_of(tmp_path / "portrait.mp4", size, Footage(**how))[1]
 
-    assert note().endswith("48x96 resized to 24x48, padded to 48x48")
+    assert note().endswith("48x96, cropped to 48x48")
+    assert note(fit="pad").endswith("48x96 resized to 24x48, padded to 48x48")
     assert note(Size(width=48, height=48)).endswith("48x96, cropped to 48x48")
     assert note(Size(width=64, height=32), fit="stretch").endswith("48x96 stretched to 64x32")
     assert "retimed from 8 to 4 fps" in note(fps=4.0)

@@ -30,7 +30,7 @@ def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
     assert found["cropped clip"][0].endswith("144x288 resized to 48x96, cropped to 48x48")
     assert found["cropped clip"][1] == [144, 288, 17]
     fits = found["fits"]
-    assert fits["left to it"].endswith("48x96 resized to 24x48, padded to 48x48")
+    assert fits["left to it"].endswith("48x96, cropped to 48x48")
     assert fits["chosen"].endswith("48x96, cropped to 48x48")
     assert fits["top"].endswith("48x96, cropped to 48x48 (top)")
     assert fits["pad"].endswith("padded to 48x48")
@@ -231,6 +231,7 @@ MESSAGES = {
     "a folder without clips": ("no videos", "Check the folder"),
     "nothing could be captioned": ("1 failed", "clip.mp4"),
     "no folder": ("write the path",),
+    "beyond the clips": ("no frames in the part from 100 s",),
     "endless temperature": ("temperature (-1 = auto) is -inf; expected a number",),
     "endless strength": ("strength_video is inf; expected a number",),
     "too long": ("length (0 = auto) is 10000; expected a whole number from 1 to 4096",),

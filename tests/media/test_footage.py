@@ -319,7 +319,7 @@ def test_a_smart_crop_follows_what_there_is_to_see() -> None:
         (1080, 1920, True, (480, 832), "crop"),
         (480, 640, True, (480, 832), "crop"),  # 23 % are lost
         (1920, 1080, True, (832, 480), "crop"),
-        (1920, 1080, False, (480, 832), "pad"),
+        (1920, 1080, False, (480, 832), "crop"),
         (1000, 1000, True, (624, 640), "crop"),
         (500, 3000, True, (320, 1248), "pad"),
     ],

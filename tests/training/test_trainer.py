@@ -273,7 +273,7 @@ def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
     more = make_config(
         folder, out=str(folder / "more"), trains="lora", lora={"start": str(folder / "more.safetensors")}
     )
-    with pytest.raises(UniViGUError, match=r"holds more than low-rank pairs .*norm3"):
+    with pytest.raises(UniViGUError, match=r"contains more than low-rank pairs .*norm3"):
         make_trainer(more, data)
 
 

@@ -112,13 +112,11 @@ class Size:
         return self.frames or run.frames, self.height or run.height, self.width or run.width
 
     def spec(self, run: RunConfig, footage: Footage) -> ClipSpec:
-        """How clips are read for a checkpoint. Where the size is left to it, clips keep their shape if it is large
-        enough to come from Wan, which was trained on many shapes; a size that was chosen is kept, and they are cropped.
-        """
-        spec = footage.spec(*self.resolved(run))
-        if self.height is not None or self.width is not None:
-            return replace(spec, fit="crop" if spec.fit == "auto" else spec.fit)
-        return replace(spec, any_shape=run.height * run.width >= _MANY_SHAPES)
+        """How clips are read for a checkpoint. Where the size is left to it, clips may keep their shape if it is large
+        enough to come from Wan, which was trained on many; small ones make no sense of other shapes, nor of bars."""
+        is_free = self.height is None and self.width is None
+        many = run.height * run.width >= _MANY_SHAPES
+        return replace(footage.spec(*self.resolved(run)), any_shape=is_free and many)
 
 
 @settings

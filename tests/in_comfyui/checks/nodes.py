@@ -652,6 +652,9 @@ def wrong_use() -> dict[str, str]:
         "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
         "nothing could be captioned": lambda: run("UniViGUCaptionFolder", folder=str(broken), **into_folder),
         "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
+        "beyond the clips": lambda: run(
+            "UniViGUCaptionFolder", folder=folder_paths.get_input_directory(), start=100.0, seconds=2.0, **into_folder
+        ),
         "endless temperature": lambda: run("VideoToTextDenoise", **{**caption, "temperature": float("-inf")}),
         "endless strength": lambda: run(
             "UniViGULoraLoader", model=model, lora="none", strength_video=float("inf"), strength_text=1.0

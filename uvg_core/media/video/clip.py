@@ -49,11 +49,11 @@ class ClipSpec:
     fps             take that many frames a second instead, from the start on
     at_most         ``frames`` is a budget: a shorter clip gives as many of 4n+1 frames as it has, none twice
     fit             what becomes of another shape: ``crop`` covers the size and cuts the rest off, ``pad`` keeps the
-                    whole picture, ``stretch`` distorts it; ``auto`` crops unless more than a quarter would be lost
+                    whole picture, ``stretch`` distorts it; ``auto`` crops, unless there may be another size
     crop            what is kept of it: ``center``, ``top``, ``bottom``, or ``smart``: the part with most detail and
                     movement, the same in all frames
     background      RGB behind transparent parts and around padded pictures
-    any_shape       ``auto`` takes another size of at most as many pixels rather than pad
+    any_shape       rather than crop more than a quarter off, ``auto`` takes another size of at most as many pixels
     """
 
     frames: int
@@ -78,10 +78,8 @@ class ClipSpec:
         """``auto`` decided, for pictures that are so many rows and columns large on screen."""
         if self.fit != "auto":
             return self
-        if self._kept(rows, columns) >= _ENOUGH:
+        if not self.any_shape or self._kept(rows, columns) >= _ENOUGH:
             return replace(self, fit="crop")
-        if not self.any_shape:
-            return replace(self, fit="pad")
         turned = replace(self, fit="crop", height=self.width, width=self.height)
         if turned._kept(rows, columns) >= _ENOUGH:
             return turned

@@ -34,8 +34,8 @@ class Footage:
     )
     fit: Annotated[str, OneOf(*FITS)] = setting(
         "For clips of another shape: crop cuts off what goes beyond the size, pad adds bars, stretch distorts. auto "
-        "crops to a size that you set; with the checkpoint's size, a clip that would lose more than a quarter is kept "
-        "whole: in another size if the checkpoint takes it, else with bars.",
+        "crops; where the size is left to a checkpoint that takes others, such as the released model, a clip that "
+        "would lose more than a quarter is read in one of its own shape instead.",
         default="auto",
     )
     crop: Annotated[str, OneOf(*CROPS)] = setting(

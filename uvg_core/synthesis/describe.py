@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Annotated
 from ..data.left_out import LeftOut
 from ..data.listing import listed
 from ..errors import UniViGUError
-from ..io import append, read_text, write_text
+from ..io import read_text, write_text
+from ..lines import Lines
 from ..locks import owned
 from ..media.video import probe
 from ..settings import Flag, Number, OneOf, setting, settings
@@ -161,7 +161,7 @@ def describe_windows(
                 return False
             note(f"{name} from {start:g} s to {end:g} s")
             row = {**row, entry: describe.part(clip, str(row.get("caption", "")), (start, end - start))}
-            _append(table, row)
+            Lines(table, "a manifest of windows", most=_MOST_MANIFEST).add(row)
             known[name, start, end] = row
             return True
 
@@ -219,21 +219,3 @@ def _tidy(table: Path) -> None:
     kept = [line for number, line in enumerate(lines) if last.get(_key(line) or ("", 0, 0), number) == number]
     if len(kept) < len(lines):
         write_text(table, "".join(f"{line}\n" for line in kept))
-
-
-def _append(table: Path, row: dict[str, object]) -> None:
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    if not os.path.lexists(table):
-        write_text(table, line)
-        return
-    try:
-        handle = os.open(table, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            size = os.fstat(handle).st_size
-            os.lseek(handle, max(0, size - 1), os.SEEK_SET)
-            torn = size and os.read(handle, 1) != b"\n"  # a run was killed, or somebody edited it
-            append(handle, (b"\n" if torn else b"") + line.encode("utf-8", "backslashreplace"))
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise UniViGUError(f"{table}: cannot be appended to ({error.strerror or error}); free some space") from None

@@ -114,6 +114,39 @@ def test_a_table_is_a_manifest(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_csv_has_the_separator_of_any_language(tmp_path: Path, mark: str) -> None:
+    clip(tmp_path / "b.mp4")
+    (tmp_path / "c.csv").write_text(f"path{mark}caption\r\nb.mp4{mark}a ball\r\n")
+    assert [one.prompt for one in look(tmp_path / "c.csv").usable] == ["a ball"]
+
+
+def test_a_table_loses_no_part_of_a_caption_unsaid(tmp_path: Path) -> None:
+    clip(tmp_path / "b.mp4")
+    table = tmp_path / "c.csv"
+    table.write_text('path,caption\nb.mp4,a ball, red, round\nb.mp4,"a ball, blue"\n')
+    found = look(table)
+    assert [one.prompt for one in found.usable] == ["a ball, blue"]
+    assert [(one.name, one.reason) for one in found.left_out] == [("line 2", "with an entry that cannot be read")]
+    assert "more cells than the header row has names" in str(found)
+    table.write_text('path,caption\nb.mp4,"a ball\nb.mp4,another\n')
+    with pytest.raises(UniViGUError, match=r"c\.csv: the row after line 1: unexpected end of data"):
+        look(table)
+    table.write_text("b.mp4,a ball\n")
+    with pytest.raises(UniViGUError, match=r"the header row is .*b\.mp4.*; expected a column path"):
+        look(table)
+    (tmp_path / "c.jsonl").write_text("")
+    with pytest.raises(UniViGUError, match=r"none of 0 clips .* with its prompt$"):
+        look(tmp_path / "c.jsonl")
+
+
+def test_a_part_beyond_the_end_counts_as_long_as_it_is(tmp_path: Path) -> None:
+    clip(tmp_path / "b.mp4", 32)
+    row = {"path": "b.mp4", "caption": "x", "start": 2, "end": 6}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row))
+    assert "up to 1.78 times" in str(look(tmp_path / "c.jsonl"))  # 16 frames of which 9 are taken
+
+
 def test_parquet_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "clips.parquet"
     table.write_bytes(b"PAR1")
@@ -211,6 +244,31 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     shard(tmp_path / "clips.tgz", {})
     with pytest.raises(UniViGUError, match="not compressed"):
         look(tmp_path / "clips.tgz")
+
+
+def test_shards_with_covers_dots_and_damage(tmp_path: Path) -> None:
+    data, cover = clip(tmp_path / "b.mp4", caption="beside").read_bytes(), picture(tmp_path / "p.jpg").read_bytes()
+    path = shard(
+        tmp_path / "s.tar",
+        {
+            "1.jpg": cover,
+            "1.mp4": data,
+            "1.txt": b"a red ball",
+            "dog.v2.mp4": data,
+            "dog.v2.txt": b"a dog",
+            "3.mp4": data,
+            "3.json": b"{bad",
+            "4.mp4": b"",
+            "4.txt": b"empty",
+        },
+    )
+    found = look(path, Buckets(frames=(1, 9)))
+    assert [(one.name, one.spec.frames) for one in found.usable] == [("s.tar/1.mp4", 9)]
+    lost = {one.name: one for one in found.left_out}
+    assert "several dots" in lost["s.tar/dog.v2.mp4"].reason
+    assert lost["s.tar/3.mp4"].reason == "with a caption that cannot be read"
+    assert lost["s.tar/4.mp4"].found.startswith("s.tar/4.mp4: ")
+    assert "1 .tar shard not read" in str(look(tmp_path))  # a folder with clips
 
 
 def test_a_shard_that_lies_is_an_error(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_detailed_captions_go_beside_the_brief_ones(tmp_path: Path, script: Scri
     assert "128 and 256 tokens" in words(script.asked[0])
 
 
+def test_a_clip_that_shares_its_name_is_described_with_its_own_prompt(tmp_path: Path, script: Script) -> None:
+    script.usual = answered(LONG)
+    for name, text in (("a.mp4", "a.txt"), ("a.mov", "a.mov.txt")):
+        clip(tmp_path / "new.mp4").rename(tmp_path / name)
+        (tmp_path / text).write_text(f"the prompt of {name}")
+    assert describe(script, tmp_path, "--kind", "detail") == 0
+    assert "The prompt: the prompt of a.mov" in words(script.asked[0])
+    assert "The prompt: the prompt of a.mp4" in words(script.asked[1])
+
+
 def test_an_answer_that_is_too_short_is_asked_for_again(tmp_path: Path, script: Script) -> None:
     script.answers = [answered("too short"), answered(LONG)]
     clip(tmp_path / "a.mp4")
@@ -153,6 +163,9 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     clip(tmp_path / "a.mp4")
     assert main(["describe", str(tmp_path)]) == 1
     assert "pass --endpoint URL and --llm MODEL" in capsys.readouterr().err
+    more = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer", "--window", "2"]
+    assert main(["describe", str(tmp_path / "a.mp4"), *more]) == 1
+    assert "a.mp4: --window writes a manifest into a folder" in capsys.readouterr().err
 
 
 def test_tokens_are_estimated_in_any_language() -> None:

@@ -26,6 +26,8 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
     """Write captions of real clips with a language model that sees frames of the whole clip."""
     if chat.endpoint is None:
         raise UniViGUError("describe needs a language model: pass --endpoint URL and --llm MODEL")
+    if own.window is not None and (files := [path for path in own.clips if not os.path.isdir(path)]):
+        raise UniViGUError(f"{files[0]}: --window writes a manifest into a folder of clips; pass the folder")
     captions = Captions(**{**vars(captions), "file_suffix": "detail" if own.kind == "detail" else ""})
     count, usual = estimated_tokens, TextLimits()
     if own.model is not None:

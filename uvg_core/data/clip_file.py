@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UniViGUError
 from ..io import MEGABYTE, open_regular
 from ..media.video import ClipSpec
 from ..media.video.find import STILL
@@ -65,6 +66,12 @@ class ClipFile:
         return Path(named).suffix.lower()
 
     @property
+    def described(self) -> float:
+        """Seconds that its texts speak of and that are there."""
+        left = self.duration - self.start
+        return left if self.seconds is None else min(self.seconds, left)
+
+    @property
     def is_picture(self) -> bool:
         return self.suffix in PICTURES
 
@@ -82,7 +89,10 @@ class ClipFile:
                 while block := source.read(min(left, MEGABYTE)):
                     target.write(block)
                     left -= len(block)
-            yield copy
+            try:
+                yield copy
+            except UniViGUError as error:  # of the shard, not of a copy that nobody knows
+                raise UniViGUError(str(error).replace(str(copy), self.name)) from None
 
 
 Listed = tuple[ClipFile, Texts] | LeftOut

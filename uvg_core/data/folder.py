@@ -24,7 +24,7 @@ from .left_out import (
     Unusable,
     tally,
 )
-from .listing import listed, manifest_in, pictures_in
+from .listing import listed, manifest_in, pictures_in, unread_shards
 from .settings import Buckets, Data
 from .sources import TrainingClip, digest
 from .tags import wordings
@@ -198,7 +198,7 @@ class Survey:
         """Seconds of a clip that its frames are spread over; 0 where they are taken at the model's rate."""
         if clip.spec.fps is not None:
             return 0.0
-        return clip.duration - clip.start if clip.seconds is None else clip.seconds
+        return clip.described
 
     def __str__(self) -> str:
         total = self.clips + len(self.left_out)
@@ -207,6 +207,8 @@ class Survey:
         lines += filter(None, (self.retimed, self.cut, self.cropped))
         if unread := self.counts["unread"]:
             lines.append(f"pictures left out because buckets.frames does not contain 1: {unread}")
+        if shards := self.counts["shards"]:
+            lines.append(f"{counted(shards, '.tar shard')} not read; name them as another source to use them")
         if self.unused_details:
             lines += ["used without their detailed captions:", *tally(self.unused_details)]
         return "\n".join(lines)
@@ -263,10 +265,12 @@ def survey(
         texts = "its prompt and its detailed caption" if need_detail else "its prompt"
         expected = f"clips of at least {look.shortest} frames at {run.fps:g} fps, each with {texts}"
         lines = [f"{root}: none of {counted(number, 'clip')} can be trained on; expected {expected}"]
-        lines[0] += f"{manifest_in(root)}. Left out were"
+        lines[0] += manifest_in(root) + (". Left out were" if found.left_out else "")
         raise UniViGUError("\n".join(lines + tally(found.left_out)))
     if buckets is not None and 1 not in look.lengths and root.is_dir():
         found.counts["unread"] = len(pictures_in(root, recursive))
+    if root.is_dir():
+        found.counts["shards"] = unread_shards(root, read=found.usable[0].member is not None)
     found.usable.sort(key=lambda clip: (clip.spec.frames, clip.spec.height, clip.spec.width))
     return found
 
@@ -356,14 +360,14 @@ class _Look:
         return windows_of(info, (file.start, file.seconds), self.run, self.how, self.lengths)
 
     def _count(self, found: Survey, file: ClipFile, frames: int, windows: int) -> None:
-        counts, span = found.counts, file.duration - file.start if file.seconds is None else file.seconds
+        counts = found.counts
         counts["clips"] += 1
         if frames == 1:
             counts["pictures"] += 1
             return
         if abs(file.fps / self.run.fps - 1) > _SAME_RATE:
             counts[f"fps {file.fps:.4g}"] += 1
-        if is_long(span, frames, self.run.fps):
+        if is_long(file.described, frames, self.run.fps):
             counts["long"] += 1
             counts["windows"] += windows
 

@@ -48,6 +48,11 @@ def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
         yield from clips_in(shard)
 
 
+def unread_shards(root: Path, read: bool) -> int:
+    """How many shards of a folder are not read: those in subfolders, and beside clips (``read`` is False) all."""
+    return sum(not read or path.parent != root for path in root.rglob(f"*{SHARD}"))
+
+
 def pictures_in(root: Path, recursive: bool) -> list[Path]:
     """The still pictures of a folder; a video's covers are none of them."""
     return [path for path in find_clips(root, recursive=recursive) if path.suffix.lower() in STILL]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,12 +85,23 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 if line.strip():
                     yield number, json_row(line)
             return
-        rows = csv.DictReader(lines, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+        head = next(lines, "")
+        separators = ",;\t" if path.suffix.lower() == ".csv" else "\t"  # Excel's depend on the system's language
+        separator = max(separators, key=lambda one: (head.partition("\n")[0].count(one) > 0, -separators.index(one)))
+        rows = csv.DictReader(chain([head], lines), delimiter=separator, strict=True)
         try:
+            names = [str(name).strip() for name in rows.fieldnames or ()]
+            if not set(names) & set(PATHS):
+                raise UniViGUError(f"{path}: the header row is {shown(names)}; expected a column path and one caption")
             for row in rows:
-                yield rows.line_num, {str(name).strip(): value for name, value in row.items() if name is not None}
+                cells = {str(name).strip(): value for name, value in row.items() if name is not None}
+                extra = f"found more cells than the header row has names: {shown(row.get(None))}; put quotation marks"
+                yield rows.line_num, f"{extra} around text that contains separators" if None in row else cells
         except csv.Error as error:
-            raise UniViGUError(f"{path}: line {rows.line_num}: {error}; expected a table with a header row") from None
+            raise UniViGUError(
+                f"{path}: the row after line {rows.line_num}: {error}; expected a table with a header row, in which "
+                "quotation marks are closed"
+            ) from None
 
 
 def _bounded(path: Path, file: IO[bytes]) -> Iterator[str]:
@@ -133,4 +145,4 @@ def opened(path: Path) -> int:
     try:
         return open_regular(path, "a manifest of clips")
     except FileNotFoundError:
-        raise UniViGUError(f"{path}: no such file; expected a manifest of clips. Check the name") from None
+        raise UniViGUError(f"{path}: no such file; expected a manifest or a shard of clips. Check the name") from None

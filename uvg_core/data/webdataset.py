@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from ..errors import UniViGUError
 from ..io import MEGABYTE
-from ..media.video.find import CLIP_SUFFIXES
+from ..media.video.find import CLIP_SUFFIXES, MOVING
 from .clip_file import ClipFile, Listed
-from .left_out import BAD_TEXT, LeftOut, Unusable
+from .left_out import BAD_TEXT, SEVERAL_DOTS, LeftOut, Unusable
 from .manifest import entries_of, json_row, opened
 
 SHARD = ".tar"
@@ -57,9 +57,13 @@ def clips_in(path: Path) -> Iterator[Listed]:
 def _sample(path: Path, tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> Iterator[Listed]:
     """The clip among the files of one name, if there is any, with the texts among them."""
     by_kind = {member.name.removeprefix(key).lower(): member for member in members}
-    clip = next((member for kind, member in by_kind.items() if kind in CLIP_SUFFIXES), None)
-    if clip is None:
+    clips = [kind for kind in by_kind if kind in CLIP_SUFFIXES]
+    for kind, member in by_kind.items():
+        if kind not in CLIP_SUFFIXES and kind[kind.rfind(".") :] in CLIP_SUFFIXES:
+            yield LeftOut(f"{path.name}/{member.name}", SEVERAL_DOTS)
+    if not clips:
         return
+    clip = by_kind[max(clips, key=MOVING.__contains__)]  # a picture beside a video is its cover
     name = f"{path.name}/{clip.name}"
     kinds = {True: (".txt", ".caption", ".text"), False: (".detail.txt",)}
     found: dict[bool, tuple[str, ...]] = {}
@@ -70,6 +74,8 @@ def _sample(path: Path, tar: tarfile.TarFile, key: str, members: list[tarfile.Ta
                 found[prompt] = (_content(tar, text),)
         if ".json" in by_kind:
             row = json_row(_content(tar, by_kind[".json"]))
+        if isinstance(row, str) and True not in found:
+            raise Unusable(BAD_TEXT, row)
     except Unusable as why:
         yield LeftOut(name, *why.args)
         return

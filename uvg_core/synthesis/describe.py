@@ -16,7 +16,8 @@ from ..errors import UniViGUError
 from ..io import read_text, write_text
 from ..lines import Lines
 from ..locks import owned
-from ..media.video import probe
+from ..media.video import find_clips, probe
+from ..pipeline.texts import text_files
 from ..settings import Flag, Number, OneOf, setting, settings
 from .captioner import WORDS_PER_TOKEN, Captioner
 from .chat import LengthError
@@ -115,8 +116,10 @@ class Describer:
 
     def _brief(self, clip: Path) -> str:
         """The prompt beside a clip, where there is one."""
+        clips = find_clips(clip.parent, recursive=False)
+        files = dict(zip(clips, text_files(clips), strict=True))
         try:
-            return " ".join(read_text(clip.with_suffix(".txt")).split())
+            return " ".join(read_text(files.get(clip, clip.with_suffix(".txt"))).split())
         except (UniViGUError, FileNotFoundError):
             return ""
 

@@ -115,7 +115,7 @@ class UniViGUCaptionFolder(Node):
                 *widgets.captioning(),
                 widgets.video_cache(),
                 *later_widgets(),
-                *footage_widgets("start", "seconds", "fit", "crop", "background"),
+                *footage_widgets("start", "seconds", "fit"),
             ],
             outputs=[
                 output(

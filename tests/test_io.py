@@ -12,7 +12,16 @@ import pytest
 
 from uvg_core import io, locks
 from uvg_core.errors import UniViGUError, printable
-from uvg_core.io import free_name, read_text, require_writable, write_beside, write_new, write_text, written_whole
+from uvg_core.io import (
+    free_name,
+    name_taken,
+    read_text,
+    require_writable,
+    write_beside,
+    write_new,
+    write_text,
+    written_whole,
+)
 from uvg_core.versions import require
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,6 +235,16 @@ def test_a_free_name_is_one_where_nothing_lies(tmp_path: Path) -> None:
     first.write_bytes(b"")
     (tmp_path / "clip.2.mp4").symlink_to("nowhere")
     assert free_name(first) == tmp_path / "clip.3.mp4"
+
+
+def test_a_taken_name_is_nobody_elses_and_given_back_unless_written(tmp_path: Path) -> None:
+    first = tmp_path / "clip.mp4"
+    with name_taken(first) as mine, name_taken(first) as other:
+        assert (mine, other) == (first, tmp_path / "clip.2.mp4")
+        write_text(other, "written")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.2.mp4"]
+    with pytest.raises(UniViGUError, match="does not exist"), name_taken(tmp_path / "gone" / "clip.mp4"):
+        pass
 
 
 def test_utf16_that_does_not_say_so_is_refused_and_not_read_with_null_bytes(tmp_path: Path) -> None:

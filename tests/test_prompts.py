@@ -42,13 +42,13 @@ def test_mistakes_in_braces_are_worded() -> None:
 
 
 def test_too_many_are_refused_before_they_are_made() -> None:
-    with pytest.raises(UniViGUError, match="stands for 1,024 prompts, and the limit is 1000"):
+    with pytest.raises(UniViGUError, match="expands to 1,024 prompts, and the limit is 1000"):
         expanded(["{a|b}" * 10], 1000)
     with pytest.raises(UniViGUError, match="more than a billion"):
         expanded(["{a|b}" * 3000], 1000)
     assert Pattern.of("{a|b}" * 3000).count == COUNTLESS
     assert len(expanded(["{a|b}" * 3000], 1000, seed=1)[0]) == 3000
-    with pytest.raises(UniViGUError, match="stands for 3 prompts"):
+    with pytest.raises(UniViGUError, match="expands to 3 prompts"):
         expanded(["a", "b", "c"], 2, seed=1)
 
 

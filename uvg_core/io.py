@@ -187,6 +187,25 @@ def free_name(path: str | Path) -> Path:
     return next(name for name in _names(Path(path)) if not os.path.lexists(name))
 
 
+@contextmanager
+def name_taken(path: str | Path) -> Iterator[Path]:
+    """As ``free_name``, for the length of a block in which the file is written: two runs at once do not write onto each
+    other's. The name is given back if nothing was written."""
+    for name in _names(Path(path)):
+        if os.path.lexists(name):
+            continue
+        require_writable(name)
+        with suppress(FileExistsError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+    try:
+        yield name
+    finally:
+        with suppress(OSError):
+            if not name.stat().st_size:
+                name.unlink()
+
+
 def _names(first: Path) -> Iterator[Path]:
     return chain([first], (first.with_name(f"{first.stem}.{number}{first.suffix}") for number in count(2)))
 

@@ -49,7 +49,9 @@ def read_yaml(path: str | Path, what: str) -> Entries:
     except UniViGUError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates
-        raise UniViGUError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise UniViGUError(f"{path}: {_invalid(error)}") from None
+    if values is None:
+        raise UniViGUError(f"{path}: has no entries; expected some such as 'stage: recall', one per line")
     if not isinstance(values, dict):
         raise UniViGUError(f"{path}: found {shown(values)}; expected entries such as 'stage: recall', one per line")
     return Entries(path, values, keys, marks)
@@ -83,6 +85,15 @@ def _places(path: str | Path, root: Any) -> tuple[dict[Entry, Any], dict[Entry, 
             keys[here] = key.start_mark
             open_nodes.append((value, here))
     return keys, marks
+
+
+def _invalid(error: Exception) -> str:
+    """What PyYAML found wrong, and where, in one line; its own words call every file a "<unicode string>"."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return f"not valid YAML ({' '.join(str(error).split())})"
+    found = ": ".join(filter(None, (getattr(error, "context", None), problem)))
+    return f"{_words(mark)}not valid YAML ({found})"
 
 
 def _words(mark: Any) -> str:

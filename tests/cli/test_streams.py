@@ -65,7 +65,6 @@ def test_a_prompt_goes_in_and_a_video_comes_out(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["caption", "-", "-"], "can be used only once"),
         (["caption", "-"], "standard input is empty"),
         (["joint", "-"], "standard input is not UTF-8 text"),
         (["rank", "-", "a"], "more than 4 GiB"),
@@ -82,6 +81,50 @@ def test_what_cannot_come_from_the_standard_input_is_refused(
     monkeypatch.setattr(streams, "_MOST_BYTES", 4)
     assert main([*command, *CPU]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_the_standard_input_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["caption", "-", "-"])
+    assert "can be used only once" in capsys.readouterr().err
+
+
+def test_streams_are_called_what_they_are(clip: Path, feed: Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    feed(clip.read_bytes())
+    assert main(["caption", "-", "--json", "-", "--steps", "1", *CPU]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["clip"] == "standard input"
+    feed(b"no video")
+    assert main(["caption", "-", *CPU]) == 1
+    assert capsys.readouterr().err.startswith("error: standard input: cannot be opened as a video")
+
+
+def test_closed_streams(clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stderr", None)
+        assert main(["caption", str(clip), "--steps", "1", *CPU]) == 0
+        sys.stderr.close()
+    assert len(capsys.readouterr().out.splitlines()) == 1  # the caption, without the note
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stdout", None)
+        assert main(["generate", "a red circle", "-o", "-", *CPU]) == 1
+    assert "standard output is closed" in capsys.readouterr().err
+
+
+def test_a_report_is_not_written_onto_a_caption(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = clip.with_suffix(".json")
+    command = ["caption", str(clip.parent), "--steps", "1", "--format", "json", "--json", str(report), *CPU]
+    assert main(command) == 1
+    assert "holds a clip's caption and was not changed" in capsys.readouterr().err
+    assert isinstance(json.loads(report.read_text()), dict)
+
+
+def test_a_dry_run_misses_what_is_not_there(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", str(clip), str(clip.with_name("gone.mp4")), "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{clip}: would be captioned")
+    assert "gone.mp4: no such file or folder" in err
+    with pytest.raises(SystemExit, match="2"):
+        main(["caption", str(clip), "--dry-run", "--json", "-"])
 
 
 def test_a_file_that_cannot_be_a_stream_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def test_a_list_comes_from_a_file_of_the_input_folder_and_from_nowhere_else(
 
     assert texts(prompts="", file="list of prompts.txt") == ["one a", "one b", "one c"]
     assert texts(prompts="first", limit=4) == ["first", "one a", "one b", "one c"]
-    assert "stands for 4 prompts, and the limit is 3" in texts(limit=3)[0]
+    assert "expands to 4 prompts, and the limit is 3" in texts(limit=3)[0]
     [drawn] = texts(prompts="", wildcards="one drawn by seed")
     assert drawn in ("one a", "one b", "one c")
     refused = [texts(file=name) for name in (str(tmp_path / "secret.txt"), "../secret.txt", "nothing.txt")]

@@ -50,7 +50,9 @@ def test_so_many_frames_a_second(dozen: Path) -> None:
     assert "4 of 12 frames, retimed from 25 to 12.5 fps" in clip.note
     longer = read_clip(dozen, ClipSpec(8, 32, 32, fps=12.5))
     assert numbers(longer.pixels) == [0, 2, 4, 6, 8, 10, 11, 11]
+    assert "8 of 12 frames" in longer.note
     assert "the last one repeated" in longer.note
+    assert "16 frames out of 12, retimed" in read_clip(dozen, ClipSpec(16, 32, 32, fps=12.5)).note
 
 
 def test_a_part_of_a_clip(dozen: Path) -> None:
@@ -60,6 +62,10 @@ def test_a_part_of_a_clip(dozen: Path) -> None:
     assert numbers(read_clip(dozen, ClipSpec(2, 32, 32), start=0.2).pixels) == [5, 11]
     with pytest.raises(UniViGUError, match=r"dozen\.mp4: no frames in the part from 3 s; the clip is 0\.48 s long"):
         read_clip(dozen, ClipSpec(2, 32, 32), start=3)
+    with pytest.raises(UniViGUError, match=r"from 0\.01 s to 0\.03 s; the clip is"):
+        read_clip(dozen, ClipSpec(2, 32, 32), start=0.01, seconds=0.02)
+    last = read_clip(dozen, ClipSpec(2, 32, 32), start=0.44)
+    assert "a single frame, repeated 2 times, of 0.0 s (25 fps), the part from 0.4 s of 0.5 s" in last.note
 
 
 def test_a_budget_repeats_no_frame(dozen: Path) -> None:

@@ -238,11 +238,11 @@ FILE = "stage: recall\nmodel: a\ndata: b\nout: c\nsteps: 3\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stage: [recall", "not valid YAML"),
+        ("stage: [recall", "line 1, column 15: not valid YAML (while parsing a flow sequence: expected"),
         ("data: 2001-99-99", "not valid YAML"),
         ("a: &a [*a", "not valid YAML"),
         ("just words", "found 'just words'; expected entries such as"),
-        ("", "found None"),
+        ("", "has no entries"),
         ("stage: recall", "missing entry model"),
         ("stage: recall\nmodle: a", ": line 2, column 1: unknown entry modle; did you mean model?"),
         (

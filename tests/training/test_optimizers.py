@@ -131,5 +131,5 @@ def test_eight_bits_without_bitsandbytes_say_what_to_do(monkeypatch: pytest.Monk
 
 
 def test_nothing_to_learn_is_an_error() -> None:
-    with pytest.raises(UniViGUError, match="nothing learns"):
+    with pytest.raises(UniViGUError, match="nothing to train"):
         make_optimizers({}, Optimizer())

@@ -34,6 +34,10 @@ class Caption:
     dry_run: Flag = setting("Show which clips would be captioned, without writing anything.", default=False)
     json: Path | None = as_json("the result for each clip")
 
+    def __post_init__(self) -> None:
+        if self.dry_run and self.json is not None:
+            raise UniViGUError("--dry-run makes no results that --json could write; leave out one of them")
+
 
 def caption(
     own: Caption,
@@ -51,6 +55,7 @@ def caption(
         return _dry_run(own, captions)
     pipe = model.pipeline(shown)
     results: list[dict[str, Any]] = []
+    files: list[Path] = []
     failed = 0
 
     def describe(path: Path, folder: Path) -> str:
@@ -83,6 +88,7 @@ def caption(
                 )
                 tell(str(report))
                 results += report.to_json()
+                files += [*report.written, *report.skipped]
                 failed += len(report.failed)
             else:
                 text = captions.worded(describe(path, path.parent))
@@ -98,16 +104,27 @@ def caption(
             say("stopped; captions written so far are kept. Run the same command again to continue")
             return 130
     if own.json:
+        _require_no_caption(own.json, files)
         write_json(own.json, results)
     return 1 if failed else 0
 
 
-def _dry_run(own: Caption, captions: Captions) -> int:
-    for path in own.clips:
-        is_folder = os.path.isdir(path)
-        show(
-            survey(path, captions, recursive=not own.no_recursive)
-            if is_folder
-            else f"{path}: would be captioned; the caption is printed, not saved"
+def _require_no_caption(report: Path, captions: list[Path]) -> None:
+    if report.exists() and any(path.exists() and report.samefile(path) for path in captions):
+        raise UniViGUError(
+            f"{report}: holds a clip's caption and was not changed; to get the report, run the same command again with "
+            "another name for --json"
         )
-    return 0
+
+
+def _dry_run(own: Caption, captions: Captions) -> int:
+    missing = 0
+    for path in own.clips:
+        if os.path.isdir(path):
+            show(survey(path, captions, recursive=not own.no_recursive))
+        elif os.path.exists(path):
+            show(f"{path}: would be captioned; the caption is printed, not saved")
+        else:
+            complain(f"{path}: no such file or folder; check the path")
+            missing += 1
+    return 1 if missing else 0

@@ -17,6 +17,8 @@ from .flags import Only
 from .output import show_clip
 from .streams import is_stream, output_file
 
+CLIP = Path("clip.mp4")  # or a free name like it, where nobody named one
+
 
 @settings
 class Generate:
@@ -57,14 +59,15 @@ def generate(
     shown: Bars,
 ) -> None:
     """Generate a video from a prompt."""
-    with output_file(named := own.out or free_name("clip.mp4"), ".mp4") as out:
+    with output_file(named := own.out or free_name(CLIP), ".mp4") as out:
+        target = CLIP if own.out is None else out
         pipe = model.pipeline(shown, video.null_embedding)
         fps = given(video.fps, pipe.config.run.fps)
         if own.from_latent is not None:
             latent = read_latent(own.from_latent, model=pipe.components.path.name)
-            show_clip(out, pipe.decode_clips([latent])[0], fps, video.scale)
+            show_clip(target, pipe.decode_clips([latent])[0], fps, video.scale, anew=own.out is None)
             return
-        with latent_saved(pipe, free_name("clip.mp4") if is_stream(named) else out, shown):
+        with latent_saved(pipe, free_name(CLIP) if is_stream(named) else out, shown):
             pixels = pipe.generate(
                 own.prompt or "",
                 text="" if own.no_text_stream else own.text,
@@ -73,4 +76,4 @@ def generate(
                 sampling=sampling,
                 callback=steps_on(shown, "generating"),
             )
-            show_clip(out, pixels, fps, video.scale)
+            show_clip(target, pixels, fps, video.scale, anew=own.out is None)

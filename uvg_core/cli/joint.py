@@ -14,6 +14,8 @@ from .common import TEXT, VIDEO, Model, Video, latent_saved, steps_on
 from .flags import Only
 from .output import joint_sheet, say, show, show_clip
 
+JOINT = Path("joint.mp4")  # or a free name like it, where nobody named one
+
 
 @settings
 class Joint:
@@ -45,7 +47,7 @@ def joint(
     shown: Bars,
 ) -> None:
     """Generate a video and its caption at once from a prompt."""
-    out = own.out or free_name("joint.mp4")
+    out = own.out or free_name(JOINT)
     for path in filter(None, (out, own.sheet)):
         require_writable(path)
     pipe = model.pipeline(shown, video.null_embedding)
@@ -58,7 +60,8 @@ def joint(
             callback=steps_on(shown, "generating both", pipe.tokenizer.text),
             record=8 if own.sheet else 0,
         )
-        show_clip(out, pixels, given(video.fps, pipe.config.run.fps), video.scale)
+        fps = given(video.fps, pipe.config.run.fps)
+        out = show_clip(own.out or JOINT, pixels, fps, video.scale, anew=own.out is None)
     show(text)  # first: whatever refuses to be written, the words are not lost
     caption = out.with_suffix(".txt")
     if (written := write_beside(caption, text + "\n")) != caption:

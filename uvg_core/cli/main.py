@@ -114,6 +114,10 @@ READ = ("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", 
 def _require_files(args: argparse.Namespace) -> None:
     """Raise UniViGUError where a run would write onto a file that it reads, or could not write its report in the
     end."""
+    if sys.stdout is None and any(is_stream(getattr(args, name, None)) for name in WRITTEN):
+        raise UniViGUError("'-' was given, but standard output is closed")
+    if sys.stdout is not None and sys.stdout.isatty() and is_stream(getattr(args, "out", None)):
+        raise UniViGUError("-o - writes a video, which a terminal cannot show; pipe it to a program or redirect it")
     report = getattr(args, "json", None)
     if report is not None and not is_stream(report):
         require_writable(report)
@@ -156,6 +160,8 @@ def _explained(error: BaseException, command: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    if sys.stderr is None:  # closed: print() would write notes among the results
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a caption's letters must not end a run
             stream.reconfigure(errors="backslashreplace")

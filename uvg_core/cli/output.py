@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import counted, printable
+from ..io import name_taken
 from ..media.sheet import SheetRow, contact_sheet
 from ..media.video import write_video
 from ..pipeline.pipeline import JointStep
@@ -18,6 +20,7 @@ ENLARGE_BELOW, ENLARGE_TO = 128, 288
 
 
 _quiet = False
+_called: dict[str, str] = {}
 
 
 def be_quiet(quiet: bool) -> None:
@@ -26,20 +29,32 @@ def be_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def call(path: Path, name: str) -> None:
+    """What a temporary file is called from now on: users gave ``-``, and know no such file."""
+    _called[str(path)] = name
+
+
+def named(text: str) -> str:
+    """A text in which temporary files have the names that ``call`` gave them."""
+    for path, name in _called.items():
+        text = text.replace(path, name)
+    return text
+
+
 def say(text: str) -> None:
     """A note for the user, on the standard error; with ``--quiet`` left out."""
     if not _quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(printable(named(text)), file=sys.stderr, flush=True)
 
 
 def complain(text: object) -> None:
     """What went wrong, on the standard error."""
-    print(printable(f"error: {text}"), file=sys.stderr, flush=True)
+    print(printable(named(f"error: {text}")), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
     """A result, on the standard output."""
-    print(printable(text), flush=True)
+    print(printable(named(text)), flush=True)
 
 
 def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
@@ -49,12 +64,15 @@ def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
     return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
 
 
-def show_clip(path: Path, pixels: Tensor, fps: float, scale: int | None = None) -> None:
-    """Write a clip, enlarged as ``enlarged`` does, and say so."""
+def show_clip(path: Path, pixels: Tensor, fps: float, scale: int | None = None, *, anew: bool = False) -> Path:
+    """Write a clip, enlarged as ``enlarged`` does, and say so. ``anew``: under a free name like ``path``. Returns the
+    name."""
     big = enlarged(pixels, scale)
-    write_video(path, big, fps)
+    with name_taken(path) if anew else nullcontext(path) as path:
+        write_video(path, big, fps)
     grown = "" if big.shape == pixels.shape else f", enlarged to {big.shape[2]}x{big.shape[1]}"
     say(f"{path}: {counted(len(pixels), 'frame')} of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
+    return path
 
 
 def joint_sheet(path: Path, prompt: str, text: str, pixels: Tensor, trace: Sequence[JointStep]) -> None:

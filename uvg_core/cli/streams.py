@@ -16,7 +16,7 @@ from ..errors import UniViGUError
 from ..io import MEGABYTE, require_writable, write_text
 from ..settings import setting
 from .flags import streams_of
-from .output import show
+from .output import call, named, show
 
 _MOST_BYTES, _MOST_TEXT = 4 * 2**30, MEGABYTE
 
@@ -33,7 +33,7 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         return
     name, kind, value = asked[0]
     if len(asked) > 1:
-        raise UniViGUError("'-' (standard input) can be used only once")
+        args.error("'-' (standard input) can be used only once")
     if sys.stdin is None:
         raise UniViGUError("'-' was given, but standard input is closed")
     if kind == "text":
@@ -41,7 +41,7 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        path = Path(folder, "standard input")
+        call(path := Path(folder, "standard input"), "standard input")
         _spool(path)
         found = getattr(args, name)
         setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
@@ -56,7 +56,8 @@ def output_file(path: Path, suffix: str) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        yield (written := Path(folder, f"standard output{suffix}"))
+        call(written := Path(folder, f"standard output{suffix}"), "standard output")
+        yield written
         with written.open("rb") as source:
             shutil.copyfileobj(source, sys.stdout.buffer)
         sys.stdout.flush()
@@ -75,7 +76,7 @@ def as_json(what: str) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """A result for machines, as one JSON document; ``-`` is the standard output."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = named(json.dumps(value, indent=1, ensure_ascii=False))
     if is_stream(path):
         show(text)
     else:

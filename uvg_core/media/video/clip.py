@@ -132,8 +132,12 @@ def describe_fit(
     ``chosen``: timestamps of the frames taken. ``scaled``: rows and columns before cropping. ``length``: how long the
     source is, in words.
     """
-    length = length or f"{info.duration:.1f} s ({info.fps:.4g} fps)"
-    return f"{info.path.name}: {_frames_taken(info, spec, chosen, length)}; {_fitted(info, spec, scaled)}"
+    if info.frames == 1:
+        taken = "a single frame" + (f", repeated {len(chosen)} times" if len(chosen) > 1 else "")
+        taken += f", of {length}" if length else ""
+    else:
+        taken = _frames_taken(info, spec, chosen, length or f"{info.duration:.1f} s ({info.fps:.4g} fps)")
+    return f"{info.path.name}: {taken}; {_fitted(info, spec, scaled)}"
 
 
 def _fitted(info: ClipInfo, spec: ClipSpec, scaled: tuple[int, int]) -> str:
@@ -153,13 +157,11 @@ def _fitted(info: ClipInfo, spec: ClipSpec, scaled: tuple[int, int]) -> str:
 
 def _frames_taken(info: ClipInfo, spec: ClipSpec, chosen: Sequence[int], length: str) -> str:
     frames = len(chosen)
-    if info.frames == 1:
-        return "a single frame" + (f", repeated {frames} times" if frames > 1 else "")
     if frames == 1:
         return f"the first of {info.frames} frames, {length}"
     if spec.fps is None and frames > info.frames:
         return f"{frames} frames out of only {info.frames}, some repeated, evenly over {length}"
-    taken = f"{frames} of {info.frames} frames"
+    taken = f"{frames} of {info.frames} frames" if frames <= info.frames else f"{frames} frames out of {info.frames}"
     if spec.fps is None:
         return f"{taken}, evenly over {length}"
     if spec.at_most and spec.fps >= info.fps:

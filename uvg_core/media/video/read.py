@@ -99,7 +99,7 @@ def fit_pixels(pixels: Tensor, spec: ClipSpec, *, rate: float | None = None) -> 
     spec = spec.suited(rows, columns)
     fitted = [fit(pixels[n], (rows, columns), spec) for n in chosen]
     info = ClipInfo(Path("images"), columns, rows, timeline.rate, len(pixels), timeline.seconds)
-    note = describe_fit(info, spec, chosen, fitted[0][1], "" if rate else "the batch")
+    note = describe_fit(info, spec, chosen, fitted[0][1], "" if rate or len(pixels) == 1 else "the batch")
     return stacked([picture for picture, _ in fitted], spec), note
 
 
@@ -162,8 +162,9 @@ def _end(source: Source, timeline: Timeline, wanted: list[int], lost: list[int])
 def _part(source: Source, timeline: Timeline, start: float, seconds: float | None) -> Timeline:
     part = timeline.part(start, seconds)
     if not part.times:
+        to = f" to {start + seconds:g} s" if seconds else ""
         raise UniViGUError(
-            f"{source.path}: no frames in the part from {start:g} s; the clip is {timeline.seconds:.3g} s long"
+            f"{source.path}: no frames in the part from {start:g} s{to}; the clip is {timeline.seconds:.3g} s long"
         )
     return part
 

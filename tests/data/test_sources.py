@@ -351,7 +351,7 @@ def test_short_clips_and_pictures_have_lengths_of_their_own(tmp_path: Path) -> N
         (tmp_path / name).with_suffix(".txt").write_text("a b")
     (tmp_path / "long.txt").write_text("of the clip")
     assert [one.name for one in look(tmp_path).usable] == ["long.mp4"]
-    assert "pictures left out because buckets.frames does not contain 1: 2" in str(look(tmp_path, Buckets()))
+    assert "pictures not read because buckets.frames does not contain 1: 2" in str(look(tmp_path, Buckets()))
     found = look(tmp_path, Buckets(frames=(1, 5, 9)))
     assert [(one.name, one.spec.frames) for one in found.usable] == [
         ("other.png", 1),

@@ -166,6 +166,8 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     more = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer", "--window", "2"]
     assert main(["describe", str(tmp_path / "a.mp4"), *more]) == 1
     assert "a.mp4: --window writes a manifest into a folder" in capsys.readouterr().err
+    assert main(["describe", str(tmp_path), *more, "--prefix", "mystyle, "]) == 1
+    assert "--prefix does not apply to --window" in capsys.readouterr().err
 
 
 def test_tokens_are_estimated_in_any_language() -> None:

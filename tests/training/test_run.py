@@ -114,6 +114,10 @@ def test_a_check_says_what_a_run_would_do_and_does_nothing(
     shutil.copytree(clips, whole, ignore=shutil.ignore_patterns("0.*"))
     assert main(["train", str(write_config(tmp_path, whole, trains="text")), "--check"]) == 0
     assert "trained weights" in capsys.readouterr().out
+    further = {"start": str(tmp_path / "gone.safetensors")}
+    for trains, said in (("lora", "gone.safetensors: no such file"), ("text", "the LoRA would not be read")):
+        assert main(["train", str(write_config(tmp_path, whole, trains=trains, lora=further)), "--check"]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_a_run_over_several_sources_sizes_and_pictures(

@@ -10,7 +10,7 @@ from ..data.folder import TextLimits
 from ..errors import UniViGUError
 from ..pipeline.component_files import Places
 from ..pipeline.components import Components
-from ..pipeline.folders import Captions, caption_folder
+from ..pipeline.folders import CAPTIONS, Captions, caption_folder
 from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..synthesis.captioner import make_captioner
@@ -26,8 +26,8 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
     """Write captions of real clips with a language model that sees frames of the whole clip."""
     if chat.endpoint is None:
         raise UniViGUError("describe needs a language model: pass --endpoint URL and --llm MODEL")
-    if own.window is not None and (files := [path for path in own.clips if not os.path.isdir(path)]):
-        raise UniViGUError(f"{files[0]}: --window writes a manifest into a folder of clips; pass the folder")
+    if own.window is not None:
+        _require_windows(own, captions)
     captions = Captions(**{**vars(captions), "file_suffix": "detail" if own.kind == "detail" else ""})
     count, usual = estimated_tokens, TextLimits()
     if own.model is not None:
@@ -62,6 +62,18 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
         finally:
             captioner.client.close()
     return 1 if failed else 0
+
+
+def _require_windows(own: Describe, captions: Captions) -> None:
+    """Raises UniViGUError for what would be passed over where windows are described."""
+    for path in own.clips:
+        if not os.path.isdir(path):
+            raise UniViGUError(f"{path}: --window writes a manifest into a folder of clips; pass the folder")
+    for name in _FILES:
+        if getattr(captions, name) != getattr(CAPTIONS, name):
+            raise UniViGUError(
+                f"--{name} does not apply to --window, which adds what is missing to windows.jsonl; omit one of the two"
+            )
 
 
 def _one(path: Path, describer: Describer, own: Describe, captions: Captions, note: object) -> int:

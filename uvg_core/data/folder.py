@@ -206,7 +206,7 @@ class Survey:
         lines += tally(self.left_out)
         lines += filter(None, (self.retimed, self.cut, self.cropped))
         if unread := self.counts["unread"]:
-            lines.append(f"pictures left out because buckets.frames does not contain 1: {unread}")
+            lines.append(f"pictures not read because buckets.frames does not contain 1: {unread}")
         if shards := self.counts["shards"]:
             lines.append(f"{counted(shards, '.tar shard')} not read; name them as another source to use them")
         if self.unused_details:

@@ -287,6 +287,11 @@ class TrainConfig:
                 "stage: generate with trains: text trains nothing, because generate does not use the text half. "
                 "Set trains to all or lora, or stage to recall or refine"
             )
+        if self.lora.start is not None and self.trains != "lora":
+            raise UniViGUError(
+                f"lora.start is {self.lora.start}, but trains is {self.trains}: the LoRA would not be read. Set trains "
+                "to lora, or remove lora.start"
+            )
         weights = [one.weight for one in self.sources]
         if None in weights and any(weights):
             raise UniViGUError(

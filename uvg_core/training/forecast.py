@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def _network(config: TrainConfig, facts: CheckpointConfig, parts: Components) ->
         flows = Overrides(text_flow=config.text_flow, source=config.source)
         model, _ = model_config(checkpoint, flows, parts.tokenizer.size)
     network = UniViGU(model, device="meta")
-    return choose_trainable(network, replace(config, lora=replace(config.lora, start=None)))
+    return choose_trainable(network, config)  # a LoRA to start from is looked at, too
 
 
 def _learning(network: UniViGU) -> int:

@@ -7,6 +7,10 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    # Closed: print() would write notes among the results, and the next file to be opened would get its number, and with
+    # it what libraries log.
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     # Nothing is under way while torch is imported: Ctrl-C may end that at once, and without a word.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli.main import CANCELLED

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uvg_core.__main__ import main as program
 from uvg_core.cli import streams
 from uvg_core.cli.flags import settings_of
 from uvg_core.cli.main import main, make_parser
@@ -101,7 +102,8 @@ def test_streams_are_called_what_they_are(clip: Path, feed: Feed, capsys: pytest
 def test_closed_streams(clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as closed:
         closed.setattr("sys.stderr", None)
-        assert main(["caption", str(clip), "--steps", "1", *CPU]) == 0
+        closed.setattr("sys.argv", ["uni-vigu", "caption", str(clip), "--steps", "1", *CPU])
+        assert program() == 0
         sys.stderr.close()
     assert len(capsys.readouterr().out.splitlines()) == 1  # the caption, without the note
     with monkeypatch.context() as closed:

@@ -160,8 +160,6 @@ def _explained(error: BaseException, command: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    if sys.stderr is None:  # closed: print() would write notes among the results
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a caption's letters must not end a run
             stream.reconfigure(errors="backslashreplace")

@@ -13,8 +13,8 @@ def main() -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     # Nothing is under way while torch is imported: Ctrl-C may end that at once, and without a word.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from .cli.main import CANCELLED
     from .cli.main import main as run
+    from .cli.output import CANCELLED
 
     signal.signal(signal.SIGINT, before)
     code = run()

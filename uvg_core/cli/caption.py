@@ -16,7 +16,7 @@ from ..sampling import Sampling, Size
 from ..settings import Flag, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
-from .output import complain, say, show
+from .output import CANCELLED, complain, say, show
 from .streams import as_json, is_stream, write_json
 
 
@@ -102,7 +102,7 @@ def caption(
         except KeyboardInterrupt:
             shown.close()
             say("stopped; captions written so far are kept. Run the same command again to continue")
-            return 130
+            return CANCELLED
     if own.json:
         _require_no_caption(own.json, files)
         write_json(own.json, results)

@@ -17,7 +17,7 @@ from ..synthesis.captioner import make_captioner
 from ..synthesis.describe import INSTRUCTIONS, Describe, Describer, Stopped, describe_windows, estimated_tokens
 from ..synthesis.settings import Chat
 from .flags import Only
-from .output import complain, say, show
+from .output import CANCELLED, complain, say, show
 
 _FILES = ("overwrite", "prefix", "suffix", "existing", "replace", "format", "backup", "review")
 
@@ -58,7 +58,7 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
             failed += 1
         except KeyboardInterrupt:
             say("stopped; captions written so far are kept. Run the same command again to continue")
-            return 130
+            return CANCELLED
         finally:
             captioner.client.close()
     return 1 if failed else 0

@@ -40,7 +40,7 @@ from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
 from .joint import joint
-from .output import be_quiet, complain, say
+from .output import CANCELLED, USED_WRONGLY, be_quiet, complain, say
 from .rank import rank
 from .streams import is_stream, standard_input
 from .synthesise import synthesise
@@ -61,9 +61,6 @@ COMMANDS = (
     cache,
     completion,
 )
-
-
-USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1
 
 
 class _Parser(argparse.ArgumentParser):

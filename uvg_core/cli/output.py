@@ -17,6 +17,7 @@ from ..pipeline.pipeline import JointStep
 
 # Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
 ENLARGE_BELOW, ENLARGE_TO = 128, 288
+USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1
 
 
 _quiet = False

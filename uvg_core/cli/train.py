@@ -12,7 +12,7 @@ from ..settings import Flag, setting, settings
 from ..training import forecast, run
 from ..training.config import load_config
 from ..training.trainer import Watch
-from .output import say, show
+from .output import CANCELLED, say, show
 
 
 @settings
@@ -47,7 +47,7 @@ def train(own: Train, shown: Bars) -> int:
         say(f"stopped at step {result.step} of {result.steps}; continue with --resume. Result so far: {result.file}")
     elif result.file is not None:  # the main process
         say(f"done: {result.file}")
-    return 0 if result.finished else 130
+    return 0 if result.finished else CANCELLED
 
 
 @contextmanager

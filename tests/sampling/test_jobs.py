@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from run_jobs import caption_likelihood, joint, text_to_video, video_to_text
@@ -414,6 +416,36 @@ def test_the_likeliest_words_are_not_sure_words(given: dict[str, torch.Tensor], 
         **pinned,
     )
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "temperature", "settings", "steps"),
+    [
+        (0.75, 0.0, {}, 1),  # the likeliest words are taken as soon as they are known well enough
+        (0.65, 0.0, {}, 9),
+        (0.75, 1.0, {}, 9),  # drawn words depend on each other
+        (0.75, 0.0, {"stop_when_sure": 0.0}, 9),
+        (0.75, 0.0, {"stop_when_stable": 2}, 9),  # which asks for more
+        (0.65, 0.0, {"stop_when_sure": 0.6}, 1),
+        (0.65, 0.0, {"stop_when_sure": 0.9, "fixed": {1: 5}}, 1),
+    ],
+)
+def test_captions_end_when_every_word_is_sure(
+    given: dict[str, torch.Tensor], share: float, temperature: float, settings: dict[str, Any], steps: int
+) -> None:
+    seen: list[int] = []
+    model: Any = Leaning(share)
+    text = video_to_text(
+        model,
+        video=given["noise"],
+        length=3,
+        steps=9,
+        temperature=temperature,
+        callback=lambda step, state: seen.append(step),
+        **settings,
+    )
+    assert len(seen) == steps
+    assert text[:, [0, 2]].tolist() == [[7, 7]] * 2
 
 
 def test_euler_is_refused_before_the_network_runs(given: dict[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -88,6 +88,14 @@ class LoraMatch:
         return str(self) + "".join(f"; the {half} half is off (strength 0)" for half in off)
 
 
+@dataclass(frozen=True)
+class Student:
+    """How a LoRA of the stage ``distill`` draws: passes for a clip, and for a clip with its caption, unguided."""
+
+    passes: int
+    joint_passes: int
+
+
 class Lora:
     """An opened LoRA file, held against a network: ``patches`` by native weight, and ``match``, what they are.
 
@@ -111,6 +119,16 @@ class Lora:
 
     def _error(self, text: str) -> UniViGUError:
         return UniViGUError(f"{self.path}: {text}")
+
+    @property
+    def student(self) -> Student | None:
+        """How it is to be run, as its metadata says; None where it was not distilled."""
+        try:
+            stated = json.loads(self.file.metadata.get("uvg_training") or "{}")["distill"]
+            found = Student(*(int(stated[field.name]) for field in fields(Student)))
+        except (ValueError, TypeError, KeyError):
+            return None
+        return found if min(found.passes, found.joint_passes) > 0 else None
 
     def strength(self, name: str) -> float:
         """The strength on a native weight."""

@@ -44,7 +44,10 @@ def caption(
     captions: Annotated[Captions, Only(*(name for name in fields_of(Captions) if name != "only"))],
     model: Model,
     sampling: Annotated[
-        Sampling, Only("steps", "seed", *TEXT, "video_cache", "stop_when_stable", text_update=("bridge", "euler"))
+        Sampling,
+        Only(
+            "steps", "seed", *TEXT, "video_cache", "stop_when_stable", "stop_when_sure", text_update=("bridge", "euler")
+        ),
     ],
     size: Size,
     footage: Footage,

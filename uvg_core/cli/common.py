@@ -19,7 +19,7 @@ from ..media.vae import write_latent
 from ..pipeline.component_files import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
-from ..settings import Number, OneOf, Text, Whole, setting, settings
+from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
 from .output import complain, say
 
@@ -48,6 +48,10 @@ class Model:
         default=(),
         metavar="FILE[:VIDEO[:TEXT]]",
     )
+    fast: Flag = setting(
+        "Draw with few passes and no guidance: apply the LoRA MODEL_fast.safetensors that lies beside the model.",
+        default=False,
+    )
     places: Places = setting("The files beside it.", factory=Places)
     checkpoint: Annotated[
         Overrides, Only("latent_space", "text_flow", "source", "num_heads", text_states=TEXT_STATES)
@@ -67,7 +71,7 @@ class Model:
             null_embedding=null_embedding,
             overrides=self.checkpoint,
             progress=shown,
-            loras=self.lora,
+            loras=(*self.lora, *([_few_step_lora(model)] if self.fast else [])),
         )
         for lora in pipe.loras:
             shown.close()
@@ -75,6 +79,17 @@ class Model:
         if not pipe.config.run.checked and not checking:
             say_unchecked(str(model), pipe.config.model.latent_space, pipe.components.text_states)
         return pipe
+
+
+def _few_step_lora(model: Path) -> LoraChoice:
+    """The LoRA beside a model that was distilled from it. Raises UniViGUError where there is none."""
+    path = model.with_name(f"{model.stem}_fast.safetensors")
+    if not path.is_file():
+        raise UniViGUError(
+            f"{model}: --fast needs {path.name} beside it. Train one with stage: distill and copy it there, or pass "
+            "a LoRA with --lora and set --steps and --guidance"
+        )
+    return LoraChoice(path)
 
 
 @settings

@@ -16,6 +16,11 @@ def shift_sigmas(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
+def unshift_sigmas(sigma: Tensor, shift: float) -> Tensor:
+    """What ``shift_sigmas`` was given: sigma / (s - (s - 1) * sigma)."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
 def video_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     """The release's schedule: ``steps + 1`` sigmas in [0, 1], float32, from 1 to 0, shifted.
 

@@ -109,6 +109,8 @@ class Pipeline:
             model, places, device=device, dtype=dtype, overrides=overrides, progress=progress, loras=loras
         )
         self.loras = self.components.loras
+        students = [lora.student for lora in self.loras if lora.choice.video]
+        self.student = next((student for student in students if student is not None), None)
         self.config = self.components.config
         self.tokenizer = self.components.tokenizer
         self.network = self.components.network
@@ -224,6 +226,22 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.components.device
 
+    def _drawing(self, sampling: Sampling, negative: str, *, joint: bool = False) -> Sampling:
+        """Settings of a clip that is drawn: the checkpoint's recipe, or a student's, in the place of None.
+
+        Raises UniViGUError for a negative prompt that nothing would lead away from."""
+        run = self.config.run
+        if self.student is not None:
+            steps = self.student.joint_passes if joint else self.student.passes
+            run = replace(run, steps=steps, guidance_scale=1.0)
+        sampling = sampling.resolved(run)
+        if self.student is not None and sampling.guidance_scale == 1 and negative.strip():
+            raise UniViGUError(
+                "the negative prompt has no effect with a few-step LoRA, which draws without guidance. Remove the "
+                "negative prompt or the LoRA"
+            )
+        return sampling
+
     def _shape(self, size: Size) -> tuple[int, int, int, int, int]:
         """Of the latent of a clip. Raises UniViGUError for sizes that are off the grid or do not fit into memory."""
         frames, height, width = size.resolved(self.config.run)
@@ -256,7 +274,8 @@ class Pipeline:
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
         run = self.config.run
         _require_words(prompt, "prompt")
-        sampling, noise, self.sampled = sampling.resolved(run), self.noise(size, sampling.seed), None
+        sampling = self._drawing(sampling, negative)
+        noise, self.sampled = self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
         context, null = self.guided(prompt, negative)
         tokens: Tensor | None = None
@@ -312,9 +331,9 @@ class Pipeline:
     ) -> tuple[Tensor, str, list[JointStep]]:
         """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
         _require_words(prompt, "prompt")
+        sampling = self._drawing(sampling, negative, joint=True)
         noise, self.sampled = self.noise(size, sampling.seed), None
         context, null = self.guided(prompt, negative)
-        sampling = sampling.resolved(self.config.run)
         wanted, states = spread(sampling.steps or 0, record), list[State]()
 
         def on_step(step: int, state: State) -> object:

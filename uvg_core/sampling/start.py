@@ -131,14 +131,15 @@ def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator],
     """The rule of the checkpoint's flow. Raises UniViGUError for settings that the flow does not have."""
     config, usual = denoise.config, SAMPLING.resolved()
     if config.text_flow == "embedding":
-        names = ("temperature", "top_p", "text_update", "stop_when_stable")
+        names = ("temperature", "top_p", "text_update", "stop_when_stable", "stop_when_sure")
         if any(getattr(settings, name) != getattr(usual, name) for name in names):
             raise UniViGUError(
-                "temperature, top_p, stop_when_stable and text_update belong to the discrete text flow; this "
-                "checkpoint has the embedding flow: leave them at their defaults"
+                "temperature, top_p, stop_when_stable, stop_when_sure and text_update belong to the discrete text "
+                "flow; this checkpoint has the embedding flow: leave them at their defaults"
             )
         return EmbeddingEuler(denoise.embed, config.token_rows)
     assert settings.temperature is not None
+    can_stop = settings.text_update != "release"  # which ends with a pass of its own
     return JumpProcess(
         path=MixturePath(config.kappa_exponent),
         generators=draws,
@@ -146,7 +147,8 @@ def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator],
         temperature=settings.temperature,
         top_p=settings.top_p,
         forbidden=mask_token(config),
-        stop_when_stable=0 if settings.text_update == "release" else settings.stop_when_stable,
+        stop_when_stable=settings.stop_when_stable if can_stop else 0,
+        stop_when_sure=(settings.stop_when_sure or 0.0) if can_stop else 0.0,
         pinned=pinned,
     )
 

@@ -16,7 +16,7 @@ from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log
 from ..flow.embedding import nearest_tokens
 from ..flow.time import sigma_from_tau
 
-# From this probability on a word counts as known, for ``stop_when_stable``.
+# From this probability on a word counts as known for ``stop_when_stable``.
 SURE = 0.9
 
 
@@ -55,16 +55,17 @@ NO_UPDATE = TextUpdate()
 
 @dataclass
 class _Stable:
-    """How many steps in a row drew the same words and were sure of them."""
+    """How many steps in a row drew the same words and were sure of them, and the least sure word of the last one."""
 
     steps: int = 0
     words: Tensor | None = None
+    least: float = 0.0
 
-    def count(self, words: Tensor, sure: Tensor) -> None:
-        """``words`` and ``sure`` ``[B,L]`` of the next step; waits for them."""
-        same = sure.all() if self.words is None else (words == self.words).all()
-        is_sure, is_same = torch.stack([sure.all(), same]).cpu().tolist()
-        self.steps = 0 if not is_sure else self.steps + 1 if is_same else 1
+    def count(self, words: Tensor, likelihood: Tensor) -> None:
+        """``words`` of the next step and their probabilities ``[B,L]``; waits for them."""
+        same = torch.ones((), device=words.device) if self.words is None else (words == self.words).all()
+        self.least, is_same = torch.stack([likelihood.min(), same.float()]).cpu().tolist()
+        self.steps = 0 if self.least < SURE else self.steps + 1 if is_same else 1
         self.words = words
 
 
@@ -79,8 +80,9 @@ class JumpProcess(TextUpdate):
 
     With ``stop_when_stable`` n > 0 the text is settled as soon as n steps in a row draw the same words and are sure of
     them: at every position that is not ``pinned`` ``[B,L]`` the word's probability (at temperature 1, whatever the
-    draws are made at) is at least ``SURE``. They are then taken as they are, without waiting for the last jumps. That
-    costs one look at the device a step.
+    draws are made at) is at least ``SURE``. With ``stop_when_sure`` p > 0 it is settled as soon as every word's is at
+    least p. They are then taken as they are, without waiting for the last jumps. That costs one look at the device a
+    step.
 
     Raises UniViGUError for a rule that the path does not have.
     """
@@ -92,6 +94,7 @@ class JumpProcess(TextUpdate):
     top_p: float = 1.0
     forbidden: int | None = None
     stop_when_stable: int = 0
+    stop_when_sure: float = 0.0
     pinned: Tensor | None = None
     stable: _Stable = field(default_factory=_Stable)
     finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
@@ -106,7 +109,7 @@ class JumpProcess(TextUpdate):
 
     @property
     def settled(self) -> bool:
-        return 0 < self.stop_when_stable <= self.stable.steps
+        return 0 < self.stop_when_stable <= self.stable.steps or 0 < self.stop_when_sure <= self.stable.least
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         if self.final_pass:
@@ -126,11 +129,11 @@ class JumpProcess(TextUpdate):
             moved.append(jump_step(tokens, clean, probability, generator))
             drawn.append(clean)
         words = torch.stack(drawn)
-        if self.stop_when_stable:
-            sure = token_log_likelihood(logits, words, self.forbidden).exp() >= SURE
+        if self.stop_when_stable or self.stop_when_sure:
+            likelihood, counted = token_log_likelihood(logits, words, self.forbidden).exp(), words
             if self.pinned is not None:
-                words, sure = words.masked_fill(self.pinned, 0), sure | self.pinned
-            self.stable.count(words, sure)
+                counted, likelihood = words.masked_fill(self.pinned, 0), likelihood.masked_fill(self.pinned, 1.0)
+            self.stable.count(counted, likelihood)
         return words if self.settled else torch.stack(moved)
 
     def checks(self) -> list[Tensor]:

@@ -18,7 +18,7 @@ from ..errors import UniViGUError
 from ..settings import Flag, Number, OneOf, PathText, Text, Whole, from_dict, setting, settings, shown
 from ..yaml_file import read_yaml
 
-STAGES = ("generate", "recall", "refine")
+STAGES = ("generate", "recall", "refine", "distill")
 TRAINABLE = ("all", "text", "lora")
 TIMES = ("uniform", "logit_normal", "shifted")
 DISCRETE_LOSSES = ("cross_entropy", "generalised_kl")
@@ -145,6 +145,18 @@ class Lora:
 
 
 @settings
+class Distill:
+    """The stage ``distill``: a student that needs few passes and no guidance. Each of its passes learns the way that
+    the starting network, guided (arXiv 2210.03142), covers in ``substeps`` Euler steps (arXiv 2202.00512)."""
+
+    passes: Whole = setting("Passes of the student for a clip.", default=4, ge=1, le=1000)
+    joint_passes: Whole = setting("Passes of the student for a clip and its caption.", default=8, ge=1, le=1000)
+    substeps: Whole = setting("Guided steps of the teacher in one pass of the student.", default=6, ge=1, le=1000)
+    guidance: Number | None = setting("The teacher's guidance scale; None is the checkpoint's.", default=None, ge=0)
+    own_states: Number = _fraction("How often a pass starts where the student's own passes lead, not from a clip.", 0.5)
+
+
+@settings
 class Tokens:
     """Fewest and most tokens of a text, its end counted; others are left out. None: what the checkpoint's own lengths
     allow (the paper: prompts 0-128, detailed captions 128-256)."""
@@ -224,11 +236,12 @@ class TrainConfig:
     """One run. In the command's YAML file each field is a key of the same name.
 
     ``generate`` trains plain text-to-video, the base; ``recall`` has the prompt as the target text, ``refine`` the
-    detailed caption. ``trains: text`` trains the text expert, token embedding, text head and text clock: the generator
-    stays bit for bit. Losses are always computed in float32.
+    detailed caption; ``distill`` makes both streams need few passes and no guidance. ``trains: text`` trains the text
+    expert, token embedding, text head and text clock: the generator stays bit for bit. Losses are always computed in
+    float32.
     """
 
-    stage: Annotated[str, OneOf(*STAGES)] = setting("generate, recall or refine.")
+    stage: Annotated[str, OneOf(*STAGES)] = setting("generate, recall, refine or distill.")
     model: _Path = setting("Checkpoint to start from: a Uni-ViGU file, or a Wan2.1 base.", expected=_A_PATH)
     data: _Sources = setting(
         "Clips: a folder with .txt beside them, a manifest, shards, or several; worlds:N renders N little worlds.",
@@ -276,6 +289,7 @@ class TrainConfig:
     loss: Loss = setting("Weights of the losses.", factory=Loss)
     optimizer: Optimizer = setting("Optimizer and learning rate.", factory=Optimizer)
     lora: Lora = setting("Of trains: lora.", factory=Lora)
+    distill: Distill = setting("Of stage: distill.", factory=Distill)
     clip: Clip = setting("Sizes of what is trained on.", factory=Clip)
     buckets: Buckets = setting("Sizes beside the model's own.", factory=Buckets)
     tokens: Tokens = setting("How long texts may be.", factory=Tokens)
@@ -286,6 +300,10 @@ class TrainConfig:
             raise UniViGUError(
                 "stage: generate with trains: text trains nothing, because generate does not use the text half. "
                 "Set trains to all or lora, or stage to recall or refine"
+            )
+        if self.stage == "distill" and self.trains == "text":
+            raise UniViGUError(
+                "stage: distill with trains: text trains nothing that draws clips. Set trains to lora or all"
             )
         if self.lora.start is not None and self.trains != "lora":
             raise UniViGUError(
@@ -331,8 +349,8 @@ def changed(old: dict[str, Any], new: dict[str, Any], by_content: Sequence[str] 
     """``name: old -> new`` for every setting that a continued run may not change. ``by_content``: names of paths, which
     are compared by what lies there, elsewhere."""
     free = {*FREE_AT_RESUME, *by_content}
-    if "buckets" in new:  # runs of earlier versions know none
-        old = {"buckets": asdict(Buckets()), **old}
+    since = {"buckets": asdict(Buckets()), "distill": asdict(Distill())}  # runs of earlier versions know none
+    old = {**{name: value for name, value in since.items() if name in new}, **old}
     before, after = (
         _flat({name: value for name, value in values.items() if name not in free}) for values in (old, new)
     )

@@ -23,6 +23,7 @@ from ..pipeline.components import Components
 from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig
+from .distill import is_copied
 from .plan import repeats_of
 from .run import (
     components,
@@ -137,9 +138,11 @@ def _memory_line(config: TrainConfig, network: UniViGU, facts: CheckpointConfig,
         "gradients": _FLOAT * learning,
         "optimizer": _optimizer_bytes(config, network),
         "average": _FLOAT * learning if config.optimizer.ema else 0,
+        "teacher": _FLOAT * learning if is_copied(config) else 0,
     }
     text = 0 if config.stage == "generate" else run.text_length
-    one = pass_bytes(network.config, rows=config.batch, video=tokens, text=text, itemsize=_HALF, logits=config.batch)
+    rows = config.batch * (2 if config.stage == "distill" else 1)  # the teacher's pass, guided
+    one = pass_bytes(network.config, rows=rows, video=tokens, text=text, itemsize=_HALF, logits=config.batch)
     device = accelerator.device
     return (
         f"memory: {_size(sum(parts.values()))} ("

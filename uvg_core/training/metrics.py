@@ -102,6 +102,10 @@ def draw_samples(
 
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
     sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)
+    both_at = sampling
+    if config.stage == "distill":  # as its student is used
+        sampling = replace(sampling, steps=config.distill.passes, guidance_scale=1.0)
+        both_at = replace(sampling, steps=config.distill.joint_passes)
     text = None if config.stage == "generate" else ids[None].to(device)
     clips, texts = {"truth": truth.latent[None]}, {"truth": ids}
     # What learns is in float32 among weights that may not be: they only work together under autocast.
@@ -109,10 +113,10 @@ def draw_samples(
     with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
         clips["text_to_video"] = text_to_video(guided(states), noise, sampling, text=text, callback=callback)
         if config.stage != "generate":
-            reading = replace(sampling, temperature=run.text_temperature)
+            reading = replace(sampling, steps=SAMPLE_STEPS, temperature=run.text_temperature)
             clip = truth.latent[None].to(device)
             texts["video_to_text"] = video_to_text(GuidedDenoiser(model), clip, reading, callback=callback)[0]
-            both = joint(guided(truth.prompt_states), noise, sampling, callback=callback)
+            both = joint(guided(truth.prompt_states), noise, both_at, callback=callback)
             clips["joint"], texts["joint"] = both.video, both.text[0]
     return Drawn(truth, clips, texts)
 

@@ -71,29 +71,41 @@ class Objective(nn.Module):
         self.hooks = Hooks(block=_recomputed) if checkpointing else Hooks()
 
     def forward(self, batch: Batch) -> Losses:
-        has_text, embeds = batch.text.shape[1] > 0, self.model.config.text_flow == "embedding"
+        video, text = self._noisy(batch)
+        velocity, logits = self._predict(batch, video, text)
+        error = velocity.float() - velocity_target(batch.latents, batch.noise)
+        video_loss = error.square().flatten(1).mean(1)
+        if logits is None:
+            return Losses(video_loss, torch.zeros_like(video_loss))
+        embeds = self.model.config.text_flow == "embedding"
+        with torch.autocast(error.device.type, enabled=False):
+            nats = self._embedding(logits, text, batch) if embeds else self._discrete(logits, batch)
+        return Losses(video_loss, (nats * batch.weight).sum(1) / batch.weight.sum(1))
+
+    def _noisy(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both streams at the batch's times: video ``[B,C,F,H,W]`` and text, ids ``[B,L]`` or rows ``[B,L,D]``."""
         video = interpolate(batch.latents, batch.noise, batch.sigma_video[:, None, None, None, None])
-        text = batch.text
-        if has_text and embeds:
-            rows = embed_tokens(self.model.token_embedding.weight, batch.target)
-            text = interpolate(rows, batch.text_noise, batch.sigma_text[:, None, None])
+        if not batch.text.shape[1] or self.model.config.text_flow == "discrete":
+            return video, batch.text
+        rows = embed_tokens(self.model.token_embedding.weight, batch.target)
+        return video, interpolate(rows, batch.text_noise, batch.sigma_text[:, None, None])
+
+    def _predict(
+        self, batch: Batch, video: Tensor, text: Tensor, *, model: UniViGU | None = None, logits: bool | slice = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """One pass of the network, or of ``model``: the velocity, and the logits where there is a text to speak of."""
+        has_text = batch.text.shape[1] > 0
         clean = batch.makes_video == 0 if batch.video_clean is None else batch.video_clean
-        velocity, logits = self.model(
+        found: tuple[Tensor, Tensor | None] = (model or self.model)(
             video,
             text if has_text else None,
             model_time_from_sigma(batch.sigma_video),
             model_time_from_sigma(batch.sigma_text),
             batch.context,
             batch.mask if has_text and batch.hides else None,
-            PassOptions(want_logits=has_text, video_clean=clean, hooks=self.hooks),
+            PassOptions(want_logits=logits if has_text else False, video_clean=clean, hooks=self.hooks),
         )
-        error = velocity.float() - velocity_target(batch.latents, batch.noise)
-        video_loss = error.square().flatten(1).mean(1)
-        if not has_text:
-            return Losses(video_loss, torch.zeros_like(video_loss))
-        with torch.autocast(error.device.type, enabled=False):
-            nats = self._embedding(logits, text, batch) if embeds else self._discrete(logits, batch)
-        return Losses(video_loss, (nats * batch.weight).sum(1) / batch.weight.sum(1))
+        return found
 
     def _discrete(self, logits: Tensor, batch: Batch) -> Tensor:
         # The mask token, where there is one, has its share here: it is no data, so training takes that share to

@@ -23,9 +23,9 @@ from ..config import ModelConfig, RunConfig
 from ..data.shards import Sample, Shards
 from ..errors import UniViGUError
 from ..flow.discrete import MixturePath, corrupt, source_tokens
-from ..flow.schedule import shift_sigmas
+from ..flow.schedule import shift_sigmas, video_sigmas
 from ..flow.time import tau_from_sigma
-from .config import Times, TrainConfig
+from .config import Distill, Times, TrainConfig
 
 JOBS = ("text_to_video", "video_to_text", "joint")
 
@@ -157,6 +157,8 @@ class SamplePlan:
     dropped: bool  # the prompt condition is left out
     detailed: bool  # the detailed caption stands in for the prompt
     without_text: bool  # the text stream is empty: plain Wan
+    sigma_next: float | None = None  # where the student's pass ends (``distill``)
+    own: bool = False  # its pass starts where its own passes lead
 
     @property
     def makes_video(self) -> bool:
@@ -167,8 +169,8 @@ class SamplePlan:
         return self.job != "text_to_video"
 
 
-def plan_sample(config: TrainConfig, position: int) -> SamplePlan:
-    """The plan of the clip at ``position``, the same for every process."""
+def plan_sample(config: TrainConfig, position: int, shift: float = 3.0) -> SamplePlan:
+    """The plan of the clip at ``position``, the same for every process. ``shift``: of the student's schedule."""
     generator = stream_of(config.seed, config.stage, "lot", position)
     u = torch.rand(5, generator=generator).tolist()
     shares = [getattr(config.jobs, name) for name in JOBS]
@@ -178,15 +180,30 @@ def plan_sample(config: TrainConfig, position: int) -> SamplePlan:
     sigma_video, sigma_text = draw_sigma(config.video_times, generator), draw_sigma(config.text_times, generator)
     if job == "joint" and u[1] < config.joint_shared:
         sigma_text = sigma_video
+    distills, sigma_next = config.stage == "distill", None
+    if distills and job != "video_to_text":
+        grid = student_sigmas(config.distill, job, shift)
+        at = int(torch.randint(len(grid) - 1, (), generator=generator))
+        sigma_video, sigma_next = grid[at : at + 2]
+        sigma_text = sigma_video
     return SamplePlan(
         position,
         job,
         sigma_video=0.0 if job == "video_to_text" else sigma_video,
         sigma_text=0.0 if job == "text_to_video" else sigma_text,
-        dropped=u[2] < getattr(config.dropout, job),
+        # A student has no guidance: it never draws without its prompt.
+        dropped=u[2] < getattr(config.dropout, job) and sigma_next is None,
         detailed=u[3] < config.detail_share,
         without_text=job == "text_to_video" and (config.stage == "generate" or u[4] < config.empty_text),
+        sigma_next=sigma_next,
+        own=distills and job == "text_to_video" and u[1] < config.distill.own_states,
     )
+
+
+def student_sigmas(distill: Distill, job: str, shift: float) -> list[float]:
+    """The noise levels at which a student's passes of a job begin and end, from 1 to 0."""
+    sigmas: list[float] = video_sigmas(distill.joint_passes if job == "joint" else distill.passes, shift).tolist()
+    return sigmas
 
 
 @dataclass(frozen=True)
@@ -217,6 +234,8 @@ class Batch:
     makes_text: Tensor
     hides: bool = True
     video_clean: bool | None = None
+    sigma_next: Tensor | None = None
+    own: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -233,9 +252,8 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], plans: Sequence[SamplePlan]) -> Batch:
         rows = [self._row(sample, plan) for sample, plan in zip(samples, plans, strict=True)]
-        tensors: dict[str, Any] = {
-            field.name: torch.stack([getattr(row, field.name) for row in rows]) for field in fields(Batch)[:-2]
-        }
+        names = (field.name for field in fields(Batch) if isinstance(getattr(rows[0], field.name), Tensor))
+        tensors: dict[str, Any] = {name: torch.stack([getattr(row, name) for row in rows]) for name in names}
         clean = {plan.sigma_video == 0 for plan in plans}
         video_clean = clean.pop() if len(clean) == 1 else None
         return Batch(**tensors, hides=not tensors["mask"].all(), video_clean=video_clean)
@@ -251,6 +269,7 @@ class Collator:
         context = torch.zeros(self.run.context_length, self.model.text_dim)
         context[: len(states)] = states
 
+        distills = self.config.stage == "distill"
         length = 0 if self.config.stage == "generate" else self.run.text_length
         written = written if length else written[:0]
         target = torch.full((length,), self.run.pad_token, dtype=torch.long)
@@ -281,13 +300,15 @@ class Collator:
             weight=weight,
             makes_video=torch.tensor(float(plan.makes_video)),
             makes_text=torch.tensor(float(plan.makes_text)),
+            sigma_next=torch.tensor(plan.sigma_next or 0.0) if distills else None,
+            own=torch.tensor(plan.own) if distills else None,
         )
 
     def _texts(self, sample: Sample, plan: SamplePlan) -> tuple[Tensor, Tensor]:
         """The rows of the prompt condition, and the ids that the text stream is to become."""
-        is_refined = self.config.stage == "refine" and plan.makes_text
+        is_refined = self.config.stage in ("refine", "distill") and plan.makes_text
         if sample.detail_ids is None or sample.detail_states is None:
-            if is_refined:
+            if self.config.stage == "refine" and plan.makes_text:
                 raise UniViGUError(f"{sample.name}: there is no detailed caption, which the stage refine needs")
             return sample.prompt_states, sample.prompt_ids
         # In refine the brief prompt is what is known, the detailed caption what is to be seen (paper, section 3.3).

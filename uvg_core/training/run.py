@@ -35,6 +35,7 @@ from ..pipeline.components import Components
 from ..progress import Report
 from . import checkpoints
 from .config import TrainConfig
+from .distill import is_copied
 from .objective import plain_attention
 from .optimizers import require_bitsandbytes
 from .start import require_peft, require_vocabulary, starting_facts, starting_network
@@ -150,14 +151,15 @@ def require_whole_weights(config: TrainConfig, accelerator: Any) -> None:
     """Raise UniViGUError for what needs whole weights where processes hold parts of them."""
     if not is_sharded(accelerator):
         return
-    for wanted, entry, instead in (
-        (config.optimizer.ema, "optimizer.ema", "0"),
-        (config.optimizer.kind == "muon", "optimizer.kind", "adamw"),
-        (config.keep.sample_every, "keep.sample_every", "0"),
+    for wanted, what, instead, entry in (
+        (config.optimizer.ema, "optimizer.ema", "0", "optimizer.ema"),
+        (config.optimizer.kind == "muon", "optimizer.kind", "adamw", "optimizer.kind"),
+        (config.keep.sample_every, "keep.sample_every", "0", "keep.sample_every"),
+        (is_copied(config), "stage: distill with trains: all", "lora", "trains"),
     ):
         if wanted:
             why = "needs whole weights, and under FSDP every process holds only a part of them"
-            raise UniViGUError(f"{entry} {why}. Set {entry}: {instead}")
+            raise UniViGUError(f"{what} {why}. Set {entry}: {instead}")
 
 
 def make_accelerator(config: TrainConfig) -> Any:

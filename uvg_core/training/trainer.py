@@ -28,6 +28,7 @@ from ..errors import UniViGUError
 from ..model import UniViGU
 from . import checkpoints
 from .config import TrainConfig
+from .distill import Distillation
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
 from .optimizers import Average, make_optimizers, rate_at
@@ -101,7 +102,11 @@ class Trainer:
         require_usable_texts(config, data, facts.run)
         self.network = choose_trainable(model, config)
         self.collate = Collator(model.config, facts.run, config, data.empty_states)
-        objective = Objective(model, config.loss, checkpointing=config.checkpointing)
+        objective = (
+            Distillation(model, config, facts.run, data.empty_states)
+            if config.stage == "distill"
+            else Objective(model, config.loss, checkpointing=config.checkpointing)
+        )
         if config.compiled:
             model.compile()
         optimizers = make_optimizers(_learning(model), config.optimizer)
@@ -136,7 +141,8 @@ class Trainer:
     def _prepared(self, step: int) -> tuple[list[SamplePlan], list[Batch]]:
         """The plans of a whole step, the same on every process, and this process's batch of each accumulation step."""
         size, accelerator = self.config.batch, self.accelerator
-        plans = [plan_sample(self.config, step * self.global_batch + i) for i in range(self.global_batch)]
+        shift, first = self.facts.run.shift, step * self.global_batch
+        plans = [plan_sample(self.config, first + i, shift) for i in range(self.global_batch)]
         batches = []
         for part in range(self.config.accumulate):
             start = (part * accelerator.num_processes + accelerator.process_index) * size
@@ -337,6 +343,7 @@ class Trainer:
             "optimizer": self.config.optimizer.kind,
             "rate": self.config.optimizer.rate,
             **{name: plain[name] for name in _RULES if plain[name] is not None},
+            **({"distill": plain["distill"]} if self.config.stage == "distill" else {}),
         }
 
 
@@ -353,7 +360,7 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
             "stage refine needs; add clip.detail.txt files, or set stage: recall"
         )
     longest = {"prompt": data.longest_prompt}
-    if config.stage == "refine" or config.detail_share:
+    if config.stage in ("refine", "distill") or config.detail_share:
         longest["detailed caption"] = data.longest_detail
     for what, tokens in longest.items():
         if config.stage != "generate" and tokens > run.text_length:

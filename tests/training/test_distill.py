@@ -1,0 +1,151 @@
+"""The stage ``distill``: what its teacher shows, and that its student learns it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import RUN, Stop, curve, make_config, make_shards, make_start, make_trainer
+from torch import Tensor
+
+from uvg_core.errors import UniViGUError
+from uvg_core.flow.schedule import shift_sigmas, unshift_sigmas, video_sigmas
+from uvg_core.sampling import GuidedDenoiser, Sampling, text_to_video
+from uvg_core.training.distill import Distillation
+from uvg_core.training.plan import Batch, plan_sample
+from uvg_core.training.trainer import Trainer
+
+ALONE = {"text_to_video": 1, "video_to_text": 0, "joint": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill")
+    make_start(folder)
+    return folder
+
+
+def trainer_of(folder: Path, tmp_path: Path, *, watch: Any = None, **changes: Any) -> Trainer:
+    usual = {"stage": "distill", "trains": "lora", "out": str(tmp_path / "run"), "lora": {"rank": 8, "alpha": 8}}
+    config = make_config(folder, **{**usual, **changes})
+    return make_trainer(config, make_shards(tmp_path / "cache"), **({"watch": watch} if watch else {}))
+
+
+def batch_of(trainer: Trainer, step: int = 0) -> Batch:
+    return trainer._prepared(step)[1][0]
+
+
+def teachers_way(trainer: Trainer, batch: Batch, scale: float, substeps: int, first: Tensor) -> Tensor:
+    """Where the guided network leads each clip that starts from noise, by the sampler that users run."""
+    objective = trainer.objective
+    assert isinstance(objective, Distillation)
+    assert batch.sigma_next is not None
+    ends = []
+    with objective._as_teacher() as model:
+        for i in range(len(first)):
+            here, there = (unshift_sigmas(x, RUN.shift) for x in (torch.tensor(1.0), batch.sigma_next[i]))
+            u = torch.linspace(float(here), float(there), substeps + 1)
+            denoise = GuidedDenoiser(model, batch.context[[i]], objective.null, scale)
+            text: dict[str, Any] = {"text": batch.text[[i]], "text_mask": batch.mask[[i]]}
+            settings = Sampling(steps=substeps).resolved(RUN)
+            ends.append(
+                text_to_video(denoise, first[[i]], settings, sigmas=shift_sigmas(u, RUN.shift).tolist(), **text)
+            )
+    return torch.cat(ends)
+
+
+def test_the_first_pass_learns_the_guided_samplers_mean_velocity(folder: Path, tmp_path: Path) -> None:
+    distill = {"passes": 1, "substeps": 3, "guidance": 4.0}
+    trainer = trainer_of(folder, tmp_path, jobs=ALONE, empty_text=0.0, distill=distill)
+    batch = batch_of(trainer)
+    assert batch.sigma_next is not None
+    assert batch.sigma_next.tolist() == [0] * 4
+    losses = trainer.objective(batch)
+    velocity, _ = trainer.objective._predict(batch, batch.noise, batch.text)
+    wanted = batch.noise - teachers_way(trainer, batch, 4.0, 3, batch.noise)
+    assert torch.allclose(losses.video, (velocity - wanted).square().flatten(1).mean(1), rtol=1e-3)
+
+
+def test_a_student_that_has_learnt_nothing_equals_an_unguided_teacher_of_one_step(folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(folder, tmp_path, distill={"substeps": 1, "guidance": 1.0})
+    for step in range(3):
+        losses = trainer.objective(batch_of(trainer, step))
+        assert losses.video.abs().max() < 1e-8
+        assert losses.text.abs().max() < 1e-5
+
+
+def test_guidance_and_longer_ways_are_something_to_learn(folder: Path, tmp_path: Path) -> None:
+    for distill in ({"substeps": 1, "guidance": 5.0}, {"passes": 1, "substeps": 4, "guidance": 1.0}):
+        trainer = trainer_of(folder, tmp_path, jobs=ALONE, distill=distill)
+        assert trainer.objective(batch_of(trainer)).video.mean() > 1e-4
+
+
+def test_own_states_are_where_the_students_passes_lead(folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(folder, tmp_path, jobs=ALONE, empty_text=0.0, distill={"passes": 3, "own_states": 1.0})
+    objective, sigmas = trainer.objective, video_sigmas(3, RUN.shift).tolist()
+    batch = batch_of(trainer)
+    batch = replace(batch, sigma_video=torch.full((4,), sigmas[2]))
+    found = objective._own(batch, batch.latents, batch.text)
+    denoise = GuidedDenoiser(trainer.network, batch.context, None, 1.0)
+    settings = Sampling(steps=2).resolved(RUN)
+    wanted = text_to_video(denoise, batch.noise, settings, text=batch.text, text_mask=batch.mask, sigmas=sigmas[:3])
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_plans_are_passes_of_the_student_and_keep_the_prompt(folder: Path) -> None:
+    config = make_config(folder, stage="distill", distill={"passes": 4, "joint_passes": 8}, batch=1)
+    grids = {
+        "text_to_video": video_sigmas(4, RUN.shift).tolist(),
+        "joint": video_sigmas(8, RUN.shift).tolist(),
+    }
+    seen: dict[str, set[float]] = {"text_to_video": set(), "joint": set(), "video_to_text": set()}
+    for position in range(300):
+        plan = plan_sample(config, position, RUN.shift)
+        seen[plan.job].add(plan.sigma_video)
+        if plan.job == "video_to_text":
+            assert plan.sigma_next is None
+            assert plan.sigma_video == 0
+            continue
+        at = grids[plan.job].index(plan.sigma_video)
+        assert plan.sigma_next == grids[plan.job][at + 1]
+        assert not plan.dropped
+        assert plan.sigma_text == (plan.sigma_video if plan.job == "joint" else 0)
+    assert {job: len(values) for job, values in seen.items()} == {"text_to_video": 4, "joint": 8, "video_to_text": 1}
+
+
+@pytest.mark.parametrize("trains", ["lora", "all"])
+def test_a_student_comes_closer_and_its_teacher_stays(folder: Path, tmp_path: Path, trains: str) -> None:
+    trainer = trainer_of(
+        folder,
+        tmp_path,
+        trains=trains,
+        steps=120,
+        batch=8,
+        jobs=ALONE,
+        empty_text=0.0,
+        distill={"passes": 1, "substeps": 3},
+        optimizer={"rate": 5e-3, "warmup": 5, "ema": 0},
+        keep={"checkpoint_every": 0, "log_every": 1},
+    )
+    batch = batch_of(trainer)
+    before, way = trainer.objective(batch).video, teachers_way(trainer, batch, RUN.guidance_scale, 3, batch.noise)
+    trainer.run()
+    assert trainer.objective(batch).video.mean() < 0.5 * before.mean()
+    assert torch.equal(way, teachers_way(trainer, batch, RUN.guidance_scale, 3, batch.noise))
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) -> None:
+    whole = trainer_of(folder, tmp_path / "whole", steps=4)
+    whole.run()
+    for resume, watch in ((False, Stop(2)), (True, None)):
+        trainer = trainer_of(folder, tmp_path / "parts", steps=4, watch=watch)
+        trainer.run(resume=resume)
+    assert curve(tmp_path / "parts" / "run") == curve(tmp_path / "whole" / "run")
+
+
+def test_training_the_text_half_alone_is_refused(folder: Path) -> None:
+    with pytest.raises(UniViGUError, match="distill with trains: text"):
+        make_config(folder, stage="distill", trains="text")

@@ -16,11 +16,13 @@ from uvg_core.config import RunConfig
 from uvg_core.data import folder as surveying
 from uvg_core.data.clip_file import ClipFile
 from uvg_core.data.folder import Survey, TextLimits, survey
+from uvg_core.data.left_out import BAD_TEXT, NO_CAPTION
 from uvg_core.data.settings import Buckets, Data
 from uvg_core.data.sources import Together, fingerprints, group_of
 from uvg_core.data.tags import wordings
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import write_video
+from uvg_core.pipeline.folders import Captions, caption_folder
 
 RUN = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
 LIMITS = TextLimits(prompt=(1, 12), detail=(1, 12))
@@ -412,7 +414,45 @@ def test_words_around_every_text(tmp_path: Path) -> None:
 
 def test_captions_may_end_in_caption(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4").with_suffix(".caption").write_text("as kohya's tools write them")
-    assert look(tmp_path).usable[0].prompt == "as kohya's tools write them"
+    found = look(tmp_path)
+    assert found.usable[0].prompt == "as kohya's tools write them"
+    assert ".caption" not in str(found)
+
+
+def test_of_a_text_and_a_caption_file_the_text_is_used_and_that_is_said(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", caption="the text").with_suffix(".caption").write_text("another")
+    clip(tmp_path / "b.mp4", caption="alone")
+    found = look(tmp_path)
+    assert [one.prompt for one in found.usable] == ["the text", "alone"]
+    assert "1 clip with both a .txt and a .caption, of which the .txt is used: a.mp4" in str(found)
+
+
+def test_captions_may_lie_in_json(tmp_path: Path) -> None:
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    for name in "abcdef":
+        clip(tmp_path / f"{name}.mp4")
+    caption_folder(tmp_path, lambda path: f"seen in {path.stem}", Captions(format="json", only="a.mp4"))
+    caption_folder(
+        tmp_path, lambda path: f"all of {path.stem}", Captions(format="json", file_suffix="detail", only="a.mp4\nb.mp4")
+    )
+    put("b.txt", "a text")
+    put("b.json", '{"caption": "passed over", "detail": "passed over, too"}')
+    put("c.json", '{"caption": ["one", "other"], "detail": "in detail"}')
+    put("d.json", "[1, 2]")
+    put("e.json", '{"width": 64}')
+    put("f.json", "{}")
+    put("f.txt", "a text beside what is somebody else's")
+    found = look(tmp_path)
+    assert [(one.name, one.prompt, one.others, one.detail) for one in found.usable] == [
+        ("a.mp4", "seen in a", (), "all of a"),
+        ("b.mp4", "a text", (), "all of b"),
+        ("c.mp4", "one", ("other",), "in detail"),
+        ("f.mp4", "a text beside what is somebody else's", (), None),
+    ]
+    assert [(one.name, one.reason) for one in found.left_out] == [("d.mp4", BAD_TEXT), ("e.mp4", NO_CAPTION)]
+    assert f"{tmp_path / 'd.json'}: found [1, 2]; expected a JSON object" in found.left_out[0].found
 
 
 def test_tags_are_shuffled_and_some_are_dropped(tmp_path: Path) -> None:

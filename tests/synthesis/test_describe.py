@@ -75,6 +75,15 @@ def test_detailed_captions_go_beside_the_brief_ones(tmp_path: Path, script: Scri
     assert "128 and 256 tokens" in words(script.asked[0])
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.caption", "a brief one"), ("a.json", '{"caption": "a brief one"}')])
+def test_other_files_hold_the_brief_caption_too(tmp_path: Path, script: Script, name: str, text: str) -> None:
+    script.usual = answered(LONG)
+    clip(tmp_path / "a.mp4")
+    (tmp_path / name).write_text(text)
+    assert describe(script, tmp_path, "--kind", "detail") == 0
+    assert "The prompt: a brief one" in words(script.asked[0])
+
+
 def test_a_clip_that_shares_its_name_is_described_with_its_own_prompt(tmp_path: Path, script: Script) -> None:
     script.usual = answered(LONG)
     for name, text in (("a.mp4", "a.txt"), ("a.mov", "a.mov.txt")):

@@ -30,6 +30,7 @@ class ClipFile:
     place         where it lies; name: for reports, in a folder its path there with forward slashes
     start         seconds from its beginning; seconds: how long the part is that its texts speak of, None to the end
     member        offset and bytes of a clip in a shard
+    passed_over   whether a ``.caption`` lies beside its text, which is not read
 
     What a survey adds:
 
@@ -45,6 +46,7 @@ class ClipFile:
     start: float = 0.0
     seconds: float | None = None
     member: tuple[int, int] | None = None
+    passed_over: bool = False
     prompt: str = ""
     others: tuple[str, ...] = ()
     detail: str | None = None

@@ -22,6 +22,7 @@ from .left_out import (
     UNREADABLE,
     LeftOut,
     Unusable,
+    named,
     tally,
 )
 from .listing import listed, manifest_in, pictures_in, unread_shards
@@ -194,6 +195,15 @@ class Survey:
             "own"
         )
 
+    @property
+    def doubled(self) -> str:
+        """One line on clips with two captions, of which one is read."""
+        clips = {clip.place: clip.path.relative_to(self.folder).as_posix() for clip in self.usable if clip.passed_over}
+        if not clips:
+            return ""
+        names = named(list(clips.values()))
+        return f"{counted(len(clips), 'clip')} with both a .txt and a .caption, of which the .txt is used: {names}"
+
     def _span(self, clip: ClipFile) -> float:
         """Seconds of a clip that its frames are spread over; 0 where they are taken at the model's rate."""
         if clip.spec.fps is not None:
@@ -204,7 +214,7 @@ class Survey:
         total = self.clips + len(self.left_out)
         lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
-        lines += filter(None, (self.retimed, self.cut, self.cropped))
+        lines += filter(None, (self.retimed, self.cut, self.cropped, self.doubled))
         if unread := self.counts["unread"]:
             lines.append(f"pictures not read because buckets.frames does not contain 1: {unread}")
         if shards := self.counts["shards"]:
@@ -237,7 +247,8 @@ def survey(
         buckets: sizes beside the model's own.
 
     In a folder, each clip's text file is the one that ``text_files`` gives; the detailed caption's name is the prompt's
-    with ``.detail.txt``. Raises UniViGUError when the source is missing, holds no clips, or none that is usable.
+    with ``.detail.txt`` (see ``texts_beside``). Raises UniViGUError when the source is missing, holds no clips, or none
+    that is usable.
     """
     how = source if isinstance(source, Data) else Data(str(source))
     report, root = progress or (lambda *_: None), Path(how.path)

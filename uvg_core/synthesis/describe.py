@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from ..data.left_out import LeftOut
-from ..data.listing import listed
+from ..data.left_out import LeftOut, Unusable
+from ..data.listing import listed, texts_beside
 from ..errors import UniViGUError
 from ..io import read_text, write_text
 from ..lines import Lines
@@ -119,8 +119,8 @@ class Describer:
         clips = find_clips(clip.parent, recursive=False)
         files = dict(zip(clips, text_files(clips), strict=True))
         try:
-            return " ".join(read_text(files.get(clip, clip.with_suffix(".txt"))).split())
-        except (UniViGUError, FileNotFoundError):
+            return " ".join(texts_beside(files.get(clip, clip.with_suffix(".txt")))(True)[0].split())
+        except Unusable:
             return ""
 
 

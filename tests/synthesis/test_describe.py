@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,48 @@ def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, scr
     details = {row["caption"]: row["detail"] for row in map(json.loads, lines)}
     assert details == dict.fromkeys(("the first", "the second", "the third", "all"), LONG)
     assert "The prompt: the first" in words(script.asked[5])
+
+
+def test_windows_of_another_length_are_refused_in_words(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip(tmp_path / "a.mp4", 20)  # 2.5 s
+    assert describe(script, tmp_path, "--window", "1.25") == 0
+    clip(tmp_path / "b.mp4", 8)
+    table = tmp_path / "windows.jsonl"
+    before = table.read_text()
+    assert describe(script, tmp_path, "--window", "0.5") == 1
+    assert table.read_text().startswith(before)
+    assert [json.loads(line)["path"] for line in table.read_text().splitlines()] == ["a.mp4"] * 2 + ["b.mp4"] * 2
+    out = capsys.readouterr().out
+    assert "1 clip left out, because windows.jsonl describes other windows of them, such as 0 s to 1.25 s: a.mp4" in out
+    assert describe(script, tmp_path, "--window", "2.5", "--kind", "detail") == 1
+    assert "other windows" in capsys.readouterr().out
+
+
+def test_after_a_kill_training_reads_each_window_once_and_the_next_run_tidies(tmp_path: Path, script: Script) -> None:
+    clip(tmp_path / "a.mp4", 9)
+    assert describe(script, tmp_path, "--window", "2") == 0
+    table = tmp_path / "windows.jsonl"
+    line = table.read_text("utf-8")
+    script.usual = answered(LONG)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvg_core.synthesis.describe._tidy", killed)
+        describe(script, tmp_path, "--window", "2", "--kind", "detail")
+    assert len(table.read_text("utf-8").splitlines()) == 2
+    run = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
+    limits = TextLimits((0, 99), (0, 999))
+    found = survey(table, replace(run, text_length=999, context_length=999), lambda text: text.split(), limits=limits)
+    assert [(one.prompt, one.detail) for one in found.usable] == [(GOOD, LONG)]
+    table.write_text(table.read_text("utf-8") + line + line[:30], encoding="utf-8")
+    assert describe(script, tmp_path, "--window", "2", "--kind", "detail") == 0
+    (row,) = map(json.loads, table.read_text("utf-8").splitlines())
+    assert row["caption"] == GOOD
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".uvg.")) == [".uvg.lock"]
 
 
 def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> None:

@@ -84,7 +84,7 @@ def _one(path: Path, describer: Describer, own: Describe, captions: Captions, no
     if own.window is not None:
         windows = describe_windows(path, describer, own.window, recursive=not own.no_recursive, note=say)
         show(str(windows))
-        return len(windows.failed)
+        return len(windows.failed) + len(windows.others)
     report = caption_folder(
         path,
         describer,

@@ -137,7 +137,7 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     """Which clips ``caption_folder`` would caption and where their texts would go, in words; nothing is changed."""
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = _clips(folder, recursive, failed)
-    with texts_of(folder, clips, how) as texts:
+    with texts_of(folder, clips, how, writes=False) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
         chosen = _chosen(folder, clips, how.only)
         wanted = []

@@ -42,11 +42,15 @@ class Texts(Protocol):
 
 
 @contextmanager
-def texts_of(folder: Path, clips: list[Path], how: Captions) -> Iterator[Texts]:
-    """The captions of a folder's clips, all of them: names depend on each other (``text_files``)."""
+def texts_of(folder: Path, clips: list[Path], how: Captions, *, writes: bool = True) -> Iterator[Texts]:
+    """The captions of a folder's clips, all of them: names depend on each other (``text_files``). Without ``writes``
+    they are only looked at."""
     files = files_of(folder, clips, how)
-    is_table = how.format in ("jsonl", "csv")
-    texts: Texts = Table(folder, clips, files[0]) if is_table else Beside(dict(zip(clips, files, strict=True)))
+    texts: Texts
+    if how.format in ("jsonl", "csv"):
+        texts = Table(folder, clips, files[0], writes=writes)
+    else:
+        texts = Beside(dict(zip(clips, files, strict=True)))
     try:
         yield texts
     finally:

@@ -236,9 +236,12 @@ def _tidy(table: Path, replaced: Replaced) -> None:
     """Take away the lines that later ones have replaced, and what a kill has cut; what others wrote stays."""
     lines, names = _lines(table), replaced.names()
     keys = list(map(_key, lines))
-    last = {key: number for number, key in enumerate(keys) if key is not None and key[0] in names}
-    kept = [line for number, line in enumerate(lines) if last.get(keys[number], number) == number]
-    kept = [line for line in kept if not breaks_off(line.encode("utf-8", "backslashreplace"))]
+    last = {key: number for number, key in enumerate(keys)}
+    kept = [
+        line
+        for number, (key, line) in enumerate(zip(keys, lines, strict=True))
+        if (key is None or key[0] not in names or last[key] == number) and not breaks_off(line.encode())
+    ]
     if len(kept) < len(lines):
         write_text(table, "".join(f"{line}\n" for line in kept))
     replaced.clear()

@@ -21,6 +21,7 @@ from uvg_core.data.settings import Buckets, Data
 from uvg_core.data.sources import Together, fingerprints, group_of
 from uvg_core.data.tags import wordings
 from uvg_core.errors import UniViGUError
+from uvg_core.io import WINDOWS
 from uvg_core.media.video import write_video
 from uvg_core.pipeline.folders import Captions, caption_folder
 
@@ -69,7 +70,7 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
     clip(tmp_path / "b.mp4")
     rows = [
         {"path": "in/film.mp4", "caption": "all of it", "start": 1, "end": 2.25},
-        {"file_name": "b.mp4", "text": "other names", "detail": "in detail"},
+        {"file_name": "b.mp4", "text": "other names", "detail": ["in detail", "in other words", "far too long " * 9]},
         {"video": str(tmp_path / "b.mp4"), "prompt": ["two", "prompts of one clip"]},
         {"path": "gone.mp4", "caption": "not there"},
         {"path": "b.mp4"},
@@ -88,6 +89,7 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
     ]
     assert shades(found) == about([20 + 5 * n for n in range(8, 17)])
     assert found.item(2).others == ("prompts of one clip",)
+    assert found.usable[1].other_details == found.item(1).other_details == ("in other words",)
     assert {(one.name, one.reason) for one in found.left_out} == {
         ("gone.mp4", "unreadable"),
         ("b.mp4", "without a caption"),
@@ -97,6 +99,40 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
         ("line 9", "with an entry that cannot be read"),
         ("line 10", "with an entry that cannot be read"),
     }
+
+
+def test_a_missing_source_says_what_was_expected_and_what_is_near(tmp_path: Path) -> None:
+    clip(tmp_path / "train" / "Clips" / "a.mp4", caption="a")
+    (tmp_path / "train" / "clips.jsonl").write_text("")
+    for wrong, near in (
+        ("train/clisp", "Did you mean {}/train/Clips?"),
+        ("trian/Clips", "Did you mean {}/train?"),
+        ("train/clips.json", "Did you mean {}/train/clips.jsonl?"),
+        ("train\\Clips", "Did you mean {}/train/Clips?"),
+        ("elsewhere/x", "There is no elsewhere in {}"),
+    ):
+        with pytest.raises(UniViGUError) as error:
+            look(f"{tmp_path}/{wrong}")
+        assert str(error.value) == (
+            f"{tmp_path}/{wrong}: no such file or folder; expected a folder of clips, a manifest (.jsonl, .csv, .tsv, "
+            f".parquet) or .tar shards. {near.format(tmp_path)}"
+        )
+    with pytest.raises(UniViGUError, match=r"a\.mp4: found another file; expected a folder of clips"):
+        look(tmp_path / "train" / "Clips" / "a.mp4")
+    with pytest.raises(UniViGUError, match=r"x-0\.tar: no such file"):
+        look(tmp_path / "x-{0..1}.tar")
+
+
+@pytest.mark.skipif(WINDOWS, reason="of paths that are not this system's")
+def test_a_manifest_from_windows_finds_its_clips(tmp_path: Path) -> None:
+    clip(tmp_path / "clips" / "a.mp4")
+    clip(tmp_path / "clips\\b.mp4")
+    names = ["clips\\a.mp4", "clips\\b.mp4", "clips\\gone.mp4", "Q:\\clips\\a.mp4", "Q:/clips/a.mp4"]
+    table = tmp_path / "clips.jsonl"
+    table.write_text("".join(json.dumps({"path": name, "caption": "x"}) + "\n" for name in names), encoding="utf-8")
+    found = look(table)
+    assert [one.path for one in found.usable] == [tmp_path / "clips" / "a.mp4", tmp_path / "clips\\b.mp4"]
+    assert ["a path of Windows" in one.found for one in found.left_out] == [False, True, True]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])

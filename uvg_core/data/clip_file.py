@@ -35,7 +35,7 @@ class ClipFile:
     What a survey adds:
 
     prompt        the first of its prompts; others: the other ones
-    detail        None where there is none, or none within the limits
+    detail        None where there is none, or none within the limits; other_details: further ones
     content       what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
     spec          how its frames are read
     fps           frames per second; duration: of the whole file; kept: the share of the picture that is left
@@ -50,6 +50,7 @@ class ClipFile:
     prompt: str = ""
     others: tuple[str, ...] = ()
     detail: str | None = None
+    other_details: tuple[str, ...] = ()
     content: str = ""
     size: int = 0
     changed: int = 0

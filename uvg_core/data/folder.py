@@ -118,7 +118,8 @@ class Survey:
         part = [clip.start, clip.seconds, clip.spec.fps is None]
         facts += [part] if part != [0.0, None, False] else []
         more = self._wordings(clip)[1:]
-        return digest([*facts, list(more)] if more else facts)
+        facts += [list(more)] if more or clip.other_details else []
+        return digest([*facts, list(clip.other_details)] if clip.other_details else facts)
 
     def name(self, index: int) -> str:
         return self.usable[index].name
@@ -142,7 +143,7 @@ class Survey:
                 f"s; expected {file.spec.frames} frames at {self.run.fps:g} fps. Copy or download it again"
             )
         prompts = self._wordings(file)
-        return TrainingClip(clip.pixels, prompts[0], file.detail, file.name, prompts[1:])
+        return TrainingClip(clip.pixels, prompts[0], file.detail, file.name, prompts[1:], file.other_details)
 
     def _wordings(self, clip: ClipFile) -> tuple[str, ...]:
         """The prompts of a clip, one of which is taken each time."""
@@ -312,9 +313,9 @@ class _Look:
     def add(self, found: Survey, file: ClipFile, texts: Texts) -> None:
         """Add what is used of a clip to a survey. Raises Unusable, and UniViGUError for a clip that cannot be read."""
         prompts = self._worded(texts(True), self.limits.prompt, (EMPTY_CAPTION, PROMPT_LENGTH))
-        detail = None
+        details: tuple[str, ...] = ()
         try:
-            (detail, *_) = self._worded(texts(False), self.limits.detail, (NO_DETAIL, DETAIL_LENGTH))
+            details = self._worded(texts(False), self.limits.detail, (NO_DETAIL, DETAIL_LENGTH))
         except Unusable as why:
             if self.need_detail:
                 raise
@@ -329,7 +330,8 @@ class _Look:
             file,
             prompt=prompts[0],
             others=prompts[1:],
-            detail=detail,
+            detail=details[0] if details else None,
+            other_details=details[1:],
             content=content if file.member is None else f"{content} {file.member[0]}",
             size=stat.st_size if file.member is None else file.member[1],
             changed=stat.st_mtime_ns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,10 +18,12 @@ from ..pipeline.texts import CAPTION_SUFFIX, caption_file, text_files
 from .clip_file import ClipFile, Listed, Texts
 from .left_out import BAD_TEXT, UNREADABLE, LeftOut, Unusable
 from .manifest import DETAILS, MANIFESTS, entries_of, json_row, rows_of
-from .webdataset import SHARD, clips_in, clips_of
+from .webdataset import SHARD, clips_in, clips_of, several_shards
 
 # The texts that may lie beside a clip.
 TEXT_KINDS = (".txt", CAPTION_SUFFIX, ".json", ".detail.txt", ".detail.json")
+
+_EXPECTED = f"a folder of clips, a manifest ({', '.join(MANIFESTS)}) or {SHARD} shards"
 
 
 def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Iterator[Listed]:
@@ -28,6 +31,8 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
 
     Raises UniViGUError for a source that is not there or is of another kind, and for a folder without clips."""
     suffix = path.suffix.lower()
+    if not os.path.exists(path) and not several_shards(path):
+        raise UniViGUError(f"{path}: no such file or folder; expected {_EXPECTED}. {_near(path)}")
     if suffix == SHARD:
         return clips_of(path)
     if suffix in MANIFESTS and not path.is_dir():
@@ -35,7 +40,24 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
     if suffix in (".tgz", ".gz", ".json") and not path.is_dir():
         kind = "the lines of a .jsonl file" if suffix == ".json" else "a .tar file that is not compressed"
         raise UniViGUError(f"{path}: not a supported format for training data; expected {kind}. Convert it")
+    if not path.is_dir():
+        raise UniViGUError(f"{path}: found another file; expected {_EXPECTED}")
     return _folder(path, recursive, pictures)
+
+
+def _near(path: Path) -> str:
+    """What may have been meant by a path that leads nowhere, or how far it leads."""
+    unix = Path(str(path).replace("\\", "/"))
+    if os.path.exists(unix):
+        return f"Did you mean {unix}?"
+    there = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
+    missing = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
+    names: dict[str, str] = {}
+    with suppress(OSError):
+        names = {name.lower(): name for name in sorted(os.listdir(there)) if not name.startswith(".")}
+    if near := difflib.get_close_matches(missing.lower(), names, n=1):
+        return f"Did you mean {there / names[near[0]]}?"
+    return f"There is no {missing} in {there.absolute()}"
 
 
 def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:

@@ -193,20 +193,22 @@ class _Builder:
             sample = Sample(latent, self._ids(prompt), states[prompt], ids, states.get(detail), clip.name)
             if _finite(latent, *(states[text] for text in _texts(clip))):
                 samples.append(sample)
-                more = clip.others, clip.other_details
-                others.append(tuple([(self._ids(text), states[text]) for text in texts] for texts in more))
+                prompts, details = (
+                    [(self._ids(text), states[text]) for text in texts] for texts in (clip.others, clip.other_details)
+                )
+                others.append((prompts, details))
             else:
                 left_out.append(LeftOut(clip.name, NOT_FINITE))
-        prompts = [one.prompt_ids for one in samples] + [ids for some, _ in others for ids, _ in some]
-        details = [one.detail_ids for one in samples if one.detail_ids is not None]
-        longest = [*details, *(ids for _, some in others for ids, _ in some)]
+        prompt_ids = [one.prompt_ids for one in samples] + [ids for some, _ in others for ids, _ in some]
+        first_details = [one.detail_ids for one in samples if one.detail_ids is not None]
+        detail_ids = [*first_details, *(ids for _, some in others for ids, _ in some)]
         built = replace(
             entry,
             same_as="",
             clips=len(samples),
-            details=len(details),
-            longest_prompt=max(map(len, prompts), default=0),
-            longest_detail=max(map(len, longest), default=0),
+            details=len(first_details),
+            longest_prompt=max(map(len, prompt_ids), default=0),
+            longest_detail=max(map(len, detail_ids), default=0),
             left_out=tuple(left_out),
         )
         return self._write(built, _packed(samples, others) if samples else {}, [one.name for one in samples])

@@ -213,13 +213,19 @@ def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> N
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip(tmp_path / "a.mp4")
-    assert main(["describe", str(tmp_path)]) == 1
-    assert "pass --endpoint URL and --llm MODEL" in capsys.readouterr().err
-    more = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer", "--window", "2"]
-    assert main(["describe", str(tmp_path / "a.mp4"), *more]) == 1
-    assert "a.mp4: --window writes a manifest into a folder" in capsys.readouterr().err
-    assert main(["describe", str(tmp_path), *more, "--prefix", "mystyle, "]) == 1
-    assert "--prefix does not apply to --window" in capsys.readouterr().err
+    llm, window = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer"], ["--window", "2"]
+    for flags, said in (
+        ([tmp_path], "pass --endpoint URL and --llm MODEL"),
+        ([tmp_path, "--llm", "seer"], "--llm is for captions; name their --endpoint too"),
+        ([tmp_path, *llm[:2]], "--endpoint needs --llm MODEL"),
+        ([tmp_path / "a.mp4", *llm, *window], "a.mp4: --window writes a manifest into a folder"),
+        ([tmp_path, *llm, *window, "--prefix", "mystyle, "], "--prefix does not apply to --window"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["describe", *map(str, flags)])
+        usage, _, error = capsys.readouterr().err.partition("error: ")
+        assert usage.startswith("usage: ")
+        assert said in error
 
 
 def test_tokens_are_estimated_in_any_language() -> None:

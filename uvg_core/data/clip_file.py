@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UniViGUError
+from ..errors import called
 from ..io import MEGABYTE, open_regular
 from ..media.video import ClipSpec
 from ..media.video.find import STILL
@@ -92,10 +92,8 @@ class ClipFile:
                 while block := source.read(min(left, MEGABYTE)):
                     target.write(block)
                     left -= len(block)
-            try:
+            with called(copy, self.name):
                 yield copy
-            except UniViGUError as error:  # of the shard, not of a copy that nobody knows
-                raise UniViGUError(str(error).replace(str(copy), self.name)) from None
 
 
 Listed = tuple[ClipFile, Texts] | LeftOut

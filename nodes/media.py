@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..uvg_core.config import RunConfig
 from ..uvg_core.content import content_of
+from ..uvg_core.data.listing import TEXT_KINDS
 from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.vae import latent_shape
@@ -66,7 +67,7 @@ class Folder:
         ``how``, also the files that captions are written to that way."""
         with suppress(UniViGUError), self.opened(reads=how is None) as path:
             clips = find_clips(path, recursive=self.subfolders)
-            texts = [name for text in text_files(clips) for name in (text, text.with_suffix(".detail.txt"))]
+            texts = [text.with_suffix(kind) for text in text_files(clips) for kind in TEXT_KINDS]
             texts += files_of(path, clips, how) if how is not None else []
             texts += [path / RECORD] if how is not None and how.review else []
             return {str(file): content_or_none(file) for file in dict.fromkeys((*clips, *texts))}

@@ -198,7 +198,7 @@ def train_config(inputs: Mapping[str, Any]) -> TrainConfig:
         data="the connected clips",
         out="nowhere",
         # Where details are learnt, half of the clips are generated from them; recall learns the prompt itself.
-        detail_share=0.5 if inputs["stage"] == "refine" else 0.0,
+        detail_share=0.5 if inputs["stage"] in ("refine", "distill") else 0.0,
         precision=best_precision(),
         optimizer=read(Optimizer, inputs, warmup=min(WARMUP, inputs["steps"] // 10)),
         lora=Lora(rank=rank, alpha=float(rank)),
@@ -236,7 +236,8 @@ class UniViGUTrain(Node):
                     "stage",
                     default="recall",
                     tooltip="recall: the text stream learns to say the prompt. refine: told the prompt, it learns to "
-                    "say the detailed caption. generate: text to video alone.",
+                    "say the detailed caption. generate: text to video alone. distill: a LoRA that needs 4 passes and no "
+                    "guidance.",
                 ),
                 widget(
                     TrainConfig,

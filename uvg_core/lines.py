@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from contextlib import suppress
@@ -13,6 +14,7 @@ from .io import append, read_bytes
 from .locks import appending
 
 _MOST_BYTES = 2**28
+_CUT = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".", "e+", "e-")  # what else of JSON can break off
 
 
 class Lines:
@@ -47,3 +49,42 @@ class Lines:
             is_torn = size > 0 and os.lseek(handle, size - 1, os.SEEK_SET) >= 0 and os.read(handle, 1) != b"\n"
             append(handle, (b"\n" if is_torn else b"") + line + b"\n")
             self._size += os.fstat(handle).st_size - size
+
+
+def breaks_off(line: bytes) -> bool:
+    """Whether a line is a JSON object as far as it goes, and not to its end, as a kill leaves it; a slip of somebody's
+    pen is no such thing."""
+    if not line or not line.startswith(b'{"'[: len(line)]):
+        return False
+    text = ""
+    try:
+        text, _ = codecs.utf_8_decode(line)  # the last letter may be cut, too
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        left = text[error.pos :]
+        is_cut = "Unterminated" in error.msg or ("escape" in error.msg and len(left) < len("\\uXXXX"))
+        return is_cut or any(word.startswith(left) for word in _CUT)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+class Replaced:
+    """The clips in a table of which a later line has replaced an earlier one, as long as both stand there. It is noted
+    before the later one is added: after a kill, readers take that one, and the next run takes the earlier one away."""
+
+    def __init__(self, table: Path) -> None:
+        self._path = table.with_name(f".uvg.{table.name}.replaced")
+
+    def names(self) -> set[str]:
+        return {str(entry.get("clip")) for entry in self._lines().news()}
+
+    def note(self, name: str) -> None:
+        self._lines().add({"clip": name})
+
+    def clear(self) -> None:
+        """The earlier lines are gone."""
+        self._path.unlink(missing_ok=True)
+
+    def _lines(self) -> Lines:
+        return Lines(self._path, "a record of captions that were replaced")

@@ -18,6 +18,7 @@ from uvg_core.cli import streams
 from uvg_core.cli.flags import settings_of
 from uvg_core.cli.main import main, make_parser
 from uvg_core.media.video import probe, write_video
+from uvg_core.pipeline.pipeline import Pipeline
 
 Feed = Callable[[bytes], None]
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +194,29 @@ def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
     assert "captions written so far are kept. Run the same command again" in words
     assert run.returncode == 130
     assert not clip.with_suffix(".txt").exists()
+
+
+def test_a_cancelled_run_writes_what_was_done_as_json(
+    clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clip.parent / "folder"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes(clip.read_bytes())
+    (folder / "a.mp4").write_bytes(b"no video")
+    read = Pipeline.latent_of
+
+    def latent_of(pipe: Pipeline, path: Path, *more: object) -> object:
+        if path.name == "c.mp4":
+            raise KeyboardInterrupt
+        return read(pipe, path, *more)
+
+    monkeypatch.setattr(Pipeline, "latent_of", latent_of)
+    assert main(["caption", str(clip), str(folder), str(clip), "--json", "-", "--steps", "1", *CPU]) == 130
+    found = [(Path(one["clip"]).name, one["outcome"]) for one in json.loads(capsys.readouterr().out)]
+    assert found == [("clip.mp4", "written"), ("a.mp4", "failed"), ("b.mp4", "written")]
+    assert main(["caption", str(folder / "c.mp4"), "--json", str(folder / "all.json"), *CPU]) == 130
+    assert json.loads((folder / "all.json").read_text()) == []
 
 
 def test_a_dry_run_of_synthesise_makes_nothing(clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_nothing_usable_is_an_error_with_the_counts(tmp_path: Path) -> None:
         UniViGUError, match=r"none of 2 clips .*\n  1 without a caption: a\.mp4\n  1 unreadable: b\.mp4"
     ):
         look(tmp_path)
-    with pytest.raises(UniViGUError, match=r"gone: expected a folder"):
+    with pytest.raises(UniViGUError, match=r"gone: no such file or folder; expected a folder of clips"):
         look(tmp_path / "gone")
 
 

@@ -199,6 +199,28 @@ def test_layout_of_a_shard(made: Made, build, tmp_path: Path) -> None:
     assert all(one["bytes"] == (tmp_path / "cache" / one["file"]).stat().st_size for one in index["shards"])
 
 
+def test_of_several_detailed_captions_one_is_read_each_time(build, tmp_path: Path) -> None:
+    class Several(Made):
+        def item(self, index: int) -> TrainingClip:
+            more = {"others": ("red red",), "other_details": ("a longer one", "one more word here")}
+            return replace(super().item(index), **(more if index == 1 else {}))
+
+    shards, _ = build(Several([("red", None), ("red", "a detail"), ("red", "another one yes")]))
+    seen = {
+        (len(one.prompt_ids), tuple(one.detail_ids.tolist()))
+        for one in (shards.sample(1, draw / 4096) for draw in range(4096))
+        if one.detail_ids is not None
+    }
+    details = ("a detail", "a longer one", "one more word here")
+    assert seen == {(length, tuple(tokens(text))) for length in (2, 3) for text in details}
+    first = shards.sample(1)
+    assert first.detail_ids is not None
+    assert first.detail_ids.tolist() == tokens("a detail")
+    assert shards.sample(0, 0.9).detail_ids is None
+    assert {len(shards.sample(2, draw / 8).detail_ids) for draw in range(8)} == {4}
+    assert (shards.details, shards.longest_detail) == (2, 5)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_batch_and_shard_size_do_not_matter(
     made: Made, build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int

@@ -16,11 +16,14 @@ from uvg_core.config import RunConfig
 from uvg_core.data import folder as surveying
 from uvg_core.data.clip_file import ClipFile
 from uvg_core.data.folder import Survey, TextLimits, survey
+from uvg_core.data.left_out import BAD_TEXT, NO_CAPTION
 from uvg_core.data.settings import Buckets, Data
 from uvg_core.data.sources import Together, fingerprints, group_of
 from uvg_core.data.tags import wordings
 from uvg_core.errors import UniViGUError
+from uvg_core.io import WINDOWS
 from uvg_core.media.video import write_video
+from uvg_core.pipeline.folders import Captions, caption_folder
 
 RUN = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
 LIMITS = TextLimits(prompt=(1, 12), detail=(1, 12))
@@ -67,7 +70,7 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
     clip(tmp_path / "b.mp4")
     rows = [
         {"path": "in/film.mp4", "caption": "all of it", "start": 1, "end": 2.25},
-        {"file_name": "b.mp4", "text": "other names", "detail": "in detail"},
+        {"file_name": "b.mp4", "text": "other names", "detail": ["in detail", "in other words", "far too long " * 9]},
         {"video": str(tmp_path / "b.mp4"), "prompt": ["two", "prompts of one clip"]},
         {"path": "gone.mp4", "caption": "not there"},
         {"path": "b.mp4"},
@@ -86,6 +89,7 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
     ]
     assert shades(found) == about([20 + 5 * n for n in range(8, 17)])
     assert found.item(2).others == ("prompts of one clip",)
+    assert found.usable[1].other_details == found.item(1).other_details == ("in other words",)
     assert {(one.name, one.reason) for one in found.left_out} == {
         ("gone.mp4", "unreadable"),
         ("b.mp4", "without a caption"),
@@ -95,6 +99,40 @@ def test_a_manifest_names_clips_captions_and_parts(tmp_path: Path) -> None:
         ("line 9", "with an entry that cannot be read"),
         ("line 10", "with an entry that cannot be read"),
     }
+
+
+def test_a_missing_source_says_what_was_expected_and_what_is_near(tmp_path: Path) -> None:
+    clip(tmp_path / "train" / "Clips" / "a.mp4", caption="a")
+    (tmp_path / "train" / "clips.jsonl").write_text("")
+    for wrong, near in (
+        ("train/clisp", "Did you mean {}/train/Clips?"),
+        ("trian/Clips", "Did you mean {}/train?"),
+        ("train/clips.json", "Did you mean {}/train/clips.jsonl?"),
+        ("train\\Clips", "Did you mean {}/train/Clips?"),
+        ("elsewhere/x", "There is no elsewhere in {}"),
+    ):
+        with pytest.raises(UniViGUError) as error:
+            look(f"{tmp_path}/{wrong}")
+        assert str(error.value) == (
+            f"{tmp_path}/{wrong}: no such file or folder; expected a folder of clips, a manifest (.jsonl, .csv, .tsv, "
+            f".parquet) or .tar shards. {near.format(tmp_path)}"
+        )
+    with pytest.raises(UniViGUError, match=r"a\.mp4: found another file; expected a folder of clips"):
+        look(tmp_path / "train" / "Clips" / "a.mp4")
+    with pytest.raises(UniViGUError, match=r"x-0\.tar: no such file"):
+        look(tmp_path / "x-{0..1}.tar")
+
+
+@pytest.mark.skipif(WINDOWS, reason="of paths that are not this system's")
+def test_a_manifest_from_windows_finds_its_clips(tmp_path: Path) -> None:
+    clip(tmp_path / "clips" / "a.mp4")
+    clip(tmp_path / "clips\\b.mp4")
+    names = ["clips\\a.mp4", "clips\\b.mp4", "clips\\gone.mp4", "Q:\\clips\\a.mp4", "Q:/clips/a.mp4"]
+    table = tmp_path / "clips.jsonl"
+    table.write_text("".join(json.dumps({"path": name, "caption": "x"}) + "\n" for name in names), encoding="utf-8")
+    found = look(table)
+    assert [one.path for one in found.usable] == [tmp_path / "clips" / "a.mp4", tmp_path / "clips\\b.mp4"]
+    assert ["a path of Windows" in one.found for one in found.left_out] == [False, True, True]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
@@ -412,7 +450,45 @@ def test_words_around_every_text(tmp_path: Path) -> None:
 
 def test_captions_may_end_in_caption(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4").with_suffix(".caption").write_text("as kohya's tools write them")
-    assert look(tmp_path).usable[0].prompt == "as kohya's tools write them"
+    found = look(tmp_path)
+    assert found.usable[0].prompt == "as kohya's tools write them"
+    assert ".caption" not in str(found)
+
+
+def test_of_a_text_and_a_caption_file_the_text_is_used_and_that_is_said(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", caption="the text").with_suffix(".caption").write_text("another")
+    clip(tmp_path / "b.mp4", caption="alone")
+    found = look(tmp_path)
+    assert [one.prompt for one in found.usable] == ["the text", "alone"]
+    assert "1 clip with both a .txt and a .caption, of which the .txt is used: a.mp4" in str(found)
+
+
+def test_captions_may_lie_in_json(tmp_path: Path) -> None:
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    for name in "abcdef":
+        clip(tmp_path / f"{name}.mp4")
+    caption_folder(tmp_path, lambda path: f"seen in {path.stem}", Captions(format="json", only="a.mp4"))
+    caption_folder(
+        tmp_path, lambda path: f"all of {path.stem}", Captions(format="json", file_suffix="detail", only="a.mp4\nb.mp4")
+    )
+    put("b.txt", "a text")
+    put("b.json", '{"caption": "passed over", "detail": "passed over, too"}')
+    put("c.json", '{"caption": ["one", "other"], "detail": "in detail"}')
+    put("d.json", "[1, 2]")
+    put("e.json", '{"width": 64}')
+    put("f.json", "{}")
+    put("f.txt", "a text beside what is somebody else's")
+    found = look(tmp_path)
+    assert [(one.name, one.prompt, one.others, one.detail) for one in found.usable] == [
+        ("a.mp4", "seen in a", (), "all of a"),
+        ("b.mp4", "a text", (), "all of b"),
+        ("c.mp4", "one", ("other",), "in detail"),
+        ("f.mp4", "a text beside what is somebody else's", (), None),
+    ]
+    assert [(one.name, one.reason) for one in found.left_out] == [("d.mp4", BAD_TEXT), ("e.mp4", NO_CAPTION)]
+    assert f"{tmp_path / 'd.json'}: found [1, 2]; expected a JSON object" in found.left_out[0].found
 
 
 def test_tags_are_shuffled_and_some_are_dropped(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from refusals import closed_folder
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
 from uvg_core.pipeline import folders
-from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, text_files
+from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, survey, text_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,25 @@ def test_existing_captions_stay_and_cost_nothing(folder: Path) -> None:
     assert caption_folder(folder, caption).written == ()
     assert len(caption_folder(folder, caption, Captions(overwrite=True)).written) == 3
     assert texts(folder)["a.txt"] == "new"
+
+
+def test_a_caption_file_is_the_caption_of_its_clip(folder: Path) -> None:
+    old = folder / "a.caption"
+    old.write_text("by hand")
+    (folder / "b.caption").write_text(" \n")
+    assert "a.mp4" not in survey(folder)
+    report = caption_folder(folder, lambda path: f"seen in {path.stem}")
+    assert report.skipped == (old,)
+    assert old.read_text() == "by hand"
+    assert (folder / "b.caption").read_text("utf-8").strip() == "seen in b"
+    caption_folder(folder, lambda _: "and new", Captions(existing="append", backup=True, only="a.mp4"))
+    assert old.read_text("utf-8").strip() == "by hand and new"
+    assert (folder / "a.caption.bak").read_text() == "by hand"
+    caption_folder(folder, lambda _: "replaced", Captions(overwrite=True, only="a.mp4"))
+    assert old.read_text("utf-8").strip() == "replaced"
+    assert set(texts(folder)) == {"sub/c.txt"}
+    (folder / "a.txt").write_text("the text of a clip comes first")
+    assert caption_folder(folder, lambda _: "x").skipped[0] == folder / "a.txt"
 
 
 def test_a_bad_clip_is_reported_and_the_work_goes_on(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -14,8 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from uvg_core.data.left_out import LeftOut
+from uvg_core.data.listing import listed
 from uvg_core.errors import UniViGUError
-from uvg_core.pipeline.folders import Captions, caption_folder
+from uvg_core.lines import breaks_off
+from uvg_core.pipeline import review
+from uvg_core.pipeline.folders import Captions, caption_folder, survey
+from uvg_core.pipeline.review import RECORD
+from uvg_core.pipeline.table import Table
 from uvg_core.pipeline.texts import texts_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +139,72 @@ def test_several_captioners_share_a_table(folder: Path) -> None:
     assert sum(counts) == 43
     names = [row["file_name"] for row in rows(folder / "metadata.jsonl")]
     assert len(names) == len(set(names)) == 43
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_after_a_kill_training_reads_each_clip_once_and_the_next_run_tidies(folder: Path, format: str) -> None:
+    for name in ("a.mp4", "b.mov", "sub/c.webm"):
+        (folder / name).write_bytes(b"x")
+    path, doubled = folder / f"metadata.{format}", "gone.mp4"
+    caption_folder(folder, about, Captions(format=format))
+    with path.open("a") as file:  # somebody else's clip with two lines
+        for words in ("one", "two"):
+            row = {"file_name": doubled, "caption": words}
+            file.write(json.dumps(row) + "\n" if format == "jsonl" else f'"{doubled}","{words}"\n')
+
+    def dies(clip: Path) -> str:
+        if clip.name == "c.webm":
+            raise KeyboardInterrupt
+        return f"new {clip.stem}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Table, "close", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            caption_folder(folder, dies, Captions(format=format, overwrite=True))
+    assert len(rows(path)) == 7
+    read = [(one[0].name, *one[1](True)) for one in listed(path) if not isinstance(one, LeftOut)]
+    assert read == [
+        ("sub/c.webm", "about c"), (doubled, "one"), (doubled, "two"), ("a.mp4", "new a"), ("b.mov", "new b"),
+    ]  # fmt: skip
+    before = sorted((name, name.read_bytes()) for name in folder.rglob("*") if name.is_file())
+    assert "0 to caption" in survey(folder, Captions(format=format))
+    assert sorted((name, name.read_bytes()) for name in folder.rglob("*") if name.is_file()) == before
+    assert caption_folder(folder, about, Captions(format=format)).written == ()
+    found = [(row["file_name"], row["caption"]) for row in rows(path)]
+    assert sorted(found) == sorted(read)
+    assert not list(folder.glob(".uvg*"))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_dry_run_changes_no_byte_of_a_table(folder: Path, format: str) -> None:
+    caption_folder(folder, about, Captions(format=format), recursive=False)
+    path = folder / f"metadata.{format}"
+    whole = path.read_bytes()
+    for data, left in ((whole[:-5], 2), (whole[:-1], 1)):
+        path.write_bytes(data)
+        assert f"3 clips: {left} to caption" in survey(folder, Captions(format=format))
+        assert path.read_bytes() == data
+    (folder / RECORD).write_text(
+        json.dumps({"clip": "a.mp4", "new": "x", "format": format, "file_suffix": "", "backup": False}) + "\n"
+    )
+    path.write_bytes(whole[:-5])
+    assert review.listed(folder)["items"][0]["old"] == "about a"
+    gc.collect()
+    assert path.read_bytes() == whole[:-5]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"file_name": "größer\u2028", "caption": 'a "b" \\ \x01', "n": [1.5e-20, -2, 1e300, True, False, None, {}]},
+        {"a": {}},
+    ],
+)
+def test_every_beginning_of_a_line_breaks_off_and_no_slip_of_a_pen_does(row: dict[str, object]) -> None:
+    line = json.dumps(row, ensure_ascii=False).encode()
+    assert all(breaks_off(line[:end]) for end in range(1, len(line)))
+    for other in (line, b"", b"{5", b"words", b'{"a": b"', b'{"a": 5}}', b'{"a": "b" "c"}', b'{"a": tru }', b"[1, 2"):
+        assert not breaks_off(other)
 
 
 ENDS = {  # of a table without a last newline, as somebody typed it: whole, or with a slip of the pen

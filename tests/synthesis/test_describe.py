@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_detailed_captions_go_beside_the_brief_ones(tmp_path: Path, script: Scri
     assert (tmp_path / "a.txt").read_text() == "a brief caption"
     assert "The prompt: a brief caption" in words(script.asked[0])
     assert "128 and 256 tokens" in words(script.asked[0])
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.caption", "a brief one"), ("a.json", '{"caption": "a brief one"}')])
+def test_other_files_hold_the_brief_caption_too(tmp_path: Path, script: Script, name: str, text: str) -> None:
+    script.usual = answered(LONG)
+    clip(tmp_path / "a.mp4")
+    (tmp_path / name).write_text(text)
+    assert describe(script, tmp_path, "--kind", "detail") == 0
+    assert "The prompt: a brief one" in words(script.asked[0])
 
 
 def test_a_clip_that_shares_its_name_is_described_with_its_own_prompt(tmp_path: Path, script: Script) -> None:
@@ -150,6 +160,48 @@ def test_windows_of_long_clips_become_a_manifest_to_train_on(tmp_path: Path, scr
     assert "The prompt: the first" in words(script.asked[5])
 
 
+def test_windows_of_another_length_are_refused_in_words(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip(tmp_path / "a.mp4", 20)  # 2.5 s
+    assert describe(script, tmp_path, "--window", "1.25") == 0
+    clip(tmp_path / "b.mp4", 8)
+    table = tmp_path / "windows.jsonl"
+    before = table.read_text()
+    assert describe(script, tmp_path, "--window", "0.5") == 1
+    assert table.read_text().startswith(before)
+    assert [json.loads(line)["path"] for line in table.read_text().splitlines()] == ["a.mp4"] * 2 + ["b.mp4"] * 2
+    out = capsys.readouterr().out
+    assert "1 clip left out, because windows.jsonl describes other windows of them, such as 0 s to 1.25 s: a.mp4" in out
+    assert describe(script, tmp_path, "--window", "2.5", "--kind", "detail") == 1
+    assert "other windows" in capsys.readouterr().out
+
+
+def test_after_a_kill_training_reads_each_window_once_and_the_next_run_tidies(tmp_path: Path, script: Script) -> None:
+    clip(tmp_path / "a.mp4", 9)
+    assert describe(script, tmp_path, "--window", "2") == 0
+    table = tmp_path / "windows.jsonl"
+    line = table.read_text("utf-8")
+    script.usual = answered(LONG)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvg_core.synthesis.describe._tidy", killed)
+        describe(script, tmp_path, "--window", "2", "--kind", "detail")
+    assert len(table.read_text("utf-8").splitlines()) == 2
+    run = RunConfig(height=32, width=48, frames=9, fps=8.0, text_length=16, context_length=24)
+    limits = TextLimits((0, 99), (0, 999))
+    found = survey(table, replace(run, text_length=999, context_length=999), lambda text: text.split(), limits=limits)
+    assert [(one.prompt, one.detail) for one in found.usable] == [(GOOD, LONG)]
+    table.write_text(table.read_text("utf-8") + line + line[:30], encoding="utf-8")
+    assert describe(script, tmp_path, "--window", "2", "--kind", "detail") == 0
+    (row,) = map(json.loads, table.read_text("utf-8").splitlines())
+    assert row["caption"] == GOOD
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".uvg.")) == [".uvg.lock"]
+
+
 def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> None:
     pytest.importorskip("diffusers")
     clip(tmp_path / "a.mp4")
@@ -161,13 +213,19 @@ def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> N
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip(tmp_path / "a.mp4")
-    assert main(["describe", str(tmp_path)]) == 1
-    assert "pass --endpoint URL and --llm MODEL" in capsys.readouterr().err
-    more = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer", "--window", "2"]
-    assert main(["describe", str(tmp_path / "a.mp4"), *more]) == 1
-    assert "a.mp4: --window writes a manifest into a folder" in capsys.readouterr().err
-    assert main(["describe", str(tmp_path), *more, "--prefix", "mystyle, "]) == 1
-    assert "--prefix does not apply to --window" in capsys.readouterr().err
+    llm, window = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer"], ["--window", "2"]
+    for flags, said in (
+        ([tmp_path], "pass --endpoint URL and --llm MODEL"),
+        ([tmp_path, "--llm", "seer"], "--llm is for captions; name their --endpoint too"),
+        ([tmp_path, *llm[:2]], "--endpoint needs --llm MODEL"),
+        ([tmp_path / "a.mp4", *llm, *window], "a.mp4: --window writes a manifest into a folder"),
+        ([tmp_path, *llm, *window, "--prefix", "mystyle, "], "--prefix does not apply to --window"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["describe", *map(str, flags)])
+        usage, _, error = capsys.readouterr().err.partition("error: ")
+        assert usage.startswith("usage: ")
+        assert said in error
 
 
 def test_tokens_are_estimated_in_any_language() -> None:

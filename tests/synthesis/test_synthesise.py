@@ -686,11 +686,25 @@ def test_the_command_with_the_embedded_model(
         (["--endpoint", "http://127.0.0.1:1/v1"], "needs --llm MODEL"),
         (["--llm", "m"], "--llm is for captions; name their --endpoint too"),
         (["--endpoint", "nowhere", "--llm", "m"], "'nowhere' is not a valid endpoint"),
-        (["--endpoint", "http://h/v1", "--llm", "m", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--llm-options", "[1]"], "is not a JSON object"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--llm-options", '{"a": NaN}'], "is not a JSON object"),
+        (["--min-tokens", "9", "--max-tokens", "8"], "--min-tokens 9 is above --max-tokens 8"),
+    ],
+)
+def test_a_command_that_is_used_wrongly_exits_2_before_anything_is_loaded(
+    command: list[str], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *options, *more, "--model", "nowhere"])
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--endpoint", "http://h/v1", "--llm", "m", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["--endpoint", "http://h/v1", "--llm", "m", "--instructions", "nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["--min-tokens", "9", "--max-tokens", "8"], "9 to 8"),
         (["--prompt-max-tokens", "9999"], "reads prompts of at most"),
         (["--height", "40"], "40"),
     ],

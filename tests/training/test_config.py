@@ -90,7 +90,8 @@ def test_every_configuration_that_ships_is_read(path: Path, tmp_path: Path) -> N
 def test_there_are_configurations_for_every_stage() -> None:
     assert {path.relative_to(ROOT / "configs").as_posix() for path in FILES} >= {
         *(f"worlds/{stage}.yaml" for stage in RUNS),
-        *(f"wan/{name}.yaml" for name in ("recall", "refine", "lora")),
+        *(f"wan/{name}.yaml" for name in ("recall", "refine", "lora", "distill")),
+        "worlds/distill.yaml",
     }
 
 

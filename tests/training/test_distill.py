@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_runs import RUN, Stop, curve, make_config, make_shards, make_start, make_trainer
 from torch import Tensor
 
+from uvg_core.checkpoint import LoraChoice
+from uvg_core.checkpoint.lora import Lora, Student
 from uvg_core.errors import UniViGUError
 from uvg_core.flow.schedule import shift_sigmas, unshift_sigmas, video_sigmas
+from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Sampling, text_to_video
 from uvg_core.training.distill import Distillation
 from uvg_core.training.plan import Batch, plan_sample
@@ -149,3 +154,34 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) ->
 def test_training_the_text_half_alone_is_refused(folder: Path) -> None:
     with pytest.raises(UniViGUError, match="distill with trains: text"):
         make_config(folder, stage="distill", trains="text")
+
+
+def test_a_students_lora_says_how_it_is_run(folder: Path, tmp_path: Path) -> None:
+    distill = {"passes": 3, "joint_passes": 5, "substeps": 1}
+    trainer = trainer_of(folder, tmp_path, steps=1, distill=distill)
+    file = trainer.run().file
+    assert file is not None
+    assert Lora(LoraChoice(file), trainer.network.config).student == Student(3, 5)
+    usual = trainer_of(folder, tmp_path / "usual", steps=1, stage="recall").run().file
+    assert usual is not None
+    assert Lora(LoraChoice(usual), trainer.network.config).student is None
+
+
+def test_jobs_draw_as_the_students_lora_says(tmp_path: Path) -> None:
+    layer, path = "diffusion_model.blocks.0.self_attn.q", tmp_path / "student.safetensors"
+    stated = {"uvg_training": json.dumps({"distill": {"passes": 2, "joint_passes": 3}})}
+    halves = {f"{layer}.lora_A.weight": torch.zeros(2, 192), f"{layer}.lora_B.weight": torch.zeros(192, 2)}
+    save_file(halves, path, stated)
+    pipe, seen = Pipeline(loras=[path], device="cpu"), list[int]()
+    again = Pipeline(device="cpu").generate("a red circle", sampling=Sampling(steps=2, guidance_scale=1.0))
+    clip = pipe.generate("a red circle", callback=lambda step, state: seen.append(step))
+    assert seen == [1, 2]
+    assert torch.equal(clip, again)  # without guidance
+    pipe.joint("a red circle", callback=lambda step, state: seen.append(step))
+    assert seen == [1, 2, 1, 2, 3]
+    pipe.generate("a red circle", sampling=Sampling(steps=1), callback=lambda step, state: seen.append(step))
+    assert seen[5:] == [1]
+    with pytest.raises(UniViGUError, match="negative prompt has no effect"):
+        pipe.generate("a red circle", negative="blue")
+    off = Pipeline(loras=[LoraChoice(path, video=0.0)], device="cpu")
+    assert off.student is None

@@ -277,6 +277,15 @@ def test_a_run_goes_on_from_a_lora(folder: Path) -> None:
         make_trainer(more, data)
 
 
+def test_changed_data_are_answered_with_what_is_not_set_yet(folder: Path) -> None:
+    for data, has_hint in (("clips", True), ([{"path": "clips", "windows": "first"}], False)):
+        config = make_config(folder, data=data)
+        facts = {"config": config.to_dict(), "data": "old", "global_batch": 4}
+        (line,) = checkpoints._differences(facts, config, 4, ["new"])
+        assert line.startswith("data: the clips, their texts or the encoders have changed")
+        assert ("set windows: first" in line) == has_hint
+
+
 class Mixed(Clips):
     """Clips of two lengths and, of the longer ones, two prompts each."""
 

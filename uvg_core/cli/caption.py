@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from ..errors import UniViGUError
 from ..media.video.footage import Footage
-from ..pipeline.folders import Captions, caption_folder, survey
+from ..pipeline.folders import Captions, FolderReport, caption_folder, survey
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, fields_of, setting, settings
@@ -59,7 +59,7 @@ def caption(
     pipe = model.pipeline(shown)
     results: list[dict[str, Any]] = []
     files: list[Path] = []
-    failed = 0
+    failed, is_stopped = 0, False
 
     def describe(path: Path, folder: Path) -> str:
         latent, note = pipe.latent_of(path, size, footage)
@@ -79,6 +79,10 @@ def caption(
         if not is_stream(own.json):
             show(text)
 
+    def note(report: FolderReport) -> None:
+        results.extend(report.to_json())
+        files.extend((*report.written, *report.skipped))
+
     for path in own.clips:
         try:
             if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
@@ -88,10 +92,10 @@ def caption(
                     captions,
                     recursive=not own.no_recursive,
                     on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
+                    on_stop=note,
                 )
                 tell(str(report))
-                results += report.to_json()
-                files += [*report.written, *report.skipped]
+                note(report)
                 failed += len(report.failed)
             else:
                 text = captions.worded(describe(path, path.parent))
@@ -105,19 +109,21 @@ def caption(
         except KeyboardInterrupt:
             shown.close()
             say("stopped; captions written so far are kept. Run the same command again to continue")
-            return CANCELLED
-    if own.json:
-        _require_no_caption(own.json, files)
-        write_json(own.json, results)
-    return 1 if failed else 0
+            is_stopped = True
+            break
+    _write_report(own.json, results, files)
+    return CANCELLED if is_stopped else int(failed > 0)
 
 
-def _require_no_caption(report: Path, captions: list[Path]) -> None:
+def _write_report(report: Path | None, results: list[dict[str, Any]], captions: list[Path]) -> None:
+    if report is None:
+        return
     if report.exists() and any(path.exists() and report.samefile(path) for path in captions):
         raise UniViGUError(
             f"{report}: holds a clip's caption and was not changed; to get the report, run the same command again with "
             "another name for --json"
         )
+    write_json(report, results)
 
 
 def _dry_run(own: Caption, captions: Captions) -> int:

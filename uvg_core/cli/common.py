@@ -19,9 +19,11 @@ from ..media.vae import write_latent
 from ..pipeline.component_files import Places, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
-from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
+from ..settings import Number, OneOf, Text, Whole, setting, settings
+from ..synthesis.chat import require_usable
+from ..synthesis.settings import Chat
 from .flags import Only
-from .output import complain, say
+from .output import WrongUsage, complain, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
@@ -48,10 +50,6 @@ class Model:
         default=(),
         metavar="FILE[:VIDEO[:TEXT]]",
     )
-    fast: Flag = setting(
-        "Draw with few passes and no guidance: apply the LoRA MODEL_fast.safetensors that lies beside the model.",
-        default=False,
-    )
     places: Places = setting("The files beside it.", factory=Places)
     checkpoint: Annotated[
         Overrides, Only("latent_space", "text_flow", "source", "num_heads", text_states=TEXT_STATES)
@@ -71,7 +69,7 @@ class Model:
             null_embedding=null_embedding,
             overrides=self.checkpoint,
             progress=shown,
-            loras=(*self.lora, *([_few_step_lora(model)] if self.fast else [])),
+            loras=self.lora,
         )
         for lora in pipe.loras:
             shown.close()
@@ -79,17 +77,6 @@ class Model:
         if not pipe.config.run.checked and not checking:
             say_unchecked(str(model), pipe.config.model.latent_space, pipe.components.text_states)
         return pipe
-
-
-def _few_step_lora(model: Path) -> LoraChoice:
-    """The LoRA beside a model that was distilled from it. Raises UniViGUError where there is none."""
-    path = model.with_name(f"{model.stem}_fast.safetensors")
-    if not path.is_file():
-        raise UniViGUError(
-            f"{model}: --fast needs {path.name} beside it. Train one with stage: distill and copy it there, or pass "
-            "a LoRA with --lora and set --steps and --guidance"
-        )
-    return LoraChoice(path)
 
 
 @settings
@@ -108,6 +95,14 @@ class Video:
         "empty_context_t5_emb.pt.",
         default=None,
     )
+
+
+def require_rightly_used(chat: Chat) -> None:
+    """Raises WrongUsage for flags of the language model that do not fit each other."""
+    try:
+        require_usable(chat)
+    except UniViGUError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:

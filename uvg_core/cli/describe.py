@@ -16,16 +16,18 @@ from ..progress import Bars
 from ..synthesis.captioner import make_captioner
 from ..synthesis.describe import INSTRUCTIONS, Describe, Describer, Stopped, describe_windows, estimated_tokens
 from ..synthesis.settings import Chat
+from .common import require_rightly_used
 from .flags import Only
-from .output import CANCELLED, complain, say, show
+from .output import CANCELLED, WrongUsage, complain, say, show
 
 _FILES = ("overwrite", "prefix", "suffix", "existing", "replace", "format", "backup", "review")
 
 
 def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: Chat, shown: Bars) -> int:
     """Write captions of real clips with a language model that sees frames of the whole clip."""
+    require_rightly_used(chat)
     if chat.endpoint is None:
-        raise UniViGUError("describe needs a language model: pass --endpoint URL and --llm MODEL")
+        raise WrongUsage("describe needs a language model: pass --endpoint URL and --llm MODEL")
     if own.window is not None:
         _require_windows(own, captions)
     captions = Captions(**{**vars(captions), "file_suffix": "detail" if own.kind == "detail" else ""})
@@ -65,13 +67,13 @@ def describe(own: Describe, captions: Annotated[Captions, Only(*_FILES)], chat: 
 
 
 def _require_windows(own: Describe, captions: Captions) -> None:
-    """Raises UniViGUError for what would be passed over where windows are described."""
+    """Raises WrongUsage for what would be passed over where windows are described."""
     for path in own.clips:
         if not os.path.isdir(path):
-            raise UniViGUError(f"{path}: --window writes a manifest into a folder of clips; pass the folder")
+            raise WrongUsage(f"{path}: --window writes a manifest into a folder of clips; pass the folder")
     for name in _FILES:
         if getattr(captions, name) != getattr(CAPTIONS, name):
-            raise UniViGUError(
+            raise WrongUsage(
                 f"--{name} does not apply to --window, which adds what is missing to windows.jsonl; omit one of the two"
             )
 
@@ -84,7 +86,7 @@ def _one(path: Path, describer: Describer, own: Describe, captions: Captions, no
     if own.window is not None:
         windows = describe_windows(path, describer, own.window, recursive=not own.no_recursive, note=say)
         show(str(windows))
-        return len(windows.failed)
+        return len(windows.failed) + len(windows.others)
     report = caption_folder(
         path,
         describer,

@@ -40,7 +40,7 @@ from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
 from .joint import joint
-from .output import CANCELLED, USED_WRONGLY, be_quiet, complain, say
+from .output import CANCELLED, USED_WRONGLY, WrongUsage, be_quiet, complain, say
 from .rank import rank
 from .streams import is_stream, standard_input
 from .synthesise import synthesise
@@ -114,7 +114,7 @@ def _require_files(args: argparse.Namespace) -> None:
     if sys.stdout is None and any(is_stream(getattr(args, name, None)) for name in WRITTEN):
         raise UniViGUError("'-' was given, but standard output is closed")
     if sys.stdout is not None and sys.stdout.isatty() and is_stream(getattr(args, "out", None)):
-        raise UniViGUError("-o - writes a video, which a terminal cannot show; pipe it to a program or redirect it")
+        raise WrongUsage("-o - writes a video, which a terminal cannot show; pipe it to a program or redirect it")
     report = getattr(args, "json", None)
     if report is not None and not is_stream(report):
         require_writable(report)
@@ -170,8 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     given = settings_of(args.run, args)
                 except UniViGUError as error:
                     args.error(str(error))
-                _require_files(args)
-                code = int(args.run(**given, shown=shown) or 0)
+                try:
+                    _require_files(args)
+                    code = int(args.run(**given, shown=shown) or 0)
+                except WrongUsage as error:
+                    args.error(str(error))
             if sys.stdout is not None:  # None where it was closed
                 sys.stdout.flush()
             return code

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import counted, printable
+from ..errors import UniViGUError, counted, named, printable
 from ..io import name_taken
 from ..media.sheet import SheetRow, contact_sheet
 from ..media.video import write_video
@@ -20,26 +20,17 @@ ENLARGE_BELOW, ENLARGE_TO = 128, 288
 USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1
 
 
+class WrongUsage(UniViGUError):
+    """The command is used wrongly, which more than one of its settings tell."""
+
+
 _quiet = False
-_called: dict[str, str] = {}
 
 
 def be_quiet(quiet: bool) -> None:
     """Whether notes are left out from now on."""
     global _quiet
     _quiet = quiet
-
-
-def call(path: Path, name: str) -> None:
-    """What a temporary file is called from now on: users gave ``-``, and know no such file."""
-    _called[str(path)] = name
-
-
-def named(text: str) -> str:
-    """A text in which temporary files have the names that ``call`` gave them."""
-    for path, name in _called.items():
-        text = text.replace(path, name)
-    return text
 
 
 def say(text: str) -> None:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, called, named
 from ..io import MEGABYTE, require_writable, write_text
 from ..settings import setting
 from .flags import streams_of
-from .output import call, named, show
+from .output import show
 
 _MOST_BYTES, _MOST_TEXT = 4 * 2**30, MEGABYTE
 
@@ -41,11 +41,12 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        call(path := Path(folder, "standard input"), "standard input")
+        path = Path(folder, "standard input")
         _spool(path)
         found = getattr(args, name)
         setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
-        yield
+        with called(path, "standard input"):
+            yield
 
 
 @contextmanager
@@ -56,8 +57,9 @@ def output_file(path: Path, suffix: str) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        call(written := Path(folder, f"standard output{suffix}"), "standard output")
-        yield written
+        written = Path(folder, f"standard output{suffix}")
+        with called(written, "standard output"):
+            yield written
         with written.open("rb") as source:
             shutil.copyfileobj(source, sys.stdout.buffer)
         sys.stdout.flush()

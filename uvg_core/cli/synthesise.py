@@ -14,7 +14,7 @@ from ..sampling import Sampling, Size
 from ..synthesis import engine
 from ..synthesis.captioner import make_captioner
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
-from .common import VIDEO, Model, Video, steps_on
+from .common import VIDEO, Model, Video, require_rightly_used, steps_on
 from .flags import Only
 from .output import complain, enlarged, say, show
 
@@ -29,6 +29,7 @@ def synthesise(
     shown: Bars,
 ) -> int:
     """Build a data set from prompts: clips, and detailed captions written by a language model."""
+    require_rightly_used(captions)
     prompts, doubles = engine.read_prompts(own.prompts)
     jobs = engine.plan(prompts, own.clips_per_prompt, sampling.seed)
     if own.dry_run:

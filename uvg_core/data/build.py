@@ -185,25 +185,30 @@ class _Builder:
             encoded += [(replace(clip, pixels=_NONE), row) for clip, row in zip(group, latents, strict=True)]
             self.progress("encoding the clips", done + len(encoded) + len(left_out), len(self.source))
         states = self._states([text for clip, _ in encoded for text in _texts(clip)])
-        samples, others = [], []
+        samples: list[Sample] = []
+        others: list[tuple[_Texts, _Texts]] = []  # of each clip: further prompts, further detailed captions
         for clip, latent in encoded:
             prompt, detail = clip.prompt, clip.detail
             ids = None if detail is None else self._ids(detail)
             sample = Sample(latent, self._ids(prompt), states[prompt], ids, states.get(detail), clip.name)
             if _finite(latent, *(states[text] for text in _texts(clip))):
                 samples.append(sample)
-                others.append([(self._ids(text), states[text]) for text in clip.others])
+                prompts, details = (
+                    [(self._ids(text), states[text]) for text in texts] for texts in (clip.others, clip.other_details)
+                )
+                others.append((prompts, details))
             else:
                 left_out.append(LeftOut(clip.name, NOT_FINITE))
-        prompts = [one.prompt_ids for one in samples] + [ids for some in others for ids, _ in some]
-        details = [one.detail_ids for one in samples if one.detail_ids is not None]
+        prompt_ids = [one.prompt_ids for one in samples] + [ids for some, _ in others for ids, _ in some]
+        first_details = [one.detail_ids for one in samples if one.detail_ids is not None]
+        detail_ids = [*first_details, *(ids for _, some in others for ids, _ in some)]
         built = replace(
             entry,
             same_as="",
             clips=len(samples),
-            details=len(details),
-            longest_prompt=max(map(len, prompts), default=0),
-            longest_detail=max(map(len, details), default=0),
+            details=len(first_details),
+            longest_prompt=max(map(len, prompt_ids), default=0),
+            longest_detail=max(map(len, detail_ids), default=0),
             left_out=tuple(left_out),
         )
         return self._write(built, _packed(samples, others) if samples else {}, [one.name for one in samples])
@@ -253,33 +258,32 @@ def _still(entry: ShardEntry, wanted: ShardEntry) -> ShardEntry | None:
 
 
 def _texts(clip: TrainingClip) -> list[str]:
-    return [text for text in (clip.prompt, *clip.others, clip.detail) if text is not None]
+    return [text for text in (clip.prompt, *clip.others, clip.detail, *clip.other_details) if text is not None]
 
 
-# The ids and conditions of a clip's further prompts.
-_Others = list[tuple[Tensor, Tensor]]
+_Texts = list[tuple[Tensor, Tensor]]  # ids and conditions
 
 
-def _packed(samples: list[Sample], others: list[_Others]) -> dict[str, Tensor]:
+def _packed(samples: list[Sample], others: list[tuple[_Texts, _Texts]]) -> dict[str, Tensor]:
     """The tensors of a shard; rows of different lengths become one tensor and its N+1 offsets."""
     tensors = {"latents": torch.stack([one.latent for one in samples])}
-    prompts = [[(one.prompt_ids, one.prompt_states), *some] for one, some in zip(samples, others, strict=True)]
-    if any(others):
-        tensors["wordings"] = torch.tensor([0, *accumulate(map(len, prompts))], dtype=torch.int64)
-    ids = [one for some in prompts for one, _ in some]
-    states = [one for some in prompts for _, one in some]
-    none = ids[0][:0], states[0][:0]  # for a clip without a detailed caption
-    detail_ids = [none[0] if one.detail_ids is None else one.detail_ids for one in samples]
-    detail_states = [none[1] if one.detail_states is None else one.detail_states for one in samples]
-    for name, rows in (
-        ("prompt_id", ids),
-        ("prompt_state", states),
-        ("detail_id", detail_ids),
-        ("detail_state", detail_states),
-    ):
-        tensors[f"{name}s"] = torch.cat(rows)
-        tensors[f"{name}_offsets"] = torch.tensor([0, *accumulate(map(len, rows))], dtype=torch.int64)
+    prompts = [[(one.prompt_ids, one.prompt_states), *more] for one, (more, _) in zip(samples, others, strict=True)]
+    details = [[_detail(one), *more] for one, (_, more) in zip(samples, others, strict=True)]
+    for kind, wordings, texts in (("prompt", "wordings", prompts), ("detail", "detail_wordings", details)):
+        if any(len(some) > 1 for some in texts):
+            tensors[wordings] = torch.tensor([0, *accumulate(map(len, texts))], dtype=torch.int64)
+        for name, part in ((f"{kind}_id", 0), (f"{kind}_state", 1)):
+            rows = [one[part] for some in texts for one in some]
+            tensors[f"{name}s"] = torch.cat(rows)
+            tensors[f"{name}_offsets"] = torch.tensor([0, *accumulate(map(len, rows))], dtype=torch.int64)
     return tensors
+
+
+def _detail(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Nothing for a clip without a detailed caption."""
+    if sample.detail_ids is None or sample.detail_states is None:
+        return sample.prompt_ids[:0], sample.prompt_states[:0]
+    return sample.detail_ids, sample.detail_states
 
 
 def _finite(*tensors: Tensor) -> bool:

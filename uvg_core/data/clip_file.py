@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UniViGUError
+from ..errors import called
 from ..io import MEGABYTE, open_regular
 from ..media.video import ClipSpec
 from ..media.video.find import STILL
@@ -30,11 +30,12 @@ class ClipFile:
     place         where it lies; name: for reports, in a folder its path there with forward slashes
     start         seconds from its beginning; seconds: how long the part is that its texts speak of, None to the end
     member        offset and bytes of a clip in a shard
+    passed_over   whether a ``.caption`` lies beside its text, which is not read
 
     What a survey adds:
 
     prompt        the first of its prompts; others: the other ones
-    detail        None where there is none, or none within the limits
+    detail        None where there is none, or none within the limits; other_details: further ones
     content       what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
     spec          how its frames are read
     fps           frames per second; duration: of the whole file; kept: the share of the picture that is left
@@ -45,9 +46,11 @@ class ClipFile:
     start: float = 0.0
     seconds: float | None = None
     member: tuple[int, int] | None = None
+    passed_over: bool = False
     prompt: str = ""
     others: tuple[str, ...] = ()
     detail: str | None = None
+    other_details: tuple[str, ...] = ()
     content: str = ""
     size: int = 0
     changed: int = 0
@@ -89,10 +92,8 @@ class ClipFile:
                 while block := source.read(min(left, MEGABYTE)):
                     target.write(block)
                     left -= len(block)
-            try:
+            with called(copy, self.name):
                 yield copy
-            except UniViGUError as error:  # of the shard, not of a copy that nobody knows
-                raise UniViGUError(str(error).replace(str(copy), self.name)) from None
 
 
 Listed = tuple[ClipFile, Texts] | LeftOut

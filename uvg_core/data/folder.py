@@ -22,6 +22,7 @@ from .left_out import (
     UNREADABLE,
     LeftOut,
     Unusable,
+    named,
     tally,
 )
 from .listing import listed, manifest_in, pictures_in, unread_shards
@@ -117,7 +118,8 @@ class Survey:
         part = [clip.start, clip.seconds, clip.spec.fps is None]
         facts += [part] if part != [0.0, None, False] else []
         more = self._wordings(clip)[1:]
-        return digest([*facts, list(more)] if more else facts)
+        facts += [list(more)] if more or clip.other_details else []
+        return digest([*facts, list(clip.other_details)] if clip.other_details else facts)
 
     def name(self, index: int) -> str:
         return self.usable[index].name
@@ -141,7 +143,7 @@ class Survey:
                 f"s; expected {file.spec.frames} frames at {self.run.fps:g} fps. Copy or download it again"
             )
         prompts = self._wordings(file)
-        return TrainingClip(clip.pixels, prompts[0], file.detail, file.name, prompts[1:])
+        return TrainingClip(clip.pixels, prompts[0], file.detail, file.name, prompts[1:], file.other_details)
 
     def _wordings(self, clip: ClipFile) -> tuple[str, ...]:
         """The prompts of a clip, one of which is taken each time."""
@@ -194,6 +196,15 @@ class Survey:
             "own"
         )
 
+    @property
+    def doubled(self) -> str:
+        """One line on clips with two captions, of which one is read."""
+        clips = {clip.place: clip.path.relative_to(self.folder).as_posix() for clip in self.usable if clip.passed_over}
+        if not clips:
+            return ""
+        names = named(list(clips.values()))
+        return f"{counted(len(clips), 'clip')} with both a .txt and a .caption, of which the .txt is used: {names}"
+
     def _span(self, clip: ClipFile) -> float:
         """Seconds of a clip that its frames are spread over; 0 where they are taken at the model's rate."""
         if clip.spec.fps is not None:
@@ -204,7 +215,7 @@ class Survey:
         total = self.clips + len(self.left_out)
         lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
-        lines += filter(None, (self.retimed, self.cut, self.cropped))
+        lines += filter(None, (self.retimed, self.cut, self.cropped, self.doubled))
         if unread := self.counts["unread"]:
             lines.append(f"pictures not read because buckets.frames does not contain 1: {unread}")
         if shards := self.counts["shards"]:
@@ -237,7 +248,8 @@ def survey(
         buckets: sizes beside the model's own.
 
     In a folder, each clip's text file is the one that ``text_files`` gives; the detailed caption's name is the prompt's
-    with ``.detail.txt``. Raises UniViGUError when the source is missing, holds no clips, or none that is usable.
+    with ``.detail.txt`` (see ``texts_beside``). Raises UniViGUError when the source is missing, holds no clips, or none
+    that is usable.
     """
     how = source if isinstance(source, Data) else Data(str(source))
     report, root = progress or (lambda *_: None), Path(how.path)
@@ -301,9 +313,9 @@ class _Look:
     def add(self, found: Survey, file: ClipFile, texts: Texts) -> None:
         """Add what is used of a clip to a survey. Raises Unusable, and UniViGUError for a clip that cannot be read."""
         prompts = self._worded(texts(True), self.limits.prompt, (EMPTY_CAPTION, PROMPT_LENGTH))
-        detail = None
+        details: tuple[str, ...] = ()
         try:
-            (detail, *_) = self._worded(texts(False), self.limits.detail, (NO_DETAIL, DETAIL_LENGTH))
+            details = self._worded(texts(False), self.limits.detail, (NO_DETAIL, DETAIL_LENGTH))
         except Unusable as why:
             if self.need_detail:
                 raise
@@ -318,7 +330,8 @@ class _Look:
             file,
             prompt=prompts[0],
             others=prompts[1:],
-            detail=detail,
+            detail=details[0] if details else None,
+            other_details=details[1:],
             content=content if file.member is None else f"{content} {file.member[0]}",
             size=stat.st_size if file.member is None else file.member[1],
             changed=stat.st_mtime_ns,

@@ -35,6 +35,12 @@ class Unusable(Exception):
     """Of a clip: ``args`` are the reason and what was found."""
 
 
+def named(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
 def tally(left_out: Iterable[LeftOut]) -> list[str]:
     """One indented line per reason: its count, and the first few clips with what was found in them. Where that is a
     whole message, the first one follows on a line of its own."""
@@ -43,9 +49,8 @@ def tally(left_out: Iterable[LeftOut]) -> list[str]:
         groups.setdefault(one.reason, []).append(one)
     lines = []
     for reason, group in groups.items():
-        names = [f"{one.name} ({one.found})" if 0 < len(one.found) <= _SHORT else one.name for one in group[:_NAMED]]
-        more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
-        lines.append(f"  {len(group)} {reason}: {', '.join(names)}{more}")
+        names = [f"{one.name} ({one.found})" if 0 < len(one.found) <= _SHORT else one.name for one in group]
+        lines.append(f"  {len(group)} {reason}: {named(names)}")
         if len(group[0].found) > _SHORT:
             lines.append(f"    {group[0].found}")
     return lines

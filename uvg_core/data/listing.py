@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import UniViGUError, counted
 from ..io import read_text
 from ..media.video import find_clips
 from ..media.video.find import STILL
-from ..pipeline.texts import text_files
+from ..pipeline.table import CAPTION
+from ..pipeline.texts import CAPTION_SUFFIX, caption_file, text_files
 from .clip_file import ClipFile, Listed, Texts
-from .left_out import BAD_TEXT, NO_CAPTION, NO_DETAIL, UNREADABLE, LeftOut, Unusable
-from .manifest import MANIFESTS, rows_of
-from .webdataset import SHARD, clips_in, clips_of
+from .left_out import BAD_TEXT, UNREADABLE, LeftOut, Unusable
+from .manifest import DETAILS, MANIFESTS, entries_of, json_row, rows_of
+from .webdataset import SHARD, clips_in, clips_of, several_shards
+
+# The texts that may lie beside a clip.
+TEXT_KINDS = (".txt", CAPTION_SUFFIX, ".json", ".detail.txt", ".detail.json")
+
+_EXPECTED = f"a folder of clips, a manifest ({', '.join(MANIFESTS)}) or {SHARD} shards"
 
 
 def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Iterator[Listed]:
@@ -21,6 +31,8 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
 
     Raises UniViGUError for a source that is not there or is of another kind, and for a folder without clips."""
     suffix = path.suffix.lower()
+    if not os.path.exists(path) and not several_shards(path):
+        raise UniViGUError(f"{path}: no such file or folder; expected {_EXPECTED}. {_near(path)}")
     if suffix == SHARD:
         return clips_of(path)
     if suffix in MANIFESTS and not path.is_dir():
@@ -28,7 +40,24 @@ def listed(path: Path, *, recursive: bool = True, pictures: bool = False) -> Ite
     if suffix in (".tgz", ".gz", ".json") and not path.is_dir():
         kind = "the lines of a .jsonl file" if suffix == ".json" else "a .tar file that is not compressed"
         raise UniViGUError(f"{path}: not a supported format for training data; expected {kind}. Convert it")
+    if not path.is_dir():
+        raise UniViGUError(f"{path}: found another file; expected {_EXPECTED}")
     return _folder(path, recursive, pictures)
+
+
+def _near(path: Path) -> str:
+    """What may have been meant by a path that leads nowhere, or how far it leads."""
+    unix = Path(str(path).replace("\\", "/"))
+    if os.path.exists(unix):
+        return f"Did you mean {unix}?"
+    there = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
+    missing = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
+    names: dict[str, str] = {}
+    with suppress(OSError):
+        names = {name.lower(): name for name in sorted(os.listdir(there)) if not name.startswith(".")}
+    if near := difflib.get_close_matches(missing.lower(), names, n=1):
+        return f"Did you mean {there / names[near[0]]}?"
+    return f"There is no {missing} in {there.absolute()}"
 
 
 def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
@@ -43,7 +72,8 @@ def _folder(root: Path, recursive: bool, pictures: bool) -> Iterator[Listed]:
     for path, why in unreadable:
         yield LeftOut(f"{path.relative_to(root).as_posix()}/", UNREADABLE, why)
     for clip, text in zip(clips, text_files(clips), strict=True):
-        yield ClipFile(str(clip), clip.relative_to(root).as_posix()), _beside(text)
+        passed_over = os.path.exists(text.with_suffix(CAPTION_SUFFIX)) and caption_file(text) == text
+        yield ClipFile(str(clip), clip.relative_to(root).as_posix(), passed_over=passed_over), texts_beside(text)
     for shard in () if clips else shards:
         yield from clips_in(shard)
 
@@ -72,17 +102,39 @@ def manifest_in(root: Path) -> str:
     return f". To read a manifest, pass its file: {manifests[0]}" if manifests else ""
 
 
-def _beside(path: Path) -> Texts:
-    """The texts of a clip in a folder: ``path`` has the prompt, or else the file that ends in .caption."""
+def texts_beside(text: Path) -> Texts:
+    """The texts of a clip in a folder, of which ``text`` is the file: the prompt and the detailed caption have each a
+    text, or stand in a JSON object, that of the prompt or one of their own, as ``caption`` writes them."""
 
     def read(prompt: bool) -> tuple[str, ...]:
-        for beside in (path, path.with_suffix(".caption")) if prompt else (path.with_suffix(".detail.txt"),):
-            try:
-                return (read_text(beside),)
-            except FileNotFoundError:
-                continue
-            except UniViGUError as error:
-                raise Unusable(BAD_TEXT, str(error)) from None
-        raise Unusable(NO_CAPTION if prompt else NO_DETAIL)
+        try:
+            return (read_text(caption_file(text) if prompt else text.with_suffix(".detail.txt")),)
+        except FileNotFoundError:
+            pass
+        except UniViGUError as error:
+            raise Unusable(BAD_TEXT, str(error)) from None
+        if not prompt:
+            with suppress(FileNotFoundError):
+                return entries_of({DETAILS[0]: _object(text.with_suffix(".detail.json")).get(CAPTION)})(False)
+        try:
+            row = _object(text.with_suffix(".json"))
+        except FileNotFoundError:
+            row = {}
+        except Unusable:
+            if prompt:
+                raise
+            row = {}  # somebody else's
+        return entries_of(row)(prompt)
 
     return read
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        row = json_row(read_text(path, exact=True))
+    except UniViGUError as error:
+        raise Unusable(BAD_TEXT, str(error)) from None
+    if isinstance(row, str):
+        raise Unusable(BAD_TEXT, f"{path}: {row}")
+    return row

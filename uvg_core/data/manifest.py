@@ -6,27 +6,38 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UniViGUError
-from ..io import MEGABYTE, open_regular
+from ..io import MEGABYTE, WINDOWS, open_regular
+from ..lines import Replaced
+from ..pipeline.table import plain_name
 from ..settings import shown
 from .clip_file import ClipFile, Listed, Texts
-from .left_out import BAD_ROW, BAD_TEXT, NO_CAPTION, NO_DETAIL, NO_PATH, LeftOut, Unusable
+from .left_out import BAD_ROW, BAD_TEXT, NO_CAPTION, NO_DETAIL, NO_PATH, UNREADABLE, LeftOut, Unusable
 
 MANIFESTS = (".jsonl", ".csv", ".tsv", ".parquet")
 # The names that entries have in the manifests of this pack and of others.
 PATHS = ("path", "file_name", "file_path", "video_path", "image_path", "video", "image", "file")
 CAPTIONS = ("caption", "prompt", "text")
 DETAILS = ("detail", "detailed_caption", "long_caption")
+_DRIVE = re.compile("([a-zA-Z]):/+")
+_OF_WINDOWS = "a path of Windows that leads nowhere here; expected one relative to the manifest"
 STARTS, ENDS = ("start", "start_time"), ("end", "end_time")
+
+_Rows = Iterator[tuple[int, dict[str, Any] | str]]  # with the numbers of their lines; in words what is wrong with one
 
 
 def rows_of(path: Path, suffix: str) -> Iterator[Listed]:
-    for number, row in (_parquet if suffix == ".parquet" else _lines)(path):
+    read = _parquet if suffix == ".parquet" else _lines
+    replaced = _replaced(path, read)
+    for number, row in read(path):
+        if number in replaced:
+            continue
         name = f"{'row' if suffix == '.parquet' else 'line'} {number}"
         place = _first(row, PATHS) if isinstance(row, dict) else None
         if not isinstance(row, dict):
@@ -35,6 +46,18 @@ def rows_of(path: Path, suffix: str) -> Iterator[Listed]:
             yield LeftOut(name, NO_PATH)
         else:
             yield _listed_row(path, name, place.strip(), row)
+
+
+def _replaced(path: Path, read: Callable[[Path], _Rows]) -> set[int]:
+    """The numbers of the lines that a later one of the same part of a clip has replaced, and a killed run has left."""
+    names, last, found = Replaced(path).names(), dict[tuple[str, str, str], int](), set[int]()
+    for number, row in read(path) if names else ():
+        place = _first(row, PATHS) if isinstance(row, dict) else None
+        if isinstance(row, dict) and isinstance(place, str) and plain_name(place.strip()) in names:
+            part = plain_name(place.strip()), str(_first(row, STARTS)), str(_first(row, ENDS))
+            found |= {last[part]} if part in last else set()
+            last[part] = number
+    return found
 
 
 def _listed_row(path: Path, line: str, place: str, row: dict[str, Any]) -> Listed:
@@ -46,8 +69,23 @@ def _listed_row(path: Path, line: str, place: str, row: dict[str, Any]) -> Liste
         return LeftOut(f"{place} ({line})", BAD_ROW, str(error))
     begin = start or 0.0
     part = "" if start is None and end is None else f" from {begin:g} s" + (f" to {end:g} s" if end else "")
-    file = ClipFile(str(path.parent / place), f"{place}{part}", begin, None if end is None else end - begin)
-    return file, entries_of(row)
+    found = _place(path.parent, place)
+    if found is None:
+        return LeftOut(f"{place} ({line})", UNREADABLE, _OF_WINDOWS)
+    return ClipFile(found, f"{place}{part}", begin, None if end is None else end - begin), entries_of(row)
+
+
+def _place(folder: Path, place: str) -> str | None:
+    """Where a clip lies. Manifests from Windows hold its paths: relative ones mean the same elsewhere, and drives lie
+    in /mnt where Linux runs in Windows; None for one that leads nowhere."""
+    literal, plain = folder / place, place.replace("\\", "/")
+    drive = _DRIVE.match(plain)
+    if WINDOWS or (drive is None and plain == place) or os.path.lexists(literal):
+        return str(literal)
+    if drive is None:
+        return str(folder / plain)
+    path = f"/mnt/{drive[1].lower()}/{plain[drive.end() :]}"
+    return path if os.path.lexists(path) else None
 
 
 def entries_of(row: dict[str, Any]) -> Texts:
@@ -76,8 +114,8 @@ def _seconds(value: Any) -> float | None:
     return seconds
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of a .jsonl, .csv or .tsv file with the numbers of their lines; in words what is wrong with one."""
+def _lines(path: Path) -> _Rows:
+    """The rows of a .jsonl, .csv or .tsv file."""
     with os.fdopen(opened(path), "rb") as file:
         lines = _bounded(path, file)
         if path.suffix.lower() == ".jsonl":
@@ -122,7 +160,7 @@ def json_row(line: str) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"found {shown(row)}; expected a JSON object"
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parquet(path: Path) -> _Rows:
     try:
         import pyarrow
         import pyarrow.parquet as parquet

@@ -11,6 +11,7 @@ In a shard, with N clips, n a clip's tokens and r the rows of its condition:
     detail_*              the same for detailed captions; a clip without one has no ids
     wordings              int64 [N+1], where clips have several prompts: those of clip i are the prompts from
                           wordings[i] to [i+1], and N above is their number
+    detail_wordings       the same where they have several detailed captions
 
 Float16, not bfloat16: latents and states lie within about -30..30, where float16 resolves eight times as finely, and
 finer than bfloat16 weights compute them. Clips with values that do not fit are left out.
@@ -106,18 +107,20 @@ class Shards(Dataset[Sample]):
         return self.sample(index)
 
     def sample(self, index: int, wording: float = 0.0) -> Sample:
-        """A clip; ``wording``, from 0 to below 1, chooses among its prompts."""
+        """A clip; ``wording``, from 0 to below 1, chooses among its prompts and among its detailed captions."""
         index = range(len(self))[index]  # raises IndexError
         number = bisect_right(self._starts, index) - 1
         shard, row = self._opened(self._shards[number].file), index - self._starts[number]
-        detail_ids = shard.rows("detail_id", row).long()
-        has_detail, prompt = len(detail_ids) > 0, shard.prompt(row, wording)
+        prompt = shard.place("wordings", row, wording)
+        detail = shard.place("detail_wordings", row, wording * 1009 % 1)  # whatever the prompt is
+        detail_ids = shard.rows("detail_id", detail).long()
+        has_detail = len(detail_ids) > 0
         return Sample(
             latent=shard.parts["latents"][row].float(),
             prompt_ids=shard.rows("prompt_id", prompt).long(),
             prompt_states=shard.rows("prompt_state", prompt).float(),
             detail_ids=detail_ids if has_detail else None,
-            detail_states=shard.rows("detail_state", row).float() if has_detail else None,
+            detail_states=shard.rows("detail_state", detail).float() if has_detail else None,
             name=shard.names[row],
         )
 
@@ -150,11 +153,11 @@ class _OpenShard:
             # A copy: what get_tensor gives is mapped too.
             self.parts[name] = file.get_tensor(name).clone() if in_memory else file.get_slice(name)
 
-    def prompt(self, clip: int, wording: float) -> int:
-        """The place of one of a clip's prompts among all prompts."""
-        if "wordings" not in self.parts:
+    def place(self, wordings: str, clip: int, wording: float) -> int:
+        """The place of one of a clip's prompts among all prompts, or of its detailed captions among these."""
+        if wordings not in self.parts:
             return clip
-        begin, end = self.parts["wordings"][clip : clip + 2].tolist()
+        begin, end = self.parts[wordings][clip : clip + 2].tolist()
         return int(begin + int(wording * (end - begin)))
 
     def rows(self, name: str, clip: int) -> Tensor:

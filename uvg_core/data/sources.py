@@ -20,7 +20,7 @@ class TrainingClip:
     pixels   uint8 ``[T,H,W,3]``, RGB 0-255, at the model's size and rate
     prompt   the short text; detail: the long one, or None
     name     for reports
-    others   further prompts, any of which may take the place of the first
+    others   further prompts, any of which may take the place of the first; other_details: the same
     """
 
     pixels: Tensor
@@ -28,6 +28,7 @@ class TrainingClip:
     detail: str | None
     name: str = ""
     others: tuple[str, ...] = ()
+    other_details: tuple[str, ...] = ()
 
 
 class Source(Protocol):

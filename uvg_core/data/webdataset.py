@@ -26,6 +26,11 @@ _MOST_READ = 16 * MEGABYTE  # at once, of a shard's headers
 _HIDDEN = (".", "_")
 
 
+def several_shards(path: Path) -> bool:
+    """Whether the path is a pattern of several shards."""
+    return path.suffix.lower() == SHARD and _BRACES.search(path.name) is not None
+
+
 def clips_of(path: Path) -> Iterator[Listed]:
     """The clips of a shard, or of several: ``clips-{0000..0012}.tar``."""
     braces = _BRACES.search(path.name)

@@ -85,6 +85,7 @@ def caption_folder(
     *,
     recursive: bool = True,
     on_clip: Callable[[int, int, Path, str], None] | None = None,
+    on_stop: Callable[[FolderReport], object] = lambda _: None,
 ) -> FolderReport:
     """Write ``clip.txt`` (UTF-8) beside each ``clip.mp4`` of a folder and, with ``recursive``, its subfolders, or
     what else ``how`` says.
@@ -97,7 +98,8 @@ def caption_folder(
     work on a folder: each clip is captioned by one of them.
 
     A clip that fails, whatever the exception, or that gets an empty caption, is noted and the work goes on; only
-    KeyboardInterrupt and its like stop it. Raises UniViGUError when the folder is missing or holds no clips.
+    KeyboardInterrupt and its like stop it, and ``on_stop`` is called with what was done till then. Raises UniViGUError
+    when the folder is missing or holds no clips.
     """
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
@@ -107,29 +109,40 @@ def caption_folder(
         work = (_Reviewed if how.review else _Work)(folder, texts, how, caption)
         chosen = _chosen(folder, clips, how.only)
         pace = Pace(left=sum(map(work.is_wanted, chosen)))
-        for index, clip in enumerate(chosen):
-            if on_clip is not None:
-                on_clip(index, len(chosen), clip, pace.words(index, len(chosen)))
-            with claims.claimed(str(texts.place(clip) if how.format in ("txt", "json") else clip)) as is_ours:
-                try:
-                    done[work.captioned(clip, pace) if is_ours else "busy"].append(clip)
-                except UniViGUError as error:
-                    failed.append((clip, str(error)))
-                except Exception as error:  # one bad clip must not cost the other captions; the report names it
-                    failed.append((clip, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__))
-        captions = work.captions([*done["written"], *done["skipped"], *done["proposed"]])
-        written, skipped = tuple(map(work.file, done["written"])), tuple(map(texts.place, done["skipped"]))
-        waiting = work.waiting(clips)
-    kind = {clip: name for name, found in done.items() for clip in found}
+        try:
+            for index, clip in enumerate(chosen):
+                if on_clip is not None:
+                    on_clip(index, len(chosen), clip, pace.words(index, len(chosen)))
+                with claims.claimed(str(texts.place(clip) if how.format in ("txt", "json") else clip)) as is_ours:
+                    try:
+                        done[work.captioned(clip, pace) if is_ours else "busy"].append(clip)
+                    except Exception as error:  # one bad clip must not cost the other captions; the report names it
+                        failed.append((clip, _why(error)))
+        except BaseException:
+            on_stop(_report(work, clips, chosen, done, failed))
+            raise
+        return _report(work, clips, chosen, done, failed)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UniViGUError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _report(
+    work: _Work, clips: list[Path], chosen: list[Path], done: dict[str, list[Path]], failed: list[tuple[Path, str]]
+) -> FolderReport:
+    kinds = {**{clip: "failed" for clip, _ in failed}, **{clip: kind for kind, some in done.items() for clip in some}}
     return FolderReport(
-        written,
-        skipped,
+        tuple(map(work.file, done["written"])),
+        tuple(map(work.place, done["skipped"])),
         tuple(failed),
         tuple(done["busy"]),
-        captions,
-        waiting,
+        work.captions([*done["written"], *done["skipped"], *done["proposed"]]),
+        work.waiting(clips),
         tuple(done["proposed"]),
-        tuple((clip, kind.get(clip, "failed")) for clip in chosen),
+        tuple((clip, kinds[clip]) for clip in chosen if clip in kinds),
     )
 
 
@@ -137,7 +150,7 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     """Which clips ``caption_folder`` would caption and where their texts would go, in words; nothing is changed."""
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = _clips(folder, recursive, failed)
-    with texts_of(folder, clips, how) as texts:
+    with texts_of(folder, clips, how, writes=False) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
         chosen = _chosen(folder, clips, how.only)
         wanted = []
@@ -206,9 +219,13 @@ class _Work:
             )
         return "written" if self._put(clip, self._how.worded(text)) else "skipped"
 
+    def place(self, clip: Path) -> Path:
+        """The file that the caption of a clip lies in."""
+        return self._texts.place(clip)
+
     def file(self, clip: Path) -> Path:
         """The file that the caption of a clip was written to."""
-        return self._texts.place(clip)
+        return self.place(clip)
 
     def captions(self, clips: list[Path]) -> tuple[tuple[Path, str], ...]:
         """The captions that can be read; those of links that lead out cannot."""

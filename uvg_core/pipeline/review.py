@@ -126,7 +126,7 @@ def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
     ``gone`` counts those whose clips are not there any more."""
     proposals = Pending(folder).proposals
     clips = _clips(folder, recursive)
-    found, texts = [], _Places(folder, list(clips.values()))
+    found, texts = [], _Places(folder, list(clips.values()), writes=False)
     for name in sorted(proposals.keys() & clips.keys()):
         one, problem, old = proposals[name], "", None
         try:
@@ -189,14 +189,16 @@ def _decided(pending: Pending, extended: Extended, clip: Path, one: Decision) ->
 class _Places:
     """Where the captions of proposals go: each is written as its run said."""
 
-    def __init__(self, folder: Path, clips: list[Path]) -> None:
-        self._folder, self._clips, self._opened = folder, clips, dict[tuple[Any, ...], Extended]()
+    def __init__(self, folder: Path, clips: list[Path], *, writes: bool = True) -> None:
+        self._folder, self._clips, self._writes = folder, clips, writes
+        self._opened = dict[tuple[Any, ...], Extended]()
         self._stack = ExitStack()
 
     def of(self, proposal: Proposal) -> Extended:
         key = tuple(proposal.written_as.values())
         if key not in self._opened:
-            block = texts_of(self._folder, self._clips, Captions(**proposal.written_as))
+            how = Captions(**proposal.written_as)
+            block = texts_of(self._folder, self._clips, how, writes=self._writes)
             self._opened[key] = Extended(self._folder, self._stack.enter_context(block))
         return self._opened[key]
 

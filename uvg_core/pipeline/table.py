@@ -16,7 +16,8 @@ from typing import Any
 
 from ..confined import is_open
 from ..errors import UniViGUError
-from ..io import MEGABYTE, append, read_bytes, require_writable, write_beside, write_text
+from ..io import MEGABYTE, append, open_regular, read_bytes, require_writable, write_beside, write_text
+from ..lines import Replaced, breaks_off
 from ..locks import appending
 from ..settings import shown
 from .wording import Change
@@ -29,14 +30,16 @@ _TAIL = 256  # bytes before the end of what was read, by which an edit is notice
 
 class Table:
     """One file with a line for each clip, to which lines are only appended: nothing is lost when a run is killed, and
-    several runs share it. The last line of a clip holds; at the end of a run those that it has replaced go.
+    several runs share it. The last line of a clip holds; at the end of a run those that it has replaced go, and those
+    that a killed one has. Without ``writes`` nothing is changed.
 
     A csv keeps its separator, its line ends and its byte order mark, whoever made it."""
 
-    def __init__(self, folder: Path, clips: list[Path], path: Path) -> None:
+    def __init__(self, folder: Path, clips: list[Path], path: Path, *, writes: bool = True) -> None:
         self.path, self._folder, self._is_csv, self._backup = path, folder, path.suffix == ".csv", False
         self._names = {clip.relative_to(folder).as_posix() for clip in clips}
         self._plain = {plain_name(name): name for name in self._names}
+        self._writes, self._noted = writes, Replaced(path)
         self._replaced: set[str] = set()  # clips whose earlier lines this run has replaced
         self._forget()
         if os.path.lexists(self.path):
@@ -66,6 +69,8 @@ class Table:
             if text is None:
                 return False
             row = {**(row or {CLIP: name}), CAPTION: " ".join(text.splitlines()) if self._is_csv else text}
+            if name in self._rows.keys() - self._replaced:
+                self._noted.note(name)
             head, line = b"" if self._fields else self._head([CLIP, CAPTION]), self._line(row)
             try:
                 append(handle, head + line)
@@ -79,11 +84,11 @@ class Table:
         return True
 
     def close(self) -> None:
-        """Take away the lines that this run has replaced. With ``backup``, the table with all of them stays beside it.
+        """Take away the lines that were replaced. With ``backup``, the table with all of them stays beside it.
         Lines of others stay as they are, also where a clip has several."""
         # Where that cannot be, the lines hold as they are: on a full disk, or on Windows while the table is open.
         with suppress(UniViGUError, OSError):
-            if self._replaced:
+            if self._writes and (self._replaced or self._noted.names()):
                 self._tidy()
 
     def _tidy(self) -> None:
@@ -93,13 +98,15 @@ class Table:
             if self._backup:
                 write_beside(self.path.with_name(f"{self.path.name}.bak"), data.decode(errors="backslashreplace"))
             last, kept = dict(self._lines), dict[tuple[str, int], bytes]()
+            replaced = self._replaced | self._noted.names()  # here: nobody else adds to them now
             for number, (name, line) in enumerate(self._lines):
-                if name in self._replaced:
+                if name in replaced:
                     kept.setdefault((name, 0), last[name])
                 else:
                     kept[name, number] = line
             whole = self._mark + self._head(self._fields) + b"".join(kept.values())
             write_text(self.path, whole.decode("utf-8"))
+            self._noted.clear()
 
     def _forget(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
@@ -121,7 +128,7 @@ class Table:
         require_writable(self.path)
         if not is_open(self.path):
             raise UniViGUError(f"{self.path}: this link leads outside the allowed folders; remove the link")
-        with appending(self.path) as handle:
+        with appending(self.path) if self._writes else _reading(self.path) as handle:
             inode, size = _state(os.fstat(handle))
             if size > _MOST_BYTES:
                 raise UniViGUError(f"{self.path}: is larger than {_MOST_BYTES // MEGABYTE} MB; expected captions")
@@ -138,7 +145,7 @@ class Table:
 
     def _new(self, handle: int, start: int) -> str:
         """What was appended since ``start``. A line that a killed run left unfinished is cut off; one that only lacks
-        its end, as editors leave it, gets it."""
+        its end, as editors leave it, gets it. Without ``writes`` both are only passed over."""
         os.lseek(handle, start, os.SEEK_SET)
         data = b""
         while block := os.read(handle, MEGABYTE):
@@ -150,9 +157,11 @@ class Table:
         if rest in (b"", BOM_UTF8):
             return self._decoded(data)
         if not self._is_torn(whole + newline, rest):
-            append(handle, self._end.encode())
+            if self._writes:
+                append(handle, self._end.encode())
             return self._decoded(data)
-        os.ftruncate(handle, start + len(whole + newline))
+        if self._writes:
+            os.ftruncate(handle, start + len(whole + newline))
         return self._decoded(whole + newline)
 
     def _is_torn(self, whole: bytes, rest: bytes) -> bool:
@@ -177,17 +186,13 @@ class Table:
         """Whether a line begins as ours do and is right as far as it goes: a slip of somebody's pen is not cut off."""
         if not rest.startswith((b'"' if self._is_csv else b'{"file_name": "')[: len(rest)]):
             return False
-        text = rest.decode(errors="ignore")
+        if not self._is_csv:
+            return breaks_off(rest)
         try:
-            if self._is_csv:
-                (cells,) = csv.reader([text], delimiter=self._separator, strict=True)
-                return len(cells) < max(2, len(self._fields))
-            json.loads(text)
+            (cells,) = csv.reader([rest.decode(errors="ignore")], delimiter=self._separator, strict=True)
+            return len(cells) < max(2, len(self._fields))
         except csv.Error as error:
             return "unexpected end" in str(error)
-        except json.JSONDecodeError as error:
-            return error.pos >= len(text) or error.msg.startswith("Unterminated")
-        return False
 
     def _add(self, text: str) -> None:
         rows = self._parsed(text)
@@ -267,6 +272,15 @@ def _separator(text: str) -> str:
     first = next((line for line in text.splitlines() if line.strip()), "")
     kinds = (kind for kind in _SEPARATORS if {CLIP, CAPTION} <= set(next(csv.reader([first], delimiter=kind), ())))
     return next(kinds, ",")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[int]:
+    handle = open_regular(path, "a table of captions")
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _state(facts: os.stat_result) -> tuple[int, int]:

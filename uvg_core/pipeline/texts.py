@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from .table import CAPTION, Table
 from .wording import Captions, Change, hash_of
 
 EXTENDED = ".uvg.extended.jsonl"
+CAPTION_SUFFIX = ".caption"  # of texts beside clips that kohya's tools, for example, write
 _TABLE = "metadata"  # as Hugging Face's folders of videos name it
 
 
@@ -40,11 +42,15 @@ class Texts(Protocol):
 
 
 @contextmanager
-def texts_of(folder: Path, clips: list[Path], how: Captions) -> Iterator[Texts]:
-    """The captions of a folder's clips, all of them: names depend on each other (``text_files``)."""
+def texts_of(folder: Path, clips: list[Path], how: Captions, *, writes: bool = True) -> Iterator[Texts]:
+    """The captions of a folder's clips, all of them: names depend on each other (``text_files``). Without ``writes``
+    they are only looked at."""
     files = files_of(folder, clips, how)
-    is_table = how.format in ("jsonl", "csv")
-    texts: Texts = Table(folder, clips, files[0]) if is_table else Beside(dict(zip(clips, files, strict=True)))
+    texts: Texts
+    if how.format in ("jsonl", "csv"):
+        texts = Table(folder, clips, files[0], writes=writes)
+    else:
+        texts = Beside(dict(zip(clips, files, strict=True)))
     try:
         yield texts
     finally:
@@ -57,6 +63,8 @@ def files_of(folder: Path, clips: list[Path], how: Captions) -> list[Path]:
     if how.format in ("jsonl", "csv"):
         return [folder / f"{_TABLE}{name}.{how.format}"]
     texts = text_files(clips)
+    if how.format == "txt" and not name:
+        return list(map(caption_file, texts))
     files, owners = [text.with_suffix(f"{name}.{how.format}") for text in texts], dict(zip(texts, clips, strict=True))
     for clip, file in zip(clips, files, strict=True):
         if owners.get(file, clip) != clip:
@@ -166,6 +174,13 @@ def text_files(clips: list[Path]) -> list[Path]:
         targets[clip] = next(name for name in names if str(name).lower() not in taken)
         taken.add(str(targets[clip]).lower())
     return [targets[clip] for clip in clips]
+
+
+def caption_file(text: Path) -> Path:
+    """Where the caption of a clip is, of which ``text_files`` gives the text: there, unless some trainer has written
+    ``clip.caption`` and nobody a text."""
+    other = text.with_suffix(CAPTION_SUFFIX)
+    return other if not os.path.lexists(text) and is_open(other) and other.is_file() else text
 
 
 # Captions that were extended

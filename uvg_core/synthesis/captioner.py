@@ -166,11 +166,8 @@ def make_captioner(
     note: Callable[[str], object],
     instructions: str = INSTRUCTIONS,
 ) -> Captioner | None:
-    """None without an endpoint. Raises UniViGUError for settings that do not fit each other."""
+    """None without an endpoint. Raises UniViGUError for settings that cannot be used."""
     if chat.endpoint is None:
-        for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):
-            if getattr(chat, name) is not None:
-                raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
         return None
     client = ChatClient(chat, cache=chat.cache or out / ANSWERS, note=lambda text: note(f"     {text}"))
     return Captioner(client, count, limits, instructions)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from ..data.caches import keep_newest
 from ..errors import UniViGUError
 from ..io import make_folder, read_text, write_text
-from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply
+from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply, chat_address
 from .settings import Chat
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
@@ -27,6 +27,21 @@ _RESERVED = ("model", "messages", "stream", "n")
 # Reasoning that servers without a parser for it leave in front of the answer.
 # Some templates hold its first tag back; an answer that was cut off may lack the last.
 _THINKING = re.compile(r"\A(?:.*?</think(?:ing)?>|\s*<think(?:ing)?>.*)", re.DOTALL)
+
+
+def require_usable(chat: Chat) -> None:
+    """Raise UniViGUError for settings that do not fit each other, or that no endpoint could be asked with."""
+    if chat.endpoint is None:
+        for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):
+            if getattr(chat, name) is not None:
+                raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
+    elif not chat.llm:
+        raise UniViGUError("--endpoint needs --llm MODEL, the name of the vision-language model to use")
+    else:
+        chat_address(chat.endpoint)
+        _options(chat.llm_options)
+    if chat.min_tokens is not None and chat.max_tokens is not None and chat.min_tokens > chat.max_tokens:
+        raise UniViGUError(f"--min-tokens {chat.min_tokens} is above --max-tokens {chat.max_tokens}; lower it")
 
 
 class LengthError(CaptionError):
@@ -62,9 +77,8 @@ class ChatClient:
         note: Callable[[str], object] = lambda _: None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        if not chat.llm:
-            raise UniViGUError("--endpoint needs --llm MODEL, the name of the vision-language model to use")
-        self.chat, self.model, self.cache = chat, chat.llm, cache
+        require_usable(chat)
+        self.chat, self.model, self.cache = chat, str(chat.llm), cache
         self._note, self._sleep = note, sleep
         self.options = _options(chat.llm_options)
         self._endpoint = Endpoint(chat)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from ..data.left_out import LeftOut
-from ..data.listing import listed
-from ..errors import UniViGUError
+from ..data.left_out import LeftOut, Unusable, named
+from ..data.listing import listed, texts_beside
+from ..errors import UniViGUError, counted
 from ..io import read_text, write_text
-from ..lines import Lines
+from ..lines import Lines, Replaced, breaks_off
 from ..locks import owned
 from ..media.video import find_clips, probe
 from ..pipeline.texts import text_files
@@ -119,18 +119,20 @@ class Describer:
         clips = find_clips(clip.parent, recursive=False)
         files = dict(zip(clips, text_files(clips), strict=True))
         try:
-            return " ".join(read_text(files.get(clip, clip.with_suffix(".txt"))).split())
-        except (UniViGUError, FileNotFoundError):
+            return " ".join(texts_beside(files.get(clip, clip.with_suffix(".txt")))(True)[0].split())
+        except Unusable:
             return ""
 
 
 @dataclass
 class WindowReport:
-    """What became of the windows of a folder."""
+    """What became of the windows of a folder; ``others`` are clips that stand in the manifest with windows of another
+    length, each with one of these."""
 
     written: int = 0
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    others: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def count(self, is_new: bool) -> None:
         self.written += is_new
@@ -139,7 +141,15 @@ class WindowReport:
     def __str__(self) -> str:
         total = self.written + self.skipped + len(self.failed)
         counts = f"{self.written} described, {self.skipped} already described, {len(self.failed)} failed"
-        return "\n".join([f"{total} windows: {counts}", *(f"  {name}: {why}" for name, why in self.failed)])
+        lines = [f"{total} windows: {counts}", *(f"  {name}: {why}" for name, why in self.failed)]
+        if self.others:
+            start, end = next(iter(self.others.values()))
+            lines.append(
+                f"  {counted(len(self.others), 'clip')} left out, because windows.jsonl describes other windows of "
+                f"them, such as {start:g} s to {end:g} s: {named(list(self.others))}. Use the same --window again, or "
+                "move windows.jsonl away to describe them anew"
+            )
+        return "\n".join(lines)
 
 
 def describe_windows(
@@ -151,12 +161,15 @@ def describe_windows(
     note: Callable[[str], object] = lambda _: None,
 ) -> WindowReport:
     """Append what is missing to ``windows.jsonl`` of a folder: a line with path, start, end and caption, or detail, for
-    each window of a clip. The last one of a clip is as long as the others, and begins earlier for that."""
+    each window of a clip. The last one of a clip is as long as the others, and begins earlier for that. Clips that
+    stand there with windows of another length are left as they are."""
     table, report = folder / "windows.jsonl", WindowReport()
     entry = "detail" if describe.kind == "detail" else "caption"
     with owned(folder, "describing windows"):
-        known = _rows(table)
-        replaced = False
+        known, replaced = _rows(table), Replaced(table)
+        earlier: dict[str, set[tuple[float, float]]] = {}
+        for name, start, end in known:
+            earlier.setdefault(name, set()).add((start, end))
 
         def one_window(name: str, clip: Path, start: float, end: float) -> bool:
             row = known.get((name, start, end), {"path": name, "start": start, "end": end})
@@ -164,6 +177,8 @@ def describe_windows(
                 return False
             note(f"{name} from {start:g} s to {end:g} s")
             row = {**row, entry: describe.part(clip, str(row.get("caption", "")), (start, end - start))}
+            if (name, start, end) in known:
+                replaced.note(name)
             Lines(table, "a manifest of windows", most=_MOST_MANIFEST).add(row)
             known[name, start, end] = row
             return True
@@ -175,14 +190,16 @@ def describe_windows(
                     continue
                 name, clip = one[0].name, one[0].path
                 try:
-                    for start, end in _windows(probe(clip).duration, seconds):
-                        replaced |= (name, start, end) in known
+                    windows = list(_windows(probe(clip).duration, seconds))
+                    if other := earlier.get(name, set()).difference(windows):
+                        report.others[name] = min(other)
+                        continue
+                    for start, end in windows:
                         report.count(one_window(name, clip, start, end))
                 except UniViGUError as error:
                     report.failed.append((name, str(error)))
         finally:
-            if replaced:
-                _tidy(table)
+            _tidy(table, replaced)
     return report
 
 
@@ -215,10 +232,16 @@ def _rows(table: Path) -> dict[tuple[str, float, float], dict[str, object]]:
     return {key: json.loads(line) for line in _lines(table) if (key := _key(line)) is not None}
 
 
-def _tidy(table: Path) -> None:
-    """Leave the last line of each window; lines that are none stay."""
-    lines = _lines(table)
-    last = {key: number for number, line in enumerate(lines) if (key := _key(line)) is not None}
-    kept = [line for number, line in enumerate(lines) if last.get(_key(line) or ("", 0, 0), number) == number]
+def _tidy(table: Path, replaced: Replaced) -> None:
+    """Take away the lines that later ones have replaced, and what a kill has cut; what others wrote stays."""
+    lines, names = _lines(table), replaced.names()
+    keys = list(map(_key, lines))
+    last = {key: number for number, key in enumerate(keys)}
+    kept = [
+        line
+        for number, (key, line) in enumerate(zip(keys, lines, strict=True))
+        if (key is None or key[0] not in names or last[key] == number) and not breaks_off(line.encode())
+    ]
     if len(kept) < len(lines):
         write_text(table, "".join(f"{line}\n" for line in kept))
+    replaced.clear()

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import UniViGUError
 from ..io import append, read_bytes, write_text
+from ..lines import breaks_off
 from ..locks import appending
 from ..settings import from_dict, settings, shown
 
@@ -106,9 +107,9 @@ class Record:
         except FileNotFoundError:
             return None
         whole, newline, rest = data.rpartition(b"\n")
-        is_torn = not _is_json(rest)  # a run was killed while it appended
+        is_torn = breaks_off(rest)  # a run was killed while it appended
         try:
-            if is_torn and not newline:  # the first lines are written whole
+            if not newline and (is_torn or not rest):  # the first lines are written whole
                 raise UniViGUError("it contains no complete line")
             lines = [line for line in (whole, rest if not is_torn else b"") if line]
             contents = _folded(b"\n".join(lines).decode().split("\n") if lines else [])
@@ -167,14 +168,6 @@ def _folded(lines: list[str]) -> Contents:
         else:
             raise UniViGUError(f"line {number}: {shown(entry)}, expected a clip or settings")
     return from_dict(Contents, found)
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _clip_line(name: str, clip: ClipRecord) -> dict[str, Any]:

@@ -112,10 +112,11 @@ def _differences(facts: dict[str, Any], config: TrainConfig, global_batch: int, 
     if others != found and facts.get("starts_from") == starts_from(config):
         found = others
     if data and facts["data"] not in data:
-        found.append(
-            "data: the clips, their texts or the encoders have changed (earlier versions used the beginning of long "
-            "clips: set windows: first to continue a run that began so)"
+        hint = (
+            " (earlier versions used the beginning of long clips: set windows: first to continue a run that began so)"
         )
+        is_first = all(one.windows == "first" for one in config.sources)
+        found.append(f"data: the clips, their texts or the encoders have changed{'' if is_first else hint}")
     earlier = sources_of(facts["config"]["data"])
     if any(one != now for one, now in zip_longest(map(_share, earlier), map(_share, config.sources))):
         found.append("data: the repeats or weights of its sources have changed")

@@ -189,7 +189,8 @@ def _encoded_bytes(source: Source, facts: CheckpointConfig, model: ModelConfig, 
             texts += 1
         if isinstance(one, Survey):
             for clip in islice(one.usable, _LOOKED_AT):
-                rows += sum(len(parts.tokenizer.ids(text)) for text in (clip.prompt, *clip.others, clip.detail or ""))
+                texts_of = (clip.prompt, *clip.others, clip.detail or "", *clip.other_details)
+                rows += sum(len(parts.tokenizer.ids(text)) for text in texts_of)
     seen = sum(min(len(one), _LOOKED_AT) for one in _parts(source) if isinstance(one, Survey))
     each = rows / seen if seen else run.text_length
     return latents + texts * each * (2.0 * model.text_dim + 4)

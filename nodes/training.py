@@ -236,8 +236,8 @@ class UniViGUTrain(Node):
                     "stage",
                     default="recall",
                     tooltip="recall: the text stream learns to say the prompt. refine: told the prompt, it learns to "
-                    "say the detailed caption. generate: text to video alone. distill: a LoRA that needs 4 passes and no "
-                    "guidance.",
+                    "say the detailed caption. generate: text to video alone. distill: a LoRA that needs 4 passes and "
+                    "no guidance.",
                 ),
                 widget(
                     TrainConfig,

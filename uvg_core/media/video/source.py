@@ -212,8 +212,8 @@ class Source:
     def broken(self, second: float) -> UniViGUError:
         if self.kind == "tiff_pipe":
             return UniViGUError(
-                f"{self.path}: the picture is damaged, or a TIFF of a kind that is not read: floating-point, 32-bit and "
-                "LAB ones are not. Convert it to PNG, or copy it again"
+                f"{self.path}: the picture is damaged, or a TIFF of a kind that is not read: floating-point, 32-bit "
+                "and LAB ones are not. Convert it to PNG, or copy it again"
             )
         large = f", has frames of more than {MOST_PIXELS} pixels," if self.refused else ""
         return UniViGUError(

@@ -166,6 +166,20 @@ def test_a_torn_photo_is_read_and_said(tmp_path: Path, progressive: bool) -> Non
     assert clip.note.endswith("The file breaks off inside the picture: its lower part is missing")
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "I;16", "CMYK", "RGBA"])
+def test_tiffs_of_usual_kinds_are_read(tmp_path: Path, mode: str) -> None:
+    path, white = tmp_path / "white.tiff", Image.new("RGB", (32, 32), (255, 255, 255))
+    (Image.new("I;16", (32, 32), 65535) if mode == "I;16" else white.convert(mode)).save(path)
+    assert read_clip(path, ClipSpec(1, 32, 32)).pixels.min() >= 252
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_a_tiff_that_is_not_read_is_not_called_a_damaged_video(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (32, 32)).save(tmp_path / "odd.tiff")
+    with pytest.raises(UniViGUError, match=r"odd\.tiff: the picture .*floating-point.* Convert it to PNG"):
+        read_clip(tmp_path / "odd.tiff", ClipSpec(1, 32, 32))
+
+
 def test_an_animation_that_claims_a_large_canvas_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = moving(tmp_path / "bomb.webp", lossless=True)
     data = bytearray(path.read_bytes())

@@ -393,7 +393,7 @@ def test_the_index_comes_first_and_odd_sizes_are_padded(tmp_path: Path) -> None:
 
 
 def test_the_same_pixels_give_the_same_file(tmp_path: Path) -> None:
-    """A moving pattern in which x264's weighted prediction found something else nearly every time."""
+    """A moving pattern in which x264's tree of macroblocks was another nearly every time."""
     t, y, x = torch.arange(17)[:, None, None], torch.arange(240)[None, :, None], torch.arange(416)[None, None]
     waves = (x + 3 * t + 0 * y, y * 2 + t * 5 + 0 * x, x * y // 7 + t * 9)
     pixels = torch.stack([wave % 256 for wave in waves], -1).to(torch.uint8)

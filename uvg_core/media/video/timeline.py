@@ -13,6 +13,7 @@ from ...errors import UniViGUError
 from .clip import ClipSpec
 from .limits import MOST_ELEMENTS, PATIENCE
 from .source import Source
+from .torn import is_torn
 
 # Only these containers mark keyframes reliably. AVI, ASF and MPEG-PS do not, and GIF frames build on one another.
 _SEEKABLE = ("mov,mp4", "matroska", "flv", "mpegts")
@@ -101,7 +102,7 @@ def scan(source: Source) -> Timeline:
 
     Raises UniViGUError for a file without frames.
     """
-    torn, whole = source.torn, 0
+    torn, whole = source.torn or is_torn(source.path, source.kind), 0
     keyframes: list[int] = []
     visible: list[tuple[Any, int]] = []  # timestamp (or None) and duration of what no edit list hides
     torn_marked = any(name in source.kind for name in _TORN_MARKED)
@@ -170,6 +171,8 @@ def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int,
         return f"breaks off at {timeline.seconds:.2f} s; the end of the file is empty, as in an unfinished download"
     if not (torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared)):
         return ""
+    if source.kind == "jpeg_pipe":
+        return "breaks off inside the picture: its lower part is missing"
     why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
     if few:
         why = f"its header says {source.stated_frames} frames, of which {whole} are complete"

@@ -134,8 +134,8 @@ def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator],
         names = ("temperature", "top_p", "text_update", "stop_when_stable", "stop_when_sure")
         if any(getattr(settings, name) != getattr(usual, name) for name in names):
             raise UniViGUError(
-                "temperature, top_p, stop_when_stable, stop_when_sure and text_update belong to the discrete text "
-                "flow; this checkpoint has the embedding flow: leave them at their defaults"
+                "temperature, top_p, stop_when_stable and text_update belong to the discrete text flow, as does "
+                "stop_when_sure; this checkpoint has the embedding flow: leave them at their defaults"
             )
         return EmbeddingEuler(denoise.embed, config.token_rows)
     assert settings.temperature is not None

@@ -172,6 +172,11 @@ def test_a_link_that_leads_nowhere_does_not_keep_the_pack_from_loading(inside: I
     assert inside.call("nodes", "dangling_links")
 
 
+def test_a_file_whose_name_comes_from_another_node_is_noticed_too(inside: Inside) -> None:
+    before, opened, same, replaced, again = inside.call("nodes", "connected_files")
+    assert before == opened == same != replaced == again
+
+
 def test_a_file_that_was_replaced_or_deleted_is_noticed(inside: Inside) -> None:
     found = inside.call("nodes", "changed_files")
     assert len(found) == 6

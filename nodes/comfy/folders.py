@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +17,8 @@ from ...uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, RELEASED, V
 from .names import EMBEDDED, FOLDER
 
 NO_FILE = "none"
+_opened: dict[tuple[str, str], str] = {}  # by widget and name: the state of each file when it was opened last
+_changes: Counter[str] = Counter()  # how often a file that a widget has opened was seen to be another one
 LARGE = 100_000_000  # bytes
 NULL_BYTES = 18_000_000  # twice 512 rows of 4096 numbers in float32
 # The folders that a widget chooses a file from, and what users of the released model download for it.
@@ -43,6 +46,7 @@ def file_path(widget: str, name: str) -> str:
     """Raises UniViGUError for a name that lies in no folder, with where to get the file."""
     found = _find(widget, name)
     if found is not None:
+        _opened.setdefault((widget, name), file_state(found))
         return found
     folders = FOLDERS[widget]
     what = "the released model" if widget == "checkpoint" else "what Wan 2.1 uses"
@@ -54,10 +58,23 @@ def file_path(widget: str, name: str) -> str:
     )
 
 
-def fingerprint(**widgets: str) -> str:
-    """What changes when a file that one of the widgets names is replaced, deleted or put there."""
-    states = [file_state(_find(widget, name)) for widget, name in widgets.items() if widget in FOLDERS]
+def fingerprint(**widgets: str | None) -> str:
+    """What changes when a file that one of the widgets names is replaced, deleted or put there. Of a widget that is
+    connected nobody knows the name yet (None): there any file counts that such a widget has opened."""
+    states = [
+        str(_changed(widget)) if name is None else file_state(_find(widget, name))
+        for widget, name in widgets.items()
+        if widget in FOLDERS
+    ]
     return blake2b("\n".join(states).encode(errors="surrogateescape")).hexdigest()  # clients see it in the history
+
+
+def _changed(widget: str) -> int:
+    for (kind, name), state in list(_opened.items()):
+        if kind == widget and (now := file_state(_find(widget, name))) != state:
+            _opened[kind, name] = now
+            _changes[widget] += 1
+    return _changes[widget]
 
 
 def file_state(path: str | None) -> str:

@@ -145,7 +145,7 @@ def _waiting(folder: str, recursive: bool) -> dict[str, Any]:
     with opened_folder(folder) as path:
         found = listed(path, recursive=recursive)
     for item in found["items"]:
-        item["problem"] = shown(item["problem"])
+        item |= {name: shown(item[name]) for name in ("problem", "failed")}
     return found
 
 

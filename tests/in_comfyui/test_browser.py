@@ -688,6 +688,20 @@ def test_a_clip_is_captioned_again_with_a_hint(canvas: Callable[..., Canvas], se
     assert page.complaints == []
 
 
+def test_of_clips_that_are_captioned_again_one_may_fail(canvas: Callable[..., Canvas], server: Server) -> None:
+    folder = waiting(server.base / "input" / "again_in_part", 3)
+    review = Review(canvas(), "again_in_part")
+    review.rows.nth(1).wait_for()
+    (folder / "0001.mp4").unlink()
+    (folder / "0001.mp4").write_bytes(b"no video")
+    review.press("Control+a", "x", "h", "Enter")  # all but the one that is looked at
+    review.rows.nth(1).get_by_text("⚠ 0001.mp4").wait_for()
+    review.page.wait_for_function("!document.querySelectorAll('.uvg-row')[2].textContent.includes('grey')")
+    review.rows.nth(1).click()
+    review.shows("could not be captioned again: 0001.mp4: cannot be opened as a video")
+    assert review.texts()[0] == "a grey shape, 0000"
+
+
 def test_captions_are_replaced_by_patterns_and_not_by_an_input_method(
     canvas: Callable[..., Canvas], server: Server
 ) -> None:

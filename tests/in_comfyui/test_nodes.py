@@ -172,6 +172,11 @@ def test_a_link_that_leads_nowhere_does_not_keep_the_pack_from_loading(inside: I
     assert inside.call("nodes", "dangling_links")
 
 
+def test_a_file_whose_name_comes_from_another_node_is_noticed_too(inside: Inside) -> None:
+    before, opened, same, replaced, again = inside.call("nodes", "connected_files")
+    assert before == opened == same != replaced == again
+
+
 def test_a_file_that_was_replaced_or_deleted_is_noticed(inside: Inside) -> None:
     found = inside.call("nodes", "changed_files")
     assert len(found) == 6
@@ -359,7 +364,7 @@ def test_a_part_of_a_video_is_read_as_core_shows_it(inside: Inside) -> None:
     assert all(found["alike"])
     assert [note.split(", ")[0].split(": ")[1] for note in found["notes"]] == ["the first of 4 frames", "5 of 5 frames"]
     assert found["latents"] == [1, 2]  # 4n+1 frames
-    assert "no frames in the part from 4.99 s" in found["beyond"]
+    assert ": a single frame, repeated 100 times" in found["end"]
 
 
 def test_as_loaded_saves_no_more_than_was_loaded(inside: Inside) -> None:

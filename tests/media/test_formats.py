@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,50 @@ def test_a_torn_animation_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 20])
     with pytest.raises(UniViGUError, match=r"torn\.webp: "):
         read_clip(path, ClipSpec(5, 32, 32))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+@pytest.mark.parametrize("share", [0.5, 0.67])
+def test_every_torn_animation_says_where_it_breaks_off(tmp_path: Path, suffix: str, share: float) -> None:
+    path = moving(tmp_path / f"torn.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    assert not read_clip(path, ClipSpec(5, 32, 32)).damage
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    clip = read_clip(path, ClipSpec(2, 32, 32))
+    assert numbers(clip.pixels[:1]) == [0]
+    assert clip.damage.startswith("The file breaks off at 0.")
+    assert clip.damage in clip.note
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_torn_photo_is_read_and_said(tmp_path: Path, progressive: bool) -> None:
+    """Its Exif holds a preview, which has an end of its own."""
+    preview, photo, exif = BytesIO(), Image.effect_noise((64, 64), 80).convert("RGB"), Image.Exif()
+    photo.resize((16, 16)).save(preview, "JPEG")
+    exif[0x9286] = preview.getvalue()
+    path = tmp_path / "photo.jpg"
+    photo.save(path, exif=exif, progressive=progressive)
+    assert not read_clip(path, ClipSpec(1, 32, 32)).damage
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(1000))  # something appended is no harm
+    assert not read_clip(path, ClipSpec(1, 32, 32)).damage
+    path.write_bytes(data[: len(data) * 9 // 10])
+    clip = read_clip(path, ClipSpec(1, 32, 32))
+    assert clip.note.endswith("The file breaks off inside the picture: its lower part is missing")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "I;16", "CMYK", "RGBA"])
+def test_tiffs_of_usual_kinds_are_read(tmp_path: Path, mode: str) -> None:
+    path, white = tmp_path / "white.tiff", Image.new("RGB", (32, 32), (255, 255, 255))
+    (Image.new("I;16", (32, 32), 65535) if mode == "I;16" else white.convert(mode)).save(path)
+    assert read_clip(path, ClipSpec(1, 32, 32)).pixels.min() >= 252
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_a_tiff_that_is_not_read_is_not_called_a_damaged_video(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (32, 32)).save(tmp_path / "odd.tiff")
+    with pytest.raises(UniViGUError, match=r"odd\.tiff: the picture .*floating-point.* Convert it to PNG"):
+        read_clip(tmp_path / "odd.tiff", ClipSpec(1, 32, 32))
 
 
 def test_an_animation_that_claims_a_large_canvas_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

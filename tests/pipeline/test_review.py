@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_captions_wait_and_are_written_when_they_are_accepted(folder: Path) -> N
     assert (folder / "a.txt").read_text() == "by hand"
     assert not (folder / "b.txt").exists()
     assert items(folder)["a.mp4"] | {"problem": ""} == {
-        "clip": "a.mp4", "old": "by hand", "new": "x, about a", "state": "open", "problem": "",
+        "clip": "a.mp4", "old": "by hand", "new": "x, about a", "state": "open", "problem": "", "failed": "",
     }  # fmt: skip
     assert decided(folder, "a.mp4", text="x, corrected", old="by hand")["state"] == "accepted"
     assert decided(folder, "sub/c.webm", "skipped")["state"] == "skipped"
@@ -130,7 +131,7 @@ def test_a_proposal_that_nobody_has_seen_is_not_decided_about(folder: Path, deci
     assert outcome == {"clip": "b.mov", "state": "conflict", "now": "", "new": "again", "problem": ""}
     assert not (folder / "b.txt").exists()
     assert items(folder)["b.mov"] | {"problem": ""} == {
-        "clip": "b.mov", "old": "", "new": "again", "state": "open", "problem": "",
+        "clip": "b.mov", "old": "", "new": "again", "state": "open", "problem": "", "failed": "",
     }  # fmt: skip
     assert decided(folder, "b.mov", decision, text="mine", new="again")["state"] == decision
 
@@ -244,6 +245,23 @@ def test_a_record_that_was_cut_or_is_not_ours_costs_its_lines_alone(folder: Path
     assert len(caption_folder(folder, about, REVIEW).written) == 2
     assert items(folder)["b.mov"]["new"] == "about b"
     assert (folder / RECORD).read_bytes().startswith(data + b"\n")
+
+
+def test_a_caption_that_could_not_be_made_again_says_why(folder: Path) -> None:
+    caption_folder(folder, about, REVIEW)
+
+    def again(path: Path) -> str:
+        if path.name == "b.mov":
+            raise UniViGUError(f"{path}: cannot be opened")
+        return about(path)
+
+    caption_folder(folder, again, replace(REVIEW, only="a.mp4\nb.mov"))
+    assert {name: item["failed"] for name, item in items(folder).items()} == {
+        "a.mp4": "", "b.mov": "b.mov: cannot be opened", "sub/c.webm": "",
+    }  # fmt: skip
+    assert items(folder)["b.mov"]["state"] == "open"
+    caption_folder(folder, about, replace(REVIEW, only="b.mov"))
+    assert items(folder)["b.mov"]["failed"] == ""
 
 
 def test_the_record_is_bounded_and_no_link(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

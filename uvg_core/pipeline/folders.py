@@ -118,6 +118,7 @@ def caption_folder(
                         done[work.captioned(clip, pace) if is_ours else "busy"].append(clip)
                     except Exception as error:  # one bad clip must not cost the other captions; the report names it
                         failed.append((clip, _why(error)))
+                        work.note_failure(clip, _why(error))
         except BaseException:
             on_stop(_report(work, clips, chosen, done, failed))
             raise
@@ -227,6 +228,9 @@ class _Work:
         """The file that the caption of a clip was written to."""
         return self.place(clip)
 
+    def note_failure(self, clip: Path, why: str) -> None:
+        """Leave a note where somebody waits for a caption that has failed."""
+
     def captions(self, clips: list[Path]) -> tuple[tuple[Path, str], ...]:
         """The captions that can be read; those of links that lead out cannot."""
         found = []
@@ -279,6 +283,10 @@ class _Reviewed(_Work):
 
     def file(self, clip: Path) -> Path:
         return self._pending.path
+
+    def note_failure(self, clip: Path, why: str) -> None:
+        with suppress(UniViGUError):  # the report says it, too
+            self._pending.fail(self._clip(clip), why.replace(f"{self._folder}{os.sep}", ""))
 
     def waits(self, clip: Path) -> bool:
         if self._how.only.strip():

@@ -1,9 +1,9 @@
 """Captions that wait for somebody to read them, and what becomes of them.
 
 ``captions.review.jsonl`` lies in the folder of the clips; lines are only ever appended. ``{"clip": NAME, "new": TEXT,
-...}`` proposes a caption, ``{"clip": NAME, "decision": "accepted"}`` says what became of it, and the last line of a
-clip holds. A caption is written as the run said that proposed it; a run with another format proposes another one in its
-place.
+...}`` proposes a caption, ``{"clip": NAME, "decision": "accepted"}`` says what became of it, ``{"clip": NAME, "failed":
+WHY}`` that it could not be made again, and the last line of a clip holds. A caption is written as the run said that
+proposed it; a run with another format proposes another one in its place.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ _deciding = threading.Lock()  # two reviewers on one server
 @dataclass
 class Proposal:
     """A caption that was proposed for a clip; ``written_as``: what ``Captions`` says of its file; ``asked``: what
-    extends the caption that was there, where something does."""
+    extends the caption that was there, where something does; ``failed``: why there is no newer one."""
 
     clip: str
     new: str
     written_as: dict[str, Any]
     state: str = OPEN
     asked: str = ""
+    failed: str = ""
 
     def is_of(self, how: Captions) -> bool:
         """Whether it goes where a run writes."""
@@ -75,6 +76,11 @@ class Pending:
         """Note what became of a caption."""
         self._note({"clip": clip, "decision": decision})
 
+    def fail(self, clip: str, why: str) -> None:
+        """Note that a proposed caption could not be made again."""
+        if clip in self.proposals:
+            self._note({"clip": clip, "failed": why})
+
     def _note(self, entry: dict[str, Any]) -> None:
         self._lines.add(entry)
         self._take(entry)
@@ -88,8 +94,10 @@ class Pending:
             if not all(isinstance(text, str) for text in (clip, new, asked)):
                 raise TypeError
             self.proposals[clip] = Proposal(clip, new, written_as, asked=asked)
+        elif "failed" in entry:
+            self.proposals[clip].failed = str(entry["failed"])
         elif entry["decision"] in _DECISIONS:
-            self.proposals[clip].state = entry["decision"]
+            self.proposals[clip].state, self.proposals[clip].failed = entry["decision"], ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ def listed(folder: Path, *, recursive: bool = True) -> dict[str, Any]:
             old = texts.of(one).texts.read(clips[name])
         except UniViGUError as error:
             problem = str(error)
-        found.append({"clip": name, "old": old or "", "new": one.new, "state": one.state, "problem": problem})
+        texts_now = {"clip": name, "old": old or "", "new": one.new}
+        found.append({**texts_now, "state": one.state, "problem": problem, "failed": one.failed})
     gone = [name for name in proposals.keys() - clips.keys() if recursive or "/" not in name]
     return {"items": found, "gone": len(gone)}
 

@@ -52,6 +52,7 @@ async function bring(panel, job, clips, how, words) {
     gone: { note: t.cancelled },
     failed: { problem: words || t.failed },
   }[how] ?? { note: t.unchanged }
+  const isDone = !how || how === "completed"
   let isMoved = false // from one list to another
   try {
     const { items } = await panel.listed(job.folder)
@@ -63,7 +64,7 @@ async function bring(panel, job, clips, how, words) {
       const was = job.was.get(clip)
       const isSame = now.new === was.seen && now.state === was.state
       isMoved ||= now.state !== item.state
-      if (isSame) Object.assign(item, missed)
+      if (isSame) Object.assign(item, isDone && now.problem ? { problem: now.problem } : missed)
       else panel.renew(item, now, job)
     }
   } catch (error) {

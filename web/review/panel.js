@@ -128,8 +128,10 @@ export class Panel {
     return content
   }
 
-  listed(folder) {
-    return this.ask(`${ROUTE}?${new URLSearchParams({ folder, subfolders: this.subfolders })}`)
+  async listed(folder) {
+    const found = await this.ask(`${ROUTE}?${new URLSearchParams({ folder, subfolders: this.subfolders })}`)
+    for (const item of found.items) item.problem ||= item.failed && this.t.notAgain(item.failed)
+    return found
   }
 
   send(content) {

@@ -495,6 +495,26 @@ def changed_files() -> dict[str, list[str]]:
     return found
 
 
+def connected_files() -> list[str]:
+    """Fingerprints where another node gives the file's name: before the file was opened, afterwards twice, after it was
+    replaced, and again."""
+    file, states = model_folder("loras") / "connected.safetensors", list[str]()
+
+    def note() -> None:
+        states.append(node_class("UniViGULoraLoader").fingerprint_inputs(lora=None, strength_video=1.0))
+
+    file.write_bytes(b"one")
+    note()
+    pack_module("nodes.comfy.folders").file_path("lora", file.name)
+    note()
+    note()
+    file.write_bytes(b"another")
+    note()
+    note()
+    file.unlink()
+    return states
+
+
 def text_states() -> dict[str, float]:
     """umT5 and release states against uvg_core's own text encoder."""
     text = pack_module("uvg_core.media.text_encoder")
@@ -975,12 +995,12 @@ def sliced() -> dict[str, Any]:
         five, more = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
         memory = InputImpl.VideoFromComponents(clip.get_components())
         look(trimmed(memory, 0.5, 0.5))
-        beyond = message(lambda: media.read(clip.as_trimmed(4.99, 0.0), spec))
+        end = media.read(clip.as_trimmed(4.99, 0.0), spec)[1]  # the last frame is still on screen
     return {
         **found,
         "notes": [note, more],
         "latents": [four["samples"].shape[2], five["samples"].shape[2]],
-        "beyond": beyond,
+        "end": end,
     }
 
 

@@ -210,6 +210,11 @@ class Source:
             )
 
     def broken(self, second: float) -> UniViGUError:
+        if self.kind == "tiff_pipe":
+            return UniViGUError(
+                f"{self.path}: the picture is damaged, or a TIFF of a kind that is not read: floating-point, 32-bit "
+                "and LAB ones are not. Convert it to PNG, or copy it again"
+            )
         large = f", has frames of more than {MOST_PIXELS} pixels," if self.refused else ""
         return UniViGUError(
             f"{self.path}: the video is damaged{large} or breaks off: no frame can be decoded at {second:.2f} s, where "

@@ -13,6 +13,7 @@ from ...errors import UniViGUError
 from .clip import ClipSpec
 from .limits import MOST_ELEMENTS, PATIENCE
 from .source import Source
+from .torn import is_torn
 
 # Only these containers mark keyframes reliably. AVI, ASF and MPEG-PS do not, and GIF frames build on one another.
 _SEEKABLE = ("mov,mp4", "matroska", "flv", "mpegts")
@@ -20,6 +21,7 @@ _SEEKABLE = ("mov,mp4", "matroska", "flv", "mpegts")
 _TORN_MARKED = ("mov,mp4", "avi", "flv")
 _NEVER_EMPTY = ("mpegts", "matroska,webm", "flv", "mpeg")  # whose last bytes are not zeros where they are whole
 _EMPTY = 4096  # bytes at the end that are looked at
+_SOON = 0.1  # seconds
 _TRANSPORT_PACKETS = (188, 192, 204)  # bytes: plain, with timestamps (m2ts), with error correction
 
 
@@ -33,6 +35,7 @@ class Timeline:
     rate       frames per second, on average
     seconds    from the first frame to the end of the last
     damage     where and why the file breaks off, in words; empty for a whole one
+    begun      ticks by which the first frame has been on screen where the timeline begins
     """
 
     times: list[int]
@@ -42,6 +45,7 @@ class Timeline:
     seconds: float
     timed: bool = True
     damage: str = ""
+    begun: int = 0
 
     @classmethod
     def counted(cls, count: int, rate: float, damage: str = "") -> Timeline:
@@ -56,12 +60,16 @@ class Timeline:
         """What is shown from ``start`` on, for ``seconds`` (None or 0: to the end); both count from the first frame.
 
         Both ends are rounded down to whole ticks, as ComfyUI does it: of a clip that is trimmed there, the same frames
-        are read."""
-        if start <= 0 and not seconds:
+        are read. But a frame that is still on screen then is the first one where no other comes soon: lists of cuts
+        are rounded, and frames are held. A single frame is there at any time."""
+        if len(self.times) == 1 or (start <= 0 and not seconds):
             return self
         first, end = (self.times[0] + int(second / self.unit + 1e-6) for second in (start, start + (seconds or 0)))
-        times = [time for time in self.times if first <= time and (time < end or not seconds)]
-        return replace(self, times=times, seconds=min(self.seconds - start, seconds or self.seconds))
+        times, begun = [time for time in self.times if first <= time and (time < end or not seconds)], 0
+        if start < self.seconds and (not times or (times[0] - first) * self.unit > _SOON):
+            shown = self.times[bisect_right(self.times, first) - 1]
+            times, begun = [shown, *times], first - shown
+        return replace(self, times=times, seconds=min(self.seconds - start, seconds or self.seconds), begun=begun)
 
     def until(self, time: int) -> Timeline:
         """What is shown to the end of the frame at ``time``, the last that can be read."""
@@ -73,7 +81,8 @@ class Timeline:
     def spread(self, spec: ClipSpec) -> list[int]:
         """The timestamps of the frames on screen at the evenly spread times that ``spec`` asks for."""
         frames, fps = spec.frames, spec.fps
-        first, span = self.times[0], self.times[-1] - self.times[0]
+        first = self.times[0] + self.begun
+        span = max(self.times[-1] - first, 0)
         if spec.at_most:
             most = len(self.times)
             if fps is not None:
@@ -93,7 +102,7 @@ def scan(source: Source) -> Timeline:
 
     Raises UniViGUError for a file without frames.
     """
-    torn, whole = source.torn, 0
+    torn, whole = source.torn or is_torn(source.path, source.kind), 0
     keyframes: list[int] = []
     visible: list[tuple[Any, int]] = []  # timestamp (or None) and duration of what no edit list hides
     torn_marked = any(name in source.kind for name in _TORN_MARKED)
@@ -162,6 +171,8 @@ def _missing(source: Source, timeline: Timeline, declared: float, *, whole: int,
         return f"breaks off at {timeline.seconds:.2f} s; the end of the file is empty, as in an unfinished download"
     if not (torn or few or (cut and missing > 0.5 * frame) or missing > max(3 * frame, 0.05 * declared)):
         return ""
+    if source.kind == "jpeg_pipe":
+        return "breaks off inside the picture: its lower part is missing"
     why = f"its header says {declared:.2f} s" if missing > 0 else "the file ends inside a frame"
     if few:
         why = f"its header says {source.stated_frames} frames, of which {whole} are complete"

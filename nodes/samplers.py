@@ -130,7 +130,7 @@ class VideoToTextDenoise(Node):
                 widgets.model(),
                 widgets.clip(),
                 widgets.clean_latent(),
-                io.Conditioning.Input("hint", optional=True, tooltip="A prompt to look at beside the clip."),
+                io.Conditioning.Input("hint", optional=True, tooltip="A prompt to give the model along with the clip."),
                 io.String.Input(
                     "template",
                     multiline=True,

@@ -27,32 +27,37 @@ class Captions:
     """How a folder is captioned, and what is written."""
 
     overwrite: Flag = setting(
-        "Replaces captions that are there already; off: clips that have one are skipped.", default=False
+        "Replace existing captions. If off, clips that already have one are skipped.", default=False
     )
-    prefix: Text = setting('In front of every caption, e.g. "mystyle, ".', default="")
-    template: Text = setting("Text with blanks (___) to fill in; empty for free captions.", default="")
-    suffix: Text = setting('Behind every caption, e.g. ", 35 mm film".', default="")
+    prefix: Text = setting('Text to put before every caption, e.g. "mystyle, ".', default="")
+    template: Text = setting("Text with blanks (___) to fill in. Leave empty for free-form captions.", default="")
+    suffix: Text = setting('Text to put after every caption, e.g. ", 35 mm film".', default="")
     existing: Annotated[str, OneOf(*EXISTING)] = setting(
-        "What becomes of a caption that is there already: keep it, or put the new one behind it (append) or in front "
-        "of it (prepend), once.",
+        "What to do with an existing caption: keep it, or add the new one after it (append) or before it (prepend). "
+        "Each is added only once.",
         default="keep",
     )
     replace: Text = setting(
-        "Words to replace in new captions, as plain text: one pair 'old => new' a line.", default=""
+        "Words to replace in new captions, as plain text: one pair 'old => new' per line.", default=""
     )
     format: Annotated[str, OneOf(*FORMATS)] = setting(
-        "txt or json beside each clip, or one metadata.jsonl or metadata.csv for the folder.", default="txt"
+        "Write a txt or json file beside each clip, or one metadata.jsonl or metadata.csv for the folder.",
+        default="txt",
     )
-    file_suffix: Text = setting("A word in the names of the files: caption gives clip.caption.txt.", default="")
-    hint: Text = setting("A prompt to look at beside the clip.", default="")
-    backup: Flag = setting("Keep what is replaced or extended as clip.txt.bak.", default=False)
+    file_suffix: Text = setting(
+        "Word to add to the file names; for example, caption gives clip.caption.txt.", default=""
+    )
+    hint: Text = setting("A prompt to give the model along with the clip.", default="")
+    backup: Flag = setting("Keep the previous caption as clip.txt.bak when it is replaced or extended.", default=False)
     clip_seeds: Flag = setting(
-        "Each clip has its own seed, made from seed and the clip's name: the same in any folder that has others, too.",
+        "Give each clip its own seed, derived from seed and the clip's name, so that it does not depend on the other "
+        "clips in the folder.",
         default=False,
     )
-    only: Text = setting("Caption this clip alone, by its name in the folder; of several, each on a line.", default="")
+    only: Text = setting("Caption only these clips, by their names in the folder, one per line.", default="")
     review: Flag = setting(
-        "New captions wait in captions.review.jsonl, to be read and accepted with Review captions in ComfyUI.",
+        "Save new captions to captions.review.jsonl, where they wait until you accept them with Review captions in "
+        "ComfyUI.",
         default=False,
     )
 

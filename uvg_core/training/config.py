@@ -49,9 +49,9 @@ def _steps(help: str, default: int | None, low: int = 0) -> Any:
 class Jobs:
     """Shares of the three jobs; they are normalised. The ``generate`` stage only knows text-to-video."""
 
-    text_to_video: Number = setting("How often a clip is generated from its text.", default=0.4, ge=0)
-    video_to_text: Number = setting("How often a clip is captioned.", default=0.3, ge=0)
-    joint: Number = setting("How often both are generated at once.", default=0.3, ge=0)
+    text_to_video: Number = setting("Share of text-to-video: a clip is generated from its text.", default=0.4, ge=0)
+    video_to_text: Number = setting("Share of video-to-text: a clip is captioned.", default=0.3, ge=0)
+    joint: Number = setting("Share of joint: a clip and its text are generated together.", default=0.3, ge=0)
 
     def __post_init__(self) -> None:
         if not sum(vars(self).values()) > 0:
@@ -67,9 +67,9 @@ class Dropout:
     look at the video (paper, section 3.3).
     """
 
-    text_to_video: Number = setting("How often the empty prompt takes its place.", default=0.1, ge=0, le=1)
-    video_to_text: Number = setting("How often zeros take its place.", default=0.7, ge=0, le=1)
-    joint: Number = setting("How often the empty prompt takes its place.", default=0.2, ge=0, le=1)
+    text_to_video: Number = setting("How often it is replaced by the empty prompt.", default=0.1, ge=0, le=1)
+    video_to_text: Number = setting("How often it is replaced by zeros.", default=0.7, ge=0, le=1)
+    joint: Number = setting("How often it is replaced by the empty prompt.", default=0.2, ge=0, le=1)
 
 
 @settings
@@ -82,10 +82,12 @@ class Times:
     """
 
     kind: Annotated[str, OneOf(*TIMES)] = setting("Distribution of the noise level.", default="uniform")
-    mean: Number = setting("Of logit_normal, before the sigmoid; above 0 is more noise.", default=0.0, ge=-100, le=100)
-    std: Number = _positive("Of logit_normal.", 1.0, 1e-6, 100)
-    shift: Number = _positive("Of shifted; 1 is none, more is more noise.", 3.0, 1e-3, 1000)
-    uniform_share: Number = _fraction("Share of draws that are uniform whatever the kind.", 0.0)
+    mean: Number = setting(
+        "Mean of logit_normal before the sigmoid; above 0 means more noise.", default=0.0, ge=-100, le=100
+    )
+    std: Number = _positive("Standard deviation of logit_normal before the sigmoid.", 1.0, 1e-6, 100)
+    shift: Number = _positive("Shift of shifted; 1 is no shift, higher values mean more noise.", 3.0, 1e-3, 1000)
+    uniform_share: Number = _fraction("Share of draws that are uniform, whatever the kind.", 0.0)
 
 
 @settings
@@ -97,11 +99,11 @@ class Loss:
     padding behind a text's end, against 1 for a real token.
     """
 
-    video: Number = setting("Weight of the video's mean squared velocity error.", default=1.0, ge=0)
-    text: Number = setting("Weight of the text's loss in nats a token.", default=0.25, ge=0)
-    discrete: Annotated[str, OneOf(*DISCRETE_LOSSES)] = setting("Of the discrete flow.", default="cross_entropy")
+    video: Number = setting("Weight of the mean squared velocity error of the video.", default=1.0, ge=0)
+    text: Number = setting("Weight of the text loss, in nats per token.", default=0.25, ge=0)
+    discrete: Annotated[str, OneOf(*DISCRETE_LOSSES)] = setting("Loss of the discrete flow.", default="cross_entropy")
     anchor: Number = setting("Weight of the rounding cross-entropy in the embedding flow's loss.", default=0.2, ge=0)
-    padding: Number = setting("Weight of padding behind a text's end, against 1 of a token.", default=1.0, ge=0)
+    padding: Number = setting("Weight of the padding after a text, relative to 1 for a token.", default=1.0, ge=0)
 
 
 @settings
@@ -113,20 +115,20 @@ class Optimizer:
     """
 
     kind: Annotated[str, OneOf(*OPTIMIZERS)] = setting("The optimizer.", default="adamw")
-    rate: Number = _positive("Highest learning rate.", 1e-4)
-    muon_rate: Number = _positive("Highest learning rate of Muon's matrices.", 0.01)
+    rate: Number = _positive("Peak learning rate.", 1e-4)
+    muon_rate: Number = _positive("Peak learning rate of the matrices that Muon trains.", 0.01)
     betas: tuple[Annotated[Number, _BETA], Annotated[Number, _BETA]] = setting(
-        "Of AdamW.", default=(0.9, 0.98), expected="2 values in square brackets, each a number from 0 to below 1"
+        "Betas of AdamW.", default=(0.9, 0.98), expected="2 values in square brackets, each a number from 0 to below 1"
     )
     weight_decay: Number = setting(
-        "Of everything but vectors.", default=0.01, ge=0, le=100, expected="a number of 0 or more"
+        "Weight decay of everything but vectors.", default=0.01, ge=0, le=100, expected="a number of 0 or more"
     )
-    warmup: Whole = _steps("Steps of the climb to the rate.", 100)
-    final: Number = _fraction("Share of the rate that the cosine reaches at its end.", 0.02)
-    horizon: Whole | None = _steps("Step at which the cosine ends; None is the last one.", None, 1)
-    clip: Number = _positive("Greatest norm of the gradient.", 1.0)
+    warmup: Whole = _steps("Warmup steps before the rate is reached.", 100)
+    final: Number = _fraction("Final learning rate, as a share of rate.", 0.02)
+    horizon: Whole | None = _steps("Step at which the cosine ends; None means the last step.", None, 1)
+    clip: Number = _positive("Maximum norm of the gradient.", 1.0)
     ema: Number = setting(
-        "Decay of the averaged weights, which are sampled from and saved; 0 keeps none.",
+        "Decay of the averaged weights, which are used for samples and saved; 0 turns averaging off.",
         default=0.999,
         ge=0,
         le=0.999999,
@@ -140,8 +142,10 @@ class Lora:
 
     rank: Whole = setting("Rank of the updates.", default=16, ge=1, le=4096)
     alpha: Number = _positive("The updates are scaled by alpha / rank.", 16.0, 1e-6)
-    dropout: Number = setting("Of their input.", default=0.0, ge=0, le=0.99, expected="a probability below 1")
-    start: PathText | None = setting("LoRA file to start from; None starts from nothing learnt.", default=None)
+    dropout: Number = setting(
+        "Dropout on the input of the updates.", default=0.0, ge=0, le=0.99, expected="a probability below 1"
+    )
+    start: PathText | None = setting("LoRA file to start from; None starts a new one.", default=None)
 
 
 @settings
@@ -179,9 +183,9 @@ class Clip:
     height: Whole | None = setting("Pixels, a multiple of 16.", default=None)
     width: Whole | None = setting("Pixels, a multiple of 16.", default=None)
     frames: Whole | None = setting("One more than a multiple of 4.", default=None)
-    fps: Number | None = setting("Frames a second.", default=None)
-    text_length: Whole | None = setting("Tokens of the text stream.", default=None)
-    context_length: Whole | None = setting("Rows of the prompt condition.", default=None)
+    fps: Number | None = setting("Frames per second.", default=None)
+    text_length: Whole | None = setting("Length of the text stream in tokens.", default=None)
+    context_length: Whole | None = setting("Length of the prompt condition in tokens.", default=None)
 
     def __post_init__(self) -> None:
         try:
@@ -195,8 +199,8 @@ class Keep:
     """How often, in steps, something is written, and how much of it stays; 0 for never (but the end always is)."""
 
     checkpoint_every: Whole = setting("Steps between checkpoints.", default=500, ge=0, le=10**9)
-    checkpoints: Whole = setting("How many of the newest checkpoints stay.", default=2, ge=1, le=10**9)
-    log_every: Whole = setting("Steps between lines of the log.", default=10, ge=0, le=10**9)
+    checkpoints: Whole = setting("How many of the newest checkpoints to keep.", default=2, ge=1, le=10**9)
+    log_every: Whole = setting("Steps between log lines.", default=10, ge=0, le=10**9)
     sample_every: Whole = setting("Steps between samples.", default=0, ge=0, le=10**9)
 
 
@@ -244,42 +248,48 @@ class TrainConfig:
     stage: Annotated[str, OneOf(*STAGES)] = setting("generate, recall, refine or distill.")
     model: _Path = setting("Checkpoint to start from: a Uni-ViGU file, or a Wan2.1 base.", expected=_A_PATH)
     data: _Sources = setting(
-        "Clips: a folder with .txt beside them, a manifest, shards, or several; worlds:N renders N little worlds.",
+        "Clips: a folder with .txt files beside them, a manifest, shards, or a list of these; worlds:N renders N small "
+        "worlds.",
         expected=_SOURCES,
         entries=Data,
     )
     out: _Path = setting("Folder of the run: checkpoints, logs, samples and the trained file.", expected=_A_PATH)
     steps: Whole = setting("Optimizer steps.", ge=1, le=10**9)
     wan: PathText | None = setting("Wan2.1 folder with the VAE, text encoder and tokenizer.", default=None)
-    cache: PathText | None = setting("Folder of the shards; None is OUT/cache. Stages can share it.", default=None)
-    trains: Annotated[str, OneOf(*TRAINABLE)] = setting("What learns: all, text or lora.", default="all")
+    cache: PathText | None = setting("Folder of the shards; None means OUT/cache. Stages can share it.", default=None)
+    trains: Annotated[str, OneOf(*TRAINABLE)] = setting("What is trained: all, text or lora.", default="all")
     text_half: Annotated[str, OneOf("keep", "fresh")] = setting(
         "fresh starts the text half as copies of the video's weights, as from a Wan base.", default="keep"
     )
     text_flow: Annotated[str, OneOf(*TEXT_FLOWS)] | None = setting(
-        "Of a text half that starts fresh; None is the checkpoint's.", default=None
+        "Text flow of a text half that starts fresh; None uses the checkpoint's.", default=None
     )
     source: Annotated[str, OneOf(*SOURCES)] | None = setting(
-        "The discrete flow's noise, of a text half that starts fresh; None is the checkpoint's.", default=None
+        "Noise of the discrete flow of a text half that starts fresh; None uses the checkpoint's.", default=None
     )
     v2t_attention: Annotated[str, OneOf(*V2T_ATTENTION)] | None = setting(
-        "one_way: a clean video does not see the text; None is the checkpoint's.", default=None
+        "one_way: a clean video does not see the text; None uses the checkpoint's.", default=None
     )
     kappa_exponent: Number | None = setting(
-        "Of the discrete path; above 1 words form later. None is the checkpoint's.", default=None, ge=0.01, le=100
+        "Exponent of the discrete path; above 1, words form later. None uses the checkpoint's.",
+        default=None,
+        ge=0.01,
+        le=100,
     )
-    seed: Whole = setting("Of order, jobs, times, noise and fresh weights.", default=0, ge=0, le=2**63 - 1)
-    batch: Whole = setting("Clips a step on one process, times accumulate.", default=8, ge=1, le=10**9)
-    accumulate: Whole = setting("How many batches make a step.", default=1, ge=1, le=10**9)
+    seed: Whole = setting("Seed of order, jobs, times, noise and fresh weights.", default=0, ge=0, le=2**63 - 1)
+    batch: Whole = setting("Clips per batch on each process.", default=8, ge=1, le=10**9)
+    accumulate: Whole = setting("Batches per optimizer step.", default=1, ge=1, le=10**9)
     detail_share: Number = _fraction("How often the detailed caption replaces the prompt.", 0.0)
     empty_text: Number = _fraction("How often text-to-video runs without a text stream.", 0.2)
-    joint_shared: Number = _fraction("How often joint draws one time for both streams; otherwise two.", 0.7)
+    joint_shared: Number = _fraction(
+        "How often the joint job draws one time for both streams instead of one for each.", 0.7
+    )
     embedding_std: Number = _positive("Standard deviation of a fresh token embedding.", 0.02, 1e-6)
-    precision: Annotated[str, OneOf(*PRECISIONS)] = setting("Of the forward pass.", default="fp32")
-    compiled: Flag = setting("Run through torch.compile.", default=False)
+    precision: Annotated[str, OneOf(*PRECISIONS)] = setting("Precision of the forward pass.", default="fp32")
+    compiled: Flag = setting("Compile the network with torch.compile.", default=False)
     checkpointing: Flag = setting("Recompute blocks in the backward pass to save memory.", default=False)
     device: Text | None = setting("cpu trains on the CPU; None leaves the choice to accelerate.", default=None)
-    two_objects: Number = _fraction("Share of little worlds with two objects.", 0.0)
+    two_objects: Number = _fraction("Share of worlds with two objects.", 0.0)
     jobs: Jobs = setting("Shares of the three jobs.", factory=Jobs)
     dropout: Dropout = setting("How often each job loses its prompt condition.", factory=Dropout)
     video_times: Annotated[Times, BeforeValidator(_with_video_defaults)] = setting(
@@ -288,12 +298,12 @@ class TrainConfig:
     text_times: Times = setting("How the text's noise level is drawn.", factory=Times)
     loss: Loss = setting("Weights of the losses.", factory=Loss)
     optimizer: Optimizer = setting("Optimizer and learning rate.", factory=Optimizer)
-    lora: Lora = setting("Of trains: lora.", factory=Lora)
-    distill: Distill = setting("Of stage: distill.", factory=Distill)
-    clip: Clip = setting("Sizes of what is trained on.", factory=Clip)
+    lora: Lora = setting("Settings of the LoRA, for trains: lora.", factory=Lora)
+    distill: Distill = setting("Settings of the student, for stage: distill.", factory=Distill)
+    clip: Clip = setting("Sizes of the clips and texts to train on.", factory=Clip)
     buckets: Buckets = setting("Sizes beside the model's own.", factory=Buckets)
     tokens: Tokens = setting("How long texts may be.", factory=Tokens)
-    keep: Keep = setting("How often something is written.", factory=Keep)
+    keep: Keep = setting("How often files are written, and how many are kept.", factory=Keep)
 
     def __post_init__(self) -> None:
         if self.stage == "generate" and self.trains == "text":

@@ -995,12 +995,12 @@ def sliced() -> dict[str, Any]:
         five, more = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
         memory = InputImpl.VideoFromComponents(clip.get_components())
         look(trimmed(memory, 0.5, 0.5))
-        beyond = message(lambda: media.read(clip.as_trimmed(4.99, 0.0), spec))
+        end = media.read(clip.as_trimmed(4.99, 0.0), spec)[1]  # the last frame is still on screen
     return {
         **found,
         "notes": [note, more],
         "latents": [four["samples"].shape[2], five["samples"].shape[2]],
-        "beyond": beyond,
+        "end": end,
     }
 
 

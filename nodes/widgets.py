@@ -128,7 +128,7 @@ def captioning() -> list[Any]:
             max=100,
             advanced=True,
             tooltip="Stops as soon as this many steps in a row draw the same words and the model gives each of them a "
-            "probability of at least 0.9. 0: at temperature 0 as soon as each word has at least 0.7, otherwise never.",
+            "probability of at least 0.9; 0 takes every step.",
         ),
         widget(
             Sampling,

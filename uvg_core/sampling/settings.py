@@ -20,9 +20,6 @@ TEXT_UPDATES = ("bridge", "euler", "release")
 RECOMMENDED = "what the checkpoint recommends"
 TRAINED = "what the checkpoint was trained with"
 RELEASED = RunConfig()
-# Captions of the embedded model that stop there are as good as those that take every step, see docs/costs.md. Words
-# that are drawn, not taken for being the likeliest, depend on each other: they take every step.
-SURE_ENOUGH = 0.7
 Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
 
 
@@ -79,17 +76,13 @@ class Sampling:
         default="auto",
     )
     stop_when_stable: Whole = setting(
-        "Stop as soon as this many steps in a row draw the same words; 0 leaves it to stop_when_sure.",
+        "Stop as soon as this many steps in a row draw the same words; 0 takes every step.",
         default=0,
         ge=0,
         le=1000,
     )
-    stop_when_sure: Number | None = setting(
-        "Stop as soon as every word has at least this probability; 0 never does.",
-        default=None,
-        auto=f"{SURE_ENOUGH:g} at temperature 0 without stop_when_stable, otherwise 0",
-        ge=0,
-        le=1,
+    stop_when_sure: Number = setting(
+        "Stop as soon as every word has at least this probability; 0 takes every step.", default=0.0, ge=0, le=1
     )
 
     def __post_init__(self) -> None:
@@ -106,11 +99,7 @@ class Sampling:
             "text_length": run.text_length,
             "guidance_scale": run.guidance_scale,
         }
-        found = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
-        if found.stop_when_sure is None:
-            likeliest = captions and found.temperature == 0 and not found.stop_when_stable
-            found = replace(found, stop_when_sure=SURE_ENOUGH if likeliest else 0.0)
-        return found
+        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
 
 
 _MANY_SHAPES = 256 * 256  # pixels of a frame

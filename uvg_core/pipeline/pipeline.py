@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import LoraChoice, Overrides
+from ..checkpoint.lora import Student
 from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..io import PACK
@@ -92,6 +93,8 @@ class Pipeline:
         loras: LoRA files, each as ``FILE[:VIDEO[:TEXT]]`` or a ``LoraChoice``; ``str()`` of each of ``self.loras``
             says what it changes.
     """
+
+    student: Student | None = None  # how a distilled LoRA among ``loras`` draws
 
     def __init__(
         self,

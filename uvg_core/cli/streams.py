@@ -42,10 +42,10 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
         path = Path(folder, "standard input")
-        _spool(path)
-        found = getattr(args, name)
-        setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
         with called(path, "standard input"):
+            _spool(path)
+            found = getattr(args, name)
+            setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
             yield
 
 

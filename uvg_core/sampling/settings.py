@@ -76,10 +76,7 @@ class Sampling:
         default="auto",
     )
     stop_when_stable: Whole = setting(
-        "Stop as soon as this many steps in a row draw the same words; 0 takes every step.",
-        default=0,
-        ge=0,
-        le=1000,
+        "Stop as soon as this many steps in a row draw the same words; 0 takes every step.", default=0, ge=0, le=1000
     )
     stop_when_sure: Number = setting(
         "Stop as soon as every word has at least this probability; 0 takes every step.", default=0.0, ge=0, le=1

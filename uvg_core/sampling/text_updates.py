@@ -16,7 +16,7 @@ from ..flow.discrete import MixturePath, draw_clean_tokens, jump_step, token_log
 from ..flow.embedding import nearest_tokens
 from ..flow.time import sigma_from_tau
 
-# From this probability on a word counts as known for ``stop_when_stable``.
+# From this probability on a word counts as known, for ``stop_when_stable``.
 SURE = 0.9
 
 

@@ -153,11 +153,13 @@ class Distill:
     """The stage ``distill``: a student that needs few passes and no guidance. Each of its passes learns the way that
     the starting network, guided (arXiv 2210.03142), covers in ``substeps`` Euler steps (arXiv 2202.00512)."""
 
-    passes: Whole = setting("Passes of the student for a clip.", default=4, ge=1, le=1000)
-    joint_passes: Whole = setting("Passes of the student for a clip and its caption.", default=8, ge=1, le=1000)
-    substeps: Whole = setting("Guided steps of the teacher in one pass of the student.", default=6, ge=1, le=1000)
+    passes: Whole = setting("Passes of the student per clip.", default=4, ge=1, le=1000)
+    joint_passes: Whole = setting("Passes of the student per clip in joint runs.", default=8, ge=1, le=1000)
+    substeps: Whole = setting("Guided steps of the teacher per pass of the student.", default=6, ge=1, le=1000)
     guidance: Number | None = setting("The teacher's guidance scale; None is the checkpoint's.", default=None, ge=0)
-    own_states: Number = _fraction("How often a pass starts where the student's own passes lead, not from a clip.", 0.5)
+    own_states: Number = _fraction(
+        "Share of passes that start where the student's own ones lead, not from a noisy clip.", 0.5
+    )
 
 
 @settings

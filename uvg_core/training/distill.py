@@ -1,12 +1,12 @@
 """The losses of the stage ``distill``: a student that draws with few passes and without guidance.
 
-The teacher is the network that the run starts from, guided. From where a pass of the student begins it takes some Euler
-steps to where that pass ends; the student learns the mean velocity of that way (progressive distillation, arXiv
-2202.00512, with the guidance of arXiv 2210.03142, in one stage). An ordinary differential equation leads every point to
-one other: this regression blurs nothing, and its student keeps the variety of its teacher. What a student without
-guidance draws at its own points is not what clips with noise look like, so that some passes begin at the former.
+The teacher is the network that the run starts from, with guidance. It takes several Euler steps from the start of a
+student's pass to its end, and the student learns the mean velocity between the two (progressive distillation, arXiv
+2202.00512, and guidance distillation, arXiv 2210.03142, in one stage). The teacher's differential equation maps each
+point to exactly one other, so that there is no average over several targets that would blur. The points which the
+student reaches by itself differ from clips with noise, so that a share of the passes starts there.
 
-The words of a joint run and of a caption stay the teacher's: at every point its own distribution is learnt.
+In joint runs and captions the student learns the teacher's distribution of words at each point.
 
 Legend: B batch, L text tokens.
 """
@@ -28,7 +28,7 @@ from ..model import Prediction, UniViGU
 from ..sampling.guidance import guide
 from .config import TrainConfig
 from .objective import Losses, Objective
-from .plan import Batch, student_sigmas
+from .plan import Batch, padded_states, student_sigmas
 
 
 def is_copied(config: TrainConfig) -> bool:
@@ -46,9 +46,7 @@ class Distillation(Objective):
         self.distill, self.shift = config.distill, run.shift
         self.scale = run.guidance_scale if config.distill.guidance is None else config.distill.guidance
         self.sigmas = student_sigmas(config.distill, "text_to_video", run.shift)
-        null = torch.zeros(1, run.context_length, model.config.text_dim)
-        null[0, : len(empty_states)] = empty_states
-        self.null = null
+        self.null = padded_states(empty_states, model.config, run)[None]
         # In a tuple: it is no part of what learns, is checkpointed or wrapped for many devices.
         self._whole = (copy.deepcopy(model).eval().requires_grad_(False),) if is_copied(config) else ()
 

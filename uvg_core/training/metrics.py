@@ -21,7 +21,7 @@ from ..model import UniViGU
 from ..sampling import GuidedDenoiser, Sampling, joint, text_to_video, video_to_text
 from ..sampling.loop import Callback
 from .config import TrainConfig
-from .plan import SamplePlan
+from .plan import SamplePlan, padded_states
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,7 @@ def draw_samples(
         states, ids = truth.prompt_states, truth.prompt_ids
 
     def guided(states: Tensor) -> GuidedDenoiser:
-        contexts = torch.zeros(2, run.context_length, model.config.text_dim)
-        contexts[0, : len(states)] = states
-        contexts[1, : len(data.empty_states)] = data.empty_states
-        context, null = contexts.to(device).split(1)
+        context, null = (padded_states(one, model.config, run)[None].to(device) for one in (states, data.empty_states))
         return GuidedDenoiser.of(model, context, null, sampling)
 
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)

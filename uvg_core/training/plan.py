@@ -242,6 +242,13 @@ class Batch:
         return replace(self, **tensors)
 
 
+def padded_states(states: Tensor, model: ModelConfig, run: RunConfig) -> Tensor:
+    """A prompt's condition ``[n,E]``, as long as the network expects it ``[S,E]``: rows of zeros follow."""
+    context = torch.zeros(run.context_length, model.text_dim)
+    context[: len(states)] = states
+    return context
+
+
 class Collator:
     """Turns clips and their plans into tensors. ``empty_states`` ``[n,E]``: the empty prompt's condition."""
 
@@ -266,8 +273,6 @@ class Collator:
         states, written = self._texts(sample, plan)
         if plan.dropped:
             states = self.empty if plan.makes_video else states[:0]
-        context = torch.zeros(self.run.context_length, self.model.text_dim)
-        context[: len(states)] = states
 
         distills = self.config.stage == "distill"
         length = 0 if self.config.stage == "generate" else self.run.text_length
@@ -292,7 +297,7 @@ class Collator:
             noise=noise,
             sigma_video=torch.tensor(plan.sigma_video),
             sigma_text=torch.tensor(plan.sigma_text),
-            context=context,
+            context=padded_states(states, self.model, self.run),
             target=target,
             text=text,
             text_noise=text_noise,

@@ -125,9 +125,9 @@ class Captioner:
         height, width = (max(1, round(scale * length)) for length in sides)
         frames, lasts = min(self.chat.frames_shown, info.frames), info.duration
         if footage.fps is not None:
-            footage = replace(footage, fps=min(footage.fps, info.fps))
-            frames = min(frames, max(1, int(info.duration * footage.fps + 1e-6)))
-            lasts = min(lasts, frames / footage.fps)
+            fps = min(footage.fps, info.fps)
+            footage, frames = replace(footage, fps=fps), min(frames, max(1, int(lasts * fps + 1e-6)))
+            lasts = min(lasts, frames / fps)
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
         pixels = footage.read(clip, footage.spec(frames, height, width)).pixels
         known = f"The prompt: {prompt}\n" if prompt else ""

@@ -249,8 +249,9 @@ def _tidy(table: Lines, replaced: Replaced) -> None:
     last = {key: row for _, row in lines if row is not None and (key := _key(row)) is not None}
     kept = []
     for line, row in lines:
-        now = last.get(_key(row), row)  # the very object, where this line is the last one
-        is_old = row is not None and now is not row and (str(row["path"]) in names or row.items() <= now.items())
+        is_old = False
+        if row is not None and (key := _key(row)) is not None and (now := last[key]) is not row:
+            is_old = key[0] in names or row.items() <= now.items()
         kept += [] if is_old or breaks_off(line) else [line + b"\n"]
     if len(kept) < len(lines):
         with written_whole(table.path) as temporary:

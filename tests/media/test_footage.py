@@ -66,9 +66,10 @@ def by_bt2446(rgb: tuple[float, float, float], peak: float) -> list[float]:
 
 
 def hdr_clip(path: Path, signals: list[list[float]], transfer: int, *, tagged: bool = True, more: str = "") -> Path:
-    """Frames of one colour each, R'G'B' from 0 to 1, in HEVC of 10 bits."""
+    """Frames of one colour each, R'G'B' from 0 to 1, in HEVC of 10 bits. Without B-frames: of fewer frames than they
+    need, x265 gives times for decoding that it never set, and now and then the file cannot be written."""
     with av.open(str(path), "w") as file:
-        options = {"x265-params": f"log-level=none{more}", "crf": "2", "preset": "ultrafast"}
+        options = {"x265-params": f"log-level=none:bframes=0{more}", "crf": "2", "preset": "ultrafast"}
         stream = file.add_stream("libx265", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p10le"
         context = stream.codec_context

@@ -38,7 +38,7 @@ class ClipFile:
     detail        None where there is none, or none within the limits; other_details: further ones
     content       what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
     spec          how its frames are read
-    fps           frames per second; duration: of the whole file; kept: the share of the picture that is left
+    fps           frames per second; duration: of the whole file; kept: see ``kept_of``
     """
 
     place: str

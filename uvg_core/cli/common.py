@@ -16,10 +16,10 @@ from ..config import TEXT_STATES
 from ..errors import UniViGUError
 from ..io import write_beside
 from ..media.vae import write_latent
-from ..pipeline.component_files import Places, find_network_file
+from ..pipeline.component_files import Places, find_fast_lora, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
-from ..settings import Number, OneOf, Text, Whole, setting, settings
+from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
 from .output import complain, say
 
@@ -53,8 +53,11 @@ class Model:
         Overrides, Only("latent_space", "text_flow", "source", "num_heads", text_states=TEXT_STATES)
     ] = setting("What its file may not say.", factory=Overrides)
 
-    def pipeline(self, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False) -> Pipeline:
-        """The pipeline of these files. ``checking``: without the warning that the model was never checked."""
+    def pipeline(
+        self, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False, fast: bool = False
+    ) -> Pipeline:
+        """The pipeline of these files. ``checking``: without the warning that the model was never checked; ``fast``:
+        with the few-step LoRA that belongs to it."""
         model = self.model or EMBEDDED_MODEL
         if self.places.comfyui is not None and (self.model is None or not self.model.exists()):
             model = find_network_file(self.places.comfyui, self.model)
@@ -67,7 +70,7 @@ class Model:
             null_embedding=null_embedding,
             overrides=self.checkpoint,
             progress=shown,
-            loras=self.lora,
+            loras=(*([find_fast_lora(model)] if fast else []), *self.lora),
         )
         for lora in pipe.loras:
             shown.close()
@@ -92,6 +95,11 @@ class Video:
         "Stored null condition to use for guidance instead of the encoded empty prompt, such as the release's "
         "empty_context_t5_emb.pt.",
         default=None,
+    )
+    fast: Flag = setting(
+        "Draw in a few steps without guidance, with the LoRA NAME_fast.safetensors that lies beside the checkpoint or "
+        "in loras.",
+        default=False,
     )
 
 

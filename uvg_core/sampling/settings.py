@@ -85,12 +85,11 @@ class Sampling:
     def __post_init__(self) -> None:
         CachePolicy.of(self.video_cache, ModelConfig())  # refuses what is no policy
 
-    def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False) -> Sampling:
+    def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False, joint: bool = False) -> Sampling:
         """The same settings with the recipe of ``run`` in the place of None; ``captions``: of a run without video,
-        which has its own number of steps and its own temperature."""
-
+        which has its own number of steps and its own temperature; ``joint``: of one that forms both."""
         recipe: dict[str, Any] = {
-            "steps": run.text_steps if captions else run.steps,
+            "steps": run.text_steps if captions else (joint and run.joint_steps) or run.steps,
             "shift": run.shift,
             "temperature": run.text_temperature if captions else 1.0,
             "text_length": run.text_length,

@@ -211,6 +211,25 @@ def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> N
     assert f"between 1 and {min(run.text_length, run.context_length)} tokens" in words(script.asked[0])
 
 
+def test_where_nothing_is_described_nothing_is_left(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    files = [tmp_path / "gone.mp4", tmp_path / "empty", tmp_path / "bad.mp4", tmp_path / "nowhere" / "gone.mp4"]
+    assert describe(script, *files) == 1
+    assert capsys.readouterr().err.count("error: ") == 4
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.mp4", "empty"]
+    clip(tmp_path / "a.mp4")
+    assert describe(script, tmp_path / "a.mp4") == 0
+    assert len(list((tmp_path / ".answers").iterdir())) == 1
+    assert describe(script, tmp_path / "a.mp4", "--cache", tmp_path / "bad.mp4") == 1
+    assert "bad.mp4: the folder cannot be made" in capsys.readouterr().err
+    assert describe(script, tmp_path / "a.mp4", "--cache", tmp_path / "bad.mp4" / "answers") == 1
+    assert f"({tmp_path / 'bad.mp4'} is not a folder); choose another" in capsys.readouterr().err
+    assert len(script.asked) == 1
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip(tmp_path / "a.mp4")
     llm, window = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer"], ["--window", "2"]
@@ -218,6 +237,8 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([tmp_path], "pass --endpoint URL and --llm MODEL"),
         ([tmp_path, "--llm", "seer"], "--llm is for captions; name their --endpoint too"),
         ([tmp_path, *llm[:2]], "--endpoint needs --llm MODEL"),
+        ([tmp_path, *llm, "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set; put the endpoint's key there"),
+        ([tmp_path, *llm, "--height", "40"], "argument --height: 40 is not a multiple of 16; the nearest is 32 or 48"),
         ([tmp_path / "a.mp4", *llm, *window], "a.mp4: --window writes a manifest into a folder"),
         ([tmp_path, *llm, *window, "--prefix", "mystyle, "], "--prefix does not apply to --window"),
     ):

@@ -20,10 +20,8 @@ from ..pipeline.component_files import Places, find_fast_lora, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
 from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
-from ..synthesis.chat import require_usable
-from ..synthesis.settings import Chat
 from .flags import Only
-from .output import WrongUsage, complain, say
+from .output import complain, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
@@ -103,14 +101,6 @@ class Video:
         "in loras.",
         default=False,
     )
-
-
-def require_rightly_used(chat: Chat) -> None:
-    """Raises WrongUsage for flags of the language model that do not fit each other."""
-    try:
-        require_usable(chat)
-    except UniViGUError as error:
-        raise WrongUsage(str(error)) from None
 
 
 def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..data.folder import TextLimits
-from ..errors import UniViGUError
+from ..errors import UniViGUError, WrongUsage
 from ..media.video.footage import FOOTAGE, Footage
 from ..pipeline.component_files import Places
 from ..pipeline.components import Components
@@ -17,11 +17,11 @@ from ..progress import Bars
 from ..sampling import Size
 from ..sampling.settings import RELEASED, SIZE
 from ..synthesis.captioner import make_captioner
+from ..synthesis.chat import require_usable
 from ..synthesis.describe import INSTRUCTIONS, Describe, Describer, Stopped, describe_windows, estimated_tokens
 from ..synthesis.settings import Chat
-from .common import require_rightly_used
 from .flags import Only
-from .output import CANCELLED, WrongUsage, complain, say, show
+from .output import CANCELLED, complain, say, show
 
 _FILES = ("overwrite", "prefix", "suffix", "existing", "replace", "format", "backup", "review")
 
@@ -35,7 +35,7 @@ def describe(
     shown: Bars,
 ) -> int:
     """Write captions of real clips with a language model that sees frames of the whole clip."""
-    require_rightly_used(chat)
+    require_usable(chat)
     if chat.endpoint is None:
         raise WrongUsage("describe needs a language model: pass --endpoint URL and --llm MODEL")
     if own.window is not None:

@@ -105,9 +105,11 @@ _MANY_SHAPES = 256 * 256  # pixels of a frame
 class Size:
     """Size of a clip; off the model's grid is for ``latent_shape`` to refuse."""
 
-    height: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
-    width: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
-    frames: Whole | None = setting("4n+1: 81 is 5 s at 16 fps.", default=None, auto=TRAINED, ge=1, le=100_000)
+    height: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192, grid=(16, 0))
+    width: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192, grid=(16, 0))
+    frames: Whole | None = setting(
+        "4n+1: 81 is 5 s at 16 fps.", default=None, auto=TRAINED, ge=1, le=100_000, grid=(4, 1)
+    )
 
     def resolved(self, run: RunConfig) -> tuple[int, int, int]:
         """Frames, height and width in pixels, with those of ``run`` in the place of None."""

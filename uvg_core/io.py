@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .confined import DEVICE, is_open
-from .errors import UniViGUError, WrongUsage
+from .errors import UniViGUError, WrongUsage, called
 
 try:
     import fcntl
@@ -97,6 +97,13 @@ def read_text(path: str | Path, *, most: int = MEGABYTE, exact: bool = False) ->
     if _BINARY.search(text):
         raise UniViGUError(f"{path}: is not text; expected a text file, best in UTF-8")
     return text
+
+
+@contextmanager
+def temporary_file(name: str, known_as: str) -> Iterator[Path]:
+    """A path in a folder of its own, for the length of a block. In errors it is called what users know it as."""
+    with tempfile.TemporaryDirectory(prefix="uvg-") as folder, called(path := Path(folder, name), known_as):
+        yield path
 
 
 # Before writing

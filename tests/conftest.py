@@ -14,7 +14,10 @@ from uvg_core import UniViGU
 # What takes longest, side by side, longest first: a group that starts late keeps one process busy and the other idle.
 LONGEST = ("server", "inside", "test_trainer.py", "test_embedded_model.py", "test_on_a_gpu.py", "test_run.py")
 # The files of in_comfyui whose tests share a running server; the others share the process that calls the nodes.
-ON_A_SERVER = ("test_browser.py", "test_harness.py", "test_prompt_list.py", "test_record.py", "test_workflows.py")
+ON_A_SERVER = (
+    "test_browser.py", "test_harness.py", "test_prompt_list.py", "test_record.py", "test_review_panel.py",
+    "test_workflows.py",
+)  # fmt: skip
 
 
 def group_of(test: str) -> str:

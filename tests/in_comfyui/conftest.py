@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_comfyui_canvas import CHROMIUM, FLAGS, Browser, Canvas, missing_browser
 from in_comfyui_host import ROOT, ComfyUI, Inside, NoComfyUI, Server, find_comfyui, load_client, put_stand_ins
 
 
@@ -77,3 +78,25 @@ def inside(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         settings.parent.mkdir(exist_ok=True)
         settings.write_text(f"folders:\n  - {json.dumps(str(tmp_path_factory.getbasetemp()))}\n", encoding="utf-8")
         yield inside
+
+
+@pytest.fixture(scope="session")
+def browser(server: Server) -> Iterator[Browser]:
+    if missing_browser():
+        pytest.skip(missing_browser())
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield Browser(chromium, server.url)
+        chromium.close()
+
+
+@pytest.fixture
+def canvas(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Canvas]]:
+    """Gives the page of ComfyUI, made fresh: ``canvas(modern=True)`` with Nodes 2.0. After a test that failed, whatever
+    it left open, the next one opens a page of its own."""
+    failed = request.session.testsfailed
+    yield browser.canvas
+    if request.session.testsfailed > failed:
+        browser.forget()

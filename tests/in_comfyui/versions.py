@@ -135,7 +135,8 @@ def main() -> int:
                     raise NoComfyUI("no ComfyUI to try it in")
                 chosen = front_end_folder(settings.front_end, Path(into))
                 name = f"front end {front_end_version(chosen)} in {name_of(last)}"
-                rows.append(run(name, last, HERE / "test_browser.py", arguments, chosen))
+                panel = str(HERE / "test_review_panel.py")
+                rows.append(run(name, last, HERE / "test_browser.py", [panel, *arguments], chosen))
             except NoComfyUI as reason:
                 rows.append(Row(name, missing=str(reason)))
     print("\n" + "\n".join(map(str, rows)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from .clip import ClipSpec
 from .colour import Colour, colour_of, to_sdr
 from .limits import MOST_PIXELS
+from .profile import Profile
 from .sidedata import side_data
 
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
@@ -63,21 +64,21 @@ def memory_of(frame: Any, channels: int, dtype: torch.dtype = torch.uint8) -> Te
 def picture_of(frame: Any, stream: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
     """A decoded frame as uint8 RGB ``[H,W,3]``: upright, in the colours of an ordinary screen, fitted as by ``fit``;
     and its size (rows, columns) before cropping and padding."""
-    colour = colour_of(frame)
+    colour = colour_of(frame, stream)
     picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, stream), spec)
     if colour is not None and picture.is_floating_point():  # only now: there is less of it
         picture = to_sdr(picture, colour)
     return picture, scaled
 
 
-def remarks_on(frame: Any) -> list[str]:
+def remarks_on(frame: Any, stream: Any) -> list[str]:
     """What is done to such a frame beside turning and fitting it, in a few words each."""
     interlaced = ["interlaced: one field of each frame is taken"] if frame.interlaced_frame else []
-    colour = colour_of(frame)
+    colour = colour_of(frame, stream)
     return interlaced if colour is None else [*interlaced, str(colour)]
 
 
-def _upright(frame: Any, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
+def _upright(frame: Any, colour: Colour | Profile | None, background: tuple[int, int, int]) -> Tensor:
     """A decoded frame as RGB ``[H,W,3]``, turned as its display matrix says, over ``background`` where it is
     transparent: uint8 or, with a ``colour`` that is not mapped yet, floats from 0 to 1."""
     layout, matrix = frame.format, _matrix(frame)
@@ -107,7 +108,7 @@ def _turned(picture: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
     return picture.flip(flips) if flips else picture
 
 
-def _opaque(picture: Tensor, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
+def _opaque(picture: Tensor, colour: Colour | Profile | None, background: tuple[int, int, int]) -> Tensor:
     """uint8 ``[H,W,3]`` of a picture with transparent parts, over a colour."""
     if colour is not None:
         picture = torch.cat([to_sdr(picture[..., :3], colour), (picture[..., 3:] * 255).round().to(torch.uint8)], -1)
@@ -127,7 +128,7 @@ def _field(frame: Any) -> Any:
     return upper
 
 
-def _colours(frame: Any, colour: Colour | None) -> dict[str, int]:
+def _colours(frame: Any, colour: Colour | Profile | None) -> dict[str, int]:
     """Arguments of ``reformat`` that turn a frame's Y'CbCr into RGB."""
     # Untagged files follow the usual rule: high definition is BT.709, everything smaller BT.601.
     usual = BT709 if frame.height > 576 or frame.width >= 1280 else _BT601

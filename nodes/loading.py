@@ -164,8 +164,8 @@ class UniViGULoraLoader(Node):
 
     @classmethod
     def execute(cls, model: object, lora: str, strength_video: float, strength_text: float) -> io.NodeOutput:
-        patched, match = apply_lora(model, file_path("lora", lora), strength_video, strength_text)
-        line = shown(f"{lora}: {match.at(strength_video, strength_text)}")
+        patched, found = apply_lora(model, file_path("lora", lora), strength_video, strength_text)
+        line = shown(f"{lora}: {found}")
         log.info("%s", line)
         return io.NodeOutput(patched, line, ui=said(line))
 

@@ -239,7 +239,7 @@ class JointSampler(Node):
         fixed = _words_of(model, latent)
         if fixed is not None:
             inputs["text_length"] = _same_length(inputs["text_length"], fixed.shape[-1])
-        sampling = read(Sampling, {"seed": seed, **inputs}).resolved(run_facts(model))
+        sampling = read(Sampling, {"seed": seed, **inputs}).resolved(run_facts(model), joint=True)
         assert sampling.steps is not None
         assert sampling.shift is not None
         sigmas, shifted = video_sigmas(sampling.steps, sampling.shift), with_shift(model, sampling.shift)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..uvg_core.data.settings import Data
 from ..uvg_core.data.sources import TrainingClip, digest
 from ..uvg_core.data.windows import is_long
 from ..uvg_core.errors import UniViGUError, printable
-from ..uvg_core.media.video import ClipSpec
+from ..uvg_core.media.video.footage import FOOTAGE, Footage
 from ..uvg_core.progress import Report
 from ..uvg_core.sampling import Size
 from ..uvg_core.training.config import TRAINABLE, Keep, Lora, Optimizer, TrainConfig
@@ -35,7 +35,7 @@ from .comfy.network import network_of, run_facts
 from .comfy.paths import shown
 from .comfy.showing import Progress, blocked, said
 from .comfy.training import OutputFile, TrainingRun, best_precision, require_components
-from .media import Folder, Visits, as_image, info_of, sized
+from .media import Folder, Visits, as_image, footage_widgets, info_of, sized
 from .media import read as read_video
 from .types import LoraModel, LossMap, Node, output, schema
 from .widgets import read, widget
@@ -76,6 +76,7 @@ class UniViGULoadClips(Node):
                     advanced=True,
                     tooltip="Clips that are shorter are left out. 0: what the checkpoint was trained with.",
                 ),
+                *footage_widgets("start", "seconds"),
             ],
             outputs=[
                 output(
@@ -102,11 +103,12 @@ class UniViGULoadClips(Node):
     def execute(cls, model: Any, clip: Any, **inputs: Any) -> io.NodeOutput:
         network_of(model)  # raises for another model
         folder, run = read(Folder, inputs), sized(run_facts(model), read(Size, inputs))
+        start, seconds = (footage := read(Footage, inputs)).start, footage.seconds
         progress = Progress(cls.hidden.unique_id)
         visits.begun(inputs, (folder, None))
         with folder.opened(reads=True) as path:
             found = survey(
-                Data(str(path), fastest=ANY_SPEED),
+                Data(str(path), fastest=ANY_SPEED, start=start, seconds=seconds),
                 run,
                 tokenizer_of(clip).ids,
                 limits=ANY_LENGTH,
@@ -116,7 +118,9 @@ class UniViGULoadClips(Node):
             )
         report = shown(str(found).removeprefix(f"{found.folder}: "))
         log.info("%s", report)
-        videos = [InputImpl.VideoFromFile(str(pair.path)) for pair in found.usable]
+        videos = [
+            InputImpl.VideoFromFile(str(pair.path), start_time=start, duration=seconds or 0) for pair in found.usable
+        ]
         texts = [pair.prompt for pair in found.usable], [pair.detail or "" for pair in found.usable]
         return io.NodeOutput(videos, *texts, report, ui=said(report))
 
@@ -129,6 +133,7 @@ class ConnectedClips:
     prompts: Sequence[str]
     details: Sequence[str]
     run: RunConfig
+    footage: Footage = FOOTAGE
 
     def __post_init__(self) -> None:
         for name, texts in (("prompts", self.prompts), ("details", self.details)):
@@ -155,7 +160,8 @@ class ConnectedClips:
         run, video = self.run, self.videos[index]
         # A caption speaks of the whole clip: of one that is longer, frames of all of it are seen.
         fps = None if is_long(info_of(video).duration, run.frames, run.fps) else run.fps
-        pixels, note = read_video(video, ClipSpec(run.frames, run.height, run.width, fps))
+        spec = replace(self.footage.spec(run.frames, run.height, run.width), fps=fps)
+        pixels, note = read_video(video, spec)
         log.info("%s", printable(note))  # retimed, resized, cropped
         return TrainingClip(pixels, self.prompts[index].strip(), self.details[index].strip() or None, self.name(index))
 
@@ -289,6 +295,15 @@ class UniViGUTrain(Node):
                     tooltip="Of each clip (4n+1); of a longer one, spread over all of it. 0: what the checkpoint was "
                     "trained with.",
                 ),
+                widget(
+                    Data,
+                    "fit",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For clips of another shape: crop cuts off what goes beyond the size, pad adds bars, "
+                    "stretch distorts.",
+                ),
+                *footage_widgets("crop", "background"),
             ],
             outputs=[
                 output(
@@ -319,7 +334,7 @@ class UniViGUTrain(Node):
         require_components(model[0], clip[0], vae[0], inputs["trains"])
         config, progress = train_config(inputs), Progress(cls.hidden.unique_id)
         sizes = sized(run_facts(model[0]), read(Size, inputs))
-        clips = ConnectedClips(videos, prompts, details or [""] * len(videos), sizes)
+        clips = ConnectedClips(videos, prompts, details or [""] * len(videos), sizes, read(Footage, inputs))
         clips.require_usable(tokenizer_of(clip[0]).ids, config.stage == "refine", progress)
         run = TrainingRun(model[0], clip[0], vae[0], sizes, config, read(OutputFile, inputs), progress)
         run.train(clips)

@@ -17,6 +17,7 @@ from uvg_core.io import (
     name_taken,
     read_text,
     require_writable,
+    temporary_file,
     write_beside,
     write_new,
     write_text,
@@ -252,3 +253,13 @@ def test_utf16_that_does_not_say_so_is_refused_and_not_read_with_null_bytes(tmp_
     text.write_bytes("a red circle".encode("utf-16-le"))
     with pytest.raises(UniViGUError, match="null byte"):
         read_text(text)
+
+
+def test_a_temporary_file_is_called_what_users_know_it_as() -> None:
+    with temporary_file("clip.mp4", "clip 3 of the shard") as path:
+        path.write_bytes(b"")
+        assert str(UniViGUError(f"{path}: is empty")) == "clip 3 of the shard: is empty"
+    assert not path.parent.exists()
+    with pytest.raises(FileNotFoundError) as raised, temporary_file("clip.mp4", "a clip") as path:
+        path.read_bytes()
+    assert raised.value.filename == "a clip"

@@ -144,12 +144,17 @@ class RunConfig:
     checked: Text = setting(
         "What check found.", default="", max_length=1000, expected="a line of text of at most 1000 characters"
     )
+    joint_steps: Whole = setting("Steps of a joint run; 0: as many as any run.", default=0, ge=0, le=10_000)
 
     def __post_init__(self) -> None:
         if self.frames % 4 != 1:
             raise UniViGUError(
                 f"frames is {self.frames}; expected 1 to 1025 frames, one more than a multiple of 4 (5, 9, 13 ... 81)"
             )
+
+    def distilled(self, passes: int, joint_passes: int) -> RunConfig:
+        """The recipe of a student of this model: few passes, and no guidance."""
+        return replace(self, steps=passes, joint_steps=joint_passes, guidance_scale=1.0)
 
 
 @settings

@@ -25,6 +25,10 @@ class UniViGUError(ValueError):
         super().__init__("\n".join(map(_shortened, printable(named(str(message))).split("\n"))))
 
 
+class WrongUsage(UniViGUError):
+    """What is asked for cannot be meant, whatever lies in the files that are named."""
+
+
 def printable(text: str) -> str:
     r"""A text that no terminal, log or file chokes on: what would steer a terminal, reorder a line or cannot be
     encoded is shown as an escape, such as ``\x1b`` or ``\u202e``. Names of files and texts of strangers hold it."""

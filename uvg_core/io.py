@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .confined import DEVICE, is_open
-from .errors import UniViGUError
+from .errors import UniViGUError, WrongUsage, called
 
 try:
     import fcntl
@@ -99,6 +99,13 @@ def read_text(path: str | Path, *, most: int = MEGABYTE, exact: bool = False) ->
     return text
 
 
+@contextmanager
+def temporary_file(name: str, known_as: str) -> Iterator[Path]:
+    """A path in a folder of its own, for the length of a block. In errors it is called what users know it as."""
+    with tempfile.TemporaryDirectory(prefix="uvg-") as folder, called(path := Path(folder, name), known_as):
+        yield path
+
+
 # Before writing
 
 
@@ -139,11 +146,20 @@ def make_folder(path: Path, choose: str) -> None:
         raise UniViGUError(f"{path}: the folder cannot be written to; {choose}")
 
 
+def require_makeable(path: Path, choose: str) -> None:
+    """Raise UniViGUError where ``make_folder`` would, as far as that can be told; nothing is made."""
+    there = next((one for one in (path, *path.absolute().parents) if os.path.lexists(one)), path)
+    if not there.is_dir():
+        raise UniViGUError(f"{path}: the folder cannot be made ({there} is not a folder); {choose}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UniViGUError(f"{path}: the folder cannot be made ({there} cannot be written to); {choose}")
+
+
 def require_others(target: str | Path, read: Iterable[str | Path]) -> None:
-    """Raise UniViGUError when ``target`` is one of the files that a run reads."""
+    """Raise WrongUsage when ``target`` is one of the files that a run reads."""
     for path in read:
         if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
-            raise UniViGUError(f"{target}: would be written onto a file that is being read; choose another name")
+            raise WrongUsage(f"{target}: would be written onto a file that is being read; choose another name")
 
 
 # Writing

@@ -27,17 +27,19 @@ class Lines:
 
     def news(self) -> list[dict[str, Any]]:
         """All that the file holds, where others have added to it since the last time; else nothing."""
+        with suppress(FileNotFoundError):
+            if os.stat(self.path).st_size != self._size:
+                return [entry for _, entry in self.read() if entry is not None]
+        return []
+
+    def read(self) -> list[tuple[bytes, dict[str, Any] | None]]:
+        """All lines that are not empty, each with the object that it holds; None for what is none."""
         try:
-            if os.stat(self.path).st_size == self._size:
-                return []
             data = read_bytes(self.path, self._most, self._what)
         except FileNotFoundError:
             return []
-        self._size, found = len(data), []
-        for line in data.split(b"\n"):
-            with suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
-        return [entry for entry in found if isinstance(entry, dict)]
+        self._size = len(data)
+        return [(line, _object(line)) for line in data.split(b"\n") if line.strip()]
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append a line. Raises UniViGUError where there is no room, and like ``appending``."""
@@ -49,6 +51,13 @@ class Lines:
             is_torn = size > 0 and os.lseek(handle, size - 1, os.SEEK_SET) >= 0 and os.read(handle, 1) != b"\n"
             append(handle, (b"\n" if is_torn else b"") + line + b"\n")
             self._size += os.fstat(handle).st_size - size
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    with suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        return entry if isinstance(entry, dict) else None
+    return None
 
 
 def breaks_off(line: bytes) -> bool:

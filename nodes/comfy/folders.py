@@ -13,7 +13,7 @@ import folder_paths
 
 from ...uvg_core.content import content_of
 from ...uvg_core.errors import UniViGUError
-from ...uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, RELEASED, VAE
+from ...uvg_core.pipeline.component_files import DOWNLOADS, ENCODER, FAST, RELEASED, VAE
 from .names import EMBEDDED, FOLDER
 
 NO_FILE = "none"
@@ -26,7 +26,7 @@ FOLDERS = {
     "checkpoint": (FOLDER, "diffusion_models", "checkpoints"),
     "text_encoder": ("text_encoders",),
     "vae": ("vae",),
-    "lora": ("loras",),
+    "lora": ("loras", FOLDER),
     "null_embedding": ("embeddings", "text_encoders", FOLDER),
 }
 RELEASE = {"checkpoint": RELEASED, "text_encoder": DOWNLOADS[ENCODER], "vae": DOWNLOADS[VAE]}
@@ -36,10 +36,19 @@ def file_names(widget: str) -> list[str]:
     """What a widget offers, each name once, the embedded model first. Of null embeddings only small files outside of
     ``embeddings``: they share those folders with whole text encoders."""
     names = [(folder, name) for folder in FOLDERS[widget] for name in folder_paths.get_filename_list(folder)]
+    if widget in ("checkpoint", "lora"):  # a few-step LoRA lies beside its checkpoint
+        fast = {name for folder, name in names if folder == FOLDER and is_fast_lora(name, {name for _, name in names})}
+        names = [(folder, name) for folder, name in names if folder != FOLDER or (name in fast) == (widget == "lora")]
     if widget == "null_embedding":
         sizes = ((folder, name, _stat(folder_paths.get_full_path(folder, name))[0]) for folder, name in names)
         names = [(folder, name) for folder, name, size in sizes if folder == "embeddings" or 0 < size < NULL_BYTES]
     return sorted(dict.fromkeys(name for _, name in names), key=lambda name: name != EMBEDDED)
+
+
+def is_fast_lora(name: str, names: set[str]) -> bool:
+    """Whether a file belongs to a checkpoint among ``names``, by its name."""
+    stem, suffix = os.path.splitext(name)
+    return stem.endswith(FAST) and stem.removesuffix(FAST) + suffix in names
 
 
 def file_path(widget: str, name: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ...uvg_core.checkpoint.lora import Lora, LoraChoice, LoraMatch
-from .network import network_of
+from ...uvg_core.checkpoint.lora import Lora, LoraChoice, with_students
+from .network import network_of, run_facts
 
 PREFIX = "diffusion_model."
 
@@ -43,9 +43,9 @@ class PatchAdapter(WeightAdapterBase):
         return weight
 
 
-def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, LoraMatch]:
-    """A clone of MODEL with a LoRA on it: strength ``video`` on what plain Wan has, ``text`` on the text half; and what
-    was taken.
+def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, str]:
+    """A clone of MODEL with a LoRA on it: strength ``video`` on what plain Wan has, ``text`` on the text half; and a
+    line that says what was taken. The recipe of a distilled one takes the place of the model's.
 
     Reads what the command line reads. Raises UniViGUError for a file that is no LoRA, or does not fit."""
     lora = Lora(LoraChoice(Path(path), video, text), network_of(model).config)
@@ -56,4 +56,7 @@ def apply_lora(model: Any, path: str, video: float, text: float) -> tuple[Any, L
             adapter = PatchAdapter(set(), (patch, tuple(tensors), *tensors.values()))
             if not patched.add_patches({PREFIX + name: adapter}, lora.strength(name)):
                 raise AssertionError(f"{name} is not among the weights of the model")
-    return patched, lora.match
+    run = run_facts(patched)
+    if (recipe := with_students(run, [lora])) != run:
+        patched.add_object_patch("run_facts", recipe)
+    return patched, lora.says

@@ -263,14 +263,20 @@ def _replaced(patch: Any, run: RunBlock, x: Tensor, at: Pass, options: dict[str,
 
 def run_facts(carrier: Any) -> RunConfig:
     """The recipe that a MODEL or CLIP carries, from our loader or core's; the released model's if the file has none."""
-    inner = carrier.tokenizer if hasattr(carrier, "tokenizer") else carrier.model
-    found = getattr(carrier, "object_patches", {}).get("run_facts")  # of Check Uni-ViGU
-    return found or getattr(inner, "run_facts", None) or RunConfig()
+    if hasattr(carrier, "tokenizer"):
+        found = getattr(carrier.tokenizer, "run_facts", None)
+    elif hasattr(carrier.model, "run_facts"):
+        # As Check Uni-ViGU or a distilled LoRA has patched this MODEL, not another that was loaded last.
+        found = carrier.get_model_object("run_facts")
+    else:
+        found = None
+    return found or RunConfig()
 
 
 def config_of(model: Any) -> ModelConfig:
     """How the network inside a MODEL is run, by its file or by what Check Uni-ViGU has found."""
-    found: ModelConfig = model.object_patches.get("diffusion_model.config") or network_of(model).config
+    network_of(model)
+    found: ModelConfig = model.get_model_object("diffusion_model.config")
     return found
 
 

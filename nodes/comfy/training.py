@@ -302,7 +302,9 @@ class TrainingRun:
         changed = {name: weight for name, weight in learnt.items() if name in learns}
         clip, vae = (self.clip, self.vae) if self.output.all_in_one else (None, None)
         with torch.inference_mode():  # written to the end, cancelled or not
-            save_checkpoint(path, self.model, clip, vae, learnt=changed)
+            model = self.model.clone()
+            model.add_object_patch("run_facts", trainer.recipe)
+            save_checkpoint(path, model, clip, vae, learnt=changed)
         return path
 
     def _keep(self, trainer: Trainer) -> str:

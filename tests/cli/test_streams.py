@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uvg_core import checkpoint
 from uvg_core.__main__ import main as program
 from uvg_core.cli import streams
 from uvg_core.cli.flags import settings_of
@@ -126,8 +130,81 @@ def test_a_dry_run_misses_what_is_not_there(clip: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert out.startswith(f"{clip}: would be captioned")
     assert "gone.mp4: no such file or folder" in err
+    (clip.parent / "empty").mkdir()
+    assert main(["caption", str(clip.parent / "empty"), str(clip), "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{clip}: would be captioned")  # it goes on
+    assert "found no videos here" in err
     with pytest.raises(SystemExit, match="2"):
         main(["caption", str(clip), "--dry-run", "--json", "-"])
+
+
+def test_a_dry_run_fails_where_folders_cannot_be_read(
+    clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (locked := clip.parent / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path: object = ".") -> object:  # root may read everything
+        if Path(str(path)) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert main(["caption", str(clip.parent), "--dry-run"]) == 1
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "1 clip: 1 to caption"
+    assert "locked" in lines[-1]
+    assert main(["caption", str(clip.parent), "--dry-run", "--no-recursive"]) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "a.json", "--json", "a.json"],
+        ["convert", "a.safetensors", "a.safetensors"],
+        ["convert", "b.safetensors", "a.safetensors", "--lora", "a.safetensors"],
+        ["check", "--model", "a.safetensors", "--write", "a.safetensors"],
+        ["rank", "clip.mp4", "--texts-file", "a.json", "--json", "a.json"],
+        ["caption", "a.json", "--json", "a.json"],
+        ["synthesise", "a.json", "-o", "a.json"],
+    ],
+)
+def test_a_file_that_is_read_is_not_written_onto(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "would be written onto a file that is being read; choose another name" in capsys.readouterr().err
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
+def test_the_folder_of_a_checkpoint_is_not_written_into_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
+    model.parent.mkdir()
+    shutil.copy(ROOT / "models" / "uvg_tiny.safetensors", model)
+    before = model.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", str(model.parent), str(model)])
+    assert "written onto a file that is being read" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
+def test_caches_are_listed_behind_a_folder_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "data" / ".answers"
+    answers.mkdir(parents=True)
+    (answers / f"{'0' * 64}.json").write_text("{}")
+    assert main(["cache", str(tmp_path / "gone"), str(tmp_path / "data")]) == 1
+    out, err = capsys.readouterr()
+    assert "1 answer of a language model" in out
+    assert "gone: expected the folder" in err
 
 
 def test_a_file_that_cannot_be_a_stream_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +263,9 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_work(
 
 def test_a_cancelled_run_ends_at_once_and_says_what_stays(clip: Path) -> None:
     command = [sys.executable, "-m", "uvg_core", "caption", str(clip.parent), "--steps", "10000", *CPU]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+    # A shell has what it starts in the background ignore the signal, and that is inherited
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed) as run:
         assert run.stderr is not None
         assert "1 of 1" in run.stderr.readline()
         run.send_signal(signal.SIGINT)
@@ -217,6 +296,26 @@ def test_a_cancelled_run_writes_what_was_done_as_json(
     assert found == [("clip.mp4", "written"), ("a.mp4", "failed"), ("b.mp4", "written")]
     assert main(["caption", str(folder / "c.mp4"), "--json", str(folder / "all.json"), *CPU]) == 130
     assert json.loads((folder / "all.json").read_text()) == []
+
+
+def test_a_cancelled_inspection_writes_what_was_done_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = checkpoint.inspect_checkpoint
+
+    def inspected(path: Path) -> object:
+        if path.name == "stop.safetensors":
+            raise KeyboardInterrupt
+        return look(path)
+
+    monkeypatch.setattr(checkpoint, "inspect_checkpoint", inspected)
+    model = ROOT / "models" / "uvg_tiny.safetensors"
+    files = [str(model), str(tmp_path / "gone.safetensors"), str(tmp_path / "stop.safetensors"), str(model)]
+    assert main(["inspect", *files, "--json", str(tmp_path / "all.json")]) == 130
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 1
+    out, err = capsys.readouterr()
+    assert "uvg_tiny" in out
+    assert "stopped before all files were inspected" in err
 
 
 def test_a_dry_run_of_synthesise_makes_nothing(clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

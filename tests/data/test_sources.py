@@ -18,7 +18,7 @@ from uvg_core.data.clip_file import ClipFile
 from uvg_core.data.folder import Survey, TextLimits, survey
 from uvg_core.data.left_out import BAD_TEXT, NO_CAPTION
 from uvg_core.data.settings import Buckets, Data
-from uvg_core.data.sources import Together, fingerprints, group_of
+from uvg_core.data.sources import Together, digest, fingerprints, group_of
 from uvg_core.data.tags import wordings
 from uvg_core.errors import UniViGUError
 from uvg_core.io import WINDOWS
@@ -367,13 +367,13 @@ def test_portrait_clips_stay_portrait(tmp_path: Path) -> None:
     clip(tmp_path / "wide.mp4", size=(32, 48), caption="a b")
     clip(tmp_path / "tall.mp4", size=(96, 48), caption="a b")
     alone = look(tmp_path)
-    assert "1 of 2 clips lose more than a third of the picture" in alone.cropped
-    assert "worst: tall.mp4, 33% kept" in alone.cropped
+    assert "1 of 2 clips lose more than a third of the picture" in alone.reshaped
+    assert "worst: tall.mp4, 33% kept" in alone.reshaped
     found = look(tmp_path, Buckets(shapes=5))
     sizes = {one.name: (one.spec.height, one.spec.width) for one in found.usable}
     assert sizes["wide.mp4"] == (32, 48)
     assert sizes["tall.mp4"][0] > sizes["tall.mp4"][1]
-    assert found.cropped == ""
+    assert found.reshaped == ""
     for height, width in sizes.values():
         assert height % 16 == width % 16 == 0
         assert height * width <= RUN.height * RUN.width
@@ -432,6 +432,86 @@ def test_a_folder_of_pictures_says_how_they_are_read(tmp_path: Path) -> None:
         UniViGUError, match=r"found no videos .*Its 1 picture can be used if buckets\.frames contains 1"
     ):
         look(tmp_path)
+
+
+# --- which part of a clip is read, and how ----------------------------------------------------------------------------
+
+
+def test_a_source_leaves_out_the_beginning_and_the_end_of_its_clips(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 40, caption="a b")  # 5 s, of which 1.125 s are seen
+    found = look(tmp_path, start=1, seconds=1.25)
+    assert shades(found) == about([20 + 5 * n for n in range(8, 17)])
+    assert found.cut == ""  # no more is used
+    whole = look(tmp_path, start=1, seconds=2.25)
+    assert whole.cut.endswith("up to 2.00 times as fast")
+    assert shades(whole)[::8] == about([60, 145])
+    assert len(look(tmp_path, start=0.5, windows="all").usable) == 4
+    with pytest.raises(UniViGUError, match=r"too short for 9 frames at 8 fps: a\.mp4 \(0\.50 s\)"):
+        look(tmp_path, start=4.5)
+
+
+def test_of_a_part_that_a_manifest_names_what_the_source_uses_is_read(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 40)
+    rows = [{"start": 0, "end": 2.5}, {"start": 2, "end": 3.25}, {"start": 2.5}, {"end": 1.25}, {}]
+    lines = (json.dumps({"path": "a.mp4", "caption": "a b", **row}) for row in rows)
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines))
+    found = look(tmp_path / "clips.jsonl", start=1, seconds=2.5, fastest=5)
+    assert [(one.start, one.seconds) for one in found.usable] == [(1, 1.5), (2, None), (1, 2.5)]  # None: 9 frames
+    assert [one.name for one in found.left_out] == ["a.mp4 from 2.5 s", "a.mp4 from 0 s to 1.25 s"]
+
+
+def test_a_source_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    """Clips in slow motion, for example: a model's 9 frames at 8 fps come from twice the time."""
+    clip(tmp_path / "a.mp4", 18, caption="a b")
+    clip(tmp_path / "b.mp4", 15, caption="a b")
+    found = look(tmp_path, fps=4)
+    assert shades(found) == about([20 + 10 * n for n in range(9)])
+    assert found.retimed == "1 of 1 clip is retimed from 8 fps to 4 fps"
+    assert [(one.name, one.reason) for one in found.left_out] == [("b.mp4", "too short for 9 frames at 4 fps")]
+
+
+def test_pictures_have_no_beginning_to_leave_out(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").with_suffix(".txt").write_text("a b")
+    found = look(tmp_path, Buckets(frames=(1, 9)), start=2, seconds=1, fps=2)
+    assert shades(found) == about([90])
+
+
+@pytest.mark.parametrize(
+    ("fit", "seen", "said"),
+    [
+        ("crop", (60, 60), "lose more than a third of the picture to cropping (worst: tall.mp4, 33% kept)"),
+        ("pad", (255, 60), "get bars over more than a third of the picture (worst: tall.mp4, 67% bars)"),
+        ("stretch", (60, 60), "are stretched by more than half (worst: tall.mp4, 3.0 times)"),
+    ],
+)
+def test_what_becomes_of_clips_of_another_shape(fit: str, seen: tuple[int, int], said: str, tmp_path: Path) -> None:
+    clip(tmp_path / "tall.mp4", size=(96, 48), caption="a b")
+    found = look(tmp_path, fit=fit, background="white")
+    assert found.reshaped.startswith(f"1 of 1 clip {said}; set buckets.shapes")
+    last = found.item(0).pixels[-1].float()
+    assert (last[:, :8].mean(), last[:, 22:26].mean()) == about(list(seen))
+
+
+def test_which_part_is_kept_of_clips_that_are_cropped(tmp_path: Path) -> None:
+    pixels = torch.zeros(9, 96, 48, 3, dtype=torch.uint8)
+    pixels[:, :32] = 200
+    write_video(tmp_path / "a.mp4", pixels, 8.0)
+    (tmp_path / "a.txt").write_text("a b")
+    assert shades(look(tmp_path))[0] < 20
+    assert shades(look(tmp_path, crop="top"))[0] > 180
+
+
+def test_clips_that_are_read_in_another_way_are_other_clips(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 20, caption="a b")
+    usual = look(tmp_path, windows="first")
+    file = usual.usable[0]
+    assert usual.key(0) == digest([file.content, "a b", None, 9, 32, 48, 8.0])  # as earlier versions had it
+    others: list[dict] = [{"start": 0.5}, {"fps": 4}, {"fit": "pad"}, {"fit": "stretch"}, {"crop": "smart"}]
+    others += [{"background": "white"}, {"fit": "pad", "background": "#ffffff"}]
+    keys = [look(tmp_path, windows="first", **how).key(0) for how in [{}, *others]]
+    assert len(set(keys)) == len(keys)
+    with pytest.raises(UniViGUError, match="background is 'beige'; expected black"):
+        Data("x", background="beige")
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

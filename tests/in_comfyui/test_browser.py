@@ -27,7 +27,6 @@ SENTENCE = r"a (small|large) \w+ \w+ (moves|stays|grows)[a-z ]* on a \w+ backgro
 WIDTH, HEIGHT = 1600, 900
 LAPTOP = {"width": 1366, "height": 768}  # the smallest screen that a template must be read on
 READABLE = 0.575  # the classic canvas draws no letters when it is scaled down below about 0.572
-TOO_LARGE = ("train_two_stages",)  # read from 1600x900 on: 0.49 on the small screen
 SECONDS = 90.0  # for whatever is waited for, on a machine that is busy
 FADES = 10.0  # for the errors of the graph before, the front end's default one among them, to leave the canvas
 LONG = {"train_two_stages": 900.0}  # and for runs that take longer
@@ -451,12 +450,11 @@ def forget_captions(server: Server) -> None:
 def opened(page: Canvas, name: str) -> None:
     """A template as a user opens it: whole, laid out, large enough to read, and the same graph as its API form."""
     full = {"width": WIDTH, "height": HEIGHT}
-    page.page.set_viewport_size(full if name in TOO_LARGE else LAPTOP)
+    page.page.set_viewport_size(LAPTOP)
     file = page.open_template(name)
     page.page.wait_for_function("app.canvas.ds.scale !== 1")  # fitted to the view
     assert page.faults() == []
-    if name not in TOO_LARGE:
-        assert page.page.evaluate("app.canvas.ds.scale") >= READABLE, "too large to be read on a small screen"
+    assert page.page.evaluate("app.canvas.ds.scale") >= READABLE, "too large to be read on a small screen"
     page.page.set_viewport_size(full)
     assert page.page.evaluate("app.graph._nodes.length") == len(file["nodes"])
     assert not page.page.evaluate("app.canvas.low_quality"), "too large: its words are not drawn on a screen this small"

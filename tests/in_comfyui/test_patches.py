@@ -86,10 +86,21 @@ def test_wan_loras_in_every_kind_of_names(inside: Inside) -> None:
 
 def test_our_lora_reaches_both_experts(inside: Inside) -> None:
     found = inside.call("patches", "own_lora")
-    assert found["report"] == "matched 15 of 15 layers: 12 of the video half, 3 of the text half"
+    assert (
+        found["report"]
+        == "matched 15 of 15 layers: 12 of the video half, 3 of the text half; the video half is off (strength 0)"
+    )
     assert found["video moves video"] > 1e-2
     assert found["text moves video through attention"] > 1e-4
     assert found["text leaves plain Wan alone"] == 0.0
+
+
+def test_a_few_step_lora_brings_its_recipe(inside: Inside) -> None:
+    found = inside.call("patches", "student_lora")
+    assert "draws clips in 2 steps, with captions in 3; without guidance" in found["report"]
+    assert found["recipes"] == [[24, 0, 5.0], [24, 0, 5.0], [2, 3, 1.0], [2, 3, 1.0]]
+    assert found["config"] == ["none", "bfloat16"]
+    assert found["listed"] == {"checkpoint": ["mine.safetensors"], "lora": ["mine_fast.safetensors"]}
 
 
 def test_wrong_loras_are_named(inside: Inside) -> None:

@@ -144,6 +144,18 @@ def test_a_folder_becomes_lists(inside: Inside, folder: str) -> None:
     assert found["noticed"]
 
 
+def test_a_part_of_each_clip_in_another_shape(inside: Inside, folder: str) -> None:
+    found = inside.call("training", "parts_and_shapes", folder=folder)
+    assert found["trimmed"] == [[0.5, 1.25]] * CLIPS
+    cropped, padded = found["notes"][:CLIPS], found["notes"][CLIPS:]
+    assert all("the part from 0.5 s of 2.2 s" in note for note in found["notes"]), found["notes"]
+    assert all("padded" not in note for note in cropped)
+    assert all(note.endswith("padded to 96x48") for note in padded)
+    assert all(corner > 250 for corner in found["corners"][CLIPS:])  # white bars
+    assert f"{CLIPS} usable" in found["report"]
+    assert "too short for 9 frames" in found["too late"]
+
+
 # Each mistake, and words that its message must hold: what was found, what to change.
 MESSAGES: dict[str, tuple[str, ...]] = {
     "no caption": (f"2 of {CLIPS} clips", "2 without a caption: clip_0.mp4, clip_1.mp4", "Load Training Clips"),

@@ -219,10 +219,12 @@ def test_broken_xformers_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_core_imports_neither_comfy_nor_optional_packages() -> None:
+def test_core_imports_neither_comfy_nor_optional_packages_nor_what_is_slow() -> None:
+    unwanted = ["comfy", "nodes", "diffusers", "transformers", "sentencepiece", "PIL", "xformers"]
+    unwanted += ["torch._dynamo", "torch.distributed.checkpoint"]  # each takes as long to import as torch itself
     code = (
-        "import sys, uvg_core.pipeline.pipeline, uvg_core.cli.main; bad = [m for m in ('comfy', 'nodes', 'diffusers', "
-        "'transformers', 'sentencepiece', 'PIL', 'xformers') if m in sys.modules]; sys.exit(', '.join(bad) or 0)"
+        "import sys, uvg_core.pipeline.pipeline, uvg_core.cli.main; "
+        f"sys.exit(', '.join(m for m in {unwanted} if m in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

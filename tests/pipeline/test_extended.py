@@ -119,7 +119,7 @@ def test_a_text_that_cannot_be_read_costs_its_clip_alone(clip: Path, review: boo
     clip.with_suffix(".json").write_text("[1]")
     clip.with_name("b.mp4").touch()
     how = Captions(format="json", existing="append", review=review)
-    planned = survey(clip.parent, how).splitlines()
+    planned = survey(clip.parent, how)[0].splitlines()
     assert planned[0] == "2 clips: 1 to caption"
     assert "a.json: found something other than a JSON object" in planned[2]
     report = caption_folder(clip.parent, lambda _: "new", how)

@@ -167,7 +167,7 @@ def test_after_a_kill_training_reads_each_clip_once_and_the_next_run_tidies(fold
         ("sub/c.webm", "about c"), (doubled, "one"), (doubled, "two"), ("a.mp4", "new a"), ("b.mov", "new b"),
     ]  # fmt: skip
     before = sorted((name, name.read_bytes()) for name in folder.rglob("*") if name.is_file())
-    assert "0 to caption" in survey(folder, Captions(format=format))
+    assert "0 to caption" in survey(folder, Captions(format=format))[0]
     assert sorted((name, name.read_bytes()) for name in folder.rglob("*") if name.is_file()) == before
     assert caption_folder(folder, about, Captions(format=format)).written == ()
     found = [(row["file_name"], row["caption"]) for row in rows(path)]
@@ -182,7 +182,7 @@ def test_a_dry_run_changes_no_byte_of_a_table(folder: Path, format: str) -> None
     whole = path.read_bytes()
     for data, left in ((whole[:-5], 2), (whole[:-1], 1)):
         path.write_bytes(data)
-        assert f"3 clips: {left} to caption" in survey(folder, Captions(format=format))
+        assert f"3 clips: {left} to caption" in survey(folder, Captions(format=format))[0]
         assert path.read_bytes() == data
     (folder / RECORD).write_text(
         json.dumps({"clip": "a.mp4", "new": "x", "format": format, "file_suffix": "", "backup": False}) + "\n"

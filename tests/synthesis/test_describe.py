@@ -211,6 +211,25 @@ def test_a_checkpoint_counts_its_own_tokens(tmp_path: Path, script: Script) -> N
     assert f"between 1 and {min(run.text_length, run.context_length)} tokens" in words(script.asked[0])
 
 
+def test_where_nothing_is_described_nothing_is_left(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    files = [tmp_path / "gone.mp4", tmp_path / "empty", tmp_path / "bad.mp4", tmp_path / "nowhere" / "gone.mp4"]
+    assert describe(script, *files) == 1
+    assert capsys.readouterr().err.count("error: ") == 4
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.mp4", "empty"]
+    clip(tmp_path / "a.mp4")
+    assert describe(script, tmp_path / "a.mp4") == 0
+    assert len(list((tmp_path / ".answers").iterdir())) == 1
+    assert describe(script, tmp_path / "a.mp4", "--cache", tmp_path / "bad.mp4") == 1
+    assert "bad.mp4: the folder cannot be made" in capsys.readouterr().err
+    assert describe(script, tmp_path / "a.mp4", "--cache", tmp_path / "bad.mp4" / "answers") == 1
+    assert f"({tmp_path / 'bad.mp4'} is not a folder); choose another" in capsys.readouterr().err
+    assert len(script.asked) == 1
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip(tmp_path / "a.mp4")
     llm, window = ["--endpoint", "http://127.0.0.1:9/v1", "--llm", "seer"], ["--window", "2"]
@@ -218,6 +237,8 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([tmp_path], "pass --endpoint URL and --llm MODEL"),
         ([tmp_path, "--llm", "seer"], "--llm is for captions; name their --endpoint too"),
         ([tmp_path, *llm[:2]], "--endpoint needs --llm MODEL"),
+        ([tmp_path, *llm, "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set; put the endpoint's key there"),
+        ([tmp_path, *llm, "--height", "40"], "argument --height: 40 is not a multiple of 16; the nearest is 32 or 48"),
         ([tmp_path / "a.mp4", *llm, *window], "a.mp4: --window writes a manifest into a folder"),
         ([tmp_path, *llm, *window, "--prefix", "mystyle, "], "--prefix does not apply to --window"),
     ):
@@ -231,3 +252,115 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_tokens_are_estimated_in_any_language() -> None:
     assert estimated_tokens("one two three") == 5
     assert estimated_tokens("一个红色的球") == 7
+
+
+# --- which part of a clip is seen, and how ----------------------------------------------------------------------------
+
+
+def sides(asked: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the frames that were shown."""
+    url = asked["messages"][1]["content"][1]["image_url"]["url"]
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size
+
+
+def test_only_the_part_asked_for_is_described(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = clip(tmp_path / "a.mp4")  # 3 s
+    assert describe(script, film, "--start", "1", "--seconds", "1", "--frames-shown", "3") == 0
+    assert shades(script.asked[0]) == pytest.approx([80, 110, 150], abs=12)
+    assert "lasts 1.0 seconds; 3 of its frames" in words(script.asked[0])
+    assert describe(script, film, "--fps", "4", "--frames-shown", "4") == 0
+    assert shades(script.asked[1]) == pytest.approx([0, 20, 40, 60], abs=12)
+    assert "lasts 1.0 seconds; 4 of its frames" in words(script.asked[1])
+    assert describe(script, film, "--fps", "2") == 0  # as many as the clip has at that rate
+    assert "lasts 3.0 seconds; 6 of its frames" in words(script.asked[2])
+    assert describe(script, film, "--start", "9") == 1
+    assert "no frames in the part from 9 s; the clip is 3 s long" in capsys.readouterr().err
+
+
+def test_frames_are_fitted_to_a_size(tmp_path: Path, script: Script) -> None:
+    film = clip(tmp_path / "a.mp4")  # 48x32
+    assert describe(script, film, "--start", "1", "--height", "64", "--width", "64", "--frames-shown", "1") == 0
+    assert (sides(script.asked[0]), shades(script.asked[0])) == ((64, 64), [pytest.approx(80, abs=12)])
+    square = ["--start", "1", "--height", "64", "--width", "64", "--frames-shown", "1", "--frame-side", "32"]
+    assert describe(script, film, *square, "--fit", "pad", "--background", "white") == 0
+    assert sides(script.asked[1]) == (32, 32)
+    assert shades(script.asked[1]) == [pytest.approx((2 * 80 + 255) / 3, abs=12)]
+
+
+@pytest.mark.parametrize("flags", [["--fit", "crop"], ["--crop", "top"], ["--height", "64"]])
+def test_a_size_is_needed_to_fit_frames_to(
+    flags: list[str], tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        describe(script, clip(tmp_path / "a.mp4"), *flags)
+    assert "pass --height and --width, or --model" in capsys.readouterr().err
+
+
+def test_a_checkpoint_says_what_frames_are_fitted_to(tmp_path: Path, script: Script) -> None:
+    pytest.importorskip("diffusers")
+    film = clip(tmp_path / "a.mp4")  # 48x32
+    script.usual = answered("a red circle moves left")
+    assert describe(script, film, "--model", EMBEDDED_MODEL) == 0
+    assert describe(script, film, "--model", EMBEDDED_MODEL, "--fit", "crop") == 0
+    assert list(map(sides, script.asked)) == [(48, 32), (48, 48)]
+
+
+def test_windows_cover_the_part_asked_for(tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    clip(tmp_path / "a.mp4")  # 3 s
+    part = ["--window", "1", "--start", "0.5", "--seconds", "2"]
+    assert describe(script, tmp_path, *part) == 0
+    table = tmp_path / "windows.jsonl"
+    rows = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
+    assert rows == [
+        {"path": "a.mp4", "start": 0.5, "end": 1.5, "caption": GOOD},
+        {"path": "a.mp4", "start": 1.5, "end": 2.5, "caption": GOOD},
+    ]
+    assert describe(script, tmp_path, *part) == 0
+    assert len(script.asked) == 2  # all is there
+    assert describe(script, tmp_path, "--window", "1") == 1  # another part is not taken for this one
+    assert "describes other windows of them, such as 0.5 s to 1.5 s: a.mp4" in capsys.readouterr().out
+    assert len(script.asked) == 2
+
+
+def test_windows_that_were_read_in_another_way_are_not_taken_for_these(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip(tmp_path / "a.mp4", 8)
+    padded = ["--window", "1", "--height", "64", "--width", "64", "--fit", "pad"]
+    assert describe(script, tmp_path, *padded) == 0
+    table = tmp_path / "windows.jsonl"
+    (row,) = map(json.loads, table.read_text("utf-8").splitlines())
+    assert row["read"] == {"fit": "pad", "size": [64, 64]}
+    script.usual = answered(LONG)
+    assert describe(script, tmp_path, *padded, "--kind", "detail") == 0
+    asked = len(script.asked)
+    for other in (["--window", "1"], [*padded, "--background", "white"]):
+        assert describe(script, tmp_path, *other, "--kind", "detail") == 1
+        assert "such as 0 s to 1 s with fit pad, size [64, 64]: a.mp4" in capsys.readouterr().out
+    assert len(script.asked) == asked
+    assert len(table.read_text("utf-8").splitlines()) == 1
+
+
+def test_windows_are_seen_to_their_ends(tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    clip(tmp_path / "a.mp4")
+    with pytest.raises(SystemExit, match="2"):
+        describe(script, tmp_path, "--window", "3", "--fps", "4", "--frames-shown", "8")
+    assert "8 frames at 4 fps show 2 s of each window of 3 s; raise --frames-shown" in capsys.readouterr().err
+    assert describe(script, tmp_path, "--window", "3", "--fps", "4", "--frames-shown", "12") == 0
+    assert len(shades(script.asked[0])) == 12
+
+
+def test_what_an_earlier_version_left_when_it_was_killed_goes(tmp_path: Path, script: Script) -> None:
+    """It noted nothing: a line goes where a later one of its window says all of it, too."""
+    clip(tmp_path / "a.mp4", 8)
+    window = {"path": "a.mp4", "start": 0.0, "end": 1.0}
+    lines = [{**window, "caption": "a"}, {**window, "caption": "mine"}, {**window, "caption": "a", "detail": "b"}]
+    table = tmp_path / "windows.jsonl"
+    table.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + b"in Latin-1: \xe4\n")
+    assert describe(script, tmp_path, "--window", "1", "--kind", "detail") == 0
+    assert script.asked == []
+    *rows, other = table.read_bytes().splitlines()
+    assert list(map(json.loads, rows)) == lines[1:]
+    assert other == b"in Latin-1: \xe4"

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from tiny_runs import RUN, Stop, curve, make_config, make_shards, make_start, make_trainer
 from torch import Tensor
 
-from uvg_core.checkpoint import LoraChoice
+from uvg_core.checkpoint import LoraChoice, convert, read_config
 from uvg_core.checkpoint.lora import Lora, Student
 from uvg_core.errors import UniViGUError
 from uvg_core.flow.schedule import shift_sigmas, unshift_sigmas, video_sigmas
+from uvg_core.pipeline.component_files import find_fast_lora
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Sampling, text_to_video
 from uvg_core.training.distill import Distillation
@@ -165,6 +166,30 @@ def test_a_students_lora_says_how_it_is_run(folder: Path, tmp_path: Path) -> Non
     usual = trainer_of(folder, tmp_path / "usual", steps=1, stage="recall").run().file
     assert usual is not None
     assert Lora(LoraChoice(usual), trainer.network.config).student is None
+    convert(folder / "start.safetensors", tmp_path / "merged.safetensors", loras=[file])
+    assert read_config(tmp_path / "merged.safetensors").run == trainer.facts.run.distilled(3, 5)
+
+
+def test_a_whole_student_says_how_it_is_run(folder: Path, tmp_path: Path) -> None:
+    distill = {"passes": 3, "joint_passes": 5, "substeps": 1}
+    trainer = trainer_of(folder, tmp_path, steps=1, trains="all", distill=distill)
+    file = trainer.run().file
+    assert file is not None
+    run = read_config(file).run
+    assert run == trainer.facts.run.distilled(3, 5)
+    assert [Sampling().resolved(run, joint=both).steps for both in (False, True)] == [3, 5]
+    assert Sampling().resolved(run, captions=True).steps == run.text_steps
+
+
+def test_fast_takes_the_lora_beside_the_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "diffusion_models" / "mine.safetensors"
+    with pytest.raises(UniViGUError, match=r"found no mine_fast\.safetensors beside it or in .*loras"):
+        find_fast_lora(model)
+    for place in (tmp_path / "loras", model.parent):  # the nearer one counts
+        place.mkdir()
+        file = place / "mine_fast.safetensors"
+        file.touch()
+        assert find_fast_lora(model) == file
 
 
 def test_jobs_draw_as_the_students_lora_says(tmp_path: Path) -> None:
@@ -184,4 +209,4 @@ def test_jobs_draw_as_the_students_lora_says(tmp_path: Path) -> None:
     with pytest.raises(UniViGUError, match="negative prompt has no effect"):
         pipe.generate("a red circle", negative="blue")
     off = Pipeline(loras=[LoraChoice(path, video=0.0)], device="cpu")
-    assert off.student is None
+    assert off.config.run == Pipeline(device="cpu").config.run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .build import merged_weight
 from .detect import Checkpoint, open_checkpoint
 from .facts import Overrides
 from .fit import open_network
-from .lora import Lora, LoraChoice, open_loras
+from .lora import Lora, LoraChoice, open_loras, with_students
 from .quant import FP8, FP8_DTYPES, METADATA_KEY, is_quantised_in_fp8, quantisation_metadata, quantise, quantised_layers
 from .read import Stored
 from .write import ALL_IN_ONE_PREFIX, Pending, Progress, carried_over, write_safetensors
@@ -59,6 +60,7 @@ def convert(
     checkpoint, config = open_network(opened, overrides)
     merged = open_loras(loras, config.model)
     require_others(target, [lora.path for lora in merged])
+    config = replace(config, run=with_students(config.run, merged))
     weights = checkpoint.weights
 
     all_in_one = checkpoint.prefix == ALL_IN_ONE_PREFIX

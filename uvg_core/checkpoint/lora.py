@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
-from ..errors import UniViGUError
+from ..config import ModelConfig, RunConfig
+from ..errors import UniViGUError, counted
 from ..io import read_text
 from .detect import describe_foreign
 from .fit import shapes_of
@@ -95,6 +95,12 @@ class Student:
     passes: int
     joint_passes: int
 
+    def __str__(self) -> str:
+        return (
+            f"draws clips in {counted(self.passes, 'step')}, with captions in {self.joint_passes}; without guidance, "
+            "so negative prompts have no effect"
+        )
+
 
 class Lora:
     """An opened LoRA file, held against a network: ``patches`` by native weight, and ``match``, what they are.
@@ -114,15 +120,24 @@ class Lora:
         self.match = self._fit()
 
     def __str__(self) -> str:
-        """One line: the file, what was applied, what was not."""
-        return f"{self.path.name}: {self.match.at(self.choice.video, self.choice.text)}"
+        """One line: the file, what was applied, what was not, and how it draws."""
+        return f"{self.path.name}: {self.says}"
+
+    @property
+    def says(self) -> str:
+        """The line without the file."""
+        found = self.student
+        draws = "" if found is None else f"; {found}"
+        return f"{self.match.at(self.choice.video, self.choice.text)}{draws}"
 
     def _error(self, text: str) -> UniViGUError:
         return UniViGUError(f"{self.path}: {text}")
 
     @property
     def student(self) -> Student | None:
-        """How it is to be run, as its metadata says; None where it was not distilled."""
+        """How it draws, as its metadata says; None where it was not distilled, or leaves the video half alone."""
+        if not self.choice.video:
+            return None
         try:
             stated = json.loads(self.file.metadata.get("uvg_training") or "{}")["distill"]
             found = Student(*(int(stated[field.name]) for field in fields(Student)))
@@ -288,6 +303,12 @@ class Lora:
 def open_loras(given: Iterable[str | Path | LoraChoice | Lora], config: ModelConfig) -> list[Lora]:
     """Open LoRA files, named as for ``LoraChoice.of``, for a network; those that are open already stay."""
     return [lora if isinstance(lora, Lora) else Lora(LoraChoice.of(lora), config) for lora in given]
+
+
+def with_students(run: RunConfig, loras: Iterable[Lora]) -> RunConfig:
+    """How a network is run with these LoRAs on it: as it states itself, or as the first distilled one among them."""
+    student = next((lora.student for lora in loras if lora.student is not None), None)
+    return run if student is None else run.distilled(student.passes, student.joint_passes)
 
 
 def _kinds(names: Iterable[str], shown: int = 3) -> str:

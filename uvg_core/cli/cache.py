@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.caches import find_caches
+from ..errors import UniViGUError
 from ..progress import Bars
 from ..settings import Flag, setting, settings
-from .output import say, show
+from .output import complain, say, show
 
 
 @settings
@@ -19,17 +20,23 @@ class CacheSettings:
     dry_run: Flag = setting("With --clear: show what would be deleted, without deleting it.", default=False)
 
 
-def cache(own: CacheSettings, shown: Bars) -> None:
+def cache(own: CacheSettings, shown: Bars) -> int:
     """List the caches in folders, and delete them with --clear. They are made again when they are needed."""
+    failed = 0
     for folder in own.folders:
-        found = find_caches(folder)
-        for one in found:
-            line = str(one)
-            if own.clear and own.dry_run:
-                line += ", would be deleted"
-            elif own.clear:
-                one.clear()
-                line += ", deleted"
-            show(line)
-        if not found:
-            say(f"{folder}: no cache found")
+        try:
+            found = find_caches(folder)
+            for one in found:
+                line = str(one)
+                if own.clear and own.dry_run:
+                    line += ", would be deleted"
+                elif own.clear:
+                    one.clear()
+                    line += ", deleted"
+                show(line)
+            if not found:
+                say(f"{folder}: no cache found")
+        except UniViGUError as error:
+            complain(error)
+            failed += 1
+    return 1 if failed else 0

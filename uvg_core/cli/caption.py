@@ -127,13 +127,18 @@ def _write_report(report: Path | None, results: list[dict[str, Any]], captions: 
 
 
 def _dry_run(own: Caption, captions: Captions) -> int:
-    missing = 0
+    failed = 0
     for path in own.clips:
-        if os.path.isdir(path):
-            show(survey(path, captions, recursive=not own.no_recursive))
-        elif os.path.exists(path):
-            show(f"{path}: would be captioned; the caption is printed, not saved")
-        else:
-            complain(f"{path}: no such file or folder; check the path")
-            missing += 1
-    return 1 if missing else 0
+        try:
+            if os.path.isdir(path):
+                words, unreadable = survey(path, captions, recursive=not own.no_recursive)
+                show(words)
+                failed += unreadable
+            elif os.path.exists(path):
+                show(f"{path}: would be captioned; the caption is printed, not saved")
+            else:
+                raise UniViGUError(f"{path}: no such file or folder; check the path")
+        except UniViGUError as error:
+            complain(error)
+            failed += 1
+    return 1 if failed else 0

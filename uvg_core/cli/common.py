@@ -16,14 +16,12 @@ from ..config import TEXT_STATES
 from ..errors import UniViGUError
 from ..io import write_beside
 from ..media.vae import write_latent
-from ..pipeline.component_files import Places, find_network_file
+from ..pipeline.component_files import Places, find_fast_lora, find_network_file
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
 from ..progress import Bars
-from ..settings import Number, OneOf, Text, Whole, setting, settings
-from ..synthesis.chat import require_usable
-from ..synthesis.settings import Chat
+from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
-from .output import WrongUsage, complain, say
+from .output import complain, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
@@ -55,8 +53,11 @@ class Model:
         Overrides, Only("latent_space", "text_flow", "source", "num_heads", text_states=TEXT_STATES)
     ] = setting("What its file may not say.", factory=Overrides)
 
-    def pipeline(self, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False) -> Pipeline:
-        """The pipeline of these files. ``checking``: without the warning that the model was never checked."""
+    def pipeline(
+        self, shown: Bars, null_embedding: Path | None = None, *, checking: bool = False, fast: bool = False
+    ) -> Pipeline:
+        """The pipeline of these files. ``checking``: without the warning that the model was never checked; ``fast``:
+        with the few-step LoRA that belongs to it."""
         model = self.model or EMBEDDED_MODEL
         if self.places.comfyui is not None and (self.model is None or not self.model.exists()):
             model = find_network_file(self.places.comfyui, self.model)
@@ -69,7 +70,7 @@ class Model:
             null_embedding=null_embedding,
             overrides=self.checkpoint,
             progress=shown,
-            loras=self.lora,
+            loras=(*([find_fast_lora(model)] if fast else []), *self.lora),
         )
         for lora in pipe.loras:
             shown.close()
@@ -95,14 +96,11 @@ class Video:
         "empty_context_t5_emb.pt.",
         default=None,
     )
-
-
-def require_rightly_used(chat: Chat) -> None:
-    """Raises WrongUsage for flags of the language model that do not fit each other."""
-    try:
-        require_usable(chat)
-    except UniViGUError as error:
-        raise WrongUsage(str(error)) from None
+    fast: Flag = setting(
+        "Draw in a few steps without guidance, with the LoRA NAME_fast.safetensors that lies beside the checkpoint or "
+        "in loras.",
+        default=False,
+    )
 
 
 def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:

@@ -16,7 +16,7 @@ from ..sampling import Size
 from ..settings import OneOf, setting, settings
 from .common import Model, Video
 from .flags import Only
-from .output import complain, say, show
+from .output import CANCELLED, complain, say, show
 from .streams import as_json, is_stream, write_json
 
 
@@ -30,7 +30,7 @@ class Inspect:
 
 def inspect(own: Inspect, shown: Bars) -> int:
     """Show what a checkpoint contains."""
-    reports, failed = [], 0
+    reports, failed, is_stopped = [], 0, False
     for path in own.files:
         try:
             reports.append(checkpoints.inspect_checkpoint(path))
@@ -38,11 +38,15 @@ def inspect(own: Inspect, shown: Bars) -> int:
             complain(error)
             failed += 1
             continue
+        except KeyboardInterrupt:
+            say("stopped before all files were inspected")
+            is_stopped = True
+            break
         if not is_stream(own.json):
             show(str(reports[-1]))
     if own.json:
         write_json(own.json, [report.to_json() for report in reports])
-    return 1 if failed else 0
+    return CANCELLED if is_stopped else int(failed > 0)
 
 
 @settings

@@ -111,6 +111,7 @@ def _help(field: FieldInfo) -> str:
 def _number(kind: type, field: FieldInfo) -> Callable[[str], Any]:
     """An argparse type: a finite number of ``kind`` within the limits of the field."""
     (low, high), is_open = limits(field), any(isinstance(mark, Gt) for mark in field.metadata)
+    step, first = about(field, "grid") or (0, 0)
 
     def parse(text: str) -> Any:
         try:
@@ -125,6 +126,10 @@ def _number(kind: type, field: FieldInfo) -> Callable[[str], Any]:
             if high is not None:
                 bounds = f"{bounds}, at most {high:{form}}" if is_open else f"between {low:{form}} and {high:{form}}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; expected {bounds}")
+        if step and (over := (value - first) % step):
+            near = [number for number in (value - over, value - over + step) if low <= number <= high]
+            form = f"{step}n+{first}" if first else f"a multiple of {step}"
+            raise argparse.ArgumentTypeError(f"{text} is not {form}; the nearest is {' or '.join(map(str, near))}")
         return value
 
     return parse

@@ -61,7 +61,7 @@ def generate(
     """Generate a video from a prompt."""
     with output_file(named := own.out or free_name(CLIP), ".mp4") as out:
         target = CLIP if own.out is None else out
-        pipe = model.pipeline(shown, video.null_embedding)
+        pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
         fps = given(video.fps, pipe.config.run.fps)
         if own.from_latent is not None:
             latent = read_latent(own.from_latent, model=pipe.components.path.name)

@@ -50,7 +50,7 @@ def joint(
     out = own.out or free_name(JOINT)
     for path in filter(None, (out, own.sheet)):
         require_writable(path)
-    pipe = model.pipeline(shown, video.null_embedding)
+    pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
     with latent_saved(pipe, out, shown):
         pixels, text, trace = pipe.joint(
             own.prompt,

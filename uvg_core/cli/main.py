@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError, printable
+from ..errors import UniViGUError, WrongUsage, printable
 from ..io import require_others, require_writable
 from ..pipeline.components import OutOfMemory
 from ..progress import bars
@@ -40,7 +40,7 @@ from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
 from .joint import joint
-from .output import CANCELLED, USED_WRONGLY, WrongUsage, be_quiet, complain, say
+from .output import CANCELLED, USED_WRONGLY, be_quiet, complain, say
 from .rank import rank
 from .streams import is_stream, standard_input
 from .synthesise import synthesise
@@ -105,12 +105,15 @@ def _quiet_libraries(quiet: bool) -> None:
 
 
 WRITTEN = ("out", "write", "json", "sheet")
-READ = ("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file")
+READ = (
+    *("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file"),
+    *("clips", "files", "prompts", "instructions"),
+)
 
 
 def _require_files(args: argparse.Namespace) -> None:
-    """Raise UniViGUError where a run would write onto a file that it reads, or could not write its report in the
-    end."""
+    """Raise WrongUsage where a run would write onto a file that it reads, and UniViGUError where it could not write
+    its report in the end."""
     if sys.stdout is None and any(is_stream(getattr(args, name, None)) for name in WRITTEN):
         raise UniViGUError("'-' was given, but standard output is closed")
     if sys.stdout is not None and sys.stdout.isatty() and is_stream(getattr(args, "out", None)):
@@ -118,7 +121,8 @@ def _require_files(args: argparse.Namespace) -> None:
     report = getattr(args, "json", None)
     if report is not None and not is_stream(report):
         require_writable(report)
-    read = [path for name in READ if isinstance(path := getattr(args, name, None), Path)]
+    named = (getattr(args, name, None) for name in READ)
+    read = [path for one in named for path in (one if isinstance(one, list) else [one]) if isinstance(path, Path)]
     read += [lora.path for lora in getattr(args, "lora", ())]
     for name in WRITTEN:
         if isinstance(target := getattr(args, name, None), Path) and not target.is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import UniViGUError, counted, named, printable
+from ..errors import counted, named, printable
 from ..io import name_taken
 from ..media.sheet import SheetRow, contact_sheet
 from ..media.video import write_video
@@ -18,10 +18,6 @@ from ..pipeline.pipeline import JointStep
 # Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
 ENLARGE_BELOW, ENLARGE_TO = 128, 288
 USED_WRONGLY, CANCELLED = 2, 130  # exit codes beside 0 and 1
-
-
-class WrongUsage(UniViGUError):
-    """The command is used wrongly, which more than one of its settings tell."""
 
 
 _quiet = False

@@ -6,14 +6,13 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UniViGUError, called, named
-from ..io import MEGABYTE, require_writable, write_text
+from ..errors import UniViGUError, named
+from ..io import MEGABYTE, require_writable, temporary_file, write_text
 from ..settings import setting
 from .flags import streams_of
 from .output import show
@@ -40,13 +39,11 @@ def standard_input(args: argparse.Namespace) -> Iterator[None]:
         setattr(args, name, _text())
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        path = Path(folder, "standard input")
-        with called(path, "standard input"):
-            _spool(path)
-            found = getattr(args, name)
-            setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
-            yield
+    with temporary_file("standard input", "standard input") as path:
+        _spool(path)
+        found = getattr(args, name)
+        setattr(args, name, [path if one == value else one for one in found] if isinstance(found, list) else path)
+        yield
 
 
 @contextmanager
@@ -56,10 +53,8 @@ def output_file(path: Path, suffix: str) -> Iterator[Path]:
         require_writable(path)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-        written = Path(folder, f"standard output{suffix}")
-        with called(written, "standard output"):
-            yield written
+    with temporary_file(f"standard output{suffix}", "standard output") as written:
+        yield written
         with written.open("rb") as source:
             shutil.copyfileobj(source, sys.stdout.buffer)
         sys.stdout.flush()

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from ..io import make_folder
 from ..media.video import write_video
 from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..synthesis import engine
 from ..synthesis.captioner import make_captioner
+from ..synthesis.chat import require_usable
 from ..synthesis.settings import Chat, Synthesise, clip_settings, text_limits
-from .common import VIDEO, Model, Video, require_rightly_used, steps_on
+from .common import VIDEO, Model, Video, steps_on
 from .flags import Only
 from .output import complain, enlarged, say, show
 
@@ -29,7 +29,7 @@ def synthesise(
     shown: Bars,
 ) -> int:
     """Build a data set from prompts: clips, and detailed captions written by a language model."""
-    require_rightly_used(captions)
+    require_usable(captions)
     prompts, doubles = engine.read_prompts(own.prompts)
     jobs = engine.plan(prompts, own.clips_per_prompt, sampling.seed)
     if own.dry_run:
@@ -52,7 +52,6 @@ def synthesise(
 
     limits = text_limits(own, captions, pipe)
     pipe.noise(size)  # sizes that do not fit are known now
-    make_folder(own.out, "choose another with --out")
     captioner = make_captioner(captions, own.out, count, limits.detail, note)
     if captioner is None:
         note("no --endpoint: clips and prompts are written, detailed captions are not")

@@ -75,7 +75,7 @@ def _named(folder: Path, names: list[str], pattern: re.Pattern[str]) -> tuple[Pa
 
 def keep_newest(folder: Path, most: int = MOST_ANSWERS) -> None:
     """Delete the answers that were longest unused beyond ``most``."""
-    files = _named(folder, os.listdir(folder), _ANSWER)
+    files = _named(folder, os.listdir(folder) if folder.is_dir() else [], _ANSWER)
     if len(files) > most:
         for path in sorted(files, key=lambda path: path.stat().st_mtime)[: len(files) - most]:
             path.unlink(missing_ok=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import called
-from ..io import MEGABYTE, open_regular
+from ..io import MEGABYTE, open_regular, temporary_file
 from ..media.video import ClipSpec
 from ..media.video.find import STILL
 from .left_out import LeftOut
@@ -38,7 +36,7 @@ class ClipFile:
     detail        None where there is none, or none within the limits; other_details: further ones
     content       what the file holds (``content_of``); size: its bytes; changed: its modification time in ns
     spec          how its frames are read
-    fps           frames per second; duration: of the whole file; kept: the share of the picture that is left
+    fps           frames per second; duration: of the whole file; kept: see ``kept_of``
     """
 
     place: str
@@ -84,16 +82,14 @@ class ClipFile:
         if self.member is None:
             yield self.path
             return
-        with tempfile.TemporaryDirectory(prefix="uvg-") as folder:
-            copy = Path(folder, f"clip{self.suffix}")
+        with temporary_file(f"clip{self.suffix}", self.name) as copy:
             offset, left = self.member
             with os.fdopen(open_regular(self.place, "a clip"), "rb") as source, copy.open("wb") as target:
                 source.seek(offset)
                 while block := source.read(min(left, MEGABYTE)):
                     target.write(block)
                     left -= len(block)
-            with called(copy, self.name):
-                yield copy
+            yield copy
 
 
 Listed = tuple[ClipFile, Texts] | LeftOut

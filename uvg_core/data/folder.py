@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import RunConfig
 from ..content import content_of
 from ..errors import UniViGUError, counted
-from ..media.video import ClipInfo, ClipSpec, probe, read_clip
+from ..media.video import ClipInfo, probe, read_clip
 from ..progress import Report
 from .clip_file import ClipFile, Texts
 from .left_out import (
@@ -117,6 +117,8 @@ class Survey:
         # What earlier versions did not know comes last, and only where it says something.
         part = [clip.start, clip.seconds, clip.spec.fps is None]
         facts += [part] if part != [0.0, None, False] else []
+        look = [clip.spec.fit, clip.spec.crop, list(clip.spec.background)]
+        facts += [{"look": look}] if look != ["crop", "center", [0, 0, 0]] else []
         more = self._wordings(clip)[1:]
         facts += [list(more)] if more or clip.other_details else []
         return digest([*facts, list(clip.other_details)] if clip.other_details else facts)
@@ -184,16 +186,20 @@ class Survey:
         return f"{which}: their frames are spread over all that the caption covers, up to {faster:.2f} times as fast"
 
     @property
-    def cropped(self) -> str:
-        """One line on clips of which much is cropped away."""
+    def reshaped(self) -> str:
+        """One line on clips of which much is cropped away, or bars, or that are stretched a lot."""
         much = [clip for clip in self.usable if clip.kept < _MUCH]
         if not much:
             return ""
         worst = min(much, key=lambda clip: clip.kept)
+        found, share = {
+            "crop": ("lose more than a third of the picture to cropping", f"{worst.kept:.0%} kept"),
+            "pad": ("get bars over more than a third of the picture", f"{1 - worst.kept:.0%} bars"),
+            "stretch": ("are stretched by more than half", f"{1 / worst.kept:.1f} times"),
+        }[self.how.fit]
         return (
-            f"{len(much)} of {counted(len(self.usable), 'clip')} lose more than a third of the picture to cropping "
-            f"(worst: {worst.name}, {worst.kept:.0%} kept); set buckets.shapes to train them at sizes closer to their "
-            "own"
+            f"{len(much)} of {counted(len(self.usable), 'clip')} {found} (worst: {worst.name}, {share}); set "
+            "buckets.shapes to train them at sizes closer to their own"
         )
 
     @property
@@ -215,7 +221,7 @@ class Survey:
         total = self.clips + len(self.left_out)
         lines = [f"{self.folder}: {counted(total, 'clip')}, {self.clips} usable, {len(self.left_out)} left out"]
         lines += tally(self.left_out)
-        lines += filter(None, (self.retimed, self.cut, self.cropped, self.doubled))
+        lines += filter(None, (self.retimed, self.cut, self.reshaped, self.doubled))
         if unread := self.counts["unread"]:
             lines.append(f"pictures not read because buckets.frames does not contain 1: {unread}")
         if shards := self.counts["shards"]:
@@ -252,6 +258,7 @@ def survey(
     that is usable.
     """
     how = source if isinstance(source, Data) else Data(str(source))
+    run = replace(run, fps=how.fps or run.fps)
     report, root = progress or (lambda *_: None), Path(how.path)
     look = _Look(run, how, buckets or Buckets(), tokens, (limits or TextLimits.of(run)).within(run), need_detail)
     found = Survey(root, run, [], [], [], how, look.fits)
@@ -321,7 +328,7 @@ class _Look:
                 raise
             if why.args[0] != NO_DETAIL:
                 found.unused_details.append(LeftOut(file.name, *why.args))
-        info = self._info(file)
+        info, file = self._info(file), self._cut(file)
         frames, parts = self._parts(file, info)
         height, width = best_shape(info, self.shapes)
         stat = file.path.stat()
@@ -340,7 +347,7 @@ class _Look:
             kept=kept_of(info, (height, width)),
         )
         for start, seconds, spread in parts:
-            spec = ClipSpec(frames, height, width, None if spread else self.run.fps)
+            spec = replace(self.how.footage.spec(frames, height, width), fps=None if spread else self.run.fps)
             name = file.name if len(parts) == 1 else f"{file.name} from {start:.2f} s"
             found.usable.append(replace(file, name=name, start=start, seconds=seconds, spec=spec))
         self._count(found, file, frames, len(parts))
@@ -364,6 +371,16 @@ class _Look:
             with file.opened() as path:
                 self._probed = key, probe(path)
         return self._probed[1]
+
+    def _cut(self, file: ClipFile) -> ClipFile:
+        """What is left of a clip, or of the part that a manifest names, without what is left out of every clip."""
+        how = self.how
+        if (how.start, how.seconds) == (0.0, None):
+            return file
+        start = max(file.start, how.start)
+        parts = ((file.start, file.seconds), (how.start, how.seconds))
+        ends = [begin + length for begin, length in parts if length is not None]
+        return replace(file, start=start, seconds=min(ends) - start if ends else None)
 
     def _parts(self, file: ClipFile, info: ClipInfo) -> tuple[int, list[tuple[float, float | None, bool]]]:
         if file.is_picture and info.frames == 1:

@@ -8,6 +8,7 @@ from annotated_types import MinLen
 from pydantic import Field
 
 from ..errors import UniViGUError
+from ..media.video.footage import CROPS, FITS, Footage
 from ..settings import Flag, Number, OneOf, PathText, Text, Whole, setting, settings
 
 WINDOWS = ("whole", "all", "first")
@@ -21,6 +22,9 @@ class Data:
     ``windows``: a caption speaks of the whole clip. ``whole`` spreads the frames of a clip that is longer than the
     model's over all of it, at most ``fastest`` times as fast; ``all`` cuts it into windows that cover it, and says by
     that that the caption holds for each of them; ``first`` takes the beginning alone, as earlier versions did.
+
+    ``start`` and ``seconds`` count from the beginning of the file; of a part that a manifest names, what both have in
+    common is used. ``fps`` is taken for the model's rate: with half of it, movement is twice as fast.
     """
 
     path: Annotated[PathText, MinLen(1)] = setting(
@@ -43,7 +47,19 @@ class Data:
     drop_tags: Number = setting("Share of the other tags that is left out.", default=0.0, ge=0, le=1)
     wordings: Whole = setting("How many shuffled prompts are made of each.", default=4, ge=1, le=64)
 
+    start: Number = setting("Seconds to leave out at the beginning of each clip.", default=0.0, ge=0, le=1e6)
+    seconds: Number | None = setting("Seconds to use from there; None is to the end.", default=None, gt=0, le=1e6)
+    fps: Number | None = setting("Frames per second to read; None is the model's rate.", default=None, gt=0, le=1000)
+    fit: Annotated[str, OneOf(*FITS[1:])] = setting("For clips of another shape: crop, pad or stretch.", default="crop")
+    crop: Annotated[str, OneOf(*CROPS)] = setting("Which part crop keeps.", default="center")
+    background: Text = setting("Colour of bars and behind transparent parts.", default="black")
+
+    @property
+    def footage(self) -> Footage:
+        return Footage(self.start, self.seconds, self.fps, self.fit, self.crop, self.background)
+
     def __post_init__(self) -> None:
+        _ = self.footage  # refuses what is no colour
         if self.weight is not None and self.repeats != 1:
             raise UniViGUError(f"repeats is {self.repeats:g} and weight is {self.weight:g}; set only one of them")
 
@@ -53,7 +69,7 @@ class Buckets:
     """Sizes beside the model's own: a step takes clips of one size.
 
     ``shapes`` above 1 makes so many heights and widths of the model's area, as wide as ``widest`` and as tall; a clip
-    goes where the least of its picture is cropped away. ``frames``: lengths; a clip goes to the longest that it fills,
+    goes to the one that is closest to its own shape. ``frames``: lengths; a clip goes to the longest that it fills,
     a picture to 1.
     """
 

@@ -39,13 +39,14 @@ def shapes_of(run: RunConfig, buckets: Buckets) -> list[tuple[int, int]]:
 
 
 def kept_of(info: ClipInfo, shape: tuple[int, int]) -> float:
-    """The share of a clip's picture that is left when it is cropped to a shape (height, width)."""
+    """The share of a clip's picture that is left when it is cropped to a shape (height, width), and that is not bars
+    when it is padded."""
     wider = (info.width * shape[0]) / (info.height * shape[1])
     return min(wider, 1 / wider)
 
 
 def best_shape(info: ClipInfo, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The shape that crops least of a clip; of several, the first."""
+    """The shape that is closest to a clip's own; of several, the first."""
     return max(shapes, key=lambda shape: round(kept_of(info, shape), 6))
 
 

@@ -10,9 +10,10 @@ Legend: B batch, V video tokens, T text tokens, D width.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,8 +29,22 @@ KNOWS_FP8 = ("cpu", "cuda")
 PLACES = ("device", "host")
 NOWHERE = "nowhere"
 
-F = TypeVar("F", bound=Callable[..., object])
-untraced: Callable[[F], F] = torch.compiler.disable
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def untraced(method: Callable[Given, Result]) -> Callable[Given, Result]:
+    """``torch.compiler.disable``, asked for where something is compiled: it imports the compiler, which takes as long
+    as all the rest of torch."""
+
+    @functools.wraps(method)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            apart: Callable[Given, Result] = torch.compiler.disable(method)
+            return apart(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return call
 
 
 class _Stored(NamedTuple):

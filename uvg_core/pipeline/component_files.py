@@ -28,6 +28,7 @@ WAN_ENCODER, WAN_VAE, WAN_TOKENIZER = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1
 # ComfyUI's names for the folders that each kind of file may lie in.
 ENCODERS, VAES = ("text_encoders", "clip"), ("vae",)
 NETWORKS = ("uni_vigu", "diffusion_models", "unet", "checkpoints")
+FAST = "_fast"  # at the end of the name of a checkpoint's few-step LoRA
 EXTRA_PATHS = "extra_model_paths.yaml"
 _WEIGHTS = (".safetensors", ".sft", ".pth")
 _MOST_TOKENIZER = 1 << 26  # bytes; umT5's has 4.5 million
@@ -312,6 +313,21 @@ def find_network_file(comfyui: Path, name: Path | None = None) -> Path:
         f"{comfyui}: found no Uni-ViGU checkpoint in its folders {', '.join(NETWORKS)}; pass --model FILE, or "
         f"download {RELEASED}"
     )
+
+
+def find_fast_lora(model: Path) -> Path:
+    """The few-step LoRA of a checkpoint, ``NAME_fast.safetensors``: beside it, or in ``loras`` as in ComfyUI's folders.
+
+    Raises UniViGUError when there is none."""
+    name = f"{model.stem}{FAST}.safetensors"
+    places = [model.parent / name, model.parent / "loras" / name, model.parent.parent / "loras" / name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UniViGUError(
+            f"{model}: found no {name} beside it or in {places[-1].parent}, which --fast applies. Train one with "
+            "stage: distill, or leave --fast out"
+        )
+    return found
 
 
 def _candidates(

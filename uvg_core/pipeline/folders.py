@@ -147,8 +147,9 @@ def _report(
     )
 
 
-def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True) -> str:
-    """Which clips ``caption_folder`` would caption and where their texts would go, in words; nothing is changed."""
+def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True) -> tuple[str, int]:
+    """Which clips ``caption_folder`` would caption and where their texts would go, in words, and how many subfolders
+    and texts cannot be read; nothing is changed."""
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = _clips(folder, recursive, failed)
     with texts_of(folder, clips, how, writes=False) as texts:
@@ -162,7 +163,7 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
                 failed.append((clip, str(error)))
     lines = [f"{counted(len(clips), 'clip')}: {len(wanted)} to caption"]
     lines += [f"  {clip} -> {place}" for clip, place in wanted]
-    return "\n".join([*lines, *_reasons(failed)])
+    return "\n".join([*lines, *_reasons(failed)]), len(failed)
 
 
 def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import LoraChoice, Overrides
-from ..checkpoint.lora import Student
+from ..checkpoint.lora import with_students
 from ..config import TEXT_STATES, CheckpointConfig
 from ..errors import UniViGUError
 from ..io import PACK
@@ -94,8 +94,6 @@ class Pipeline:
             says what it changes.
     """
 
-    student: Student | None = None  # how a distilled LoRA among ``loras`` draws
-
     def __init__(
         self,
         model: str | Path = EMBEDDED_MODEL,
@@ -112,9 +110,8 @@ class Pipeline:
             model, places, device=device, dtype=dtype, overrides=overrides, progress=progress, loras=loras
         )
         self.loras = self.components.loras
-        students = [lora.student for lora in self.loras if lora.choice.video]
-        self.student = next((student for student in students if student is not None), None)
-        self.config = self.components.config
+        config = self.components.config
+        self.config = replace(config, run=with_students(config.run, self.loras))
         self.tokenizer = self.components.tokenizer
         self.network = self.components.network
         self.null_condition: Tensor | None = None
@@ -230,18 +227,13 @@ class Pipeline:
         return self.components.device
 
     def _drawing(self, sampling: Sampling, negative: str, *, joint: bool = False) -> Sampling:
-        """Settings of a clip that is drawn: the checkpoint's recipe, or a student's, in the place of None.
-
-        Raises UniViGUError for a negative prompt that nothing would lead away from."""
+        """Settings of a clip that is drawn. Raises UniViGUError for a negative prompt that a few-step model ignores."""
         run = self.config.run
-        if self.student is not None:
-            steps = self.student.joint_passes if joint else self.student.passes
-            run = replace(run, steps=steps, guidance_scale=1.0)
-        sampling = sampling.resolved(run)
-        if self.student is not None and sampling.guidance_scale == 1 and negative.strip():
+        sampling = sampling.resolved(run, joint=joint)
+        if run.guidance_scale == sampling.guidance_scale == 1 and negative.strip():
             raise UniViGUError(
-                "the negative prompt has no effect with a few-step LoRA, which draws without guidance. Remove the "
-                "negative prompt or the LoRA"
+                "the negative prompt has no effect with a few-step model or LoRA, which draws without guidance. Remove "
+                "the negative prompt, or use the model without the LoRA"
             )
         return sampling
 

@@ -85,12 +85,11 @@ class Sampling:
     def __post_init__(self) -> None:
         CachePolicy.of(self.video_cache, ModelConfig())  # refuses what is no policy
 
-    def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False) -> Sampling:
+    def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False, joint: bool = False) -> Sampling:
         """The same settings with the recipe of ``run`` in the place of None; ``captions``: of a run without video,
-        which has its own number of steps and its own temperature."""
-
+        which has its own number of steps and its own temperature; ``joint``: of one that forms both."""
         recipe: dict[str, Any] = {
-            "steps": run.text_steps if captions else run.steps,
+            "steps": run.text_steps if captions else (joint and run.joint_steps) or run.steps,
             "shift": run.shift,
             "temperature": run.text_temperature if captions else 1.0,
             "text_length": run.text_length,
@@ -106,9 +105,11 @@ _MANY_SHAPES = 256 * 256  # pixels of a frame
 class Size:
     """Size of a clip; off the model's grid is for ``latent_shape`` to refuse."""
 
-    height: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
-    width: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192)
-    frames: Whole | None = setting("4n+1: 81 is 5 s at 16 fps.", default=None, auto=TRAINED, ge=1, le=100_000)
+    height: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192, grid=(16, 0))
+    width: Whole | None = setting("Pixels, a multiple of 16.", default=None, auto=TRAINED, ge=1, le=8192, grid=(16, 0))
+    frames: Whole | None = setting(
+        "4n+1: 81 is 5 s at 16 fps.", default=None, auto=TRAINED, ge=1, le=100_000, grid=(4, 1)
+    )
 
     def resolved(self, run: RunConfig) -> tuple[int, int, int]:
         """Frames, height and width in pixels, with those of ``run`` in the place of None."""

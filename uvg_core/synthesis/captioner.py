@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from ..data.caches import ANSWERS
 from ..errors import UniViGUError, counted, printable
 from ..io import read_text
-from ..media.video import ClipSpec, probe, read_clip
+from ..media.video import probe
+from ..media.video.footage import FOOTAGE, Footage
 from .chat import Answer, ChatClient, LengthError
 from .settings import Chat
 
@@ -84,12 +85,14 @@ class Captioner:
             "frame_side": self.chat.frame_side,
         }
 
-    def caption(self, prompt: str, clip: Path, part: tuple[float, float | None] = (0.0, None)) -> Caption:
-        """Ask for the caption of a video file, or of a part of it (start, seconds); ``prompt`` is what is known of it,
-        or empty. Raises LengthError when no answer has the right length, and as
-        ``ChatClient.answer`` does."""
+    def caption(
+        self, prompt: str, clip: Path, footage: Footage = FOOTAGE, shape: tuple[int, int] | None = None
+    ) -> Caption:
+        """Ask for the caption of what ``footage`` reads of a video file; ``prompt`` is what is known of it, or empty.
+        ``shape``: height and width that its frames are fitted to, None for its own. Raises LengthError when no answer
+        has the right length, and as ``ChatClient.answer`` does."""
         fewest, most = self.limits
-        messages = self._opening(prompt, clip, part)
+        messages = self._opening(prompt, clip, footage, shape)
         answers: list[Answer] = []
         counts: list[str] = []
         for _ in range(self.chat.attempts):
@@ -113,17 +116,23 @@ class Captioner:
             "more answers with --attempts, or other lengths with --min-tokens and --max-tokens"
         )
 
-    def _opening(self, prompt: str, clip: Path, part: tuple[float, float | None]) -> list[dict[str, Any]]:
-        start, seconds = part
-        info = probe(clip, start=start, seconds=seconds)
-        scale = min(1.0, self.chat.frame_side / max(info.height, info.width))
-        height, width = (max(1, round(scale * length)) for length in (info.height, info.width))
+    def _opening(
+        self, prompt: str, clip: Path, footage: Footage, shape: tuple[int, int] | None
+    ) -> list[dict[str, Any]]:
+        info = probe(clip, start=footage.start, seconds=footage.seconds)
+        sides = shape or (info.height, info.width)
+        scale = min(1.0, self.chat.frame_side / max(sides))
+        height, width = (max(1, round(scale * length)) for length in sides)
+        frames, lasts = min(self.chat.frames_shown, info.frames), info.duration
+        if footage.fps is not None:
+            fps = min(footage.fps, info.fps)
+            footage, frames = replace(footage, fps=fps), min(frames, max(1, int(lasts * fps + 1e-6)))
+            lasts = min(lasts, frames / fps)
         # From the file, not from memory: a later run shows the very same frames, and finds its answers in the cache.
-        spec = ClipSpec(min(self.chat.frames_shown, info.frames), height, width)
-        pixels = read_clip(clip, spec, start=start, seconds=seconds).pixels
+        pixels = footage.read(clip, footage.spec(frames, height, width)).pixels
         known = f"The prompt: {prompt}\n" if prompt else ""
         text = (
-            f"{known}The video lasts {info.duration:.1f} seconds; {len(pixels)} of its frames follow in "
+            f"{known}The video lasts {lasts:.1f} seconds; {len(pixels)} of its frames follow in "
             f"order. {self._demand(WORDS_PER_TOKEN)}"
         )
         pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in pixels]

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..data.caches import keep_newest
-from ..errors import UniViGUError
-from ..io import make_folder, read_text, write_text
-from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply, chat_address
+from ..errors import UniViGUError, WrongUsage
+from ..io import make_folder, read_text, require_makeable, write_text
+from .endpoint import MOST_BYTES, CaptionError, ChatError, Endpoint, EndpointError, Reply, require_key
 from .settings import Chat
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 LONGEST_ASKED_WAIT = 300.0  # a Retry-After beyond this ends the run: it can be taken up again then
 MOST_LETTERS = 2**20  # of one answer; the longest caption that can be asked for has fewer
 
+_CHOOSE = "choose another for the answers with --cache"
 _RESERVED = ("model", "messages", "stream", "n")
 # Reasoning that servers without a parser for it leave in front of the answer.
 # Some templates hold its first tag back; an answer that was cut off may lack the last.
@@ -30,18 +31,18 @@ _THINKING = re.compile(r"\A(?:.*?</think(?:ing)?>|\s*<think(?:ing)?>.*)", re.DOT
 
 
 def require_usable(chat: Chat) -> None:
-    """Raise UniViGUError for settings that do not fit each other, or that no endpoint could be asked with."""
+    """Raise WrongUsage for settings that do not fit each other, or that no endpoint could be asked with."""
     if chat.endpoint is None:
         for name in ("llm", "api_key_env", "instructions", "llm_options", "cache"):
             if getattr(chat, name) is not None:
-                raise UniViGUError(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
+                raise WrongUsage(f"--{name.replace('_', '-')} is for captions; name their --endpoint too")
     elif not chat.llm:
-        raise UniViGUError("--endpoint needs --llm MODEL, the name of the vision-language model to use")
+        raise WrongUsage("--endpoint needs --llm MODEL, the name of the vision-language model to use")
     else:
-        chat_address(chat.endpoint)
+        require_key(chat)
         _options(chat.llm_options)
     if chat.min_tokens is not None and chat.max_tokens is not None and chat.min_tokens > chat.max_tokens:
-        raise UniViGUError(f"--min-tokens {chat.min_tokens} is above --max-tokens {chat.max_tokens}; lower it")
+        raise WrongUsage(f"--min-tokens {chat.min_tokens} is above --max-tokens {chat.max_tokens}; lower it")
 
 
 class LengthError(CaptionError):
@@ -63,7 +64,7 @@ class ChatClient:
         chat: endpoint and model, the variable with the key, further entries of every request, how long an answer may
             take, and how often failures that may pass are tried again. The key is sent as a bearer token; it is never
             written, and never part of a message.
-        cache: folder of answers, made if missing; None keeps none.
+        cache: folder of answers, made for the first one that is kept; None keeps none.
         note: called with one line before each wait. sleep: called with seconds.
 
     Raises UniViGUError at once for an address, a key, options or a cache that cannot be used, or without httpx.
@@ -84,7 +85,7 @@ class ChatClient:
         self._endpoint = Endpoint(chat)
         self.address = self._endpoint.address
         if cache is not None:
-            make_folder(cache, "choose another for the answers with --cache")
+            require_makeable(cache, _CHOOSE)
             keep_newest(cache)
 
     def close(self) -> None:
@@ -114,6 +115,7 @@ class ChatClient:
         """Keep an answer for ``answer`` to find. Where it cannot be kept, it will be asked for again."""
         if self.cache is not None:
             try:
+                make_folder(self.cache, _CHOOSE)
                 write_text(self._entry(self.cache, messages), json.dumps(asdict(answer), ensure_ascii=False) + "\n")
             except UniViGUError as error:
                 self._note(str(error))
@@ -205,10 +207,10 @@ def _options(text: str | None) -> dict[str, Any]:
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
         example = '{"temperature": 0.7}'
-        raise UniViGUError(f"--llm-options {text!r} is not a JSON object ({error}); expected e.g. {example}") from None
+        raise WrongUsage(f"--llm-options {text!r} is not a JSON object ({error}); expected e.g. {example}") from None
     taken = [name for name in _RESERVED if name in options]
     if taken:
-        raise UniViGUError(f"--llm-options contains {', '.join(taken)}, which this program sets itself; remove that")
+        raise WrongUsage(f"--llm-options contains {', '.join(taken)}, which this program sets itself; remove that")
     return options
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..data.left_out import LeftOut, Unusable, named
 from ..data.listing import listed, texts_beside
 from ..errors import UniViGUError, counted
-from ..io import read_text, write_text
+from ..io import written_whole
 from ..lines import Lines, Replaced, breaks_off
 from ..locks import owned
 from ..media.video import find_clips, probe
+from ..media.video.footage import FOOTAGE, Footage
 from ..pipeline.texts import text_files
 from ..settings import Flag, Number, OneOf, setting, settings
 from .captioner import WORDS_PER_TOKEN, Captioner
@@ -47,6 +47,7 @@ neither the frames nor the brief caption nor these instructions. Answer with the
 _IN_A_ROW = 3  # what fails so often in succession fails for a reason that the next clip shares
 _WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # letters that are about a token each
 _MOST_MANIFEST = 2**30
+_LOOK = ("fps", "fit", "crop", "background")  # of the footage: how the frames of a window are read
 
 
 @settings
@@ -85,22 +86,26 @@ class Stopped(BaseException):
 
 @dataclass
 class Describer:
-    """Asks for captions, one clip after the other, and gives up where every other one would fail too."""
+    """Asks for captions, one clip after the other, and gives up where every other one would fail too. ``footage``: what
+    is read of each; ``shape``: height and width that frames are fitted to, None for the clip's own."""
 
     captioner: Captioner
     kind: str
+    footage: Footage = FOOTAGE
+    shape: tuple[int, int] | None = None
     done: int = 0
     _failures: int = 0
 
     def __call__(self, clip: Path) -> str:
         """The caption of a clip. Raises as ``part``."""
-        return self.part(clip, self._brief(clip), (0.0, None))
+        return self.part(clip, self._brief(clip), self.footage)
 
-    def part(self, clip: Path, brief: str, part: tuple[float, float | None]) -> str:
-        """The caption of a part of a clip (start, seconds), of which a brief one may be known. Raises UniViGUError
+    def part(self, clip: Path, brief: str, footage: Footage) -> str:
+        """The caption of what ``footage`` reads of a clip, of which a brief one may be known. Raises UniViGUError
         where it gets none, and Stopped."""
         try:
-            text = self.captioner.caption(brief if self.kind == "detail" else "", clip, part).text
+            known = brief if self.kind == "detail" else ""
+            text = self.captioner.caption(known, clip, footage, self.shape).text
         except EndpointError as error:
             raise Stopped(str(error)) from None
         except LengthError:
@@ -126,13 +131,13 @@ class Describer:
 
 @dataclass
 class WindowReport:
-    """What became of the windows of a folder; ``others`` are clips that stand in the manifest with windows of another
-    length, each with one of these."""
+    """What became of the windows of a folder; ``others`` are clips that stand in the manifest with other windows, or
+    read in another way, each with one of these in words."""
 
     written: int = 0
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    others: dict[str, tuple[float, float]] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
 
     def count(self, is_new: bool) -> None:
         self.written += is_new
@@ -143,11 +148,10 @@ class WindowReport:
         counts = f"{self.written} described, {self.skipped} already described, {len(self.failed)} failed"
         lines = [f"{total} windows: {counts}", *(f"  {name}: {why}" for name, why in self.failed)]
         if self.others:
-            start, end = next(iter(self.others.values()))
             lines.append(
                 f"  {counted(len(self.others), 'clip')} left out, because windows.jsonl describes other windows of "
-                f"them, such as {start:g} s to {end:g} s: {named(list(self.others))}. Use the same --window again, or "
-                "move windows.jsonl away to describe them anew"
+                f"them, such as {next(iter(self.others.values()))}: {named(list(self.others))}. Use the same settings "
+                "again, or move windows.jsonl away to describe them anew"
             )
         return "\n".join(lines)
 
@@ -161,25 +165,28 @@ def describe_windows(
     note: Callable[[str], object] = lambda _: None,
 ) -> WindowReport:
     """Append what is missing to ``windows.jsonl`` of a folder: a line with path, start, end and caption, or detail, for
-    each window of a clip. The last one of a clip is as long as the others, and begins earlier for that. Clips that
-    stand there with windows of another length are left as they are."""
-    table, report = folder / "windows.jsonl", WindowReport()
-    entry = "detail" if describe.kind == "detail" else "caption"
+    each window of what is read of a clip, and how its frames are read unless as usual. The last window of a clip is as
+    long as the others, and begins earlier for that. Clips that stand there with other windows, or were read in another
+    way, are left as they are."""
+    path, report = folder / "windows.jsonl", WindowReport()
+    table, replaced = Lines(path, "a manifest of windows", most=_MOST_MANIFEST), Replaced(path)
+    entry, look = "detail" if describe.kind == "detail" else "caption", _look(describe)
     with owned(folder, "describing windows"):
-        known, replaced = _rows(table), Replaced(table)
-        earlier: dict[str, set[tuple[float, float]]] = {}
-        for name, start, end in known:
-            earlier.setdefault(name, set()).add((start, end))
+        known = {key: row for row in table.news() if (key := _key(row)) is not None}
+        earlier: dict[str, dict[tuple[float, float], object]] = {}
+        for (name, start, end), row in known.items():
+            earlier.setdefault(name, {})[start, end] = row.get("read", {})
 
         def one_window(name: str, clip: Path, start: float, end: float) -> bool:
-            row = known.get((name, start, end), {"path": name, "start": start, "end": end})
+            row = known.get((name, start, end), {"path": name, "start": start, "end": end} | look)
             if row.get(entry):
                 return False
             note(f"{name} from {start:g} s to {end:g} s")
-            row = {**row, entry: describe.part(clip, str(row.get("caption", "")), (start, end - start))}
+            part = replace(describe.footage, start=start, seconds=end - start)
+            row = {**row, entry: describe.part(clip, str(row.get("caption", "")), part)}
             if (name, start, end) in known:
                 replaced.note(name)
-            Lines(table, "a manifest of windows", most=_MOST_MANIFEST).add(row)
+            table.add(row)
             known[name, start, end] = row
             return True
 
@@ -190,9 +197,10 @@ def describe_windows(
                     continue
                 name, clip = one[0].name, one[0].path
                 try:
-                    windows = list(_windows(probe(clip).duration, seconds))
-                    if other := earlier.get(name, set()).difference(windows):
-                        report.others[name] = min(other)
+                    windows = list(_windows(clip, describe.footage, seconds))
+                    wanted = dict.fromkeys(windows, look.get("read", {}))
+                    if other := [one for one in earlier.get(name, {}).items() if one not in wanted.items()]:
+                        report.others[name] = _shown(*min(other, key=lambda one: one[0]))
                         continue
                     for start, end in windows:
                         report.count(one_window(name, clip, start, end))
@@ -203,45 +211,49 @@ def describe_windows(
     return report
 
 
-def _windows(duration: float, seconds: float) -> Iterator[tuple[float, float]]:
-    """Start and end of windows that cover a clip, in milliseconds that a file can hold."""
-    count = max(1, math.ceil((duration - 1e-3) / seconds))
-    last = max(0.0, duration - seconds)
+def _look(describe: Describer) -> dict[str, dict[str, object]]:
+    """How frames are read, as it stands in the lines of their windows: nothing where that is as usual."""
+    usual, how = vars(FOOTAGE), vars(describe.footage)
+    read: dict[str, object] = {name: how[name] for name in _LOOK if how[name] != usual[name]}
+    read |= {} if describe.shape is None else {"size": list(describe.shape)}
+    return {"read": read} if read else {}
+
+
+def _shown(window: tuple[float, float], read: object) -> str:
+    how = ", ".join(f"{name} {value}" for name, value in read.items()) if isinstance(read, dict) else str(read)
+    return f"{window[0]:g} s to {window[1]:g} s{' with ' if how else ''}{how}"
+
+
+def _windows(clip: Path, footage: Footage, seconds: float) -> Iterator[tuple[float, float]]:
+    """Start and end of windows that cover what is read of a clip, in milliseconds that a file can hold."""
+    length = probe(clip, start=footage.start, seconds=footage.seconds).duration
+    count = max(1, math.ceil((length - 1e-3) / seconds))
+    last, end = max(0.0, length - seconds), footage.start + length
     for number in range(count):
-        start = round(last * number / max(1, count - 1), 3)
-        yield start, round(min(start + seconds, duration), 3)
+        start = round(footage.start + last * number / max(1, count - 1), 3)
+        yield start, round(min(start + seconds, end), 3)
 
 
-def _key(line: str) -> tuple[str, float, float] | None:
+def _key(row: dict[str, Any] | None) -> tuple[str, float, float] | None:
     """The window that a line of the table is about; None for one of somebody else, or one that was cut off."""
     try:
-        row = json.loads(line)
-        return str(row["path"]), float(row["start"]), float(row["end"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return None if row is None else (str(row["path"]), float(row["start"]), float(row["end"]))
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-def _lines(table: Path) -> list[str]:
-    try:
-        return [line for line in read_text(table, most=_MOST_MANIFEST).split("\n") if line.strip()]
-    except FileNotFoundError:
-        return []
-
-
-def _rows(table: Path) -> dict[tuple[str, float, float], dict[str, object]]:
-    return {key: json.loads(line) for line in _lines(table) if (key := _key(line)) is not None}
-
-
-def _tidy(table: Path, replaced: Replaced) -> None:
-    """Take away the lines that later ones have replaced, and what a kill has cut; what others wrote stays."""
-    lines, names = _lines(table), replaced.names()
-    keys = list(map(_key, lines))
-    last = {key: number for number, key in enumerate(keys)}
-    kept = [
-        line
-        for number, (key, line) in enumerate(zip(keys, lines, strict=True))
-        if (key is None or key[0] not in names or last[key] == number) and not breaks_off(line.encode())
-    ]
+def _tidy(table: Lines, replaced: Replaced) -> None:
+    """Take away the lines that later ones have replaced, and what a kill has cut; what others wrote stays. A line all
+    of which stands in the last one of its window, too, was left by an earlier version that was killed."""
+    lines, names = table.read(), replaced.names()
+    last = {key: row for _, row in lines if row is not None and (key := _key(row)) is not None}
+    kept = []
+    for line, row in lines:
+        is_old = False
+        if row is not None and (key := _key(row)) is not None and (now := last[key]) is not row:
+            is_old = key[0] in names or row.items() <= now.items()
+        kept += [] if is_old or breaks_off(line) else [line + b"\n"]
     if len(kept) < len(lines):
-        write_text(table, "".join(f"{line}\n" for line in kept))
+        with written_whole(table.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
     replaced.clear()

@@ -16,7 +16,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, WrongUsage
 from .settings import KEY_NAME, Chat
 
 KEY_HOST = "api.openai.com"  # what KEY_NAME is for, unless --api-key-env names it together with another endpoint
@@ -217,7 +217,7 @@ class _Deadline:
 def chat_address(url: str) -> str:
     """The address of an endpoint's chat completions, from its base or from itself; a query stays where it is.
 
-    Raises UniViGUError for what is no http address, and for one that holds a name or a password."""
+    Raises WrongUsage for what is no http address, and for one that holds a name or a password."""
     try:
         parts = urlsplit(url.strip())
         host = parts.hostname or "%"
@@ -227,20 +227,27 @@ def chat_address(url: str) -> str:
     except ValueError:
         usable = named = False
     if named:  # not shown: it may hold a password
-        raise UniViGUError("the endpoint's address contains a user name; pass the key with --api-key-env instead")
+        raise WrongUsage("the endpoint's address contains a user name; pass the key with --api-key-env instead")
     if not usable:
         found = repr(url) if re.fullmatch(r"[A-Za-z0-9.:/_\[\]-]*", url) else "the address given"  # it may hold secrets
-        raise UniViGUError(f"{found} is not a valid endpoint; expected an address like http://127.0.0.1:8000/v1")
+        raise WrongUsage(f"{found} is not a valid endpoint; expected an address like http://127.0.0.1:8000/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
+def require_key(chat: Chat) -> None:
+    """Raise WrongUsage for an address that is none, and for a key that is named and cannot go there."""
+    parts = urlsplit(chat_address(chat.endpoint or ""))
+    if chat.api_key_env:
+        _key_for(parts.scheme, parts.hostname or "", chat.api_key_env)
+
+
 def _key_for(scheme: str, host: str, named: str | None) -> tuple[str, str]:
-    """The key that goes to a host, or why none does. Raises UniViGUError for a key that is named and cannot go."""
+    """The key that goes to a host, or why none does. Raises WrongUsage for a key that is named and cannot go."""
     name = named or KEY_NAME
     key = os.environ.get(name, "").strip()
     if not key and named:
-        raise UniViGUError(f"the environment variable {name} is not set; put the endpoint's key there")
+        raise WrongUsage(f"the environment variable {name} is not set; put the endpoint's key there")
     if not key:
         return "", f"{name} is not set, so no key was sent; set that environment variable"
     if not named and (scheme, host.lower()) != ("https", KEY_HOST):
@@ -250,11 +257,11 @@ def _key_for(scheme: str, host: str, named: str | None) -> tuple[str, str]:
             f"{name}",
         )
     if not (key.isascii() and key.isprintable()):
-        raise UniViGUError(f"the key in {name} contains characters that cannot be part of a key; set it again")
+        raise WrongUsage(f"the key in {name} contains characters that cannot be part of a key; set it again")
     if scheme == "http":
         with suppress(OSError, UnicodeError):  # a name that is not found cannot be reached either
             if not all(_is_own(str(found[4][0])) for found in socket.getaddrinfo(host, None)):
-                raise UniViGUError(_exposed(name, host))
+                raise WrongUsage(_exposed(name, host))
     return key, ""
 
 

@@ -161,6 +161,10 @@ class Distill:
         "Share of passes that start where the student's own ones lead, not from a noisy clip.", 0.5
     )
 
+    def recipe(self, run: RunConfig) -> RunConfig:
+        """How the student is run."""
+        return run.distilled(self.passes, self.joint_passes)
+
 
 @settings
 class Tokens:

@@ -98,11 +98,10 @@ def draw_samples(
         return GuidedDenoiser.of(model, context, null, sampling)
 
     noise = torch.randn((1, *truth.latent.shape), generator=torch.Generator().manual_seed(step)).to(device)
-    sampling = Sampling(steps=SAMPLE_STEPS, seed=step, text_length=run.text_length).resolved(run)
-    both_at = sampling
-    if config.stage == "distill":  # as its student is used
-        sampling = replace(sampling, steps=config.distill.passes, guidance_scale=1.0)
-        both_at = replace(sampling, steps=config.distill.joint_passes)
+    is_student = config.stage == "distill"  # which is drawn from as it is used
+    sampling = Sampling(steps=None if is_student else SAMPLE_STEPS, seed=step)
+    recipe = config.distill.recipe(run) if is_student else run
+    both_at, sampling = sampling.resolved(recipe, joint=True), sampling.resolved(recipe)
     text = None if config.stage == "generate" else ids[None].to(device)
     clips, texts = {"truth": truth.latent[None]}, {"truth": ids}
     # What learns is in float32 among weights that may not be: they only work together under autocast.

@@ -13,20 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from ..checkpoint.read import open_weights
 from ..checkpoint.torch_file import read_saved
@@ -34,10 +28,17 @@ from ..errors import UniViGUError
 from ..io import read_text, write_text
 from .optimizers import Average
 
-_EVERYWHERE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
-_IN_MEMORY = replace(_EVERYWHERE, cpu_offload=True)  # of several processes, only the main one gets it
+_EVERYWHERE = {"full_state_dict": True, "ignore_frozen_params": True, "strict": False}
+_IN_MEMORY = _EVERYWHERE | {"cpu_offload": True}  # of several processes, only the main one gets it
 # An optimizer's state by weight and entry: tensors and plain numbers.
 States = dict[str, dict[str, Any]]
+
+
+def _state_dicts() -> ModuleType:
+    """Imported where a state is read or written: it takes more than a second, which no other command is to wait for."""
+    from torch.distributed.checkpoint import state_dict
+
+    return state_dict
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,20 @@ class RunState:
     def _plain_optimizers(self) -> list[torch.optim.Optimizer]:
         return [getattr(one, "optimizer", one) for one in self.optimizers]
 
-    def _weights(self, options: StateDictOptions) -> dict[str, Any]:
-        return get_model_state_dict(self.objective, options=options)
+    def _weights(self, options: Mapping[str, bool]) -> dict[str, Any]:
+        of = _state_dicts()
+        return dict(of.get_model_state_dict(self.objective, options=of.StateDictOptions(**options)))
 
-    def _optimizer_states(self, options: StateDictOptions) -> dict[str, Any]:
-        return get_optimizer_state_dict(self.objective, self._plain_optimizers, options=options)
+    def _optimizer_states(self, options: Mapping[str, bool]) -> dict[str, Any]:
+        of = _state_dicts()
+        given = self.objective, self._plain_optimizers
+        return dict(of.get_optimizer_state_dict(*given, options=of.StateDictOptions(**options)))
+
+    def _restore(self, weights: dict[str, Any], states: Any) -> None:
+        of = _state_dicts()
+        options = of.StateDictOptions(**_EVERYWHERE)
+        of.set_model_state_dict(self.objective, weights, options=options)
+        of.set_optimizer_state_dict(self.objective, self._plain_optimizers, states, options=options)
 
     def write(self, folder: Path) -> None:
         """Write the state into a folder that is there."""
@@ -94,9 +104,7 @@ class RunState:
         if (average is None) != (self.average is None):
             have, want = ("a", "none") if average else ("no", "one")
             raise UniViGUError(f"{folder}: the checkpoint has {have} moving average, this run {want} (optimizer.ema)")
-        set_model_state_dict(self.objective, {name: weights[name] for name in wanted}, options=_EVERYWHERE)
-        restored: Any = {**fresh, "state": states}
-        set_optimizer_state_dict(self.objective, self._plain_optimizers, restored, options=_EVERYWHERE)
+        self._restore({name: weights[name] for name in wanted}, {**fresh, "state": states})
         if self.average is not None and average is not None:
             count, means = average
             _require_alike(folder / "the moving average", means, self.average.means)

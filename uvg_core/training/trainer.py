@@ -326,8 +326,14 @@ class Trainer:
         names = (config.stage if number == 1 else f"{config.stage} {number}" for number in count(1))
         entry = next(name for name in names if name not in self.facts.card)
         card = {**self.facts.card, entry: card}
-        save_network(path, state, config, CheckpointConfig(self._bare.config, self.facts.run, card))
+        save_network(path, state, config, CheckpointConfig(self._bare.config, self.recipe, card))
         return path
+
+    @property
+    def recipe(self) -> RunConfig:
+        """How the network that was trained is run."""
+        config = self.config
+        return config.distill.recipe(self.facts.run) if config.stage == "distill" else self.facts.run
 
     def card(self) -> dict[str, Any]:
         """What a file says about how it was trained."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from check_made import (
     plain_wan,
     run,
     sampled,
+    saved,
 )
 from torch import Tensor
 
@@ -298,6 +301,32 @@ def own_lora() -> dict[str, Any]:
         "video moves video": distance(found["video"], found["none"]),
         "text moves video through attention": distance(found["text"], found["none"]),
         "text leaves plain Wan alone": distance(found["text without text"], found["none without text"]),
+    }
+
+
+def student_lora() -> dict[str, Any]:
+    """A few-step LoRA beside its checkpoint: where it is listed, what it says, and the steps that samplers take."""
+    model, _, _ = load_embedded()
+    folder, width = model_folder("uni_vigu"), bridge.config_of(model).dim
+    comfy.utils.save_torch_file({}, str(folder / "mine.safetensors"))
+    layer, stated = "diffusion_model.blocks.0.self_attn.q", {"distill": {"passes": 2, "joint_passes": 3}}
+    halves = {f"{layer}.lora_A.weight": torch.zeros(2, width), f"{layer}.lora_B.weight": torch.zeros(width, 2)}
+    comfy.utils.save_torch_file(halves, str(folder / "mine_fast.safetensors"), {"uvg_training": json.dumps(stated)})
+    lora = {"lora": "mine_fast.safetensors", "strength_text": 1.0}
+    (patched, report) = run("UniViGULoraLoader", model=model, strength_video=1.0, **lora)
+    (off, _) = run("UniViGULoraLoader", model=model, strength_video=0.0, **lora)
+    (file,) = run("UniViGUSave", model=patched, filename_prefix="student", dtype="as loaded")
+    recipes = [bridge.run_facts(one) for one in (model, off, patched)] + [core.read_config(saved(file)).run]
+    other = model.clone()  # as Check Uni-ViGU does
+    changed = dataclasses.replace(bridge.config_of(model), time_rounding="bfloat16")
+    other.add_object_patch("diffusion_model.config", changed)
+    comfy.model_management.load_models_gpu([other])
+    lists = {kind: bridge.file_names(kind) for kind in ("checkpoint", "lora")}
+    return {
+        "report": report,
+        "recipes": [(one.steps, one.joint_steps, one.guidance_scale) for one in recipes],
+        "config": [bridge.config_of(one).time_rounding for one in (model, other)],
+        "listed": {kind: [n for n in names if n.startswith("mine")] for kind, names in lists.items()},
     }
 
 

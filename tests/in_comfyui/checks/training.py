@@ -297,6 +297,30 @@ def loaded(folder: str) -> dict[str, Any]:
     }
 
 
+def parts_and_shapes(folder: str) -> dict[str, Any]:
+    """A part of each clip is loaded; training reads it in the shape asked for."""
+    parts, node, seen = load_embedded(), pack_module("nodes.training"), []
+    videos, prompts, *_, report = load(parts, folder, start=0.5, seconds=1.25, frames=5)
+
+    def read_video(video: Any, spec: Any) -> Any:
+        seen.append(read(video, spec))
+        return seen[-1]
+
+    read, node.read_video = node.read_video, read_video
+    try:
+        train(parts, (videos, prompts), frames=5, steps=1)
+        train(parts, (videos, prompts), frames=5, steps=1, fit="pad", crop="top", background="white", width=96)
+    finally:
+        node.read_video = read
+    return {
+        "trimmed": [video.get_active_trim_window() for video in videos],
+        "notes": [note for _, note in seen],
+        "corners": [float(pixels[:, :, 0].float().mean()) for pixels, _ in seen],
+        "report": report,
+        "too late": message(lambda: load(parts, folder, start=1.9)),
+    }
+
+
 def wrong_use(folder: str, broken: str) -> dict[str, str]:
     """Every mistake that training can be asked to make, and what it says. ``broken`` holds clips with one each."""
     output_folders()

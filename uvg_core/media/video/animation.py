@@ -93,8 +93,8 @@ class Animation(Source):
             frames=getattr(self.image, "n_frames", 1),
             duration=None,
             time_base=Fraction(1, 1000),
-            colours=self._colours(),
         )
+        self.colours = self._colours()
 
     def _opened(self) -> Any:
         try:

@@ -58,19 +58,19 @@ class Colour:
         return f"HDR ({kind}) tone-mapped to SDR"
 
 
-def colour_of(frame: Any, stream: Any) -> Colour | Profile | None:
+def colour_of(frame: Any, source: Any) -> Colour | Profile | None:
     """What a decoded frame's colours mean; None for ordinary ones. A profile says more than a number, except of HDR."""
     transfer, primaries = int(frame.color_trc or 0), int(frame.color_primaries or 0)
     if transfer not in (_PQ, _HLG):
-        if profile := getattr(stream, "colours", None) or _profile(frame):
+        if profile := getattr(source, "colours", None) or _profile(frame, source):
             return profile
         return Colour(transfer, primaries) if primaries in _NAMES else None
     primaries = primaries if primaries in _PRIMARIES else _BT2020
     return Colour(transfer, primaries, _peak(frame) if transfer == _PQ else _USUAL_PEAK)
 
 
-def _profile(frame: Any) -> Profile | None:
-    data, layout = side_data(frame, "ICC_PROFILE"), frame.format
+def _profile(frame: Any, source: Any) -> Profile | None:
+    data, layout = source.icc_profile or side_data(frame, "ICC_PROFILE"), frame.format
     is_gray = len(layout.components) < 3 and not layout.has_palette
     return profile_of(data, "L" if is_gray else "RGB") if data else None
 
@@ -85,10 +85,8 @@ def _peak(frame: Any) -> float:
     return min(max(stated, _SDR), _BRIGHTEST) if stated > 0 else _USUAL_PEAK
 
 
-def to_sdr(picture: Tensor, colour: Colour | Profile) -> Tensor:
+def to_sdr(picture: Tensor, colour: Colour) -> Tensor:
     """Float ``[H,W,3]``, R'G'B' from 0 to 1 as the file means them -> uint8 ``[H,W,3]`` as BT.709 means them."""
-    if isinstance(colour, Profile):
-        return colour.to_srgb((picture.clamp(0, 1) * 255).round().to(torch.uint8))
     return torch.cat([_mapped(rows, colour) for rows in picture.split(_ROWS)])
 
 

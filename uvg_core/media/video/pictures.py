@@ -61,20 +61,20 @@ def memory_of(frame: Any, channels: int, dtype: torch.dtype = torch.uint8) -> Te
     return pixels
 
 
-def picture_of(frame: Any, stream: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
+def picture_of(frame: Any, source: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
     """A decoded frame as uint8 RGB ``[H,W,3]``: upright, in the colours of an ordinary screen, fitted as by ``fit``;
     and its size (rows, columns) before cropping and padding."""
-    colour = colour_of(frame, stream)
-    picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, stream), spec)
-    if colour is not None and picture.is_floating_point():  # only now: there is less of it
+    colour = colour_of(frame, source)
+    picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, source.stream), spec)
+    if isinstance(colour, Colour) and picture.is_floating_point():  # only now: there is less of it
         picture = to_sdr(picture, colour)
     return picture, scaled
 
 
-def remarks_on(frame: Any, stream: Any) -> list[str]:
+def remarks_on(frame: Any, source: Any) -> list[str]:
     """What is done to such a frame beside turning and fitting it, in a few words each."""
     interlaced = ["interlaced: one field of each frame is taken"] if frame.interlaced_frame else []
-    colour = colour_of(frame, stream)
+    colour = colour_of(frame, source)
     return interlaced if colour is None else [*interlaced, str(colour)]
 
 
@@ -86,7 +86,7 @@ def _upright(frame: Any, colour: Colour | Profile | None, background: tuple[int,
     colours = {} if layout.is_rgb or layout.has_palette else _colours(frame, colour)
     if frame.interlaced_frame and frame.height > 1:
         frame = _field(frame)
-    channels, deep = 4 if transparent else 3, colour is not None
+    channels, deep = 4 if transparent else 3, isinstance(colour, Colour)
     kind = ("rgba" if transparent else "rgb") + ("" if transparent else "24")
     if deep:
         kind = "rgba64le" if transparent else "rgb48le"
@@ -94,6 +94,9 @@ def _upright(frame: Any, colour: Colour | Profile | None, background: tuple[int,
     picture = memory_of(packed, channels, torch.uint16 if deep else torch.uint8)
     if deep:
         picture = picture.float() / 65535
+    if isinstance(colour, Profile):
+        picture = torch.cat([colour.to_srgb(picture[..., :3]), picture[..., 3:]], -1)
+        colour = None
     if transparent:
         # Few rows at a time: four times the bytes.
         picture = torch.cat([_opaque(rows, colour, background) for rows in picture.split(64)])
@@ -108,7 +111,7 @@ def _turned(picture: Tensor, matrix: tuple[int, int, int, int]) -> Tensor:
     return picture.flip(flips) if flips else picture
 
 
-def _opaque(picture: Tensor, colour: Colour | Profile | None, background: tuple[int, int, int]) -> Tensor:
+def _opaque(picture: Tensor, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
     """uint8 ``[H,W,3]`` of a picture with transparent parts, over a colour."""
     if colour is not None:
         picture = torch.cat([to_sdr(picture[..., :3], colour), (picture[..., 3:] * 255).round().to(torch.uint8)], -1)

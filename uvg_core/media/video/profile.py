@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ _MOST_BYTES = 2**24  # those of printing presses have a few megabytes
 _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # Pillow's name, by the kind of colour in the profile
 _SAME = 2  # of 255: profiles that differ less from sRGB are sRGB
 _NAME = 60  # characters
+_MOST_CHUNKS = 256  # of a PNG, before its picture
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,22 @@ def _is_srgb(profile: Profile) -> bool:
         return False
     colours = torch.cartesian_prod(levels, levels, levels) if profile.mode == "RGB" else levels[:, None].repeat(1, 3)
     return bool((profile.to_srgb(colours[None]).int() - colours[None].int()).abs().max() <= _SAME)
+
+
+def png_profile(path: Path) -> bytes:
+    """The profile of a PNG, empty where a file has none or is none."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return b""
+        for _ in range(_MOST_CHUNKS):
+            head = file.read(8)
+            length = int.from_bytes(head[:4], "big")
+            if len(head) < 8 or head[4:] == b"IDAT" or length > _MOST_BYTES:
+                break
+            if head[4:] == b"iCCP":  # a name, a zero, the method, and the profile
+                data = file.read(length).partition(b"\0")[2]
+                with suppress(zlib.error):
+                    return zlib.decompressobj().decompress(data[1:], _MOST_BYTES)
+                break
+            file.seek(length + 4, 1)
+    return b""

@@ -81,7 +81,7 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
     damage = ". ".join(filter(None, (timeline.damage and f"The file {timeline.damage}", found.held)))
     note = [
         describe_fit(shown, found.spec, chosen, found.scaled, length),
-        *remarks_on(found.frame, source.stream),
+        *remarks_on(found.frame, source),
         damage,
     ]
     return Clip(found.pixels, info, "; ".join(filter(None, note)), damage)
@@ -144,7 +144,7 @@ def _decoded(source: Source, timeline: Timeline, chosen: Sequence[int], spec: Cl
         if frame is None:
             spec = spec.suited(*shown_size(shown, source.stream))
         frame = shown
-        pictures[time], scaled = picture_of(shown, source.stream, spec)
+        pictures[time], scaled = picture_of(shown, source, spec)
     if frame is None:
         raise source.broken(timeline.second(wanted[0]) if timeline.timed else 0.0)
     for place, time in enumerate(wanted):

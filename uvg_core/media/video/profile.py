@@ -90,8 +90,8 @@ def _is_srgb(profile: Profile) -> bool:
 
 
 def png_profile(path: Path) -> bytes:
-    """The profile of a PNG, empty where a file has none or is none."""
-    with path.open("rb") as file:
+    """The profile of a PNG, empty where a file has none, is none or cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return b""
         for _ in range(_MOST_CHUNKS):

@@ -112,6 +112,7 @@ WATCH = """() => {
 
 # An empty workflow of its own, the classic canvas or Nodes 2.0, and no draft of what other tests had open.
 FRESH = """async modern => {
+  for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close();
   const {setting, command} = app.extensionManager;
   await setting.set('Comfy.VueNodes.Enabled', modern);
   await command.execute('Comfy.NewBlankWorkflow');
@@ -190,7 +191,7 @@ class Canvas:
         self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         self.page.mouse.move(WIDTH / 2, HEIGHT / 2)
         self.page.evaluate(FRESH, modern)
-        self.page.wait_for_function("app.graph._nodes.length === 0")
+        self.page.wait_for_function("app.graph._nodes.length === 0 && !document.querySelector('dialog[open]')")
         self.complaints.clear()
 
     def look_for_files(self) -> None:

@@ -57,7 +57,7 @@ def _client(path: Path) -> ChatClient:
 
 def _read_answer(path: Path) -> object:
     captioner = Captioner(_client(path), lambda text: len(text.split()) + 1, (2, 1000))
-    captioner._opening = lambda prompt, clip, part: [{"role": "user", "content": prompt}] * 2  # type: ignore[method-assign]
+    captioner._opening = lambda prompt, *_: [{"role": "user", "content": prompt}] * 2  # type: ignore[method-assign]
     return captioner.caption("a red circle", path)
 
 

@@ -29,6 +29,6 @@ def require(package: str, at_least: tuple[int, ...], why: str) -> None:
 
 
 def require_pillow() -> None:
-    """For what is drawn with Pillow from texts and pixels of strangers. Of their files it opens animated WebP, and AVIF
-    with transparent parts."""
+    """For what is drawn with Pillow from texts and pixels of strangers. Of their files it opens animated WebP, AVIF
+    with transparent parts, JPEG in CMYK, and colour profiles."""
     require("pillow", (12, 3, 0), "write beyond their pictures (CVE-2026-59199)")

@@ -1,4 +1,5 @@
-"""Pictures that FFmpeg reads in part: animated WebP, of which it reads nothing, and the transparency of AVIF."""
+"""Pictures that FFmpeg reads in part: animated WebP, of which it reads nothing, AVIF without its transparency, and the
+CMYK of JPEG without its profile."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import av
 import torch
@@ -19,10 +20,13 @@ from ...io import read_bytes
 from ...versions import require_pillow
 from .limits import require_size
 from .pictures import memory_of
+from .profile import Profile, profile_of
 from .source import Source
+from .torn import is_torn
 
 _MOST_BYTES = 2**28  # Pillow reads a file at once
 _HEAD = 4096  # bytes
+_MOST_SEGMENTS = 4096  # of a JPEG
 _ALPHA = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"
 
 
@@ -37,11 +41,28 @@ def _kind(path: str | Path) -> str:
     try:
         with Path(path).open("rb") as file:
             head = file.read(_HEAD)
+            if head[:3] == b"\xff\xd8\xff" and _is_profiled_cmyk(file):
+                return "" if is_torn(Path(path), "jpeg_pipe") else "JPEG"
     except OSError:
         return ""
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 30 and head[20] & 2:
         return "WEBP"
     return "AVIF" if head[4:12] in (b"ftypavif", b"ftypavis") and _ALPHA in head else ""
+
+
+def _is_profiled_cmyk(file: IO[bytes]) -> bool:
+    """Whether a JPEG has four colours and a profile that says which."""
+    at, profiled = 2, False
+    for _ in range(_MOST_SEGMENTS):
+        file.seek(at)
+        start = file.read(16)
+        if len(start) < 16 or start[0] != 0xFF or start[1] == 0xDA:
+            break
+        profiled |= start[1] == 0xE2 and start[4:15] == b"ICC_PROFILE"
+        if 0xC0 <= start[1] <= 0xCF and start[1] not in (0xC4, 0xC8, 0xCC):
+            return profiled and start[9] == 4
+        at += 2 + max(2, int.from_bytes(start[2:4], "big"))
+    return False
 
 
 def _whole_chunks(data: bytes) -> tuple[bytes, bool]:
@@ -69,10 +90,11 @@ class Animation(Source):
             sample_aspect_ratio=None,
             average_rate=None,
             guessed_rate=None,
-            frames=self.image.n_frames,
+            frames=getattr(self.image, "n_frames", 1),
             duration=None,
             time_base=Fraction(1, 1000),
         )
+        self.colours = self._colours()
 
     def _opened(self) -> Any:
         try:
@@ -94,6 +116,15 @@ class Animation(Source):
         require_size(self.path, *image.size)
         return image
 
+    def _colours(self) -> Profile | None:
+        """The picture's profile. There are no frames of four colours: theirs is applied before, and only named here."""
+        data, self.inks = self.image.info.get("icc_profile"), None
+        if not data or self.image.mode != "CMYK":
+            return profile_of(data, "RGB") if data else None
+        profile = profile_of(data, "CMYK")
+        self.inks = profile and profile.transform
+        return profile and Profile(profile.remark)
+
     def is_steady(self) -> bool:
         return False
 
@@ -112,7 +143,8 @@ class Animation(Source):
 
     def frames(self) -> Iterator[Any]:
         for image, start, _ in self._decoded():
-            upright = self.transposed(image).convert("RGBA")
+            upright = self.transposed(image)
+            upright = (self.inks.apply(upright) if self.inks else upright).convert("RGBA")
             frame = av.VideoFrame(upright.width, upright.height, "rgba")
             pixels = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8)
             memory_of(frame, 4)[...] = pixels.view(upright.height, upright.width, 4)
@@ -121,7 +153,7 @@ class Animation(Source):
 
     def _decoded(self) -> Iterator[tuple[Any, int, int]]:
         """From the first to the last: frame, start and duration in milliseconds."""
-        for number in range(self.image.n_frames):
+        for number in range(self.stream.frames):
             self.count(self.image.width, self.image.height)
             try:
                 self.image.seek(number)

@@ -1,4 +1,5 @@
-"""High dynamic range and wide colours -> those of an ordinary screen: BT.709, 100 nits, gamma 2.4."""
+"""High dynamic range and wide colours -> those of an ordinary screen: BT.709, 100 nits, gamma 2.4; sRGB where a picture
+has a colour profile."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .profile import Profile, profile_of
 from .sidedata import side_data
 
 # Transfers and primaries by their number in the file (H.273).
@@ -56,13 +58,21 @@ class Colour:
         return f"HDR ({kind}) tone-mapped to SDR"
 
 
-def colour_of(frame: Any) -> Colour | None:
-    """What a decoded frame's colours mean; None for ordinary ones."""
+def colour_of(frame: Any, source: Any) -> Colour | Profile | None:
+    """What a decoded frame's colours mean; None for ordinary ones. A profile says more than a number, except of HDR."""
     transfer, primaries = int(frame.color_trc or 0), int(frame.color_primaries or 0)
     if transfer not in (_PQ, _HLG):
+        if profile := getattr(source, "colours", None) or _profile(frame, source):
+            return profile
         return Colour(transfer, primaries) if primaries in _NAMES else None
     primaries = primaries if primaries in _PRIMARIES else _BT2020
     return Colour(transfer, primaries, _peak(frame) if transfer == _PQ else _USUAL_PEAK)
+
+
+def _profile(frame: Any, source: Any) -> Profile | None:
+    data, layout = source.icc_profile or side_data(frame, "ICC_PROFILE"), frame.format
+    is_gray = len(layout.components) < 3 and not layout.has_palette
+    return profile_of(data, "L" if is_gray else "RGB") if data else None
 
 
 def _peak(frame: Any) -> float:

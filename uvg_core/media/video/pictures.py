@@ -16,6 +16,7 @@ from torch import Tensor
 from .clip import ClipSpec
 from .colour import Colour, colour_of, to_sdr
 from .limits import MOST_PIXELS
+from .profile import Profile
 from .sidedata import side_data
 
 # swscale's bicubic, accurate rounding, full chroma in and out. Its defaults halve the chroma precision and round down:
@@ -60,24 +61,24 @@ def memory_of(frame: Any, channels: int, dtype: torch.dtype = torch.uint8) -> Te
     return pixels
 
 
-def picture_of(frame: Any, stream: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
+def picture_of(frame: Any, source: Any, spec: ClipSpec) -> tuple[Tensor, tuple[int, int]]:
     """A decoded frame as uint8 RGB ``[H,W,3]``: upright, in the colours of an ordinary screen, fitted as by ``fit``;
     and its size (rows, columns) before cropping and padding."""
-    colour = colour_of(frame)
-    picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, stream), spec)
-    if colour is not None and picture.is_floating_point():  # only now: there is less of it
+    colour = colour_of(frame, source)
+    picture, scaled = fit(_upright(frame, colour, spec.background), shown_size(frame, source.stream), spec)
+    if isinstance(colour, Colour) and picture.is_floating_point():  # only now: there is less of it
         picture = to_sdr(picture, colour)
     return picture, scaled
 
 
-def remarks_on(frame: Any) -> list[str]:
+def remarks_on(frame: Any, source: Any) -> list[str]:
     """What is done to such a frame beside turning and fitting it, in a few words each."""
     interlaced = ["interlaced: one field of each frame is taken"] if frame.interlaced_frame else []
-    colour = colour_of(frame)
+    colour = colour_of(frame, source)
     return interlaced if colour is None else [*interlaced, str(colour)]
 
 
-def _upright(frame: Any, colour: Colour | None, background: tuple[int, int, int]) -> Tensor:
+def _upright(frame: Any, colour: Colour | Profile | None, background: tuple[int, int, int]) -> Tensor:
     """A decoded frame as RGB ``[H,W,3]``, turned as its display matrix says, over ``background`` where it is
     transparent: uint8 or, with a ``colour`` that is not mapped yet, floats from 0 to 1."""
     layout, matrix = frame.format, _matrix(frame)
@@ -85,7 +86,7 @@ def _upright(frame: Any, colour: Colour | None, background: tuple[int, int, int]
     colours = {} if layout.is_rgb or layout.has_palette else _colours(frame, colour)
     if frame.interlaced_frame and frame.height > 1:
         frame = _field(frame)
-    channels, deep = 4 if transparent else 3, colour is not None
+    channels, deep = 4 if transparent else 3, isinstance(colour, Colour)
     kind = ("rgba" if transparent else "rgb") + ("" if transparent else "24")
     if deep:
         kind = "rgba64le" if transparent else "rgb48le"
@@ -93,6 +94,9 @@ def _upright(frame: Any, colour: Colour | None, background: tuple[int, int, int]
     picture = memory_of(packed, channels, torch.uint16 if deep else torch.uint8)
     if deep:
         picture = picture.float() / 65535
+    if isinstance(colour, Profile):
+        picture = torch.cat([colour.to_srgb(picture[..., :3]), picture[..., 3:]], -1)
+        colour = None
     if transparent:
         # Few rows at a time: four times the bytes.
         picture = torch.cat([_opaque(rows, colour, background) for rows in picture.split(64)])
@@ -127,7 +131,7 @@ def _field(frame: Any) -> Any:
     return upper
 
 
-def _colours(frame: Any, colour: Colour | None) -> dict[str, int]:
+def _colours(frame: Any, colour: Colour | Profile | None) -> dict[str, int]:
     """Arguments of ``reformat`` that turn a frame's Y'CbCr into RGB."""
     # Untagged files follow the usual rule: high definition is BT.709, everything smaller BT.601.
     usual = BT709 if frame.height > 576 or frame.width >= 1280 else _BT601

@@ -79,7 +79,11 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
     if shown.frames != info.frames:
         length = f"{shown.duration:.1f} s ({info.fps:.4g} fps), the part from {start:.1f} s of {info.duration:.1f} s"
     damage = ". ".join(filter(None, (timeline.damage and f"The file {timeline.damage}", found.held)))
-    note = [describe_fit(shown, found.spec, chosen, found.scaled, length), *remarks_on(found.frame), damage]
+    note = [
+        describe_fit(shown, found.spec, chosen, found.scaled, length),
+        *remarks_on(found.frame, source),
+        damage,
+    ]
     return Clip(found.pixels, info, "; ".join(filter(None, note)), damage)
 
 
@@ -140,7 +144,7 @@ def _decoded(source: Source, timeline: Timeline, chosen: Sequence[int], spec: Cl
         if frame is None:
             spec = spec.suited(*shown_size(shown, source.stream))
         frame = shown
-        pictures[time], scaled = picture_of(shown, source.stream, spec)
+        pictures[time], scaled = picture_of(shown, source, spec)
     if frame is None:
         raise source.broken(timeline.second(wanted[0]) if timeline.timed else 0.0)
     for place, time in enumerate(wanted):

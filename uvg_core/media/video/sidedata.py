@@ -23,15 +23,16 @@ def side_data(frame: Any, name: str) -> bytes:
             number = str(error).partition(" ")[0]
             if not number.isdecimal():
                 break
-            frame = _without(frame, number)
+            frame = without(frame, number)
     return b""
 
 
-def _without(frame: Any, number: str) -> Any:
+def without(frame: Any, kind: str) -> Any:
+    """The same frame without side data of a kind, by FFmpeg's name or number."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
     )
-    graph.link_nodes(source, graph.add("sidedata", f"mode=delete:type={number}"), graph.add("buffersink")).configure()
+    graph.link_nodes(source, graph.add("sidedata", f"mode=delete:type={kind}"), graph.add("buffersink")).configure()
     graph.push(frame)
     return graph.pull()

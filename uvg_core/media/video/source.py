@@ -30,12 +30,15 @@ from .limits import (
     require_sound_decoders,
 )
 from .mp4 import is_steady, require_short_tables
+from .profile import png_profile
+from .sidedata import without
 
 # Dispositions, as FFmpeg numbers them.
 _DEFAULT = 0x1
 ATTACHED = 0x400  # a picture that is no film: the cover of a song
 _PART = 0x80000  # of a picture that is put together from several, such as a photo in HEIC
 _NO_FILM = ATTACHED | 0x800 | _PART  # 0x800: thumbnails
+_PNG = ("png", "apng")
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -49,6 +52,7 @@ class Source:
     errors   damaged packets since the last start or seek
     kind     PyAV's name of the container format
     torn     whether the file is known to end inside a frame; stalled: whether reading on took too long
+    icc_profile  of a PNG; those of other pictures are with their frames
     careful  one packet is decoded at a time, and what damaged ones spoil is noted
     spoilt   the times of damaged packets and of those behind them, which build on them, until the next keyframe
 
@@ -67,6 +71,7 @@ class Source:
         self.size = os.stat(path).st_size  # a file that grows is read as far as it went
         self.torn = self.stalled = False
         self.careful, self.spoilt = False, set[int | None]()
+        self.icc_profile = png_profile(self.path)
         self.decoded, self.refused = 0, False  # pixels; whether ffmpeg called a frame impossible: maybe too large
         self._open()
 
@@ -197,7 +202,8 @@ class Source:
             self.count(frame.width, frame.height)
             if frame.is_corrupt:
                 self.spoilt.add(frame.pts)
-            yield frame
+            # PyAV frees the name of a PNG's profile twice, and the process ends, once anything looks at its side data.
+            yield without(frame, "ICC_PROFILE") if self.stream.codec_context.name in _PNG else frame
 
     def count(self, width: int, height: int) -> None:
         """One more frame, of a size that may change on the way. Raises UniViGUError for too large ones, or too many."""

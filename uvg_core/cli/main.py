@@ -1,5 +1,5 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, describe, train, demo, cache,
-completion.
+"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, describe, train, evaluate,
+demo, cache, completion.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
@@ -36,6 +36,7 @@ from .caption import caption
 from .completion import completion
 from .demo import demo
 from .describe import describe
+from .evaluate import evaluate
 from .files import check, convert, inspect
 from .flags import add_flags, settings_of
 from .generate import generate
@@ -57,6 +58,7 @@ COMMANDS = (
     synthesise,
     describe,
     train,
+    evaluate,
     demo,
     cache,
     completion,
@@ -107,7 +109,7 @@ def _quiet_libraries(quiet: bool) -> None:
 WRITTEN = ("out", "write", "json", "sheet")
 READ = (
     *("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file"),
-    *("clips", "files", "prompts", "instructions"),
+    *("clips", "files", "prompts", "instructions", "benchmark", "references"),
 )
 
 

@@ -1,0 +1,253 @@
+"""``evaluate``: clips and captions of benchmarks, as their own programs read them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from .. import __version__
+from ..checkpoint.lora import Lora
+from ..data.shards import sha256_of
+from ..errors import UniViGUError, counted
+from ..io import make_folder, require_makeable, require_writable
+from ..media.video import write_video
+from ..media.video.footage import Footage
+from ..pipeline import evaluate as work
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.scores import require_scorers, scores_of
+from ..progress import Bars
+from ..sampling import Sampling, Size
+from ..settings import Flag, OneOf, Text, Whole, setting, settings
+from ..synthesis.settings import clip_settings
+from .common import TEXT, VIDEO, Model, Video, steps_on
+from .flags import Only
+from .output import CANCELLED, say, show
+
+_WORDS = (*TEXT, "text_update", "video_cache", "stop_when_stable", "stop_when_sure")
+_OF = {"samples": "videos", "clips": "captions", "format": "captions", "references": "captions"}
+
+
+@settings
+class Evaluate:
+    """What is made of which benchmark."""
+
+    kind: Annotated[str, OneOf("videos", "captions")] = setting("What to make.", positional=True)
+    benchmark: Path = setting(
+        "For videos a text file with one prompt per line, or VBench_full_info.json; for captions a folder of clips, or "
+        "the annotation file of DREAM-1K, VDC, MSR-VTT, VATEX or COCO.",
+        positional=True,
+        metavar="SOURCE",
+    )
+    out: Path | None = setting(
+        "Folder of the videos, or file of the captions; a report, evaluate.json or FILE.evaluate.json, lies with it.",
+        default=None,
+        short="-o",
+        metavar="DIR|FILE",
+    )
+    samples: Whole | None = setting(
+        "Videos of each prompt.", default=None, auto="5; 25 for VBench's temporal_flickering", ge=1, le=100
+    )
+    clips: Path | None = setting("Folder of the clips that the annotation file names.", default=None, metavar="DIR")
+    format: Annotated[str, OneOf(*work.FORMATS)] | None = setting(
+        "Layout of the captions; msrvtt and vatex are COCO results.",
+        default=None,
+        auto="that of the annotation file; coco for a folder",
+    )
+    references: Path | None = setting(
+        "Human captions (COCO, MSR-VTT, VATEX) to compute BLEU, ROUGE-L, CIDEr-D and METEOR against.", default=None
+    )
+    shard: Text = setting("Do one part of the work, e.g. 2/4.", default="1/1", metavar="PART/PARTS")
+    dry_run: Flag = setting("Show how much would be made, without writing anything.", default=False)
+
+    def __post_init__(self) -> None:
+        if self.out is None:
+            raise UniViGUError("evaluate: name what to write with -o")
+        work.Shard.of(self.shard)
+        for name, kind in _OF.items():
+            if getattr(self, name) is not None and self.kind != kind:
+                raise UniViGUError(f"--{name} applies to evaluate {kind} only; leave it out")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a kind of benchmark works with."""
+
+    pipe: Pipeline
+    sampling: Sampling
+    video: Video
+    size: Size
+    footage: Footage
+    note: Callable[[str], object]
+    shown: Bars
+
+
+class _Videos:
+    """``{prompt}-{i}.mp4`` in a folder, each from its own seed."""
+
+    def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
+        self.out, self.report, shard = out, out / work.REPORT, work.Shard.of(own.shard)
+        require_makeable(out, "choose another with --out")
+        self.all = work.samples_of(work.read_prompts(own.benchmark), seed, own.samples)
+        self.mine = [sample for place, sample in enumerate(self.all) if shard.takes(place)]
+
+    def survey(self) -> str:
+        there = set(os.listdir(self.out)) if self.out.is_dir() else set()
+        made, bad = sum(one.name in there for one in self.mine), [one for one in self.mine if one.problem]
+        lines = [f"{counted(len(self.mine), 'video')}: {made} there, {len(self.mine) - made - len(bad)} to make"]
+        return "\n".join([*lines, *(f"  left out: {one.name}: the prompt {one.problem}" for one in bad)])
+
+    def prepare(self) -> None:
+        make_folder(self.out, "choose another with --out")
+
+    def settings(self, sampling: Sampling, video: Video, footage: Footage) -> dict[str, Any]:
+        null = {} if video.null_embedding is None else {"null_embedding": video.null_embedding.name}
+        return {"negative": video.negative, **null}
+
+    def run(self, run: _Run, outcome: work.Outcome) -> None:
+        run.pipe.noise(run.size)  # sizes that do not fit are known now
+        watch = steps_on(run.shown, "generating")
+
+        def make(sample: work.Sample, path: Path) -> None:
+            seeded = replace(run.sampling, seed=sample.seed)
+            pixels = run.pipe.generate(
+                sample.prompt, negative=run.video.negative, size=run.size, sampling=seeded, callback=watch
+            )
+            write_video(path, pixels, run.pipe.config.run.fps)
+
+        work.make_clips(self.mine, self.out, make, outcome, run.note)
+
+    def finish(self, outcome: work.Outcome, note: Callable[[str], object]) -> dict[str, Any]:
+        there = set(os.listdir(self.out))
+        found = {one.name: one.seed for one in self.all if one.name in there}
+        return {
+            "planned": len(self.all),
+            "made": len(found),
+            "failed": _without(outcome.failed, self.out),
+            "seeds": found,
+        }
+
+
+class _Captions:
+    """One file of captions, and their scores."""
+
+    def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
+        self.out, self.report, shard = out, out.with_name(f"{out.name}.{work.REPORT}"), work.Shard.of(own.shard)
+        self.form, self.all = work.read_items(own.benchmark, own.clips, own.format)
+        self.mine = [item for place, item in enumerate(self.all) if shard.takes(place)]
+        self.record, self.seed, self.references = work.Captioned(out), seed, None
+        if own.references is not None:
+            require_scorers()
+            self.references = work.read_references(own.references)
+
+    def survey(self) -> str:
+        done = self.record.captions()
+        left = [item for item in self.mine if work.key_of(item) not in done]
+        missing = [work.key_of(item) for item in left if item.clip is None]
+        lines = [f"{counted(len(self.mine), 'clip')}: {len(self.mine) - len(left)} captioned, {len(left)} to caption"]
+        return "\n".join([*lines, *(f"  found no clip: {one}" for one in missing)])
+
+    def prepare(self) -> None:
+        require_writable(self.out)
+
+    def settings(self, sampling: Sampling, video: Video, footage: Footage) -> dict[str, Any]:
+        return {name: getattr(sampling, name) for name in _WORDS} | {"format": self.form, "footage": asdict(footage)}
+
+    def run(self, run: _Run, outcome: work.Outcome) -> None:
+        watch = steps_on(run.shown, "writing the caption", run.pipe.tokenizer.text)
+
+        def caption(clip: Path, seed: int) -> str:
+            latent, _ = run.pipe.latent_of(clip, run.size, run.footage)
+            return run.pipe.caption(latent, sampling=replace(run.sampling, seed=seed), callback=watch)
+
+        self.record.make(self.mine, caption, self.seed, outcome, run.note)
+
+    def finish(self, outcome: work.Outcome, note: Callable[[str], object]) -> dict[str, Any]:
+        captions = self.record.write(self.form, self.all)
+        done = {item.id: captions[key] for item in self.all if (key := work.key_of(item)) in captions}
+        failed = _without(outcome.failed, *{item.clip.parent for item in self.all if item.clip is not None})
+        facts = {"planned": len(self.all), "made": len(done), "failed": failed, "scores": None}
+        if self.references is None:
+            return facts
+        if len(done) + len(outcome.failed) < len(self.all):
+            note("scores are computed when all clips are captioned")
+            return facts
+        try:
+            return facts | {"scores": scores_of(done, self.references, note)}
+        except UniViGUError as error:
+            outcome.failed.append(str(error))
+            return facts
+
+
+def evaluate(
+    own: Evaluate,
+    model: Model,
+    sampling: Annotated[Sampling, Only(*VIDEO, *_WORDS)],
+    video: Annotated[Video, Only("negative", "null_embedding", "fast")],
+    size: Size,
+    footage: Footage,
+    shown: Bars,
+) -> int:
+    """Make the videos or captions of a benchmark, in the layout of its own scorer. Run it again to continue."""
+    assert own.out is not None  # Evaluate asks for it
+    kind = (_Videos if own.kind == "videos" else _Captions)(own, own.out, sampling.seed)
+    if own.dry_run:
+        show(kind.survey())
+        return 0
+    kind.prepare()
+    pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
+    sampling = sampling.resolved(pipe.config.run, captions=own.kind == "captions")
+    asked = {
+        "dtype": model.dtype,
+        "loras": [_lora(one) for one in pipe.loras],
+        **kind.settings(sampling, video, footage),
+    }
+    facts: dict[str, Any] = {
+        "kind": own.kind,
+        "settings": clip_settings(pipe, model.places.wan, sampling, size, **asked),
+        "versions": {"uni-vigu": __version__, "torch": torch.__version__, **_version("pycocoevalcap")},
+    }
+    work.require_same(kind.report, facts)
+
+    def note(text: str) -> None:
+        shown.close()
+        say(text)
+
+    outcome, code = work.Outcome(), 0
+    try:
+        kind.run(_Run(pipe, sampling, video, size, footage, note, shown), outcome)
+    except KeyboardInterrupt:
+        note("stopped; what is finished is kept. Run the same command again to continue")
+        code = CANCELLED
+    shown.close()
+    work.write_report(kind.report, {**facts, **kind.finish(outcome, note)})
+    show(f"{own.out}: {outcome}")
+    return code or int(bool(outcome.failed))
+
+
+def _without(messages: list[str], *folders: Path) -> list[str]:
+    """Messages for a report that others read: it names no folder of this machine."""
+    for folder in folders:
+        messages = [message.replace(f"{folder}{os.sep}", "") for message in messages]
+    return messages
+
+
+def _lora(lora: Lora) -> dict[str, Any]:
+    return {
+        "file": lora.path.name,
+        "sha256": sha256_of(lora.path),
+        "video": lora.choice.video,
+        "text": lora.choice.text,
+    }
+
+
+def _version(package: str) -> dict[str, str]:
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}

@@ -5,7 +5,7 @@
 Questions: ``detector`` (does it read rendered and reconstructed clips right), ``vae`` (how well clips come back, in
 dB), ``understanding`` (video to text), ``generation`` (text to video), ``plain`` (the same with an empty text stream:
 the generator alone), ``joint``, ``ranking``, ``steps`` (each job at 4 to 64 steps, in bfloat16), ``stable`` (captions
-that stop when their words stand still).
+that stop when their words stand still), ``sure`` (captions that stop when every word is likely enough).
 Seeds are fixed: the same machine gives the same numbers again.
 """
 
@@ -30,6 +30,7 @@ from uvg_core.sampling import GuidedDenoiser, Sampling, video_to_text
 
 STEPS = (4, 8, 16, 32, 64)
 STABLE = (2, 3, 5)
+SURE = (0.5, 0.7, 0.9)
 
 
 def detector(evaluator: Evaluator) -> dict[str, Any]:
@@ -90,16 +91,20 @@ def by_kind(evaluator: Evaluator, seen: Sequence[World | None]) -> dict[str, lis
 
 
 def stable(evaluator: Evaluator) -> dict[str, Any]:
-    return {str(wanted): stopped_at(evaluator, wanted) for wanted in STABLE}
+    return {str(wanted): stopped(evaluator, stop_when_stable=wanted) for wanted in STABLE}
 
 
-def stopped_at(evaluator: Evaluator, wanted: int) -> dict[str, Any]:
-    """Captions one by one, each stopped when ``wanted`` steps in a row draw the same words."""
+def sure(evaluator: Evaluator) -> dict[str, Any]:
+    return {str(wanted): stopped(evaluator, stop_when_sure=wanted) for wanted in SURE}
+
+
+def stopped(evaluator: Evaluator, **rule: Any) -> dict[str, Any]:
+    """Captions one by one, each stopped by a rule of ``Sampling``."""
     steps: list[int] = []
     texts = []
     with evaluator.pipe.network() as model:
         for index, latent in enumerate(evaluator.latents.split(1)):
-            settings = Sampling(seed=index, stop_when_stable=wanted).resolved(evaluator.run, captions=True)
+            settings = Sampling(seed=index, **rule).resolved(evaluator.run, captions=True)
             ids = video_to_text(GuidedDenoiser(model), latent, settings, callback=lambda step, _: steps.append(step))
             texts.append(evaluator.pipe.tokenizer.text(ids[0]))
     found = evaluator.score_captions(texts).to_json()
@@ -116,6 +121,7 @@ QUESTIONS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "ranking": ranking,
     "steps": by_steps,
     "stable": stable,
+    "sure": sure,
 }
 
 

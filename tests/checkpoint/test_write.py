@@ -184,7 +184,9 @@ def test_a_lora_is_not_written_over(model, tools, tmp_path):
         convert(path, lora, loras=[lora])
     for command in (["convert", str(path), str(lora), "--lora", str(lora)],
                     ["check", "--vae", str(lora), "--write", str(lora)]):  # fmt: skip
-        assert main(command) == 1
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 2
     assert lora.read_bytes() == before
 
 

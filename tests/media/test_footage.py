@@ -135,6 +135,26 @@ def test_wide_colours_without_hdr_are_brought_to_bt709(tmp_path: Path) -> None:
     assert note.endswith("; BT.2020 colours brought to BT.709")
 
 
+@pytest.mark.parametrize(("profile", "base", "wrong"), [(5, 0, True), (8, 1, False), (8, 4, False), (7, 6, False)])
+def test_dolby_vision_without_a_usual_picture_is_said(tmp_path: Path, profile: int, base: int, wrong: bool) -> None:
+    """The box that says so is put behind the decoder's, at the end of the boxes around it."""
+    path = hdr_clip(tmp_path / "dolby.mp4", [[0.5] * 3] * 2, HLG)
+    before, data = read_clip(path, ClipSpec(2, 16, 16)), bytearray(path.read_bytes())
+    box = (32).to_bytes(4, "big") + b"dvcC" + bytes([1, 0, profile << 1, 0b1101, base << 4]) + bytes(19)
+    at = data.index(b"hvcC") - 4
+    at += int.from_bytes(data[at : at + 4], "big")
+    data[at:at] = box
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"hev1"):
+        start = data.index(name) - 4
+        data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(box)).to_bytes(4, "big")
+    assert data.index(b"mdat") < at  # so that no place of a frame has moved
+    path.write_bytes(data)
+    clip = read_clip(path, ClipSpec(2, 16, 16))
+    assert (clip.pixels == before.pixels).all()
+    assert ("its colours are wrong: Dolby Vision profile 5" in clip.note) == wrong
+    assert wrong or clip.note == before.note
+
+
 def test_the_size_of_hdr_clips_changes_no_colour(tmp_path: Path) -> None:
     path = hdr_clip(tmp_path / "gray.mkv", [[pq_signal(100.0)] * 3] * 2, PQ)
     for size in (8, 32, 64):

@@ -180,6 +180,16 @@ def test_a_tiff_that_is_not_read_is_not_called_a_damaged_video(tmp_path: Path, m
         read_clip(tmp_path / "odd.tiff", ClipSpec(1, 32, 32))
 
 
+def test_of_a_tiff_of_several_pages_the_first_is_read_and_said(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(picture.numpy()) for picture in numbered(3))
+    first.save(tmp_path / "one.tiff")
+    first.save(tmp_path / "scan.tiff", save_all=True, append_images=others)
+    clip = read_clip(tmp_path / "scan.tiff", ClipSpec(1, 32, 32))
+    assert numbers(clip.pixels) == [0]
+    assert clip.note.endswith("; the first of 3 pages")
+    assert "pages" not in read_clip(tmp_path / "one.tiff", ClipSpec(1, 32, 32)).note
+
+
 def test_an_animation_that_claims_a_large_canvas_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = moving(tmp_path / "bomb.webp", lossless=True)
     data = bytearray(path.read_bytes())

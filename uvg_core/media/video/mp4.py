@@ -62,6 +62,20 @@ def is_steady(path: Path) -> bool:
     return bool(steps)
 
 
+def is_dolby_vision_5(path: Path) -> bool:
+    """Whether an mp4 says that its picture is of Dolby Vision's profile 5: in colours of its own, which mean nothing
+    without the data beside them. The other profiles build on HDR10, HLG or SDR."""
+    with path.open("rb") as file:
+        for kind, begin, end in _boxes(file, 0, path.stat().st_size):
+            if kind == b"stsd":
+                entries = _at(file, begin, min(end - begin, _MOST_BEFORE))
+                for name in (b"dvcC", b"dvvC"):
+                    record = entries.partition(name)[2]  # two bytes of version, then seven bits of profile
+                    if len(record) >= 24 and record[2] >> 1 == 5:
+                        return True
+    return False
+
+
 @dataclass
 class _Track:
     """What the boxes of one track claim."""

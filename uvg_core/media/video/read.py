@@ -20,6 +20,10 @@ from .timeline import Timeline, is_cut, scan
 
 # Skipping fewer frames than this by a seek costs more than decoding them.
 _SEEK_FROM = 16
+_DOLBY = (
+    "its colours are wrong: Dolby Vision profile 5 is not read. Convert it with ffmpeg -i INPUT -vf "
+    "libplacebo=colorspace=bt709:color_primaries=bt709:color_trc=bt709:format=yuv420p OUTPUT"
+)
 
 
 def probe(path: str | Path, *, start: float = 0.0, seconds: float | None = None) -> ClipInfo:
@@ -82,6 +86,8 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
     note = [
         describe_fit(shown, found.spec, chosen, found.scaled, length),
         *remarks_on(found.frame, source),
+        _DOLBY if source.has_lost_colours else "",
+        f"the first of {count} pages" if (count := source.pages) > 1 else "",
         damage,
     ]
     return Clip(found.pixels, info, "; ".join(filter(None, note)), damage)

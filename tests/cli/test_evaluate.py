@@ -295,4 +295,5 @@ def test_a_run_with_references_reports_scores(
     assert main([*command, "--references", str(tmp_path / "coco.json"), "--shard", "1/2"]) == 0
     assert json.loads(Path(f"{out}.evaluate.json").read_text())["scores"] is None
     assert main([*command, "--references", str(tmp_path / "coco.json")]) == 0
-    assert json.loads(Path(f"{out}.evaluate.json").read_text())["scores"] == {"clips": 2}
+    report = json.loads(Path(f"{out}.evaluate.json").read_text())
+    assert (report["scores"], report["benchmark"], report["references"]) == ({"clips": 2}, "coco.json", "coco.json")

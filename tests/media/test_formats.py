@@ -149,6 +149,22 @@ def test_every_torn_animation_says_where_it_breaks_off(tmp_path: Path, suffix: s
     assert clip.damage in clip.note
 
 
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_torn_avif_is_read_as_far_as_it_goes(tmp_path: Path, clear: bool) -> None:
+    frames = [Image.effect_noise((64, 64), 80 + number).convert("RGB") for number in range(12)]
+    if clear:
+        for frame in frames:
+            frame.putalpha(Image.effect_noise((64, 64), 80))
+    path = tmp_path / "torn.avif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
+    assert not read_clip(path, ClipSpec(5, 64, 64)).damage
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    clip = read_clip(path, ClipSpec(5, 64, 64))
+    assert 1 < clip.info.frames < 12
+    assert clip.damage.startswith("The file breaks off at 0.")
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_torn_photo_is_read_and_said(tmp_path: Path, progressive: bool) -> None:
     """Its Exif holds a preview, which has an end of its own."""
@@ -178,6 +194,16 @@ def test_a_tiff_that_is_not_read_is_not_called_a_damaged_video(tmp_path: Path, m
     Image.new(mode, (32, 32)).save(tmp_path / "odd.tiff")
     with pytest.raises(UniViGUError, match=r"odd\.tiff: the picture .*floating-point.* Convert it to PNG"):
         read_clip(tmp_path / "odd.tiff", ClipSpec(1, 32, 32))
+
+
+def test_of_a_tiff_of_several_pages_the_first_is_read_and_said(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(picture.numpy()) for picture in numbered(3))
+    first.save(tmp_path / "one.tiff")
+    first.save(tmp_path / "scan.tiff", save_all=True, append_images=others)
+    clip = read_clip(tmp_path / "scan.tiff", ClipSpec(1, 32, 32))
+    assert numbers(clip.pixels) == [0]
+    assert clip.note.endswith("; the first of 3 pages")
+    assert "pages" not in read_clip(tmp_path / "one.tiff", ClipSpec(1, 32, 32)).note
 
 
 def test_an_animation_that_claims_a_large_canvas_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ class _Videos:
     def survey(self) -> str:
         there = set(os.listdir(self.out)) if self.out.is_dir() else set()
         made, bad = sum(one.name in there for one in self.mine), [one for one in self.mine if one.problem]
-        lines = [f"{counted(len(self.mine), 'video')}: {made} there, {len(self.mine) - made - len(bad)} to make"]
+        lines = [f"{counted(len(self.mine), 'video')}: {made:,} there, {len(self.mine) - made - len(bad):,} to make"]
         return "\n".join([*lines, *(f"  left out: {one.name}: the prompt {one.problem}" for one in bad)])
 
     def prepare(self) -> None:
@@ -149,7 +149,9 @@ class _Captions:
         done = self.record.captions()
         left = [item for item in self.mine if work.key_of(item) not in done]
         missing = [work.key_of(item) for item in left if item.clip is None]
-        lines = [f"{counted(len(self.mine), 'clip')}: {len(self.mine) - len(left)} captioned, {len(left)} to caption"]
+        lines = [
+            f"{counted(len(self.mine), 'clip')}: {len(self.mine) - len(left):,} captioned, {len(left):,} to caption"
+        ]
         return "\n".join([*lines, *(f"  found no clip: {one}" for one in missing)])
 
     def prepare(self) -> None:
@@ -209,6 +211,8 @@ def evaluate(
     }
     facts: dict[str, Any] = {
         "kind": own.kind,
+        "benchmark": own.benchmark.name,
+        **({} if own.references is None else {"references": own.references.name}),
         "settings": clip_settings(pipe, model.places.wan, sampling, size, **asked),
         "versions": {"uni-vigu": __version__, "torch": torch.__version__, **_version("pycocoevalcap")},
     }

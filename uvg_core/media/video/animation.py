@@ -22,6 +22,7 @@ from .limits import require_size
 from .pictures import memory_of
 from .profile import Profile, profile_of
 from .source import Source
+from .timeline import is_cut
 from .torn import is_torn
 
 _MOST_BYTES = 2**28  # Pillow reads a file at once
@@ -47,7 +48,10 @@ def _kind(path: str | Path) -> str:
         return ""
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 30 and head[20] & 2:
         return "WEBP"
-    return "AVIF" if head[4:12] in (b"ftypavif", b"ftypavis") and _ALPHA in head else ""
+    if head[4:12] not in (b"ftypavif", b"ftypavis") or _ALPHA not in head:
+        return ""
+    # Of one that breaks off Pillow reads nothing: FFmpeg does, without the transparency.
+    return "" if is_cut(Path(path), "mov,mp4") else "AVIF"
 
 
 def _is_profiled_cmyk(file: IO[bytes]) -> bool:

@@ -87,6 +87,7 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
         describe_fit(shown, found.spec, chosen, found.scaled, length),
         *remarks_on(found.frame, source),
         _DOLBY if source.has_lost_colours else "",
+        f"the first of {count} pages" if (count := source.pages) > 1 else "",
         damage,
     ]
     return Clip(found.pixels, info, "; ".join(filter(None, note)), damage)

@@ -32,6 +32,7 @@ from .limits import (
 from .mp4 import is_dolby_vision_5, is_steady, require_short_tables
 from .profile import png_profile
 from .sidedata import without
+from .torn import pages
 
 # Dispositions, as FFmpeg numbers them.
 _DEFAULT = 0x1
@@ -231,6 +232,11 @@ class Source:
     def has_lost_colours(self) -> bool:
         """Whether the colours are Dolby Vision's own, which are taken for what they are not."""
         return "mov,mp4" in self.kind and is_dolby_vision_5(self.path)
+
+    @property
+    def pages(self) -> int:
+        """Pictures in the file, of which the first is read; 1 for all but TIFF."""
+        return pages(self.path) if self.kind == "tiff_pipe" else 1
 
     def is_steady(self) -> bool:
         """Whether the header is sure of the frames and their length, so that not all timestamps need be read: where the

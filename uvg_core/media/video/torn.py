@@ -1,10 +1,13 @@
-"""Pictures that end too early, of which FFmpeg shows what is there and says nothing: GIF and JPEG."""
+"""Pictures of which FFmpeg shows a part and says nothing: GIF and JPEG that end too early, TIFF of several pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 _MOST_BYTES = 2**28  # larger ones are not looked at
+_MOST_PAGES = 1000
+_KIND = 254  # the tag that says whether a page is a preview (1), one of several (2) or a mask (4)
 _MOST_BLOCKS = 2**21  # nor more of these: half a gigabyte of an honest GIF
 
 
@@ -15,6 +18,26 @@ def is_torn(path: Path, kind: str) -> bool:
         return False
     with path.open("rb") as file:
         return look(file.read(_MOST_BYTES))
+
+
+def pages(path: Path) -> int:
+    """How many pages a TIFF has, up to a thousand; previews and masks are none. 1 for other files."""
+    count, seen = 0, set[int]()
+    with path.open("rb") as file:
+        order: Literal["little", "big"] = "little" if file.read(2) == b"II" else "big"
+
+        def number(width: int) -> int:
+            return int.from_bytes(file.read(width), order)
+
+        at = number(4) if number(2) == 42 else 0
+        while at and at not in seen and len(seen) < _MOST_PAGES:
+            seen.add(at)
+            file.seek(at)
+            entries = [(number(2), number(2), number(4), file.read(4)) for _ in range(number(2))]
+            kinds = [int.from_bytes(value, order) for tag, _, _, value in entries if tag == _KIND]
+            count += not any(kind & 5 for kind in kinds)
+            at = number(4)
+    return max(count, 1)
 
 
 def _torn_gif(data: bytes) -> bool:

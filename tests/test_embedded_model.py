@@ -30,7 +30,7 @@ from uvg_core.sampling.settings import SIZE
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-CLIPS = 24
+CLIPS = 12
 
 
 @pytest.fixture(scope="module")

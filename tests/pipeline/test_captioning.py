@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from refusals import closed_folder
+from two_captioners import caption_twice
 
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
 from uvg_core.pipeline import folders
 from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, survey, text_files
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -198,17 +195,10 @@ def test_a_subfolder_that_cannot_be_listed_is_reported(folder: Path, monkeypatch
 
 
 def test_two_captioners_share_a_folder(folder: Path) -> None:
-    code = (
-        "import sys, time; from uvg_core.pipeline.folders import caption_folder\n"
-        "def caption(path):\n    time.sleep(0.02); return f'{sys.argv[2]} {path.name}'\n"
-        "report = caption_folder(sys.argv[1], caption); print(len(report.written), len(report.failed))"
-    )
     for number in range(40):
         shutil.copy(folder / "a.mp4", folder / f"n{number:02}.mp4")
     total = len(find_clips(folder))
-    commands = [[sys.executable, "-c", code, str(folder), who] for who in "AB"]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for command in commands]
-    counts = [tuple(map(int, run.communicate()[0].split())) for run in runs]
+    counts = caption_twice(folder)
     assert sum(written for written, _ in counts) == total
     assert all(failed == 0 for _, failed in counts)
     assert len({path.read_text() for path in folder.glob("**/*.txt")}) == total

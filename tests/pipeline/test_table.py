@@ -7,13 +7,12 @@ import gc
 import json
 import os
 import shutil
-import subprocess
-import sys
 from codecs import BOM_UTF8
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from two_captioners import caption_twice
 
 from uvg_core.data.left_out import LeftOut
 from uvg_core.data.listing import listed
@@ -24,8 +23,6 @@ from uvg_core.pipeline.folders import Captions, caption_folder, survey
 from uvg_core.pipeline.review import RECORD
 from uvg_core.pipeline.table import Table
 from uvg_core.pipeline.texts import texts_of
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def about(path: Path) -> str:
@@ -126,17 +123,9 @@ def test_names_that_a_table_cannot_hold(folder: Path) -> None:
 
 
 def test_several_captioners_share_a_table(folder: Path) -> None:
-    code = (
-        "import sys, time; from uvg_core.pipeline.folders import Captions, caption_folder\n"
-        "def caption(path):\n    time.sleep(0.01); return f'{sys.argv[2]} {path.name}'\n"
-        "report = caption_folder(sys.argv[1], caption, Captions(format='jsonl')); print(len(report.written))"
-    )
     for number in range(40):
         shutil.copy(folder / "a.mp4", folder / f"n{number:02}.mp4")
-    commands = [[sys.executable, "-c", code, str(folder), who] for who in "AB"]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for command in commands]
-    counts = [int(run.communicate()[0]) for run in runs]
-    assert sum(counts) == 43
+    assert sum(written for written, _ in caption_twice(folder, "jsonl")) == 43
     names = [row["file_name"] for row in rows(folder / "metadata.jsonl")]
     assert len(names) == len(set(names)) == 43
 

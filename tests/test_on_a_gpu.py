@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "on_a_gpu.py"
 
 
-def rehearse(out: Path, *arguments: str, **environment: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--rehearse", "--out", str(out), *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def rehearse(out: Path, patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    patch.syspath_prepend(SCRIPT.parent)
+    patch.setattr(sys, "argv", [str(SCRIPT), "--rehearse", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 0
     found = json.loads((out / "on_a_gpu.json").read_text())
     assert found["rehearsal"]
     assert all(one["limit"][0] in ("at most", "at least") for one in found["outcomes"])
@@ -37,8 +34,9 @@ def rehearse(out: Path, *arguments: str, **environment: str) -> list[dict[str, A
     return outcomes
 
 
-def test_the_rehearsal_passes_without_a_comfyui(tmp_path: Path) -> None:
-    outcomes = rehearse(tmp_path, COMFYUI_PATH=str(tmp_path))
+def test_the_rehearsal_passes_without_a_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    outcomes = rehearse(tmp_path, monkeypatch)
     tried = {one["on"]: {o["claim"] for o in outcomes if o["on"] == one["on"]} for one in outcomes}
     assert tried.keys() == {"cpu"} if missing() else {"cpu", "fake"}
     asked = {o["claim"] for o in outcomes if o["claim"].startswith("ComfyUI") and "no ComfyUI" in o["why"]}

@@ -19,9 +19,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measuring import GIB, ROOT, in_turn, save
+from measuring import GIB, ROOT, digest, in_turn, save
 from networks import caption_passes, random_network
-from quality import digest
 
 from recipes.worlds.evaluation import Evaluator
 from uvg_core.config import ModelConfig

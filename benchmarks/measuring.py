@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -31,6 +32,12 @@ def read(name: str) -> Any:
 def save(name: str, found: Any) -> None:
     NUMBERS.mkdir(exist_ok=True)
     (NUMBERS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def digest(model: Path) -> str:
+    """SHA-256 of a safetensors file without its header: what the metadata say does not matter."""
+    data = model.read_bytes()
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
 def in_turn(jobs: Mapping[str, Job], turns: int, device: torch.device) -> dict[str, list[float]]:

@@ -3,7 +3,7 @@
     python -m recipes.worlds WORKDIR [--only PART] [--out models/uvg_tiny.safetensors [--numbers JSON]]
 
 Every part is kept in WORKDIR: a part that is there is used, one that was interrupted goes on. The finished model is
-written in float16; ``--numbers`` puts what ``benchmarks/quality.py`` measured into its metadata.
+written in float16; ``--numbers`` puts what ``evaluate worlds`` measured into its metadata.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import json
 from functools import partial
 from pathlib import Path
 
-from uvg_core.io import read_text
+from uvg_core.io import MEGABYTE, read_text
 
-from .recipe import RUNS, export, make_start, measure_vae, quality_of, run_one
+from .measure import quality_of
+from .recipe import RUNS, export, make_start, measure_vae, run_one
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--only", choices=("start", *RUNS), help="stop after this part")
     parser.add_argument("--out", type=Path, help="write the finished model here, in float16")
-    parser.add_argument("--numbers", type=Path, help="quality_NAME.json, for the metadata of --out")
+    parser.add_argument("--numbers", type=Path, help="evaluate.json of evaluate worlds, for the metadata of --out")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
     say = partial(print, flush=True)
@@ -40,7 +41,7 @@ def main() -> None:
         say("no --numbers: the file will not say how good the model is")
         measured = measure_vae(args.workdir, say)
     else:
-        measured = quality_of(json.loads(read_text(args.numbers, exact=True)))
+        measured = quality_of(json.loads(read_text(args.numbers, most=256 * MEGABYTE, exact=True))["rows"])
     export(model, args.out, measured)
     say(f"written: {args.out}")
 

@@ -4,53 +4,66 @@ Four questions: what its captions say of a clip (video to text), what its clips 
 ``detector.py``), whether both agree when it makes them at once (joint), and whether it prefers the true caption to nine
 that are almost true (ranking). Everything is drawn from fixed seeds.
 
-Answers are ``Accuracy``: hits and trials per attribute, and of the whole. Legend: N clips, T frames, S side in pixels.
+Answers are ``Accuracy``: right or wrong by attribute, and of the whole; ``measure.py`` makes numbers of them.
+Legend: N clips, T frames, S side in pixels.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from uvg_core.data.sources import digest
 from uvg_core.media.vae import LatentCodec
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
 from uvg_core.sampling.rank import caption_likelihood, padded
+from uvg_core.sampling.settings import SAMPLING
 
 from .detector import count_blots, read_world, score
-from .grammar import ATTRIBUTES, World, hard_negatives, parse, read_caption
+from .drawing import render
+from .grammar import ATTRIBUTES, World, hard_negatives, parse, random_world, read_caption
 from .source import WorldSource
 
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
 
 Score = dict[str, bool | None]  # by attribute; None for what is not scored
+_LETTERS = {True: "1", False: "0", None: "-"}
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Hits and trials by attribute, object by object. ``whole`` counts clips with everything right, ``exact`` captions
-    that are the true sentence, ``alone`` clips that show nothing more than they should."""
+    """Answers by attribute, a letter for every object of every clip: ``1`` right, ``0`` wrong, ``-`` not scored.
+    ``whole`` says whether everything of a clip is right, ``exact`` whether a caption is the true sentence, ``alone``
+    whether a clip shows nothing more than it should."""
 
-    hits: dict[str, int]
-    trials: dict[str, int]
+    answers: dict[str, str]
 
     @classmethod
     def of(cls, clips: Iterable[Sequence[Score]], **counted: Iterable[bool]) -> Accuracy:
         """From a score for every object of every clip; ``counted``: further questions, answered clip by clip."""
-        answers: dict[str, list[bool]] = {name: [] for name in (*ATTRIBUTES, "whole")}
+        answers = dict.fromkeys((*ATTRIBUTES, "whole"), "")
         for scores in clips:
-            known = [(name, right) for one in scores for name, right in one.items() if right is not None]
-            for name, right in (*known, ("whole", all(right for _, right in known))):
-                answers[name].append(right)
-        answers |= {name: list(right) for name, right in counted.items()}
-        return cls({name: sum(one) for name, one in answers.items()}, {name: len(one) for name, one in answers.items()})
+            for name in ATTRIBUTES:
+                answers[name] += "".join(_LETTERS[one[name]] for one in scores if name in one)
+            answers["whole"] += _LETTERS[all(right for one in scores for right in one.values() if right is not None)]
+        return cls(answers | {name: "".join(_LETTERS[right] for right in all) for name, all in counted.items()})
+
+    @property
+    def hits(self) -> dict[str, int]:
+        return {name: letters.count("1") for name, letters in self.answers.items()}
+
+    @property
+    def trials(self) -> dict[str, int]:
+        return {name: len(letters) - letters.count("-") for name, letters in self.answers.items()}
 
     def rate(self, name: str) -> float:
         """Hits over trials of one attribute, 0 to 1; NaN without trials."""
@@ -66,32 +79,77 @@ class Accuracy:
         return {"mean": round(self.mean, 4), "hits": self.hits, "trials": self.trials}
 
 
+def held_out_worlds(
+    count: int, *, objects: int, side: int, frames: int, seed: int = 0, kind: str = ""
+) -> list[tuple[World, Tensor]]:
+    """Worlds of combinations and handwriting that training never saw, with their clips. ``kind``: of one object, all of
+    this kind, everything else as likely as usual."""
+    if not kind:
+        settings: dict[str, Any] = {"side": side, "frames": frames, "pairs": float(objects - 1)}
+        source = WorldSource(count, seed=TEST_SEED + seed, held_out=True, split="test", **settings)
+        items = [source.item(i) for i in range(count)]
+        return [(world, item.pixels) for item in items if (world := parse(item.detail or "")) is not None]
+    found = []
+    for index in range(count):
+        generator = torch.Generator().manual_seed(int(digest(["kind", kind, TEST_SEED + seed, index])[:8], 16))
+        world = random_world(generator, held_out=True)
+        while world.shapes[0].kind != kind:
+            world = random_world(generator, held_out=True)
+        found.append((world, render(world, generator, side=side, frames=frames, split="test")))
+    return found
+
+
 class Evaluator:
     """One model's components, and test worlds: combinations and handwriting that training never saw.
 
     Args:
         pipe: the model with its VAE, text encoder and tokenizer. clips: N per question. objects: 1 or 2 in each world.
-        quick: run the network in bfloat16, as training does; else as the checkpoint's pipeline does.
+        seed: other seeds draw other worlds and other noise. kind: of one object, all of this kind.
+        sampling: steps, guidance and so on, in place of the checkpoint's. quick: run the network in bfloat16, as
+            training does; else as the checkpoint's pipeline does.
 
     Attributes:
         worlds, pixels, latents: the test worlds, their clips uint8 ``[N,T,S,S,3]`` and latents ``[N,16,F,h,w]``.
         captions, clips: what the model made for the last question, texts and uint8 ``[N,T,S,S,3]``.
+        passes, seconds: of the network so far, rows of its batches and time.
     """
 
-    def __init__(self, pipe: Pipeline, clips: int = 512, objects: int = 1, *, quick: bool = False) -> None:
+    def __init__(
+        self,
+        pipe: Pipeline,
+        clips: int = 512,
+        objects: int = 1,
+        *,
+        seed: int = 0,
+        kind: str = "",
+        sampling: Sampling = SAMPLING,
+        quick: bool = False,
+    ) -> None:
         self.pipe, self.run, self.objects, self.quick = pipe, pipe.config.run, objects, quick
-        settings: dict[str, Any] = {"side": self.run.height, "frames": self.run.frames, "pairs": float(objects - 1)}
-        source = WorldSource(clips, seed=TEST_SEED, held_out=True, split="test", **settings)
-        items = [source.item(i) for i in range(clips)]
-        self.pixels = torch.stack([item.pixels for item in items])
-        self.worlds = [world for item in items if (world := parse(item.detail or "")) is not None]
+        self.seed, self.sampling, self.passes, self.seconds = seed, sampling, 0, 0.0
+        size: dict[str, Any] = {"side": self.run.height, "frames": self.run.frames}
+        found = held_out_worlds(clips, objects=objects, seed=seed, kind=kind, **size)
+        self.worlds, self.pixels = [world for world, _ in found], torch.stack([pixels for _, pixels in found])
         self.latents = self._through_vae(LatentCodec.encode, self.pixels)
+
+    def _sampling(self, start: int, **options: Any) -> Sampling:
+        """The settings of the batch whose first clip is ``start``; row b draws its words with the seed + b."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return replace(self.sampling, **{"seed": (self.seed * 2**20 + start) % 2**62, **given})
 
     @contextmanager
     def _network(self) -> Iterator[UniViGU]:
+        def count(_: Any, given: tuple[Any, ...]) -> None:
+            self.passes += len(given[0])
+
         device = self.pipe.device.type
         with self.pipe.network() as model, torch.autocast(device, dtype=torch.bfloat16, enabled=self.quick):
-            yield model
+            hook, started = model.register_forward_pre_hook(count), time.perf_counter()
+            try:
+                yield model
+            finally:
+                hook.remove()
+                self.seconds += time.perf_counter() - started
 
     def _through_vae(self, work: Callable[[LatentCodec, Tensor], Tensor], clips: Tensor) -> Tensor:
         with self.pipe.components.using("vae") as vae:
@@ -138,27 +196,44 @@ class Evaluator:
         self.captions: list[str] = []
         with self._network() as model:
             for start in range(0, len(self.latents), BATCH):
-                settings = {"steps": steps, "seed": start, **options}
-                sampling = Sampling(**settings).resolved(self.run, captions=True)
+                sampling = self._sampling(start, steps=steps, **options).resolved(self.run, captions=True)
                 ids = video_to_text(GuidedDenoiser(model), self.latents[start : start + BATCH], sampling)
                 self.captions += [self.pipe.tokenizer.text(row) for row in ids]
         return self.score_captions(self.captions)
 
-    def _prompted(self, texts: Sequence[str]) -> Iterator[tuple[slice, Tensor, GuidedDenoiser]]:
-        """Batches of clips: which, their noise, and the network under their prompts."""
-        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+    def one_by_one(self, **options: Any) -> tuple[Accuracy, float]:
+        """As ``video_to_text``, each caption stopped by itself; also the mean number of steps."""
+        steps: list[int] = []
+        self.captions = []
+        with self._network() as model:
+            for index, latent in enumerate(self.latents.split(1)):
+                sampling = self._sampling(index, **options).resolved(self.run, captions=True)
+                ids = video_to_text(
+                    GuidedDenoiser(model), latent, sampling, callback=lambda step, _: steps.append(step)
+                )
+                self.captions.append(self.pipe.tokenizer.text(ids[0]))
+        return self.score_captions(self.captions), len(steps) / len(self.captions)
+
+    def _prompted(
+        self, texts: Sequence[str], joint: bool = False, **options: Any
+    ) -> Iterator[tuple[slice, Tensor, GuidedDenoiser, Sampling]]:
+        """Batches of clips: which, their noise, the network under their prompts, and the settings."""
+        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(self.seed))
         batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
         contexts, null = [self.pipe.conditions(texts[batch]) for batch in batches], self.pipe.conditions([""])
         with self._network() as model:
             for batch, context in zip(batches, contexts, strict=True):
-                negative = null.expand(len(context), -1, -1)
-                yield batch, noise[batch], GuidedDenoiser(model, context, negative, self.run.guidance_scale)
+                sampling = self._sampling(batch.start, **options).resolved(self.run, joint=joint)
+                denoise = GuidedDenoiser.of(model, context, null.expand(len(context), -1, -1), sampling)
+                yield batch, noise[batch].to(context.device), denoise, sampling
 
-    def text_to_video(self, steps: int | None = None, plain: bool = False) -> Accuracy:
+    def text_to_video(self, steps: int | None = None, plain: bool = False, **options: Any) -> Accuracy:
         """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
-        texts, made = [world.caption for world in self.worlds], []
-        sampling = Sampling(steps=steps).resolved(self.run)
-        for batch, noise, denoise in self._prompted(texts):
+        return self._drawn([world.caption for world in self.worlds], plain, steps=steps, **options)
+
+    def _drawn(self, texts: Sequence[str], plain: bool = False, **options: Any) -> Accuracy:
+        made = []
+        for batch, noise, denoise, sampling in self._prompted(texts, **options):
             stream: tuple[Tensor | None, Tensor | None] = (None, None)
             if not plain:
                 stream = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
@@ -166,31 +241,34 @@ class Evaluator:
         self.clips = self.decode(torch.cat(made))
         return self.score_clips(self.clips, self.worlds)
 
-    def joint(self, steps: int | None = None) -> tuple[Accuracy, Accuracy]:
+    def joint(self, steps: int | None = None, **options: Any) -> tuple[Accuracy, Accuracy]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
-        (kind and colour of clip and caption, counted together)."""
+        (kind and colour of caption and clip, counted together)."""
         clips, self.captions = [], []
-        for batch, noise, denoise in self._prompted([world.brief for world in self.worlds]):
-            made = joint(denoise, noise, Sampling(steps=steps, seed=batch.start).resolved(self.run))
+        briefs = [world.brief for world in self.worlds]
+        for _, noise, denoise, sampling in self._prompted(briefs, joint=True, steps=steps, **options):
+            made = joint(denoise, noise, sampling)
             clips.append(made.video)
             self.captions += [self.pipe.tokenizer.text(row) for row in made.text]
         self.clips = self.decode(torch.cat(clips))
         captioned, seen = [read_caption(text) for text in self.captions], self._read(self.clips)
         followed = [
-            [{name: one[name] for name in ("kind", "colour")} for one in self._scores(world, found)]
-            for worlds in (captioned, seen)
-            for world, found in zip(self.worlds, worlds, strict=True)
+            [{name: one[name] for name in ("kind", "colour")} for found in both for one in self._scores(world, found)]
+            for world, *both in zip(self.worlds, captioned, seen, strict=True)
         ]
         return self.score(seen, captioned), Accuracy.of(followed)
 
-    def ranking(self) -> tuple[int, int]:
-        """(how often the true caption is the likeliest of ten, clips); the nine others differ in one attribute."""
-        hits = 0
+    def ranking(self) -> list[bool]:
+        """Of every clip, whether its caption is the likeliest of ten; the nine others differ in one attribute."""
+        found = []
         with self._network() as model, torch.no_grad():
             for index, world in enumerate(self.worlds):
-                negatives = hard_negatives(world, 9, torch.Generator().manual_seed(index))
-                texts = [self.pipe.tokenizer.ids(text) for text in (world.caption, *negatives)]
+                generator = torch.Generator().manual_seed((self.seed * 2**20 + index) % 2**62)
+                texts = [
+                    self.pipe.tokenizer.ids(text) for text in (world.caption, *hard_negatives(world, 9, generator))
+                ]
                 tokens = padded(texts, self.run.pad_token, self.run.text_length)
-                clip, ranking = self.latents[index : index + 1], Ranking(samples=4, batch=len(texts))
-                hits += int(caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking).argmax()) == 0
-        return hits, len(self.worlds)
+                clip, ranking = self.latents[index : index + 1], Ranking(samples=4, seed=self.seed, batch=len(texts))
+                scores = caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)
+                found.append(int(scores.argmax()) == 0)
+        return found

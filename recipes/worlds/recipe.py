@@ -138,19 +138,3 @@ def measure_vae(folder: Path, say: Say) -> dict[str, Any]:
     whole, boxes = reconstruction(make_vae(folder, say), side=RUN.height, frames=RUN.frames, clips=256)
     say(f"VAE on 256 held-out worlds: {whole:.2f} dB, inside the objects' boxes {boxes:.2f} dB")
     return {"vae_psnr": round(whole, 2), "vae_psnr_boxes": round(boxes, 2)}
-
-
-def quality_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """For the card, of a file that ``benchmarks/quality.py`` wrote: the VAE's quality in dB, and means in percent by
-    number of objects and question."""
-    percent: dict[str, Any] = {"clips": numbers["clips"]}
-    for objects in ("objects_1", "objects_2"):
-        answers = numbers.get(objects, {})
-        means = {name: answers[name]["mean"] for name in ("understanding", "generation") if name in answers}
-        if "joint" in answers:
-            means["joint agreement"] = answers["joint"]["agreement"]["mean"]
-        if "ranking" in answers:
-            means["ranking"] = answers["ranking"]["share"]
-        percent[objects] = {name: round(100 * mean, 1) for name, mean in means.items()}
-    vae = numbers["objects_1"]["vae"]  # as the page of results has it
-    return {"vae_psnr": vae["whole"], "vae_psnr_boxes": vae["boxes"], "right_percent": percent}

@@ -26,26 +26,34 @@ from ..sampling import Sampling, Size
 from ..settings import Flag, OneOf, Text, Whole, setting, settings
 from ..synthesis.settings import clip_settings
 from .common import TEXT, VIDEO, Model, Video, steps_on
+from .evaluate_worlds import Worlds
 from .flags import Only
 from .output import CANCELLED, say, show
 
 _WORDS = (*TEXT, "text_update", "video_cache", "stop_when_stable", "stop_when_sure")
-_OF = {"samples": "videos", "clips": "captions", "format": "captions", "references": "captions"}
+_OF = {
+    **{"samples": "videos", "clips": "captions", "format": "captions", "references": "captions"},
+    **dict.fromkeys(("count", "only", "per_kind", "against"), "worlds"),
+}
 
 
 @settings
 class Evaluate:
     """What is made of which benchmark."""
 
-    kind: Annotated[str, OneOf("videos", "captions")] = setting("What to make.", positional=True)
-    benchmark: Path = setting(
+    kind: Annotated[str, OneOf("videos", "captions", "worlds")] = setting(
+        "What to make or to measure.", positional=True
+    )
+    benchmark: Path | None = setting(
         "For videos a text file with one prompt per line, or VBench_full_info.json; for captions a folder of clips, or "
-        "the annotation file of DREAM-1K, VDC, MSR-VTT, VATEX or COCO.",
+        "the annotation file of DREAM-1K, VDC, MSR-VTT, VATEX or COCO; none for worlds.",
+        default=None,
         positional=True,
         metavar="SOURCE",
     )
     out: Path | None = setting(
-        "Folder of the videos, or file of the captions; a report, evaluate.json or FILE.evaluate.json, lies with it.",
+        "Folder of the videos or measurements, or file of the captions; a report, evaluate.json or FILE.evaluate.json, "
+        "lies with it.",
         default=None,
         short="-o",
         metavar="DIR|FILE",
@@ -64,19 +72,38 @@ class Evaluate:
     )
     shard: Text = setting("Do one part of the work, e.g. 2/4.", default="1/1", metavar="PART/PARTS")
     dry_run: Flag = setting("Show how much would be made, without writing anything.", default=False)
+    count: Whole | None = setting("Worlds for each number.", default=None, auto="512", ge=2, le=1_000_000)
+    only: tuple[Text, ...] = setting(
+        "What to measure: video_to_text, text_to_video, joint, ranking, detector (its own errors), vae, plain (with "
+        "an empty text stream), stable or sure (captions that stop by themselves). Repeat the flag for several. "
+        "Default: the first six.",
+        default=(),
+        metavar="JOB",
+    )
+    per_kind: Whole | None = setting(
+        "Worlds of each kind beside these, for the worst kind; 200 say something.", default=None, auto="none", ge=2
+    )
+    against: Path | None = setting(
+        "Report of another model on the same worlds; differences are printed with paired intervals.", default=None
+    )
 
     def __post_init__(self) -> None:
         if self.out is None:
             raise UniViGUError("evaluate: name what to write with -o")
         work.Shard.of(self.shard)
+        if self.kind == "worlds" and self.benchmark is not None:
+            raise UniViGUError(f"evaluate worlds draws its own clips; leave {self.benchmark} out")
+        if self.kind != "worlds" and self.benchmark is None:
+            raise UniViGUError(f"evaluate {self.kind}: name what to read, e.g. a file of prompts or a folder of clips")
         for name, kind in _OF.items():
-            if getattr(self, name) is not None and self.kind != kind:
-                raise UniViGUError(f"--{name} applies to evaluate {kind} only; leave it out")
+            if getattr(self, name) not in (None, ()) and self.kind != kind:
+                raise UniViGUError(f"--{name.replace('_', '-')} applies to evaluate {kind} only; leave it out")
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What a kind of benchmark works with."""
+class Run:
+    """What a kind of benchmark works with. A kind says what its settings are, filled in, and what else the results
+    depend on; it does the work and says what became of it."""
 
     pipe: Pipeline
     sampling: Sampling
@@ -93,6 +120,7 @@ class _Videos:
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
         self.out, self.report, shard = out, out / work.REPORT, work.Shard.of(own.shard)
         require_makeable(out, "choose another with --out")
+        assert own.benchmark is not None  # Evaluate asks for it
         self.all = work.samples_of(work.read_prompts(own.benchmark), seed, own.samples)
         self.mine = [sample for place, sample in enumerate(self.all) if shard.takes(place)]
 
@@ -105,11 +133,12 @@ class _Videos:
     def prepare(self) -> None:
         make_folder(self.out, "choose another with --out")
 
-    def settings(self, sampling: Sampling, video: Video, footage: Footage) -> dict[str, Any]:
+    def settings(self, run: Run) -> tuple[Sampling, dict[str, Any]]:
+        video = run.video
         null = {} if video.null_embedding is None else {"null_embedding": video.null_embedding.name}
-        return {"negative": video.negative, **null}
+        return run.sampling.resolved(run.pipe.config.run), {"negative": video.negative, **null}
 
-    def run(self, run: _Run, outcome: work.Outcome) -> None:
+    def run(self, run: Run, outcome: work.Outcome) -> None:
         run.pipe.noise(run.size)  # sizes that do not fit are known now
         watch = steps_on(run.shown, "generating")
 
@@ -138,6 +167,7 @@ class _Captions:
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
         self.out, self.report, shard = out, out.with_name(f"{out.name}.{work.REPORT}"), work.Shard.of(own.shard)
+        assert own.benchmark is not None  # Evaluate asks for it
         self.form, self.all = work.read_items(own.benchmark, own.clips, own.format)
         self.mine = [item for place, item in enumerate(self.all) if shard.takes(place)]
         self.record, self.seed, self.references = work.Captioned(out), seed, None
@@ -157,10 +187,12 @@ class _Captions:
     def prepare(self) -> None:
         require_writable(self.out)
 
-    def settings(self, sampling: Sampling, video: Video, footage: Footage) -> dict[str, Any]:
-        return {name: getattr(sampling, name) for name in _WORDS} | {"format": self.form, "footage": asdict(footage)}
+    def settings(self, run: Run) -> tuple[Sampling, dict[str, Any]]:
+        sampling = run.sampling.resolved(run.pipe.config.run, captions=True)
+        words = {name: getattr(sampling, name) for name in _WORDS}
+        return sampling, words | {"format": self.form, "footage": asdict(run.footage)}
 
-    def run(self, run: _Run, outcome: work.Outcome) -> None:
+    def run(self, run: Run, outcome: work.Outcome) -> None:
         watch = steps_on(run.shown, "writing the caption", run.pipe.tokenizer.text)
 
         def caption(clip: Path, seed: int) -> str:
@@ -186,6 +218,9 @@ class _Captions:
             return facts
 
 
+_KINDS: dict[str, Callable[[Evaluate, Path, int], Any]] = {"videos": _Videos, "captions": _Captions, "worlds": Worlds}
+
+
 def evaluate(
     own: Evaluate,
     model: Model,
@@ -197,34 +232,37 @@ def evaluate(
 ) -> int:
     """Make the videos or captions of a benchmark, in the layout of its own scorer. Run it again to continue."""
     assert own.out is not None  # Evaluate asks for it
-    kind = (_Videos if own.kind == "videos" else _Captions)(own, own.out, sampling.seed)
+    kinds: dict[str, Callable[[Evaluate, Path, int], Any]] = {
+        "videos": _Videos,
+        "captions": _Captions,
+        "worlds": Worlds,
+    }
+    kind = kinds[own.kind](own, own.out, sampling.seed)
     if own.dry_run:
         show(kind.survey())
         return 0
     kind.prepare()
     pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
-    sampling = sampling.resolved(pipe.config.run, captions=own.kind == "captions")
-    asked = {
-        "dtype": model.dtype,
-        "loras": [_lora(one) for one in pipe.loras],
-        **kind.settings(sampling, video, footage),
-    }
-    facts: dict[str, Any] = {
-        "kind": own.kind,
-        "benchmark": own.benchmark.name,
-        **({} if own.references is None else {"references": own.references.name}),
-        "settings": clip_settings(pipe, model.places.wan, sampling, size, **asked),
-        "versions": {"uni-vigu": __version__, "torch": torch.__version__, **_version("pycocoevalcap")},
-    }
-    work.require_same(kind.report, facts)
 
     def note(text: str) -> None:
         shown.close()
         say(text)
 
+    run = Run(pipe, sampling, video, size, footage, note, shown)
+    sampling, settings = kind.settings(run)
+    run = replace(run, sampling=sampling)
+    asked = {"dtype": model.dtype, "loras": [_lora(one) for one in pipe.loras], **settings}
+    facts: dict[str, Any] = {
+        "kind": own.kind,
+        **({} if own.benchmark is None else {"benchmark": own.benchmark.name}),
+        **({} if own.references is None else {"references": own.references.name}),
+        "settings": clip_settings(pipe, model.places.wan, sampling, size, **asked),
+        "versions": {"uni-vigu": __version__, "torch": torch.__version__, **_version("pycocoevalcap")},
+    }
+    work.require_same(kind.report, facts)
     outcome, code = work.Outcome(), 0
     try:
-        kind.run(_Run(pipe, sampling, video, size, footage, note, shown), outcome)
+        kind.run(run, outcome)
     except KeyboardInterrupt:
         note("stopped; what is finished is kept. Run the same command again to continue")
         code = CANCELLED

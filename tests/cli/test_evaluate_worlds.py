@@ -1,0 +1,173 @@
+"""``evaluate worlds``: numbers with intervals, kept over stops, compared pair by pair, and for worlds models only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from uvg_core.cli.main import main
+
+pytest.importorskip("sklearn")
+pytest.importorskip("diffusers")
+
+from recipes.worlds import measure
+from recipes.worlds.evaluation import Evaluator, held_out_worlds
+from recipes.worlds.grammar import is_held_out
+
+FEW = ["--count", "3", "--steps", "1", "--device", "cpu", "-q"]
+
+
+def letters(share: float, clips: int = 400, seed: int = 0) -> str:
+    drawn = torch.rand(clips, generator=torch.Generator().manual_seed(seed)) < share
+    return "".join("01"[right] for right in drawn.tolist())
+
+
+# Numbers
+
+
+def test_wilson_s_interval_is_the_textbook_s() -> None:
+    assert measure.wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # Newcombe 1998, table of methods
+    assert measure.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_clips_and_not_objects_are_what_a_bootstrap_draws() -> None:
+    """Where both objects of a clip are always right or wrong together, the second one says nothing new."""
+    alone = letters(0.8)
+    twice = "".join(one * 2 for one in alone)
+    single = measure.Answers({"kind": alone, "whole": alone}).interval("kind")
+    pair = measure.Answers({"kind": twice, "whole": alone}).interval("kind")
+    assert pair == pytest.approx(single, abs=0.006)
+    assert single[1] < 0.8 < single[2]
+
+
+def test_what_is_not_scored_is_no_trial() -> None:
+    answers = measure.Answers({"kind": "1101", "speed": "1-0-", "size": "----", "whole": "1101"})
+    assert answers.names == ["mean", "kind", "speed", "whole"]
+    assert answers.interval("speed")[0] == 0.5
+    assert answers.interval("mean")[0] == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_paired_interval_sees_what_two_single_ones_do_not() -> None:
+    mine = letters(0.8)
+    worse = mine.replace("1", "0", 12)  # twelve clips of four hundred
+    rows = [
+        {"of": "one object", "job": "plain", "clips": 400, "answers": {"": {"whole": one}}} for one in (mine, worse)
+    ]
+    first, second = (measure.Answers({"whole": one}) for one in (mine, worse))
+    lead, low, high = first.ahead_of(second, "whole")
+    assert (lead, low > 0.01, high < 0.05) == (pytest.approx(0.03), True, True)
+    assert first.interval("whole")[1] < second.interval("whole")[2]  # overlap: the single intervals decide nothing
+    table = measure.against(rows[:1], rows[1:], "other.json")
+    assert "| +3.0 (+1." in table
+
+
+# Worlds
+
+
+def test_other_seeds_and_kinds_draw_other_held_out_worlds() -> None:
+    size: dict[str, Any] = {"objects": 1, "side": 48, "frames": 9}
+    usual, other = held_out_worlds(6, **size), held_out_worlds(6, seed=1, **size)
+    assert [world for world, _ in usual] != [world for world, _ in other]
+    assert [world for world, _ in held_out_worlds(3, **size)] == [world for world, _ in usual[:3]]
+    eights = held_out_worlds(6, kind="eight", **size)
+    assert {world.shapes[0].kind for world, _ in eights} == {"eight"}
+    assert len({world.shapes[0].colour for world, _ in eights}) > 1
+    assert all(is_held_out(world.shapes[0]) for world, _ in (*other, *eights))
+
+
+# The command
+
+
+def test_a_stopped_measurement_goes_on_and_equals_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "worlds", *FEW, "--only", "video_to_text"]
+    video_to_text, calls = Evaluator.video_to_text, 0
+
+    def stopped(self: Evaluator, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return video_to_text(self, **how)
+
+    monkeypatch.setattr(Evaluator, "video_to_text", stopped)
+    assert main([*command, "-o", str(tmp_path / "one")]) == 130
+    monkeypatch.undo()
+    assert "1 made" in capsys.readouterr().out
+    assert main([*command, "-o", str(tmp_path / "one")]) == 0
+    out = capsys.readouterr().out
+    assert "1 made, 1 already there, 0 failed" in out
+    assert "| video to text, without a prompt |" in out
+    for shard in ("2/2", "1/2"):
+        assert main([*command, "-o", str(tmp_path / "parts"), "--shard", shard]) == 0
+    one, parts = (json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("one", "parts"))
+    for report in (one, parts):
+        for row in report["rows"]:
+            row.pop("seconds")
+    assert one == parts
+    assert (one["made"], one["settings"]["worlds"], one["settings"]["count"]) == (2, measure.fingerprint(), 3)
+    assert str(tmp_path) not in json.dumps(one)
+    capsys.readouterr()
+    other = ["--against", str(tmp_path / "parts" / "evaluate.json")]
+    assert main([*command, "-o", str(tmp_path / "one"), *other]) == 0
+    assert "+0.0 (+0.0 to +0.0) |" in capsys.readouterr().out
+    assert main([*command, "-o", str(tmp_path / "new"), *other, "--seed", "1"]) == 1
+    assert "seed 0, not 1" in capsys.readouterr().err
+    assert main([*command, "-o", str(tmp_path / "one"), "--count", "5"]) == 1
+    assert "count was 3 and is 5" in capsys.readouterr().err
+
+
+def test_the_worst_kind_is_measured_on_worlds_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "worlds", *FEW, "--only", "video_to_text", "-o", str(tmp_path)]
+    assert main([*command, "--per-kind", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "18 questions: 0 measured, 18 to measure" in out
+    assert "  video_to_text, eight, 2 clips" in out
+    rows = [
+        {
+            "of": kind,
+            "job": "video_to_text",
+            "clips": 200,
+            "answers": {"": {"kind": letters(share, 200)}},
+            "numbers": {},
+        }
+        for kind, share in (("circle", 0.99), ("eight", 0.6))
+    ]
+    found = measure.tables(rows)
+    assert "| video to text | eight | " in found
+    assert "Too few clips" not in found
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["worlds", "clips", "-o", "x"], "evaluate worlds draws its own clips; leave clips out"),
+        (["videos", "-o", "x"], "evaluate videos: name what to read"),
+        (["videos", "p.txt", "-o", "x", "--per-kind", "3"], "--per-kind applies to evaluate worlds only"),
+    ],
+)
+def test_what_cannot_be_meant_is_wrong_usage(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", *flags])
+    assert words in capsys.readouterr().err
+
+
+def test_jobs_reports_and_models_of_other_kinds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "worlds", *FEW, "-o", str(tmp_path / "out")]
+    assert main([*command, "--only", "captions"]) == 1
+    assert "--only is 'captions'; expected one of video_to_text, " in capsys.readouterr().err
+    other = tmp_path / "evaluate.json"
+    other.write_text('{"kind": "videos"}')
+    assert main([*command, "--against", str(other)]) == 1
+    assert "not a report of evaluate worlds" in capsys.readouterr().err
+    monkeypatch.setattr(measure, "VERSION", 99)
+    assert main(command) == 1
+    assert "not a model of little worlds, version 99 (its data are 'little worlds" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "evaluate.json").exists()

@@ -22,6 +22,7 @@ from torch import Tensor
 from uvg_core.data.sources import digest
 from uvg_core.media.vae import LatentCodec
 from uvg_core.model import UniViGU
+from uvg_core.pipeline.cycle import CYCLE_DRAWS, distances, words_kept
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
 from uvg_core.sampling.rank import caption_likelihood, padded
@@ -34,6 +35,7 @@ from .source import WorldSource
 
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
+FOUR_DRAWS = Ranking(samples=4)
 
 Score = dict[str, bool | None]  # by attribute; None for what is not scored
 _LETTERS = {True: "1", False: "0", None: "-"}
@@ -193,13 +195,17 @@ class Evaluator:
 
     def video_to_text(self, steps: int | None = None, **options: Any) -> Accuracy:
         """Captions without any prompt against the truth; ``options`` are entries of ``Sampling``."""
-        self.captions: list[str] = []
-        with self._network() as model:
-            for start in range(0, len(self.latents), BATCH):
-                sampling = self._sampling(start, steps=steps, **options).resolved(self.run, captions=True)
-                ids = video_to_text(GuidedDenoiser(model), self.latents[start : start + BATCH], sampling)
-                self.captions += [self.pipe.tokenizer.text(row) for row in ids]
+        self.captions = self._captioned(self.latents, steps=steps, **options)
         return self.score_captions(self.captions)
+
+    def _captioned(self, latents: Tensor, **options: Any) -> list[str]:
+        found: list[str] = []
+        with self._network() as model:
+            for start in range(0, len(latents), BATCH):
+                sampling = self._sampling(start, **options).resolved(self.run, captions=True)
+                ids = video_to_text(GuidedDenoiser(model), latents[start : start + BATCH], sampling)
+                found += [self.pipe.tokenizer.text(row) for row in ids]
+        return found
 
     def one_by_one(self, **options: Any) -> tuple[Accuracy, float]:
         """As ``video_to_text``, each caption stopped by itself; also the mean number of steps."""
@@ -229,17 +235,18 @@ class Evaluator:
 
     def text_to_video(self, steps: int | None = None, plain: bool = False, **options: Any) -> Accuracy:
         """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
-        return self._drawn([world.caption for world in self.worlds], plain, steps=steps, **options)
+        drawn = self._drawn([world.caption for world in self.worlds], plain, steps=steps, **options)
+        self.clips = self.decode(drawn)
+        return self.score_clips(self.clips, self.worlds)
 
-    def _drawn(self, texts: Sequence[str], plain: bool = False, **options: Any) -> Accuracy:
+    def _drawn(self, texts: Sequence[str], plain: bool = False, **options: Any) -> Tensor:
         made = []
         for batch, noise, denoise, sampling in self._prompted(texts, **options):
             stream: tuple[Tensor | None, Tensor | None] = (None, None)
             if not plain:
                 stream = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
             made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1]))
-        self.clips = self.decode(torch.cat(made))
-        return self.score_clips(self.clips, self.worlds)
+        return torch.cat(made)
 
     def joint(self, steps: int | None = None, **options: Any) -> tuple[Accuracy, Accuracy]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
@@ -258,7 +265,7 @@ class Evaluator:
         ]
         return self.score(seen, captioned), Accuracy.of(followed)
 
-    def ranking(self) -> list[bool]:
+    def ranking(self, settings: Ranking = FOUR_DRAWS) -> list[bool]:
         """Of every clip, whether its caption is the likeliest of ten; the nine others differ in one attribute."""
         found = []
         with self._network() as model, torch.no_grad():
@@ -268,7 +275,32 @@ class Evaluator:
                     self.pipe.tokenizer.ids(text) for text in (world.caption, *hard_negatives(world, 9, generator))
                 ]
                 tokens = padded(texts, self.run.pad_token, self.run.text_length)
-                clip, ranking = self.latents[index : index + 1], Ranking(samples=4, seed=self.seed, batch=len(texts))
+                clip, ranking = self.latents[index : index + 1], replace(settings, seed=self.seed, batch=len(texts))
                 scores = caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)
                 found.append(int(scores.argmax()) == 0)
+        return found
+
+    def cycle(self) -> tuple[str, Accuracy, dict[str, list[float]]]:
+        """Captions drawn anew (see ``uvg_core.pipeline.cycle``): a letter for every clip, whether the detector says
+        that its caption is right; what both clips show alike; and the clips' scores, high where both should agree."""
+        self.captions = self._captioned(self.latents)
+        shown, said = self._read(self.pixels), [read_caption(text) for text in self.captions]
+        drawn = self._drawn(self.captions)
+        self.clips = self.decode(drawn)
+        again = self._captioned(drawn)
+        likely, less = (self._likelihoods(latents, self.captions) for latents in (self.latents, drawn))
+        scores = {
+            "log_likelihood": likely,
+            "redrawn_log_likelihood": less,
+            "words_kept": [words_kept(*texts) for texts in zip(self.captions, again, strict=True)],
+            "latent_distance": [-value for value in distances(self.latents, drawn)],
+        }
+        return self.score(said, shown).answers["whole"], self.score(self._read(self.clips), shown), scores
+
+    def _likelihoods(self, latents: Tensor, texts: Sequence[str]) -> list[float]:
+        ranking, found = Ranking(samples=CYCLE_DRAWS, seed=self.seed), []
+        with self._network() as model:
+            for clip, text in zip(latents.split(1), texts, strict=True):
+                tokens = padded([self.pipe.tokenizer.ids(text)], self.run.pad_token, self.run.text_length)
+                found.append(float(caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)))
         return found

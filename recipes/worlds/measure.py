@@ -25,9 +25,10 @@ from uvg_core.io import read_text
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import Sampling
 
+from .detector import read_world, score
 from .drawing import digit_images
 from .evaluation import Evaluator
-from .grammar import ATTRIBUTES, KINDS, VERSION
+from .grammar import ATTRIBUTES, KINDS, VERSION, read_caption
 from .vae_training import reconstruction
 
 OBJECTS = {"one object": 1, "two objects": 2}
@@ -80,6 +81,12 @@ def _joint(evaluator: Evaluator) -> dict[str, Any]:
     return {"": agreement.answers, "prompt": prompt.answers}
 
 
+def _cycle(evaluator: Evaluator) -> dict[str, Any]:
+    right, kept, scores = evaluator.cycle()
+    rounded = {name: [round(value, 4) for value in values] for name, values in scores.items()}
+    return {"": kept.answers, "caption right": {"whole": right}, "scores": rounded}
+
+
 def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     """Captions stopped one by one, by several values of a rule of ``Sampling``."""
 
@@ -94,7 +101,7 @@ def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     return measure
 
 
-# A job answers with letters (see ``Accuracy``) by part; ``dB`` and ``steps`` are numbers without any.
+# A job answers with letters (see ``Accuracy``) by part; ``dB``, ``steps`` and ``scores`` are numbers.
 JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "video_to_text": lambda evaluator: {"": evaluator.video_to_text().answers},
     "text_to_video": lambda evaluator: {"": evaluator.text_to_video().answers},
@@ -103,12 +110,13 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "detector": _detector,
     "vae": _vae,
     "plain": lambda evaluator: {"": evaluator.text_to_video(plain=True).answers},
+    "cycle": _cycle,
     "stable": _stopped({"stop_when_stable": _STABLE}),
     "sure": _stopped({"stop_when_sure": _SURE}),
 }
 USUAL = ("video_to_text", "text_to_video", "joint", "ranking", "detector", "vae")
 _BY_KIND = ("video_to_text", "text_to_video")
-_NUMBERS = ("dB", "steps")
+_NUMBERS = ("dB", "steps", "scores")
 
 
 def questions(only: Sequence[str], clips: int, per_kind: int) -> list[Question]:
@@ -189,6 +197,24 @@ class Measurer:
         return row | {"answers": found}
 
 
+def survived(caption: str, pixels: Tensor, redrawn: Tensor) -> dict[str, Any]:
+    """What the detector says of a clip, its caption and the clip that was drawn from that: ``caption_right``, and by
+    attribute whether both clips show the same, in all objects. Empty where it sees nothing in the first clip."""
+    said = read_caption(caption)
+    objects = min(2, max(1, len(said.shapes))) if said else 1
+    shown, drawn = (read_world(clip, objects) for clip in (pixels, redrawn))
+    if shown is None:
+        return {}
+    right = [score(shown, said, index) for index in range(len(shown.shapes))]
+    kept = [score(shown, drawn, index) for index in range(len(shown.shapes))]
+    alike = {name: all(one[name] is not False for one in kept) for name in ATTRIBUTES}
+    return {
+        "caption_right": all(one is not False for scores in right for one in scores.values()),
+        **{f"kept_{name}": value for name, value in alike.items()},
+        "kept_all": all(alike.values()),
+    }
+
+
 # How sure the answers are
 
 
@@ -236,6 +262,17 @@ class Answers:
         return float(lead[0]), *_middle(lead[1:])
 
 
+def area(scores: Sequence[float], right: str) -> Interval:
+    """The area under the ROC curve of scores that should tell right clips from wrong ones (Mann-Whitney)."""
+    values, is_right = torch.tensor(scores, dtype=torch.float64), torch.tensor([one == "1" for one in right])
+    ahead = values[is_right][:, None] - values[~is_right]
+    wins = (ahead > 0).double() + (ahead == 0).double() / 2
+    weights = torch.cat([torch.ones(1, len(right), dtype=torch.float64), resamples(len(right))])
+    good, bad = weights[:, is_right], weights[:, ~is_right]
+    areas = ((good @ wins) * bad).sum(1) / (good.sum(1) * bad.sum(1))
+    return (float(areas[0]), *_middle(areas)) if wins.numel() else (math.nan,) * 3
+
+
 def wilson(rate: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     z = 1.959964
@@ -265,6 +302,7 @@ _LABELS = {
     ("joint", ""): "joint, from brief prompts: caption against clip",
     ("joint", "prompt"): "joint: kinds and colours of the prompt in both",
     ("ranking", ""): "ranking: the true caption first among ten",
+    ("cycle", ""): "there and back: both clips show the same",
     ("detector", "rendered"): "detector, rendered clips",
     ("detector", "through the VAE"): "detector, after the VAE",
 }
@@ -273,7 +311,8 @@ _LABELS = {
 def tables(rows: Sequence[Row]) -> str:
     """The rows as Markdown: percent of what is right, with 95 % intervals."""
     known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS}
-    parts = [_means(known), *(_attributes(known, of) for of in OBJECTS), _vae_line(known), _rules(known)]
+    attributes = (_attributes(known, of) for of in OBJECTS)
+    parts = [_means(known), *attributes, _vae_line(known), _rules(known), _areas(known)]
     return "\n\n".join(part for part in (*parts, _kinds(rows)) if part) + "\n"
 
 
@@ -326,6 +365,23 @@ def _rules(known: Mapping[tuple[str, str], Row]) -> str:
         for value, found in row["numbers"].items()
     ]
     return _table(["captions", "worlds", "steps", "attributes", "everything"], body)
+
+
+def _areas(known: Mapping[tuple[str, str], Row]) -> str:
+    """How well the scores of there and back tell clip by clip whether the caption is right."""
+    rows = [known.get((of, "cycle"), {}) for of in OBJECTS]
+    names = dict.fromkeys(name for row in rows for name in row.get("scores", {}))
+    right = [row["answers"]["caption right"]["whole"] if row else "" for row in rows]
+    body = [
+        [name.replace("_", " "), *(_area(row, name, letters) for row, letters in zip(rows, right, strict=True))]
+        for name in names
+    ]
+    counts = [f"{of}, {letters.count('0')} captions wrong" for of, letters in zip(OBJECTS, right, strict=True)]
+    return _table(["there and back: AUROC x 100 for a right caption", *counts], body)
+
+
+def _area(row: Row, name: str, right: str) -> str:
+    return percent(area(row["scores"][name], right)) if "0" in right and "1" in right else ""
 
 
 def _kinds(rows: Sequence[Row]) -> str:

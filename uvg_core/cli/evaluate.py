@@ -1,4 +1,4 @@
-"""``evaluate``: clips and captions of benchmarks, as their own programs read them."""
+"""``evaluate``: clips and captions of benchmarks, as their own programs read them, and measurements of our own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..sampling import Sampling, Size
 from ..settings import Flag, OneOf, Text, Whole, setting, settings
 from ..synthesis.settings import clip_settings
 from .common import TEXT, VIDEO, Model, Video, steps_on
+from .evaluate_cycle import Cycles
 from .evaluate_worlds import Worlds
 from .flags import Only
 from .output import CANCELLED, say, show
@@ -41,19 +42,19 @@ _OF = {
 class Evaluate:
     """What is made of which benchmark."""
 
-    kind: Annotated[str, OneOf("videos", "captions", "worlds")] = setting(
+    kind: Annotated[str, OneOf("videos", "captions", "worlds", "cycle")] = setting(
         "What to make or to measure.", positional=True
     )
     benchmark: Path | None = setting(
         "For videos a text file with one prompt per line, or VBench_full_info.json; for captions a folder of clips, or "
-        "the annotation file of DREAM-1K, VDC, MSR-VTT, VATEX or COCO; none for worlds.",
+        "the annotation file of DREAM-1K, VDC, MSR-VTT, VATEX or COCO; for cycle a clip or folder; none for worlds.",
         default=None,
         positional=True,
         metavar="SOURCE",
     )
     out: Path | None = setting(
-        "Folder of the videos or measurements, or file of the captions; a report, evaluate.json or FILE.evaluate.json, "
-        "lies with it.",
+        "Folder of the videos or measurements, file of the captions, or picture of a clip there and back; a report, "
+        "evaluate.json or FILE.evaluate.json, lies with it.",
         default=None,
         short="-o",
         metavar="DIR|FILE",
@@ -75,8 +76,8 @@ class Evaluate:
     count: Whole | None = setting("Worlds for each number.", default=None, auto="512", ge=2, le=1_000_000)
     only: tuple[Text, ...] = setting(
         "What to measure: video_to_text, text_to_video, joint, ranking, detector (its own errors), vae, plain (with "
-        "an empty text stream), stable or sure (captions that stop by themselves). Repeat the flag for several. "
-        "Default: the first six.",
+        "an empty text stream), cycle (captions drawn again), stable, sure (captions that stop by themselves). Repeat "
+        "the flag for several. Default: the first six.",
         default=(),
         metavar="JOB",
     )
@@ -218,7 +219,12 @@ class _Captions:
             return facts
 
 
-_KINDS: dict[str, Callable[[Evaluate, Path, int], Any]] = {"videos": _Videos, "captions": _Captions, "worlds": Worlds}
+_KINDS: dict[str, Callable[[Evaluate, Path, int], Any]] = {
+    "videos": _Videos,
+    "captions": _Captions,
+    "worlds": Worlds,
+    "cycle": Cycles,
+}
 
 
 def evaluate(
@@ -230,14 +236,9 @@ def evaluate(
     footage: Footage,
     shown: Bars,
 ) -> int:
-    """Make the videos or captions of a benchmark, in the layout of its own scorer. Run it again to continue."""
+    """Make a benchmark's videos or captions as its scorer reads them, or measure a model. Run it again to continue."""
     assert own.out is not None  # Evaluate asks for it
-    kinds: dict[str, Callable[[Evaluate, Path, int], Any]] = {
-        "videos": _Videos,
-        "captions": _Captions,
-        "worlds": Worlds,
-    }
-    kind = kinds[own.kind](own, own.out, sampling.seed)
+    kind = _KINDS[own.kind](own, own.out, sampling.seed)
     if own.dry_run:
         show(kind.survey())
         return 0

@@ -1,6 +1,7 @@
 """Captions with and without keeping the clip between the steps: how right they are, and what they cost.
 
     python benchmarks/captions.py accuracy [--model FILE] [--clips 512]             the embedded model, held-out worlds
+    python benchmarks/captions.py ranking [--seed 0] [--clips 512]                  fixed draws against stop_when_sure
     python benchmarks/captions.py time [--frames 81] [--blocks 1 2] [--turns 3]     the released width, on the CPU
 
 ``time`` measures single passes with random weights at one or two depths and works out the 30 blocks from their
@@ -23,14 +24,22 @@ from measuring import GIB, ROOT, digest, in_turn, save
 from networks import caption_passes, random_network
 
 from recipes.worlds.evaluation import Evaluator
+from recipes.worlds.measure import wilson
 from uvg_core.config import ModelConfig
 from uvg_core.model import UniViGU, VideoCache
 from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.sampling import Ranking
 
 CACHES = {"off": ("off", False), "static": ("static", False), "static, float8": ("static", True)}
 CACHES["refresh=8"] = ("refresh=8", False)  # video_cache, and whether it is kept in float8
 REFRESH = (8, 16)
 STEPS = (4, 8, 16, 50)
+RANKINGS = {
+    "1 draw": Ranking(samples=1),
+    "sure 0.9": Ranking(samples=16, stop_when_sure=0.9),
+    "sure 0.95": Ranking(samples=16, stop_when_sure=0.95),
+    "16 draws": Ranking(samples=16),
+}
 RELEASED_BLOCKS, RELEASED_STEPS, TEXT = 30, 50, 256
 CPU = torch.device("cpu")
 
@@ -56,6 +65,23 @@ def accuracy(args: argparse.Namespace) -> None:
             print(f"{name:18s} {steps:3d} steps  {100 * found['mean']:5.1f} %  {seconds:6.1f} s", flush=True)
     of = {"weights_sha256": digest(args.model), "v2t_attention": rule, "clips": args.clips}
     save(f"captions_accuracy_{rule}", {**of, "settings": settings})
+
+
+def ranking(args: argparse.Namespace) -> None:
+    """How often the true caption is first among ten, and how many draws a caption takes on average."""
+    torch.set_num_threads(1)
+    pipe, found = Pipeline(args.model, device="cpu"), {}
+    for objects in (1, 2):
+        evaluator = Evaluator(pipe, clips=args.clips, objects=objects, seed=args.seed)
+        for name, draws in RANKINGS.items():
+            evaluator.passes = 0
+            first = evaluator.ranking(draws)
+            a_text = (evaluator.passes / len(first) - 1) / 10  # but for the pass that looks at the clip
+            share = sum(first) / len(first)
+            low, high = wilson(share, len(first))
+            found[f"{objects} objects, {name}"] = {"first": [share, low, high], "draws": round(a_text, 2)}
+            print(f"{objects}  {name:12s} {share:.1%} ({low:.1%} to {high:.1%})  {a_text:.2f} draws", flush=True)
+    save("captions_ranking", {"weights_sha256": digest(args.model), "clips": args.clips, "seed": args.seed, **found})
 
 
 def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -101,10 +127,12 @@ def timing(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    sub = commands.add_parser("accuracy")
-    sub.add_argument("--clips", type=int, default=512)
-    sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
-    sub.set_defaults(run=accuracy)
+    for job in (accuracy, ranking):
+        sub = commands.add_parser(job.__name__)
+        sub.add_argument("--clips", type=int, default=512)
+        sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
+        sub.set_defaults(run=job)
+    sub.add_argument("--seed", type=int, default=0, help="of other worlds and other noise")
     sub = commands.add_parser("time")
     for name, default in (("frames", 81), ("height", 480), ("width", 832), ("turns", 3)):
         sub.add_argument(f"--{name}", type=int, default=default)

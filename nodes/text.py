@@ -59,6 +59,7 @@ class UniViGURankCaptions(Node):
                 io.String.Input("texts", multiline=True, default="", tooltip="One text a line."),
                 widget(Ranking, "samples", max=1000),
                 widgets.seed(Ranking),
+                widget(Ranking, "stop_when_sure", step=0.01, optional=True, advanced=True),
             ],
             outputs=[
                 output(io.String, "best", "The text that fits best."),

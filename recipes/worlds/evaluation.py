@@ -35,6 +35,7 @@ from .source import WorldSource
 
 TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
+FOUR_DRAWS = Ranking(samples=4)
 
 Score = dict[str, bool | None]  # by attribute; None for what is not scored
 _LETTERS = {True: "1", False: "0", None: "-"}
@@ -264,7 +265,7 @@ class Evaluator:
         ]
         return self.score(seen, captioned), Accuracy.of(followed)
 
-    def ranking(self) -> list[bool]:
+    def ranking(self, settings: Ranking = FOUR_DRAWS) -> list[bool]:
         """Of every clip, whether its caption is the likeliest of ten; the nine others differ in one attribute."""
         found = []
         with self._network() as model, torch.no_grad():
@@ -274,7 +275,7 @@ class Evaluator:
                     self.pipe.tokenizer.ids(text) for text in (world.caption, *hard_negatives(world, 9, generator))
                 ]
                 tokens = padded(texts, self.run.pad_token, self.run.text_length)
-                clip, ranking = self.latents[index : index + 1], Ranking(samples=4, seed=self.seed, batch=len(texts))
+                clip, ranking = self.latents[index : index + 1], replace(settings, seed=self.seed, batch=len(texts))
                 scores = caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)
                 found.append(int(scores.argmax()) == 0)
         return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from run_jobs import caption_likelihood, fill_template
+from scipy import stats
 from tiny_networks import TINY, random_network
 
 from recipes.worlds.tokenizer import train_tokenizer
 from uvg_core import ModelConfig, Prediction, UniViGUError
 from uvg_core.config import RunConfig
 from uvg_core.media.tokenizer import Tokenizer, blanks
+from uvg_core.sampling.rank import _Race, _spread, student
 from uvg_core.sampling.template import blank_widths
 
 
@@ -78,6 +80,62 @@ def test_more_samples_settle() -> None:
         for n in (1, 4, 16)
     )
     assert few > more > most
+
+
+class Noted:
+    """A network whose calls are noted by their rows."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.rows: list[int] = []
+        network.register_forward_pre_hook(lambda _, given: self.rows.append(len(given[1])))
+
+
+def test_texts_that_are_surely_beaten_meet_no_further_draws() -> None:
+    model = Oracle([3, 4, 5, 1, 0, 0], 12)
+    noted = Noted(model)
+    texts = [[3, 9, 5, 1], [3, 4, 5, 1], [7, 8, 9, 10, 11, 1], [3, 4, 5, 1]]
+    scores = caption_likelihood(model, video=VIDEO, texts=texts, samples=16, stop_when_sure=0.9, length=6)
+    assert noted.rows == [4, 4, *[2] * 14]  # two are the same text, between which nothing can decide
+    assert scores[1] == scores[3] == scores.max()
+    every = caption_likelihood(model, video=VIDEO, texts=texts, samples=16, length=6)
+    torch.testing.assert_close(scores, every)  # this network's losses are the same in every draw
+    noted.rows.clear()
+    caption_likelihood(model, video=VIDEO, texts=texts[:3], samples=16, stop_when_sure=0.9, length=6, batch=2)
+    assert noted.rows == [2, 1, 2, 1]
+
+
+def test_whoever_is_left_has_the_highest_score() -> None:
+    """Texts that drop out keep their distance to the one that beat them, which may drop out itself."""
+    race = _Race(3, 0.9)
+    assert race.add(torch.tensor([9.0, 4.0, 4.1])).tolist() == [True, True, True]
+    assert race.add(torch.tensor([10.0, 5.0, 5.9])).tolist() == [False, True, True]
+    draws = 2
+    while race.add(torch.tensor([9.0, 1.0])).all():
+        draws += 1
+        assert draws < 16
+    scores = race.scores().tolist()
+    assert scores[2] == max(scores)
+    assert scores[0] == pytest.approx(scores[1] - 5)
+
+
+def test_a_network_that_is_not_finite_is_never_sure() -> None:
+    model = Oracle([3, 4, 5, 1], 12)
+    model.register_forward_hook(lambda _, __, found: Prediction(None, found.logits * torch.nan))
+    with pytest.raises(UniViGUError, match="not finite"):
+        caption_likelihood(model, video=VIDEO, texts=[[3, 1], [4, 1]], samples=4, stop_when_sure=0.5)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 100])
+def test_students_distribution(freedom: int) -> None:
+    t = torch.tensor([-3.0, -0.5, 0.0, 1.0, 6.3, torch.inf], dtype=torch.float64)
+    torch.testing.assert_close(student(t, freedom), torch.from_numpy(stats.t.cdf(t.numpy(), freedom)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 16])
+def test_draws_are_spread(count: int) -> None:
+    order = _spread(count)
+    assert sorted(order) == list(range(count))
+    assert count < 4 or len({number * 3 // count for number in order[:4]}) == 3
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Rank:
 def rank(
     own: Rank,
     model: Model,
-    ranking: Annotated[Ranking, Only("samples", "seed")],
+    ranking: Annotated[Ranking, Only("samples", "seed", "stop_when_sure")],
     size: Size,
     footage: Footage,
     shown: Bars,

@@ -3,11 +3,12 @@
 The loss of a text is the cross-entropy of its tokens (embedding flow: their squared velocity error), summed over the
 text, its padding too, and averaged over draws of the path time. All candidates are corrupted with common random
 numbers (the same times, the same positions, the same noise), so that only the texts differ. Text-video matching and
-zero-shot classification are rankings.
+zero-shot classification are rankings. With ``stop_when_sure`` texts that are surely beaten meet no further draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,12 +56,14 @@ def caption_likelihood(
         video: clean latent ``[1,C,F,H,W]``. texts: token ids of K candidates, each with its end-of-text token; those of
             different lengths are padded with 0 (see ``padded`` for other ways).
         settings: Monte-Carlo draws (stratified over path time), seed, candidates in a pass (None: as many as keep their
-            logits within half a gigabyte in bfloat16, at most 8), and ``video_cache``, where ``refresh=K`` means
-            nothing. cache: as of ``video_to_text``.
+            logits within half a gigabyte in bfloat16, at most 8), ``video_cache``, where ``refresh=K`` means nothing,
+            and ``stop_when_sure`` (see ``_Race``), which costs one look at the device a draw. cache: as of
+            ``video_to_text``.
         callback: ``(done, total)`` after every draw; False stops there.
 
     Returns ``[K]`` float32: minus the text's loss in nats (discrete flow: summed cross-entropy of its tokens;
-    embedding flow: summed squared velocity error).
+    embedding flow: summed squared velocity error). A text that was left out is as far behind the one that beat it as it
+    was then.
     Raises UniViGUError for no candidates, an empty candidate, ids outside the vocabulary or a ``refresh=K``.
     """
     tokens, config = padded(texts), denoise.config
@@ -76,23 +79,85 @@ def caption_likelihood(
     cache = _filled(denoise, video, tokens, policy.cache(denoise, cache))
     generator = torch.Generator().manual_seed(settings.seed)
     batch = settings.batch or min(8, max(1, LOGITS_AT_ONCE // (tokens.shape[1] * config.text_out_dim)))
-    total = torch.zeros(len(tokens), device=video.device)
-    for sample in range(settings.samples):
-        tau = (sample + float(torch.rand((), generator=generator))) / settings.samples
+    total: Tensor | float = 0.0
+    race = _Race(len(tokens), settings.stop_when_sure) if settings.stop_when_sure else None
+    for sample, stratum in enumerate(_spread(settings.samples) if race else range(settings.samples), start=1):
+        tau = (stratum + float(torch.rand((), generator=generator))) / settings.samples
         keep_seed = int(torch.randint(2**31, (), generator=generator))
-        noise = sent(text_noise(config, tokens.shape[1], generator), video.device)
-        draw = _Draw(tau, noise, keep_seed)
-        for start in range(0, len(tokens), batch):
-            part = slice(start, start + batch)
-            total[part] += _losses(denoise, video, tokens[part], draw, cache)
-        if callback is not None and callback(sample + 1, settings.samples) is False:
+        draw = _Draw(tau, sent(text_noise(config, tokens.shape[1], generator), video.device), keep_seed)
+        losses = torch.cat([_losses(denoise, video, part, draw, cache) for part in tokens.split(batch)])
+        if race is None:
+            total = total + losses
+        else:
+            tokens = tokens[race.add(losses).to(tokens.device)]
+        if callback is not None and callback(sample, settings.samples) is False:
             break
-    if not bool(total.isfinite().all()):
+        if race is not None and len(tokens) == 1:
+            break
+    scores = -total / sample if race is None else race.scores().to(video)
+    assert isinstance(scores, Tensor)
+    if not bool(scores.isfinite().all()):
         raise UniViGUError(
             "the network's text losses are not finite. In float16, run in bfloat16 or float32 instead; else check the "
             "checkpoint, the clip's latent and the strength of LoRAs"
         )
-    return -total / (sample + 1)
+    return scores
+
+
+def _spread(count: int) -> list[int]:
+    """The numbers below ``count`` in an order whose first few are spread over all of them (van der Corput's)."""
+    bits = max(1, (count - 1).bit_length())
+    return [number for i in range(2**bits) if (number := int(f"{i:0{bits}b}"[::-1], 2)) < count]
+
+
+class _Race:
+    """Candidates that drop out as soon as they are surely beaten.
+
+    After every draw but the first, each candidate is compared with the best so far by a one-sided t-test of its lead
+    in the same draws; it drops out where the test's confidence is at least ``sure``. Whoever stays meets further draws.
+    """
+
+    def __init__(self, count: int, sure: float) -> None:
+        self._sure = sure
+        self._left = torch.arange(count)
+        self._losses = torch.empty(0, count, dtype=torch.float64)  # of those that are left, a row for every draw
+        self._beaten: list[tuple[int, int, float]] = []  # who, by whom, by how much
+
+    def add(self, losses: Tensor) -> Tensor:
+        """The losses of those that are left in one more draw; which of them stay ``[K]``, boolean. Waits for them."""
+        self._losses = torch.cat([self._losses, losses.cpu().double()[None]])
+        draws, best = len(self._losses), int(self._losses.mean(0).argmin())
+        if draws == 1:
+            return torch.ones(len(self._left), dtype=torch.bool)
+        behind = self._losses - self._losses[:, best : best + 1]
+        lead = behind.mean(0)
+        stays = ~(student(lead * math.sqrt(draws) / behind.std(0), draws - 1) >= self._sure) | (lead <= 0)
+        for one in (~stays).nonzero().flatten().tolist():
+            self._beaten.append((int(self._left[one]), int(self._left[best]), float(lead[one])))
+        self._left, self._losses = self._left[stays], self._losses[:, stays]
+        return stays
+
+    def scores(self) -> Tensor:
+        """Minus the mean losses ``[K]``. Whoever dropped out met other draws, so that its mean says little: it stays as
+        far behind the one that beat it."""
+        found = torch.zeros(len(self._left) + len(self._beaten), dtype=torch.float64)
+        found[self._left] = -self._losses.mean(0)
+        for loser, winner, lead in reversed(self._beaten):  # a winner may have dropped out later
+            found[loser] = found[winner] - lead
+        return found.float()
+
+
+def student(t: Tensor, freedom: int) -> Tensor:
+    """The probability that Student's t with ``freedom`` degrees is at most ``t`` (Abramowitz and Stegun 26.7.3, 26.7.4;
+    beyond 100 degrees as at 100, or at 101 where they are odd)."""
+    freedom = min(freedom, 100 + freedom % 2)
+    angle, is_odd = (t / math.sqrt(freedom)).atan(), freedom % 2
+    term, total = angle.cos() ** is_odd, torch.zeros_like(angle)
+    for power in range(is_odd, freedom - 1, 2):
+        total = total + term
+        term = term * angle.cos().square() * (power + 1) / (power + 2)
+    within = (angle + angle.sin() * total) * 2 / math.pi if is_odd else angle.sin() * total
+    return (1 + within) / 2
 
 
 def _filled(denoise: Denoiser, video: Tensor, tokens: Tensor, cache: VideoCache | None) -> VideoCache | None:

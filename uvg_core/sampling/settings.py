@@ -131,6 +131,13 @@ class Ranking:
     seed: Seed = setting("The same seed gives the same scores.", default=0)
     batch: Whole | None = setting("Candidates in one forward pass.", default=None, auto="what memory holds", ge=1)
     video_cache: Text = setting("How often the network looks at the clip.", default="auto")
+    stop_when_sure: Number = setting(
+        "A text is left out as soon as it is beaten with this confidence, 0.9 for example, and ranking ends when one "
+        "is left; 0 takes every draw.",
+        default=0.0,
+        ge=0,
+        le=1,
+    )
 
 
 SAMPLING, SIZE, RANKING = Sampling(), Size(), Ranking()

@@ -76,7 +76,9 @@ FAULTS = """() => {
 CLASSIC_BOXES = """() => {
   const box = (name, [x, y], [w, h], title) => [name, x, y - title, x + w, y + h];
   return {
-    nodes: app.graph._nodes.map(n => box(`${n.id} ${n.title}`, n.pos, n.size, LiteGraph.NODE_TITLE_HEIGHT)),
+    nodes: app.graph._nodes.map(n => box(
+      `${n.id} ${n.title}`, n.pos, n.flags.collapsed ? [n._collapsed_width ?? n.size[0], 0] : n.size,
+      LiteGraph.NODE_TITLE_HEIGHT)),
     groups: app.graph._groups.map(g => box(g.title, g.pos, g.size, 0)),
   };
 }"""

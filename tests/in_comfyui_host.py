@@ -80,9 +80,9 @@ class ComfyUI:
 
 
 def slow_graph(seed: int) -> dict[str, Any]:
-    """Some ten seconds of work in many small nodes; ``seed`` keeps it out of the server's cache."""
+    """Some twenty seconds of work in many small nodes; ``seed`` keeps it out of the server's cache."""
     graph: dict[str, Any] = {
-        "0": {"class_type": "EmptyImage", "inputs": {"width": 2048, "height": 2048, "batch_size": 1, "color": seed}}
+        "0": {"class_type": "EmptyImage", "inputs": {"width": 1024, "height": 1024, "batch_size": 1, "color": seed}}
     }
     for number in range(1, 60):
         inputs = {"image": [str(number - 1), 0], "blur_radius": 15, "sigma": 5.0}

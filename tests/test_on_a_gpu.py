@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,29 +51,39 @@ def test_the_rehearsal_passes_without_a_comfyui(tmp_path: Path, monkeypatch: pyt
         assert {one["claim"]: one["value"] for one in measured if one["on"] == "fake"} == pytest.approx(said, rel=0.05)
 
 
-def test_a_claim_that_does_not_hold_fails(tmp_path: Path) -> None:
-    code = f"""
-import sys; sys.argv = ["x", "--rehearse", "--only", "planted", "--out", {str(tmp_path)!r}]
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-import on_a_gpu
-def broken(rig): raise RuntimeError("CUDA error: an illegal memory access")
-on_a_gpu.claims = lambda: [on_a_gpu.Claim("planted high", "at most", 1, "GB", lambda rig: 2.0),
-                           on_a_gpu.Claim("planted low", "at least", 1, "GB", lambda rig: 2.0),
-                           on_a_gpu.Claim("planted broken", "at most", 1, "GB", broken)]
-raise SystemExit(on_a_gpu.main())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 1, done.stderr
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, with the arguments of a rehearsal of planted claims."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--rehearse", "--only", "planted", "--out", str(tmp_path)])
+    return importlib.import_module("on_a_gpu")
+
+
+def test_a_claim_that_does_not_hold_fails(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rig: Any) -> float:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    claims = [
+        script.Claim("planted high", "at most", 1, "GB", lambda rig: 2.0),
+        script.Claim("planted low", "at least", 1, "GB", lambda rig: 2.0),
+        script.Claim("planted broken", "at most", 1, "GB", broken),
+    ]
+    monkeypatch.setattr(script, "claims", lambda: claims)
+    assert script.main() == 1
     found = json.loads((tmp_path / "on_a_gpu.json").read_text())["outcomes"]
     assert [one["verdict"] for one in found] == ["fail", "pass", "fail"]
     assert "illegal memory access" in found[2]["why"]
 
 
-def test_without_a_card_it_says_what_to_do() -> None:
+def test_without_a_card_it_says_what_to_do(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a card")
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--rehearse" in done.stderr
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 2
+    assert "--rehearse" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from torch import Tensor
 from uvg_core.data.sources import digest
 from uvg_core.media.vae import LatentCodec
 from uvg_core.model import UniViGU
-from uvg_core.pipeline.cycle import CYCLE_DRAWS, distances, words_kept
+from uvg_core.pipeline.cycle import CYCLE_DRAWS, clip_gain, confidence, distances, words_kept
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
 from uvg_core.sampling.rank import caption_likelihood, padded
@@ -289,8 +289,11 @@ class Evaluator:
         self.clips = self.decode(drawn)
         again = self._captioned(drawn)
         likely, less = (self._likelihoods(latents, self.captions) for latents in (self.latents, drawn))
+        gains = self._gains(self.captions)
         scores = {
+            "confidence": [confidence(*both) for both in zip(likely, gains, strict=True)],
             "log_likelihood": likely,
+            "clip_gain": gains,
             "redrawn_log_likelihood": less,
             "words_kept": [words_kept(*texts) for texts in zip(self.captions, again, strict=True)],
             "latent_distance": [-value for value in distances(self.latents, drawn)],
@@ -303,4 +306,14 @@ class Evaluator:
             for clip, text in zip(latents.split(1), texts, strict=True):
                 tokens = padded([self.pipe.tokenizer.ids(text)], self.run.pad_token, self.run.text_length)
                 found.append(float(caption_likelihood(GuidedDenoiser(model), clip, tokens, ranking)))
+        return found
+
+    def _gains(self, texts: Sequence[str]) -> list[float]:
+        found, null = [], self.pipe.conditions([""])
+        batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
+        contexts = [self.pipe.conditions(texts[batch]) for batch in batches]
+        with self._network() as model:
+            for batch, context in zip(batches, contexts, strict=True):
+                tokens, _ = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
+                found += clip_gain(model, self.latents[batch], (context, null), tokens, self.seed)
         return found

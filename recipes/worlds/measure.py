@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from uvg_core.config import RunConfig
-from uvg_core.errors import UniViGUError
+from uvg_core.errors import UniViGUError, counted
 from uvg_core.io import read_text
+from uvg_core.media.chart import Curve, Panel, draw_curves
 from uvg_core.pipeline.pipeline import Pipeline
 from uvg_core.sampling import Sampling
 
 from .detector import read_world, score
 from .drawing import digit_images
-from .evaluation import Evaluator
+from .evaluation import BATCH, Evaluator
 from .grammar import ATTRIBUTES, KINDS, VERSION, read_caption
 from .vae_training import reconstruction
 
@@ -45,22 +46,26 @@ Interval = tuple[float, float, float]  # the number, and the lowest and highest 
 
 @dataclass(frozen=True)
 class Question:
-    """``of``: the worlds, ``one object``, ``two objects`` or a kind; ``job``: of ``JOBS``."""
+    """``of``: the worlds, ``one object``, ``two objects`` or a kind; ``job``: of ``JOBS``. ``way``: of ``WAYS`` and
+    ``STUDENT``, at ``steps``, where cost is held against quality."""
 
     of: str
     job: str
     clips: int
+    way: str = ""
+    steps: int | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.of, self.job, self.clips
+        return self.of, self.job, self.clips, self.way, self.steps
 
     def __str__(self) -> str:
-        return f"{self.job}, {self.of}, {self.clips} clips"
+        way = f", {self.way}, {counted(self.steps or 0, 'step')}" if self.way else ""
+        return f"{self.job}{way}, {self.of}, {self.clips} clips"
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row.get("of"), row.get("job"), row.get("clips")
+    return row.get("of"), row.get("job"), row.get("clips"), row.get("way", ""), row.get("steps_asked")
 
 
 def _detector(evaluator: Evaluator) -> dict[str, Any]:
@@ -130,6 +135,40 @@ def questions(only: Sequence[str], clips: int, per_kind: int) -> list[Question]:
     return [*asked, *(kinds if per_kind else [])]
 
 
+# Ways of doing a job: what each changes of ``Sampling``. A student is the model with its LoRA, as that recommends.
+STUDENT = "with the LoRA"
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "text_to_video": {
+        "euler": {"solver": "euler"},
+        "heun": {"solver": "heun"},
+        "first half guided": {"guidance_end": 0.5},
+        "no guidance": {"guidance_scale": 1.0},
+    },
+    "video_to_text": {
+        "clip read once": {"video_cache": "static"},
+        "every 4th step": {"video_cache": "refresh=4"},
+        "every step": {"video_cache": "off"},
+    },
+    "joint": {"euler": {"solver": "euler"}, "heun": {"solver": "heun"}, "no guidance": {"guidance_scale": 1.0}},
+}
+_STEPS = {"text_to_video": (2, 4, 8, 16, 32), "video_to_text": (1, 2, 4, 8, 16), "joint": (2, 4, 8, 16, 32)}
+_STUDENT_STEPS = (1, 2, 4, 8)
+
+
+def sweep(only: Sequence[str], clips: int, student: bool) -> list[Question]:
+    """Every way of the jobs at several numbers of steps, cheap ones first. Raises UniViGUError for other jobs."""
+    for job in only:
+        if job not in WAYS:
+            raise UniViGUError(f"--only is {job!r}; with --sweep expected one of {', '.join(WAYS)}")
+    asked = []
+    for of in OBJECTS:
+        for job in dict.fromkeys(only or WAYS):
+            plan = [(way, steps) for way in WAYS[job] for steps in _STEPS[job]]
+            plan += [(STUDENT, steps) for steps in _STUDENT_STEPS] if student else []
+            asked += [Question(of, job, clips, way, steps) for way, steps in sorted(plan, key=lambda one: one[1])]
+    return sorted(asked, key=lambda one: one.way == STUDENT)  # the network is loaded once without the LoRA, once with
+
+
 def require_worlds_model(pipe: Pipeline) -> None:
     """Raise UniViGUError for a model of anything else."""
     run, data = pipe.config.run, str(pipe.config.card.get("data", ""))
@@ -169,29 +208,46 @@ def settings_of(run: RunConfig, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-class Measurer:
-    """Asks a model; worlds are drawn and encoded once for the questions about them that follow each other."""
+def _one_way(evaluator: Evaluator, question: Question) -> dict[str, Any]:
+    """The answer to a question about cost."""
+    way = WAYS[question.job].get(question.way, {})
+    found = getattr(evaluator, question.job)(question.steps, **way)
+    return {"": (found[0] if question.job == "joint" else found).answers}
 
-    def __init__(self, pipe: Pipeline, sampling: Sampling) -> None:
-        self.pipe, self.sampling = pipe, sampling
+
+class Measurer:
+    """Asks a model; worlds are drawn and encoded once for the questions about them that follow each other. ``teacher``:
+    the pipeline without LoRAs, where there are some, for the ways that need none."""
+
+    def __init__(self, pipe: Pipeline, sampling: Sampling, teacher: Callable[[], Pipeline]) -> None:
+        self.pipe, self.sampling, self._teacher = pipe, sampling, teacher
         self._last: tuple[Any, Evaluator] | None = None
 
-    def row(self, question: Question) -> Row:
-        """The answer to a question, with how long the network took and through how many passes a clip went."""
-        worlds = question.of, question.clips
+    @cached_property
+    def teacher(self) -> Pipeline:
+        return self._teacher() if self.pipe.loras else self.pipe
+
+    def _evaluator(self, question: Question) -> Evaluator:
+        pipe = self.teacher if question.way not in ("", STUDENT) else self.pipe
+        worlds = question.of, question.clips, id(pipe)
         if self._last is None or self._last[0] != worlds:
             objects, kind = OBJECTS.get(question.of, 1), "" if question.of in OBJECTS else question.of
             seed = self.sampling.seed
             how: dict[str, Any] = {"objects": objects, "kind": kind, "seed": seed, "sampling": self.sampling}
-            self._last = worlds, Evaluator(self.pipe, question.clips, **how)
-        evaluator = self._last[1]
+            self._last = worlds, Evaluator(pipe, question.clips, **how)
+        return self._last[1]
+
+    def row(self, question: Question) -> Row:
+        """The answer to a question, with how long the network took and through how many passes a clip went."""
+        evaluator = self._evaluator(question)
         evaluator.passes, evaluator.seconds = 0, 0.0
-        found = JOBS[question.job](evaluator)
+        found = _one_way(evaluator, question) if question.way else JOBS[question.job](evaluator)
         row: Row = {"of": question.of, "job": question.job, "clips": question.clips, "answers": {}}
+        row |= {"way": question.way, "steps_asked": question.steps} if question.way else {}
         row |= {name: found.pop(name) for name in _NUMBERS if name in found}
         passes, seconds = evaluator.passes / question.clips, evaluator.seconds / question.clips
         row |= {"passes": round(passes, 2), "seconds": round(seconds, 4)} if passes else {}
-        if question.job in _BY_KIND and question.of == "one object":
+        if question.job in _BY_KIND and question.of == "one object" and not question.way:
             row["kinds"] = [world.shapes[0].kind for world in evaluator.worlds]
         row["numbers"] = {part: Answers(letters).numbers() for part, letters in found.items()}
         return row | {"answers": found}
@@ -310,6 +366,7 @@ _LABELS = {
 
 def tables(rows: Sequence[Row]) -> str:
     """The rows as Markdown: percent of what is right, with 95 % intervals."""
+    rows = [row for row in rows if "way" not in row]
     known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS}
     attributes = (_attributes(known, of) for of in OBJECTS)
     parts = [_means(known), *attributes, _vae_line(known), _rules(known), _areas(known)]
@@ -410,6 +467,48 @@ def _kinds(rows: Sequence[Row]) -> str:
     return "\n\n".join(part for part in (*lines, note) if part)
 
 
+# Cost beside quality
+
+
+def figures(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """By job what ``sweep`` asked for: a Markdown table, and a chart as SVG."""
+    found: dict[str, tuple[str, str]] = {}
+    rows = [row for row in rows if "way" in row]
+    for job in WAYS:
+        if mine := [row for row in rows if row["job"] == job]:
+            found[job] = _costs(job, mine), _chart(job, mine)
+    return found
+
+
+def _costs(job: str, rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        numbers = row["numbers"][""]
+        cost = [str(row["steps_asked"]), f"{row['passes']:g}", f"{row['seconds']:g}"]
+        body.append([row["way"], row["of"], *cost, percent(numbers["mean"]), percent(numbers["whole"])])
+    head = [_LABELS[job, ""], "worlds", "steps", "passes", "seconds", "attributes", "everything"]
+    return _table(head, body)
+
+
+def _chart(job: str, rows: Sequence[Row]) -> str:
+    panels = []
+    for of in OBJECTS:
+        for cost, along in (
+            ("passes", "passes of the network per clip"),
+            ("seconds", "seconds of the network per clip"),
+        ):
+            points: dict[str, list[tuple[float, float, float, float]]] = {}
+            for row in sorted(rows, key=lambda row: int(row["steps_asked"])):
+                if row["of"] == of:
+                    rate, low, high = row["numbers"][""]["mean"]
+                    points.setdefault(row["way"], []).append((row[cost], rate, low, high))
+            curves = [Curve(way, points[way]) for way in (*WAYS[job], STUDENT) if way in points]
+            panels += [Panel(of, along, curves)] if curves else []
+    counts = " and ".join(sorted({f"{row['clips']}" for row in rows}))
+    note = f"percent of correct attributes and 95 % intervals, {counts} held-out worlds, in batches of {BATCH}"
+    return draw_curves(panels, _LABELS[job, ""], note)
+
+
 # Two models
 
 
@@ -427,6 +526,7 @@ def against(rows: Iterable[Row], others: Iterable[Row], name: str) -> str:
                 if what in mine.names and what in theirs.names:
                     lead = mine.ahead_of(theirs, what)
                     label = f"{_LABELS.get((row['job'], part), row['job'])}, {row['of']}"
+                    label += f", {row['way']}, {row['steps_asked']} steps" if "way" in row else ""
                     numbers = [percent(one.interval(what)) for one in (mine, theirs)]
                     shown = {"mean": "attributes", "whole": "everything"}.get(what, what)
                     body.append([label, shown, *numbers, percent(lead, signed=True)])
@@ -435,7 +535,7 @@ def against(rows: Iterable[Row], others: Iterable[Row], name: str) -> str:
 
 def quality_of(rows: Iterable[Row]) -> dict[str, Any]:
     """For a checkpoint's card: the VAE's quality in dB, and means in percent by number of objects and job."""
-    known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS}
+    known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS and "way" not in row}
     percents: dict[str, Any] = {"clips": known["one object", "video_to_text"]["clips"]}
     names = {"video_to_text": "understanding", "text_to_video": "generation", "joint": "joint agreement"}
     for of, objects in OBJECTS.items():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from uvg_core.cli.main import main
-from uvg_core.pipeline.cycle import distances, mean_of, words_kept
+from uvg_core.pipeline.cycle import clip_gain, confidence, distances, mean_of, words_kept
 from uvg_core.pipeline.pipeline import Pipeline
 
 pytest.importorskip("sklearn")
@@ -51,6 +51,20 @@ def test_the_detector_says_what_a_caption_lost() -> None:
     assert measure.survived(caption, torch.zeros_like(pixels), pixels) == {}
 
 
+def test_words_that_fit_explain_a_clip_best() -> None:
+    pipe = Pipeline(device="cpu")
+    latent = pipe.encode_clip(one_world(kind="square", colour="red", motion="moves up"))
+    caption = "a large red square moves up quickly on a navy background"
+    texts = [caption, caption.replace("red", "blue"), caption.replace("navy", "beige")]
+    tokens, _ = pipe.tokenizer.stream(texts, pipe.config.run.text_length)
+    with pipe.components.network() as network:
+        conditions = pipe.conditions(texts), pipe.conditions([""])
+        first, *others = clip_gain(network, latent.expand(3, -1, -1, -1, -1), conditions, tokens, 0)
+    assert first > max(0, *others)
+    assert confidence(-0.01, first) > confidence(-0.01, others[0])
+    assert confidence(-0.01, first) > confidence(-1.0, first)
+
+
 def test_areas_under_the_curve() -> None:
     right = "1" * 200 + "0" * 200
     steps = [float(place) for place in range(400, 0, -1)]
@@ -73,6 +87,7 @@ def test_a_clip_gives_a_sheet_and_scores(tmp_path: Path, capsys: pytest.CaptureF
     report = json.loads(Path(f"{out}.evaluate.json").read_text())
     (row,) = report["rows"]
     assert row["log_likelihood"] > -1
+    assert row["clip_gain"] > 0
     assert 0 < row["latent_distance"] < 3
     assert str(tmp_path) not in json.dumps(report)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from uvg_core.cli.main import main
+from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.sampling import Sampling
 
 pytest.importorskip("sklearn")
 pytest.importorskip("diffusers")
@@ -18,6 +22,7 @@ from recipes.worlds import measure
 from recipes.worlds.evaluation import Evaluator, held_out_worlds
 from recipes.worlds.grammar import is_held_out
 
+LORA = {"A": (4, 192), "B": (192, 4)}
 FEW = ["--count", "3", "--steps", "1", "--device", "cpu", "-q"]
 
 
@@ -171,3 +176,45 @@ def test_jobs_reports_and_models_of_other_kinds_are_refused(
     assert main(command) == 1
     assert "not a model of little worlds, version 99 (its data are 'little worlds" in capsys.readouterr().err
     assert not (tmp_path / "out" / "evaluate.json").exists()
+
+
+# Cost beside quality
+
+
+def test_cost_beside_quality_with_and_without_a_lora(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "OBJECTS", {"one object": 1})
+    monkeypatch.setattr(measure, "_STEPS", {"video_to_text": (1, 2), "joint": (1,)})
+    monkeypatch.setattr(measure, "_STUDENT_STEPS", (2,))
+    name, generator = "transformer.blocks.{}.attn1.to_v.lora_{}.weight", torch.Generator().manual_seed(0)
+    sides = [(block, *one) for block in range(6) for one in LORA.items()]
+    factors = {name.format(block, side): torch.randn(*shape, generator=generator) for block, side, shape in sides}
+    save_file(factors, tmp_path / "lora.safetensors")
+    command = ["evaluate", "worlds", "--sweep", "--count", "3", "--device", "cpu", "-q", "-o", str(tmp_path / "out")]
+    command += ["--only", "video_to_text", "--lora", str(tmp_path / "lora.safetensors")]
+    assert main([*command, "--dry-run"]) == 0
+    assert "7 questions: 0 measured, 7 to measure" in capsys.readouterr().out
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "evaluate.json").read_text())["rows"]
+    passes = {(row["way"], row["steps_asked"]): row["passes"] for row in rows}
+    assert passes["every step", 2] == passes["every step", 1] + 1 == 2
+    ways = {row["way"]: row["answers"][""] for row in rows if row["steps_asked"] == 2}
+    assert ways["every step"] == ways["clip read once"]  # without the LoRA
+    assert ways["with the LoRA"] != ways["every step"]
+    assert "| every step | one object | 2 | 2 |" in said
+    assert "percent right" not in said  # that is another table
+    chart = ElementTree.parse(tmp_path / "out" / "video_to_text.svg")
+    assert {"with the LoRA", "every step", "passes of the network per clip"} <= set(chart.getroot().itertext())
+    assert main([*command, "--only", "ranking"]) == 1
+    assert "--only is 'ranking'; with --sweep expected one of text_to_video, " in capsys.readouterr().err
+
+
+def test_samplers_guidance_and_steps_cost_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = lambda self, _, worlds: self.score([None] * len(worlds), worlds)  # noqa: E731
+    monkeypatch.setattr(Evaluator, "score_clips", unread)  # the detector takes seconds to begin
+    measurer = measure.Measurer(Pipeline(device="cpu"), Sampling(), lambda: pytest.fail("there is no LoRA"))
+    costs = {"euler": 4, "heun": 6, "first half guided": 3, "no guidance": 2}  # of two steps
+    for way, passes in costs.items():
+        assert measurer.row(measure.Question("one object", "text_to_video", 2, way, 2))["passes"] == passes

@@ -1,13 +1,15 @@
-"""Rankings as pictures: longer bars for larger shares, the best one marked."""
+"""Rankings as pictures: longer bars for larger shares, the best one marked. Curves: points where their numbers say."""
 
 from __future__ import annotations
+
+from xml.etree import ElementTree
 
 import pytest
 
 pytest.importorskip("PIL")
 
 from uvg_core.errors import UniViGUError
-from uvg_core.media.chart import ROW, draw_ranking
+from uvg_core.media.chart import ROW, Curve, Panel, draw_curves, draw_ranking
 from uvg_core.media.sheet import ACCENT, MUTED
 
 
@@ -27,3 +29,23 @@ def test_lists_that_do_not_fit() -> None:
         draw_ranking(["a", "b"], [0.0], [1.0])
     with pytest.raises(UniViGUError, match="found 0 texts"):
         draw_ranking([], [], [])
+
+
+def test_curves_lie_where_their_numbers_say() -> None:
+    first = Curve("a & b", [(1, 0.5, 0.4, 0.6), (10, 0.75, 0.7, 0.8), (100, 1.0, 1.0, 1.0)])
+    other = Curve("c", [(10, 0.5, 0.5, 0.5)])
+    panels = [Panel("one", "passes", [first, other]), Panel("two", "seconds", [other])]
+    root = ElementTree.fromstring(draw_curves(panels, "<Title>"))
+    assert {"<Title>", "a & b", "c", "one", "two", "passes", "seconds", "50", "100"} <= set(root.itertext())
+    svg = "{http://www.w3.org/2000/svg}"
+    line, single, beside = root.iter(f"{svg}polyline")
+    (x1, y1), (x2, y2), (x3, y3) = (map(float, point.split(",")) for point in line.get("points", "").split())
+    assert x3 - x2 == pytest.approx(x2 - x1, abs=0.2)  # ten times as much is as far, wherever
+    assert y1 - y2 == pytest.approx(y2 - y3, abs=0.2)
+    assert float(single.get("points", "").split(",")[1]) == pytest.approx(y1, abs=0.1)
+    assert single.get("stroke") == beside.get("stroke") != line.get("stroke")
+
+
+def test_nothing_to_draw() -> None:
+    with pytest.raises(UniViGUError, match="there is nothing to draw"):
+        draw_curves([Panel("one", "passes", [])], "Title")

@@ -34,7 +34,7 @@ from .output import CANCELLED, say, show
 _WORDS = (*TEXT, "text_update", "video_cache", "stop_when_stable", "stop_when_sure")
 _OF = {
     **{"samples": "videos", "clips": "captions", "format": "captions", "references": "captions"},
-    **dict.fromkeys(("count", "only", "per_kind", "against"), "worlds"),
+    **dict.fromkeys(("count", "only", "per_kind", "against", "sweep"), "worlds"),
 }
 
 
@@ -87,6 +87,11 @@ class Evaluate:
     against: Path | None = setting(
         "Report of another model on the same worlds; differences are printed with paired intervals.", default=None
     )
+    sweep: Flag = setting(
+        "Measure quality against passes and seconds instead, by samplers, caches and with a LoRA, and draw a chart of "
+        "each of text_to_video, video_to_text and joint.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         if self.out is None:
@@ -97,7 +102,7 @@ class Evaluate:
         if self.kind != "worlds" and self.benchmark is None:
             raise UniViGUError(f"evaluate {self.kind}: name what to read, e.g. a file of prompts or a folder of clips")
         for name, kind in _OF.items():
-            if getattr(self, name) not in (None, ()) and self.kind != kind:
+            if getattr(self, name) not in (None, (), False) and self.kind != kind:
                 raise UniViGUError(f"--{name.replace('_', '-')} applies to evaluate {kind} only; leave it out")
 
 
@@ -113,6 +118,7 @@ class Run:
     footage: Footage
     note: Callable[[str], object]
     shown: Bars
+    without_loras: Callable[[], Pipeline]
 
 
 class _Videos:
@@ -239,6 +245,8 @@ def evaluate(
     """Make a benchmark's videos or captions as its scorer reads them, or measure a model. Run it again to continue."""
     assert own.out is not None  # Evaluate asks for it
     kind = _KINDS[own.kind](own, own.out, sampling.seed)
+    if isinstance(kind, Worlds):
+        kind.plan(student=bool(model.lora) or video.fast)
     if own.dry_run:
         show(kind.survey())
         return 0
@@ -249,7 +257,10 @@ def evaluate(
         shown.close()
         say(text)
 
-    run = Run(pipe, sampling, video, size, footage, note, shown)
+    def without_loras() -> Pipeline:
+        return replace(model, lora=()).pipeline(shown, video.null_embedding)
+
+    run = Run(pipe, sampling, video, size, footage, note, shown, without_loras)
     sampling, settings = kind.settings(run)
     run = replace(run, sampling=sampling)
     asked = {"dtype": model.dtype, "loras": [_lora(one) for one in pipe.loras], **settings}

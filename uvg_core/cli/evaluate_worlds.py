@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UniViGUError, counted
-from ..io import MEGABYTE, make_folder, read_text, require_makeable
+from ..io import MEGABYTE, make_folder, read_text, require_makeable, write_text
 from ..lines import Lines
 from ..pipeline import evaluate as work
 from ..sampling import Sampling
@@ -26,7 +26,8 @@ class Worlds:
     """Rows in a record, one for each finished question; they are the report's, with the tables that are printed."""
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
-        self.out, self.report, shard = out, out / work.REPORT, work.Shard.of(own.shard)
+        self.own, self.out, self.report = own, out, out / work.REPORT
+        self.shard = work.Shard.of(own.shard)
         require_makeable(out, "choose another with --out")
         try:  # the recipe of the worlds is a package of its own, which an installation of uvg_core may lack
             self.measure: Any = import_module("recipes.worlds.measure")
@@ -36,10 +37,17 @@ class Worlds:
                 'after pip install -e ".[standalone,train]"'
             ) from None
         self.count = own.count or _COUNT
-        self.all = self.measure.questions(own.only, self.count, own.per_kind or 0)
-        self.mine = [question for place, question in enumerate(self.all) if shard.takes(place)]
+        self.plan(student=False)
         self.record = Lines(out / "evaluate.record.jsonl", "a record of measurements")
         self.against = None if own.against is None else (own.against.name, _read_report(own.against))
+
+    def plan(self, student: bool) -> None:
+        """What is to be measured; ``student``: with a LoRA, too."""
+        if self.own.sweep:
+            self.all = self.measure.sweep(self.own.only, self.count, student)
+        else:
+            self.all = self.measure.questions(self.own.only, self.count, self.own.per_kind or 0)
+        self.mine = [question for place, question in enumerate(self.all) if self.shard.takes(place)]
 
     def rows(self) -> dict[Any, dict[str, Any]]:
         """What has been measured, in the order of the questions."""
@@ -73,7 +81,7 @@ class Worlds:
             raise UniViGUError(f"{name}: measured on other worlds ({'; '.join(other)}); measure both models alike")
 
     def run(self, run: Run, outcome: work.Outcome) -> None:
-        measurer, there = self.measure.Measurer(run.pipe, run.sampling), self.rows()
+        measurer, there = self.measure.Measurer(run.pipe, run.sampling, run.without_loras), self.rows()
         for place, question in enumerate(self.mine, 1):
             if question.key in there:
                 outcome.there += 1
@@ -89,6 +97,9 @@ class Worlds:
         rows = self.rows()
         if tables := self.measure.tables([*rows.values()]).strip():
             show(tables)
+        for job, (table, chart) in self.measure.figures(rows.values()).items():
+            write_text(self.out / f"{job}.svg", chart)
+            show(f"{table}\n\n{self.out / job}.svg\n")
         if self.against is not None:
             name, report = self.against
             show("\n" + self.measure.against([*rows.values()], report["rows"], name))

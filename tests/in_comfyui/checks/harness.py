@@ -1,4 +1,4 @@
-"""What ``test_harness`` asks of the process inside ComfyUI."""
+"""What ``test_inside`` asks of the process inside ComfyUI."""
 
 from __future__ import annotations
 

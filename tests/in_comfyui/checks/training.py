@@ -248,7 +248,7 @@ def same_seed(folder: str) -> list[float]:
     """The LoRA of a seed, made twice and with another one between."""
     parts = load_embedded()
     clips = load(parts, folder)
-    first, other, again = (train(parts, clips, seed=seed, steps=3)[0] for seed in (1, 2, 1))
+    first, other, again = (train(parts, clips, seed=seed, steps=2, batch=2)[0] for seed in (1, 2, 1))
     return [max(distance(first[name], lora[name]) for name in first) for lora in (again, other)]
 
 
@@ -266,8 +266,8 @@ def clips_of_all_kinds(folder: str) -> dict[str, Any]:
     ]
     second = [video.as_trimmed(0.5, 0) for video in videos]
     kinds = {"core": (videos, prompts), "shuffled": shuffled, "memory": (made, prompts)}
-    found = {name: len(train(parts, clips, steps=2)[1]["loss"]) for name, clips in kinds.items()}
-    found["twice as long"] = len(train(parts, (doubled, prompts), steps=2)[1]["loss"])
+    found = {name: len(train(parts, clips, steps=1)[1]["loss"]) for name, clips in kinds.items()}
+    found["twice as long"] = len(train(parts, (doubled, prompts), steps=1)[1]["loss"])
     node, images = pack_module("nodes.training"), videos[0].get_components().images
     there_and_back = Types.VideoComponents(images=torch.cat([images, images.flip(0)]), frame_rate=4)
     clips = node.ConnectedClips(
@@ -276,7 +276,7 @@ def clips_of_all_kinds(folder: str) -> dict[str, Any]:
     seen = clips.item(0).pixels.float()
     found["all of it is seen"] = [float((seen[n] - seen[0]).abs().mean()) for n in (-1, len(seen) // 2)]
     found["cut"] = message(lambda: train(parts, (second, prompts), frames=9, steps=2))
-    found["smaller"] = len(train(parts, (videos, prompts), frames=5, width=32, height=32, steps=2)[1]["loss"])
+    found["smaller"] = len(train(parts, (videos, prompts), frames=5, width=32, height=32, steps=1)[1]["loss"])
     return found
 
 

@@ -95,8 +95,9 @@ def edit(
     for path in () if own.dry_run else filter(None, (out, own.sheet)):
         require_writable(path)
         require_others(path, filter(None, (own.clip, own.mask)))
+    captions = own.captions(own.old_caption) if own.old_caption else None  # what is wrong with them is said at once
     pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
-    captions = own.captions(own.old_caption or _described(pipe, own.clip, size, footage, sampling, shown))
+    captions = captions or own.captions(_described(pipe, own.clip, size, footage, sampling, shown))
     shown.close()
     if not is_stream(own.json):
         show(f"from: {captions[0]}\nto:   {captions[1]}")

@@ -1,10 +1,11 @@
-"""The command line: generate, caption, joint, rank, inspect, convert, check, synthesise, describe, train, evaluate,
-demo, cache, completion.
+"""The command line: generate, caption, joint, rank, edit, inspect, convert, check, synthesise, describe, train,
+evaluate, demo, cache, completion.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
     python -m uvg_core joint "a green square" -o both.mp4
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
+    python -m uvg_core edit clip.mp4 --change "red=blue" -o edited.mp4
 
 Results go to the standard output, notes and progress to the standard error. The exit code is 0 when all is done, 1 when
 something failed or was left out, 2 when the command is used wrongly, and 130 after Ctrl-C. A command is a function of
@@ -36,6 +37,7 @@ from .caption import caption
 from .completion import completion
 from .demo import demo
 from .describe import describe
+from .edit import edit
 from .evaluate import evaluate
 from .files import check, convert, inspect
 from .flags import add_flags, settings_of
@@ -52,6 +54,7 @@ COMMANDS = (
     caption,
     joint,
     rank,
+    edit,
     inspect,
     convert,
     check,
@@ -108,7 +111,18 @@ def _quiet_libraries(quiet: bool) -> None:
 
 WRITTEN = ("out", "write", "json", "sheet")
 READ = (
-    *("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file"),
+    *(
+        "model",
+        "input",
+        "text_encoder",
+        "vae",
+        "tokenizer",
+        "null_embedding",
+        "from_latent",
+        "clip",
+        "texts_file",
+        "mask",
+    ),
     *("clips", "files", "prompts", "instructions", "benchmark", "references", "against"),
 )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import counted, named, printable
 from ..io import name_taken
 from ..media.sheet import SheetRow, contact_sheet
-from ..media.video import write_video
+from ..media.video import Sound, write_video
 from ..pipeline.pipeline import JointStep
 
 # Clips of toy models are a few dozen pixels wide; players show them as a stamp, so they are enlarged in whole steps.
@@ -52,12 +52,20 @@ def enlarged(pixels: Tensor, scale: int | None) -> Tensor:
     return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
 
 
-def show_clip(path: Path, pixels: Tensor, fps: float, scale: int | None = None, *, anew: bool = False) -> Path:
+def show_clip(
+    path: Path,
+    pixels: Tensor,
+    fps: float,
+    scale: int | None = None,
+    *,
+    anew: bool = False,
+    sound: Sound | None = None,
+) -> Path:
     """Write a clip, enlarged as ``enlarged`` does, and say so. ``anew``: under a free name like ``path``. Returns the
     name."""
     big = enlarged(pixels, scale)
     with name_taken(path) if anew else nullcontext(path) as path:
-        write_video(path, big, fps)
+        write_video(path, big, fps, sound)
     grown = "" if big.shape == pixels.shape else f", enlarged to {big.shape[2]}x{big.shape[1]}"
     say(f"{path}: {counted(len(pixels), 'frame')} of {pixels.shape[2]}x{pixels.shape[1]} at {fps:g} fps{grown}")
     return path

@@ -25,13 +25,16 @@ from ..model import UniViGU
 from ..model.memory import free_memory, pass_bytes, require_room, video_tokens
 from ..progress import Report, counted_calls
 from ..sampling import (
+    Editing,
     GuidedDenoiser,
     JointResult,
     Ranking,
     Sampling,
     Size,
     State,
+    Worded,
     caption_likelihood,
+    edit,
     fill_template,
     joint,
     text_to_video,
@@ -39,7 +42,7 @@ from ..sampling import (
 )
 from ..sampling.loop import spread
 from ..sampling.rank import LOGITS_AT_ONCE, padded
-from ..sampling.settings import RANKING, SAMPLING, SIZE
+from ..sampling.settings import EDITING, RANKING, SAMPLING, SIZE
 from .component_files import IN_CHECKPOINT, Places
 from .components import Components, free_bytes
 
@@ -267,17 +270,12 @@ class Pipeline:
     ) -> Tensor:
         """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
         string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
-        run = self.config.run
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative)
         noise, self.sampled = self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
         context, null = self.guided(prompt, negative)
-        tokens: Tensor | None = None
-        if stream.strip():
-            # As long as the text: the release pads and masks, which changes nothing.
-            length = min(len(self.tokenizer.ids(stream)), max(run.text_length, run.context_length))
-            tokens, _ = self.tokenizer.stream([stream], length)
+        tokens = self._tokens(stream)
 
         def job(network: UniViGU) -> Tensor:
             denoise = GuidedDenoiser.of(network, context, null, sampling)
@@ -286,6 +284,52 @@ class Pipeline:
         latent = self.components.on_network(job)
         self.sampled = Sampled(latent.cpu())
         return self.decode_clips([latent])[0]
+
+    def _tokens(self, text: str) -> Tensor | None:
+        """Ids ``[1,L]`` for the text stream, None for an empty one. As long as the text: the release pads and masks,
+        which changes nothing."""
+        if not text.strip():
+            return None
+        run = self.config.run
+        length = min(len(self.tokenizer.ids(text)), max(run.text_length, run.context_length))
+        return self.tokenizer.stream([text], length)[0]
+
+    def edit(
+        self,
+        latent: Tensor,
+        captions: tuple[str, str],
+        *,
+        negative: str = "",
+        plain: bool = False,
+        sampling: Sampling = SAMPLING,
+        editing: Editing = EDITING,
+        free: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """A clip's clean latent -> that of the clip with other words; ``captions``: what describes it and what shall.
+        ``plain`` leaves the text stream empty, as in plain Wan; ``free``: see ``edit``."""
+        for text in captions:
+            _require_words(text, "caption")
+        sampling = self._drawing(sampling, negative)
+        self.sampled = None
+        stored = self.null_condition if not negative.strip() else None
+        context = self.conditions([*captions, *([negative] if stored is None else [])])
+        null = context[2:] if stored is None else stored
+
+        def job(network: UniViGU) -> Tensor:
+            scales = editing.source_guidance, sampling.guidance_scale
+            old, new = (
+                Worded(
+                    GuidedDenoiser(network, context[i : i + 1], null, scales[i], sampling.guidance_end),
+                    None if plain else self._tokens(text),
+                )
+                for i, text in enumerate(captions)
+            )
+            return edit(latent, old, new, sampling, editing, free=free, callback=callback)
+
+        edited = self.components.on_network(job)
+        self.sampled = Sampled(edited.cpu(), captions[1])
+        return edited
 
     def latent_of(self, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""

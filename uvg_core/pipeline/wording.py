@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated
@@ -153,3 +153,51 @@ def joined(first: str, second: str) -> str:
 def hash_of(words: str | None) -> str:
     """What tells captions apart, in records."""
     return blake2b((words or "").encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+# Changed words
+
+
+def changes_of(texts: Sequence[str]) -> dict[str, str]:
+    """New words by old ones, in lower case, of several ``old=new``. Raises UniViGUError for what is no change."""
+    found: dict[str, str] = {}
+    for text in texts:
+        old, sign, new = (" ".join(part.split()) for part in text.partition("="))
+        if not (sign and old):
+            raise UniViGUError(f"change is {shown(text)}; expected old words, = and new words, such as red=blue")
+        if old == new:
+            raise UniViGUError(f"change is {shown(text)}, which changes nothing; expected other words after =")
+        if found.setdefault(old.lower(), new) != new:
+            raise UniViGUError(f"change names {shown(old)} twice, with different new words; leave one of them out")
+    return found
+
+
+def reworded(caption: str, changes: Mapping[str, str]) -> str:
+    """A caption with words or phrases changed wherever they occur, all at once: what one change puts in, no other one
+    takes. A capital at the beginning stays one; without new words the old ones are left out.
+
+    Raises UniViGUError for words that do not occur, and where nothing is left or changed."""
+    longest_first = sorted(changes, key=len, reverse=True)
+    words = ("|".join(r"\s+".join(map(re.escape, old.split())) for old in longest_first)).join(("(", ")"))
+    left = set(changes)
+
+    def change(match: re.Match[str]) -> str:
+        old = " ".join(match[0].lower().split())
+        left.discard(old)
+        new = changes[old]
+        return new[:1].upper() + new[1:] if match[0][0].isupper() else new
+
+    text = re.sub(rf"(?<!\w){words}(?!\w)", change, caption, flags=re.IGNORECASE) if changes else caption
+    if left:
+        missing = next(old for old in changes if old in left)
+        raise UniViGUError(
+            f"change: {shown(missing)} does not occur in the caption; expected words of it, whole. The caption is: "
+            f"{caption}"
+        )
+    if "" in changes.values():
+        text = re.sub(r"\s+(?=[\s.,;:!?]|$)", "", text).strip()
+    if not text:
+        raise UniViGUError("change: no word of the caption is left; expected new words after =")
+    if text == caption:
+        raise UniViGUError(f"the change leaves the caption as it is; expected other words. The caption is: {caption}")
+    return text

@@ -40,7 +40,8 @@ class State:
 Callback = Callable[[int, State], object]
 
 
-def _latent_not_finite(where: str) -> str:
+def latent_not_finite(where: str) -> str:
+    """The words for a latent that has gone wrong."""
     return (
         f"the video latent holds values that are not numbers {where}; expected finite numbers. In float16, run in "
         "bfloat16 or float32 instead; else check the VAE, the checkpoint and the strength of LoRAs"
@@ -71,7 +72,7 @@ def run(
     def predict(video: VideoStream, step: int, logits: bool) -> Prediction:
         return denoise(video, text, step, PassOptions(not video.held, logits and not text.held, video.held, cache))
 
-    finite.add(video.latent.isfinite().all(), _latent_not_finite("before the first step"))
+    finite.add(video.latent.isfinite().all(), latent_not_finite("before the first step"))
     text, stopped = text.with_content(text.content), False
     for step in range(steps):
         if cache is not None and refresh and step % refresh == 0:
@@ -83,7 +84,7 @@ def run(
         if solver == "heun" and moved.sigma(step + 1) > 0:
             moved = video.corrected(here.velocity, predict(moved, step + 1, False).velocity, step)
         if not video.held:  # else nothing has moved
-            finite.add(moved.latent.isfinite().all(), _latent_not_finite(f"after step {step + 1} of {steps}"))
+            finite.add(moved.latent.isfinite().all(), latent_not_finite(f"after step {step + 1} of {steps}"))
         if callback is not None:
             stopped = callback(step + 1, _state(video, moved, text, here.velocity, step, steps)) is False
         video = moved

@@ -147,5 +147,16 @@ class Ranking:
     )
 
 
-SAMPLING, SIZE, RANKING = Sampling(), Size(), Ranking()
+@settings
+class Editing:
+    """Settings of ``edit`` beside those of ``Sampling``, whose guidance is that of the new words."""
+
+    strength: Number = setting(
+        "How freely the clip may change: 0 not at all, 0.5 hardly, 1 freely.", default=0.95, ge=0, le=1
+    )
+    source_guidance: Number = setting("Guidance of the old words; 1 turns it off.", default=1.0, ge=-1000, le=1000)
+    draws: Whole = setting("Noise draws a step: more are steadier and take longer.", default=1, ge=1, le=1000)
+
+
+SAMPLING, SIZE, RANKING, EDITING = Sampling(), Size(), Ranking(), Editing()
 FEW_DRAWS = Ranking(samples=8)

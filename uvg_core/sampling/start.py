@@ -59,15 +59,20 @@ def noisy_video(
 
 def _kept(noise: Tensor, clean: Tensor, free: Tensor) -> Kept | None:
     """What is kept of a clip; None where that is nothing."""
-    sides = zip(reversed(free.shape), reversed(noise.shape), strict=False)
-    if clean.shape != noise.shape or free.ndim > noise.ndim or not all(side in (1, whole) for side, whole in sides):
+    require_mask(clean, free, noise)
+    return None if bool((free == 1).all()) else Kept(clean, free, noise)
+
+
+def require_mask(clean: Tensor, free: Tensor, like: Tensor) -> None:
+    """Raise UniViGUError for a clip or a mask of what may change that do not fit the run."""
+    sides = zip(reversed(free.shape), reversed(like.shape), strict=False)
+    if clean.shape != like.shape or free.ndim > like.ndim or not all(side in (1, whole) for side, whole in sides):
         raise UniViGUError(
             f"the clip to keep is {list(clean.shape)} and its mask {list(free.shape)}; expected the shape of the "
-            f"noise, {list(noise.shape)}"
+            f"noise, {list(like.shape)}"
         )
     if not bool(((free >= 0) & (free <= 1)).all()):
         raise UniViGUError("the mask of what is kept holds numbers below 0 or above 1; expected 0 (kept) to 1 (formed)")
-    return None if bool((free == 1).all()) else Kept(clean, free, noise)
 
 
 def clean_text(denoise: Denoiser, tokens: Tensor | None, mask: Tensor | None, like: Tensor) -> TextStream:

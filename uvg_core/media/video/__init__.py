@@ -8,12 +8,13 @@ from .captioned import as_srt, caption_tags, container_suffix, write_captioned
 from .clip import Clip, ClipInfo, ClipSpec
 from .find import find_clips
 from .read import fit_pixels, probe, read_clip
-from .write import write_video
+from .write import Sound, write_video
 
 __all__ = [
     "Clip",
     "ClipInfo",
     "ClipSpec",
+    "Sound",
     "as_srt",
     "caption_tags",
     "container_suffix",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,34 @@ from ...errors import UniViGUError
 from ...io import written_whole
 from .clip import require_frames
 from .pictures import BT709, EXACT, LIMITED, memory_of
+from .source import Source
 
 # Best first; every one of them makes H.264 that browsers play.
 H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
 
 
-def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
+# What an mp4 holds that players know; of the rest, what is decoded to be encoded anew.
+_COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")
+_ENCODED = ("vorbis", "pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_s16be")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The sound of a clip, from ``start`` on, ``seconds`` long; None: to its end."""
+
+    clip: Path
+    start: float = 0.0
+    seconds: float | None = None
+
+
+def write_video(path: str | Path, pixels: Tensor, fps: float, sound: Sound | None = None) -> None:
     """Write an H.264 mp4 that browsers play: yuv420p, BT.709 limited range, index in front.
 
     ``pixels`` is uint8 ``[T,H,W,3]``, RGB 0-255, on any device; ``fps`` in frames per second. Odd sizes grow by one
-    row or column, a copy of the last, since 4:2:0 needs even ones. The file appears whole or not at all. Raises
-    UniViGUError when there is nothing to write, the values have another form, the name does not end in .mp4, no H.264
-    encoder is present, or the system refuses.
+    row or column, a copy of the last, since 4:2:0 needs even ones. ``sound`` is copied packet by packet; of what no
+    mp4 holds, Vorbis and PCM are encoded as AAC, and the rest is left out. The file appears whole or not at all.
+    Raises UniViGUError when there is nothing to write, the values have another form, the name does not end in .mp4, no
+    H.264 encoder is present, or the system refuses.
     """
     path = Path(path)
     require_frames(pixels, str(path))
@@ -41,7 +59,7 @@ def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
         )
     with written_whole(path) as temporary:
         try:
-            _encode(temporary, pixels, Fraction(float(fps)).limit_denominator(1001), encoder)
+            _encode(temporary, pixels, Fraction(float(fps)).limit_denominator(1001), encoder, sound)
         except OSError:
             raise  # written_whole words these
         except (av.FFmpegError, ValueError) as error:
@@ -51,7 +69,7 @@ def write_video(path: str | Path, pixels: Tensor, fps: float) -> None:
             ) from error
 
 
-def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str) -> None:
+def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str, sound: Sound | None) -> None:
     height, width = pixels_THWC.shape[1:3]
     rows, columns = height + height % 2, width + width % 2
     with av.open(os.path.abspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -67,6 +85,7 @@ def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str) -> No
             context.thread_type, context.thread_count = "FRAME", 4
         else:  # these know no constant quality: half a bit per pixel is plenty
             stream.bit_rate = max(1_000_000, round(0.5 * rows * columns * rate))
+        add_sound = None if sound is None else _sound_into(container, sound)
         for number, picture in enumerate(pixels_THWC):
             packed = av.VideoFrame(columns, rows, "rgb24")
             memory = memory_of(packed, 3)
@@ -79,3 +98,51 @@ def _encode(path: Path, pixels_THWC: Tensor, rate: Fraction, encoder: str) -> No
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if add_sound is not None:
+            add_sound()
+
+
+def _sound_into(container: Any, sound: Sound) -> Callable[[], None] | None:
+    """A track for the first sound of a clip, and what fills it; None where there is no sound. Tracks must be there
+    before the first packet."""
+    with Source(sound.clip) as source:
+        tracks = getattr(getattr(source.container, "streams", None), "audio", ())
+        found = next((one for one in tracks if one.codec_context is not None), None)
+        if found is None or found.codec_context.codec.name not in (*_COPIED, *_ENCODED):
+            return None
+        index, is_copied = found.index, found.codec_context.codec.name in _COPIED
+        if is_copied:
+            track: Any = container.add_stream_from_template(found, opaque=True)
+        else:
+            track = container.add_stream("aac", rate=found.codec_context.sample_rate)
+
+    def fill() -> None:
+        with Source(sound.clip) as source:
+            stream = source.container.streams[index]
+            first = float((source.stream.start_time or 0) * source.stream.time_base)
+            packets = _part(source.container.demux(stream), sound, first)
+            if is_copied:
+                for packet in packets:
+                    packet.stream = track
+                    container.mux(packet)
+                return
+            for packet in packets:
+                for frame in packet.decode():
+                    container.mux(track.encode(frame))
+            container.mux(track.encode())
+
+    return fill
+
+
+def _part(packets: Iterator[Any], sound: Sound, first: float) -> Iterator[Any]:
+    """The packets of the part, by a clock that begins with it. ``first``: the time of the clip's first picture."""
+    begin = first + sound.start
+    for packet in packets:
+        if packet.pts is None or packet.dts is None:
+            continue
+        at = float(packet.pts * packet.time_base) - begin
+        if (sound.start > 0 and at < 0) or (sound.seconds is not None and at >= sound.seconds):
+            continue
+        moved = round(begin / float(packet.time_base))
+        packet.pts, packet.dts = packet.pts - moved, packet.dts - moved
+        yield packet

@@ -1,0 +1,146 @@
+"""``edit``: a clip changes as its words change."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from torch import Tensor
+
+from ..errors import UniViGUError, counted
+from ..io import free_name, require_others, require_writable
+from ..media.sheet import SheetRow, contact_sheet
+from ..media.video.footage import Footage
+from ..pipeline.edit import Mask, Subject
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.wording import changes_of, reworded
+from ..progress import Bars
+from ..sampling import Editing, Sampling, Size
+from ..settings import Flag, Text, setting, settings
+from .common import Model, Video, latent_saved, steps_on
+from .flags import Only
+from .output import say, show, show_clip
+from .streams import as_json, is_stream, write_json
+
+EDITED = Path("edited.mp4")  # or a free name like it, where nobody named one
+
+
+@settings
+class Edit:
+    """What is edited, and how its words change."""
+
+    clip: Path = setting(
+        "Video to edit; - reads it from standard input.", positional=True, metavar="clip", stdin="file"
+    )
+    change: tuple[Text, ...] = setting(
+        "Words of the caption to change, such as red=blue or 'moves left slowly=stays still'. Repeat the flag for "
+        "several changes.",
+        default=(),
+        metavar="OLD=NEW",
+    )
+    old_caption: Text | None = setting(
+        "Caption of the clip as it is.", default=None, auto="the model's own", flag="--from"
+    )
+    new_caption: Text | None = setting(
+        "Caption of the clip as it should be, in place of --change.", default=None, flag="--to"
+    )
+    out: Path | None = setting(
+        "Output file (.mp4), with the sound, frame rate, size and length of the clip.",
+        default=None,
+        auto="edited.mp4, or edited.2.mp4 if that exists",
+        short="-o",
+        suffixes=(".mp4",),
+    )
+    mask: Path | None = setting("Picture or clip of the same shape: white where the clip may change.", default=None)
+    sheet: Path | None = setting(
+        "Also write a picture (.png) of both clips.", default=None, suffixes=(".png", ".jpg", ".webp")
+    )
+    no_text_stream: Flag = setting("Leave the text stream empty, as in plain Wan.", default=False)
+    dry_run: Flag = setting("Show the caption and what becomes of it, without editing.", default=False)
+    json: Path | None = as_json("both captions and all settings")
+
+    def __post_init__(self) -> None:
+        if bool(self.change) == (self.new_caption is not None):
+            raise UniViGUError("edit: pass --change OLD=NEW or --to CAPTION, and not both")
+        if self.dry_run and self.json is not None:
+            raise UniViGUError("--dry-run edits nothing that --json could describe; leave out one of them")
+        for flag, text in (("--from", self.old_caption), ("--to", self.new_caption)):
+            if text is not None and not text.strip():
+                raise UniViGUError(f"{flag} is empty; expected a caption")
+        changes_of(self.change)
+
+    def captions(self, source: str) -> tuple[str, str]:
+        """The caption of the clip, and what becomes of it."""
+        if self.new_caption is None:
+            return source, reworded(source, changes_of(self.change))
+        if self.new_caption.split() == source.split():
+            raise UniViGUError(f"--to is the caption that the clip already has: {source}")
+        return source, self.new_caption
+
+
+def edit(
+    own: Edit,
+    model: Model,
+    sampling: Annotated[Sampling, Only("steps", "seed", "shift", "guidance_scale", "guidance_end")],
+    editing: Editing,
+    video: Annotated[Video, Only("negative", "null_embedding", "fast")],
+    size: Size,
+    footage: Footage,
+    shown: Bars,
+) -> None:
+    """Edit a clip by editing its caption."""
+    out = own.out or free_name(EDITED)
+    for path in () if own.dry_run else filter(None, (out, own.sheet)):
+        require_writable(path)
+        require_others(path, filter(None, (own.clip, own.mask)))
+    captions = own.captions(own.old_caption) if own.old_caption else None  # what is wrong with them is said at once
+    pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
+    captions = captions or own.captions(_described(pipe, own.clip, size, footage, sampling, shown))
+    shown.close()
+    if not is_stream(own.json):
+        show(f"from: {captions[0]}\nto:   {captions[1]}")
+    if own.dry_run:
+        return
+    subject = Subject.read(pipe, own.clip, size, footage)
+    mask = None if own.mask is None else Mask.read(own.mask, subject)
+    shown.close()
+    windows = len(subject.windows())
+    say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap")
+
+    def change(latent: Tensor, free: Tensor | None) -> Tensor:
+        return pipe.edit(
+            latent,
+            captions,
+            negative=video.negative,
+            plain=own.no_text_stream,
+            sampling=sampling,
+            editing=editing,
+            free=free,
+            callback=steps_on(shown, "editing"),
+        )
+
+    with latent_saved(pipe, out, shown) if windows == 1 else nullcontext():
+        frames = subject.edited(pipe, change, mask)
+        pixels = subject.restored(frames, mask)
+        out = show_clip(own.out or EDITED, pixels, subject.info.fps, 1, anew=own.out is None, sound=subject.sound)
+    if own.sheet:
+        rows = [SheetRow("clip", subject.pixels, captions[0]), SheetRow("edited", frames, captions[1])]
+        contact_sheet(rows, own.sheet, title="Edited by its words")
+        say(f"{own.sheet}: {counted(2, 'clip')}, before and after")
+    if own.json:
+        resolved = sampling.resolved(pipe.config.run)
+        names = ("steps", "seed", "shift", "guidance_scale", "guidance_end")
+        how = {**{name: getattr(resolved, name) for name in names}, **asdict(editing), "negative": video.negative}
+        write_json(own.json, {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1], **how})
+
+
+def _described(pipe: Pipeline, clip: Path, size: Size, footage: Footage, sampling: Sampling, shown: Bars) -> str:
+    """The model's own caption, as the command ``caption`` gives it."""
+    latent, _ = pipe.latent_of(clip, size, footage)
+    watch = steps_on(shown, "writing the caption", pipe.tokenizer.text)
+    text = pipe.caption(latent, sampling=Sampling(seed=sampling.seed), callback=watch)
+    if not text.strip():
+        raise UniViGUError(f"{clip}: the model's caption came out empty; pass one with --from")
+    return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from uvg_core.pipeline.wording import changes_of, reworded
 from .grammar import BACKGROUNDS, WORDS, Shape, World, draw_index, read_caption
 
 EDITED = ("colour", "kind", "size", "motion", "background")  # in turn, so equally often
+Score = dict[str, bool | None]  # by attribute; None for what is not scored
 _AWAY = 25  # of 255: a pixel that differs by more from the background shows an object
 
 
@@ -53,16 +54,11 @@ class Wish:
         changed = replace(said, **{self.attribute: getattr(wanted, self.attribute)})
         return replace(changed, speed=wanted.speed) if self.attribute == "motion" else changed
 
-    def judged(self, scores: Sequence[Mapping[str, bool | None]]) -> tuple[bool, bool]:
-        """Whether the wish came true, and whether everything else stayed, given the scores of every object."""
-        asked = (self.index, self.attribute)
-        others = [
-            right
-            for index, one in enumerate(scores)
-            for name, right in one.items()
-            if right is not None and (index, name) != asked and not (name == self.attribute == "background")
-        ]
-        return scores[self.index][self.attribute] is True, all(others)
+    def judged(self, scores: Sequence[Score]) -> tuple[bool, list[Score]]:
+        """Whether the wish came true, and the scores of all else: those of what was asked for are None in them."""
+        is_asked = [self.attribute == "background" or index == self.index for index in range(len(scores))]
+        kept = [{**one, self.attribute: None} if asked else one for one, asked in zip(scores, is_asked, strict=True)]
+        return scores[self.index][self.attribute] is True, kept
 
 
 def wish_of(world: World, place: int, seed: int) -> Wish:

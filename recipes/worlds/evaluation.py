@@ -312,23 +312,24 @@ class Evaluator:
 
     def edits(self, **options: Any) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
         """One attribute of one object (or the background) of each clip changed by its words, as a user would who reads
-        the model's own caption; see ``edits.py``. Letters by part (``changed`` by attribute, ``kept``, and
-        everything), and how well the background that no word names survives, beside the VAE's own, in dB."""
+        the model's own caption; see ``edits.py``. Letters by part (``changed``, ``kept``, and both), and how well the
+        background that no word names survives, beside the VAE's own, in dB."""
         self.captions = self._captioned(self.latents)
         wishes = [wish_of(world, index, self.seed) for index, world in enumerate(self.worlds)]
         words = [wish.reworded(caption) for wish, caption in zip(wishes, self.captions, strict=True)]
         edited = self.decode(self._edited(self.captions, words, **options))
         self.clips = edited
         read, letters = self._read(edited), dict.fromkeys(ATTRIBUTES, "")
-        kept, whole = "", ""
+        rest, came_true = [], ""
         for wish, seen in zip(wishes, read, strict=True):
-            scores = self._scores(wish.wanted, seen)
-            changed, others = wish.judged(scores)
+            changed, others = wish.judged(self._scores(wish.wanted, seen))
+            rest.append(others)
+            came_true += _LETTERS[changed]
             for name in letters:
                 letters[name] += _LETTERS[changed if name == wish.attribute else None]
-            kept, whole = kept + _LETTERS[others], whole + _LETTERS[changed and others]
-        found = {"changed": {**letters, "whole": "".join(max(row) for row in zip(*letters.values(), strict=True))}}
-        found |= {"kept": {"whole": kept}, "": {"whole": whole}}
+        kept = Accuracy.of(rest).answers
+        both_right = "".join(map(min, came_true, kept["whole"]))
+        found = {"changed": {**letters, "whole": came_true}, "kept": kept, "": {"whole": both_right}}
         own = self.decode(self.latents)
         quiet = [index for index, wish in enumerate(wishes) if wish.attribute != "background"]
         both = {"edited": edited, "the VAE's own": own}

@@ -397,7 +397,7 @@ def _means(known: Mapping[tuple[str, str], Row]) -> str:
     clips = {row["clips"] for row in known.values()}
     body = []
     for (job, part), label in _LABELS.items():
-        name = {"ranking": "first", "edit": "whole"}.get(job, "mean")
+        name = "first" if job == "ranking" else "whole" if job == "edit" and part != "kept" else "mean"
         cells = [_number(known.get((of, job)), part, name) for of in OBJECTS]
         body += [[label, *cells]] if any(cells) else []
     return _table([f"percent right, {', '.join(map(str, sorted(clips)))} clips", *OBJECTS], body)

@@ -37,9 +37,11 @@ def test_a_caption_that_misread_something_else_keeps_its_mistake() -> None:
 def test_the_wish_and_the_rest_are_judged_apart() -> None:
     wish = wish_of(worlds(2)[1], 1, 0)  # a kind, of the first object
     right = {"kind": True, "colour": True, "size": True, "motion": True, "speed": None, "background": True}
-    assert wish.judged([right, right]) == (True, True)
-    assert wish.judged([{**right, "kind": False}, right]) == (False, True)
-    assert wish.judged([right, {**right, "kind": False}]) == (True, False)
+    unasked = {**right, "kind": None}
+    assert wish.judged([right, right]) == (True, [unasked, right])
+    assert wish.judged([{**right, "kind": False}, right]) == (False, [unasked, right])
+    lost = {**right, "size": False}
+    assert wish.judged([right, lost]) == (True, [unasked, lost])
 
 
 def test_the_background_is_where_neither_clip_shows_an_object() -> None:

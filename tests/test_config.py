@@ -51,6 +51,7 @@ WRONG_RUN: list[tuple[str, Any]] = [
     *((name, value) for name in ("pad_token", "eos_token") for value in (-1, 10**12, None, 0.0, "0", True)),
     *(("shift", value) for value in (0, -3, "3", None, float("nan"), float("inf"), HUGE, True)),
     *(("text_temperature", value) for value in ("0", None, -0.1, 101, float("nan"), True)),
+    *(("stop_when_sure", value) for value in ("0", None, -0.1, 1.1, float("nan"), True)),
     *((name, value) for name in ("text_states", "end_of_text") for value in ("prose", None, 1, True)),
     *(("checked", value) for value in (None, True, 1, "x" * 1001)),
     *(("guidance_scale", value) for value in ("5", None, [5], float("nan"), float("-inf"), -HUGE, False)),
@@ -86,7 +87,7 @@ def test_the_limits_themselves_are_allowed() -> None:
     RunConfig(height=8192, width=16, frames=1025, fps=240, text_length=4096, context_length=8192, steps=10_000)
     RunConfig(shift=0.01, guidance_scale=-1.5, pad_token=5, eos_token=0)
     RunConfig(guidance_scale=0)
-    RunConfig(text_temperature=0)
+    RunConfig(text_temperature=0, stop_when_sure=1)
 
 
 def test_every_configuration_survives_its_own_json() -> None:
@@ -102,9 +103,10 @@ def test_every_configuration_survives_its_own_json() -> None:
 
 
 def test_an_embedding_flow_has_no_temperature() -> None:
-    cold = RunConfig(text_temperature=0.0)
-    assert CheckpointConfig(ModelConfig(), cold).run.text_temperature == 0
-    assert CheckpointConfig(ModelConfig(text_flow="embedding"), cold).run.text_temperature == 1
+    cold = RunConfig(text_temperature=0.0, stop_when_sure=0.7)
+    assert CheckpointConfig(ModelConfig(), cold).run == cold
+    run = CheckpointConfig(ModelConfig(text_flow="embedding"), cold).run
+    assert (run.text_temperature, run.stop_when_sure) == (1, 0)
 
 
 def test_tokens_lie_in_the_vocabulary() -> None:

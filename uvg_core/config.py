@@ -145,6 +145,12 @@ class RunConfig:
         "What check found.", default="", max_length=1000, expected="a line of text of at most 1000 characters"
     )
     joint_steps: Whole = setting("Steps of a joint run; 0: as many as any run.", default=0, ge=0, le=10_000)
+    stop_when_sure: Number = setting(
+        "A caption ends as soon as every word has at least this probability; 0 takes every step.",
+        default=0.0,
+        ge=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
         if self.frames % 4 != 1:
@@ -169,8 +175,8 @@ class CheckpointConfig:
     card: dict[str, Any] = setting(factory=dict)
 
     def __post_init__(self) -> None:
-        if self.model.text_flow == "embedding" and self.run.text_temperature != 1:  # it has none
-            object.__setattr__(self, "run", replace(self.run, text_temperature=1.0))
+        if self.model.text_flow == "embedding":  # which has no probabilities of words
+            object.__setattr__(self, "run", replace(self.run, text_temperature=1.0, stop_when_sure=0.0))
         for name in ("pad_token", "eos_token") if self.model.vocab_size else ():
             if getattr(self.run, name) >= self.model.vocab_size:
                 raise UniViGUError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from recipes.worlds import free
 from recipes.worlds.drawing import FRAMES, GROWTH, PAIR_SCALE, REACH, SIDE, TRAVEL, digit_images, place, render
 from recipes.worlds.grammar import (
     BACKGROUNDS,
@@ -258,3 +260,17 @@ def test_colours_are_the_table_s() -> None:
     for background, paint in BACKGROUNDS.items():
         clip = drawn(World(one().shapes, background))
         assert clip[0, 0, 0].tolist() == list(paint)
+
+
+@pytest.mark.parametrize("choices", list(product((False, True), repeat=3)))
+def test_captions_with_several_right_wordings_are_read_back(choices: free.Choices) -> None:
+    world = random_world(torch.Generator().manual_seed(4), objects=2)
+    text = free.worded(world, choices)
+    assert free.understood(text) == (world, choices)
+    assert free.understood(text.replace("the" if choices[1] else "a", "a" if choices[1] else "the", 1)) is None
+
+
+def test_what_captions_choose_is_counted_in_bits() -> None:
+    assert free.entropy([]) == free.entropy("aaa") == 0
+    assert free.entropy("abab") == 1
+    assert free.entropy([(1, 2), (2, 1), (1, 1), (2, 2)]) == 2

@@ -10,8 +10,10 @@ from run_jobs import caption_likelihood, joint, text_to_video, video_to_text
 from tiny_networks import TINY, random_network
 
 from uvg_core import ModelConfig, Prediction, State, UniViGU, UniViGUError
+from uvg_core.config import RunConfig
 from uvg_core.flow.discrete import MixturePath
 from uvg_core.model import sdpa_attention
+from uvg_core.sampling import Sampling
 from uvg_core.sampling.guidance import GuidedDenoiser
 from uvg_core.sampling.loop import run
 from uvg_core.sampling.start import generators
@@ -444,6 +446,15 @@ def test_captions_end_when_every_word_is_sure(
     )
     assert len(seen) == steps
     assert text[:, [0, 2]].tolist() == [[7, 7]] * 2
+
+
+def test_a_checkpoint_may_end_captions_early_where_its_recipe_is_followed() -> None:
+    recipe = RunConfig(text_steps=9, text_temperature=0.0, stop_when_sure=0.7)
+    assert Sampling().resolved(recipe, captions=True).stop_when_sure == 0.7
+    for chosen in (Sampling(steps=9), Sampling(temperature=0.0), Sampling(stop_when_sure=0)):
+        assert chosen.resolved(recipe, captions=True).stop_when_sure == 0
+    assert Sampling().resolved(recipe, joint=True).stop_when_sure == Sampling().resolved(recipe).stop_when_sure == 0
+    assert Sampling(steps=4, stop_when_sure=0.5).resolved(recipe, captions=True).stop_when_sure == 0.5
 
 
 def test_euler_is_refused_before_the_network_runs(given: dict[str, torch.Tensor]) -> None:

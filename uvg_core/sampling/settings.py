@@ -78,8 +78,12 @@ class Sampling:
     stop_when_stable: Whole = setting(
         "Stop as soon as this many steps in a row draw the same words; 0 takes every step.", default=0, ge=0, le=1000
     )
-    stop_when_sure: Number = setting(
-        "Stop as soon as every word has at least this probability; 0 takes every step.", default=0.0, ge=0, le=1
+    stop_when_sure: Number | None = setting(
+        "Stop as soon as every word has at least this probability; 0 takes every step.",
+        default=None,
+        auto=f"{RECOMMENDED} for captions where steps and temperature are left to it too, else 0",
+        ge=0,
+        le=1,
     )
 
     def __post_init__(self) -> None:
@@ -87,11 +91,14 @@ class Sampling:
 
     def resolved(self, run: RunConfig = RELEASED, *, captions: bool = False, joint: bool = False) -> Sampling:
         """The same settings with the recipe of ``run`` in the place of None; ``captions``: of a run without video,
-        which has its own number of steps and its own temperature; ``joint``: of one that forms both."""
+        which has its own number of steps, temperature and early stop; ``joint``: of one that forms both. The early stop
+        was measured with the other two: whoever chooses one of those does without it."""
+        stops = captions and self.steps is None and self.temperature is None
         recipe: dict[str, Any] = {
             "steps": run.text_steps if captions else (joint and run.joint_steps) or run.steps,
             "shift": run.shift,
             "temperature": run.text_temperature if captions else 1.0,
+            "stop_when_sure": run.stop_when_sure if stops else 0.0,
             "text_length": run.text_length,
             "guidance_scale": run.guidance_scale,
         }

@@ -153,7 +153,7 @@ def _update(denoise: Denoiser, settings: Sampling, draws: list[torch.Generator],
         top_p=settings.top_p,
         forbidden=mask_token(config),
         stop_when_stable=settings.stop_when_stable if can_stop else 0,
-        stop_when_sure=settings.stop_when_sure if can_stop else 0.0,
+        stop_when_sure=settings.stop_when_sure or 0.0 if can_stop else 0.0,
         pinned=pinned,
     )
 

@@ -24,12 +24,22 @@ from uvg_core.media.vae import LatentCodec
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.cycle import CYCLE_DRAWS, clip_gain, confidence, distances, words_kept
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.sampling import GuidedDenoiser, Ranking, Sampling, joint, text_to_video, video_to_text
+from uvg_core.sampling import (
+    GuidedDenoiser,
+    Ranking,
+    Sampling,
+    Worded,
+    edit,
+    joint,
+    text_to_video,
+    video_to_text,
+)
 from uvg_core.sampling.rank import caption_likelihood, padded
 from uvg_core.sampling.settings import SAMPLING
 
 from .detector import count_blots, read_world, score
 from .drawing import render
+from .edits import background_psnr, wish_of
 from .grammar import ATTRIBUTES, World, hard_negatives, parse, random_world, read_caption
 from .source import WorldSource
 
@@ -226,7 +236,7 @@ class Evaluator:
         """Batches of clips: which, their noise, the network under their prompts, and the settings."""
         noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(self.seed))
         batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
-        contexts, null = [self.pipe.conditions(texts[batch]) for batch in batches], self.pipe.conditions([""])
+        contexts, null = self._contexts(texts), self.pipe.conditions([""])
         with self._network() as model:
             for batch, context in zip(batches, contexts, strict=True):
                 sampling = self._sampling(batch.start, **options).resolved(self.run, joint=joint)
@@ -299,6 +309,43 @@ class Evaluator:
             "latent_distance": [-value for value in distances(self.latents, drawn)],
         }
         return self.score(said, shown).answers["whole"], self.score(self._read(self.clips), shown), scores
+
+    def edits(self, **options: Any) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
+        """One attribute of one object (or the background) of each clip changed by its words, as a user would who reads
+        the model's own caption; see ``edits.py``. Letters by part (``changed``, ``kept``, and both), and how well the
+        background that no word names survives, beside the VAE's own, in dB."""
+        self.captions = self._captioned(self.latents)
+        wishes = [wish_of(world, index, self.seed) for index, world in enumerate(self.worlds)]
+        words = [wish.reworded(caption) for wish, caption in zip(wishes, self.captions, strict=True)]
+        edited = self.decode(self._edited(self.captions, words, **options))
+        self.clips = edited
+        read, letters = self._read(edited), dict.fromkeys(ATTRIBUTES, "")
+        rest, came_true = [], ""
+        for wish, seen in zip(wishes, read, strict=True):
+            changed, others = wish.judged(self._scores(wish.wanted, seen))
+            rest.append(others)
+            came_true += _LETTERS[changed]
+            for name in letters:
+                letters[name] += _LETTERS[changed if name == wish.attribute else None]
+        kept = Accuracy.of(rest).answers
+        both_right = "".join(map(min, came_true, kept["whole"]))
+        found = {"changed": {**letters, "whole": came_true}, "kept": kept, "": {"whole": both_right}}
+        own = self.decode(self.latents)
+        quiet = [index for index, wish in enumerate(wishes) if wish.attribute != "background"]
+        both = {"edited": edited, "the VAE's own": own}
+        return found, {name: background_psnr(self.pixels, clips, edited, quiet) for name, clips in both.items()}
+
+    def _edited(self, old: Sequence[str], new: Sequence[str], **options: Any) -> Tensor:
+        made = []
+        contexts = self._contexts(old)
+        for (batch, _, denoise, sampling), context in zip(self._prompted(new, **options), contexts, strict=True):
+            texts = [self.pipe.tokenizer.stream(side[batch], self.run.text_length) for side in (old, new)]
+            before = Worded(GuidedDenoiser(denoise.network, context), *texts[0])
+            made.append(edit(self.latents[batch], before, Worded(denoise, *texts[1]), sampling))
+        return torch.cat(made)
+
+    def _contexts(self, texts: Sequence[str]) -> list[Tensor]:
+        return [self.pipe.conditions(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
 
     def _likelihoods(self, latents: Tensor, texts: Sequence[str]) -> list[float]:
         ranking, found = Ranking(samples=CYCLE_DRAWS, seed=self.seed), []

@@ -92,6 +92,11 @@ def _cycle(evaluator: Evaluator) -> dict[str, Any]:
     return {"": kept.answers, "caption right": {"whole": right}, "scores": rounded}
 
 
+def _edit(evaluator: Evaluator) -> dict[str, Any]:
+    found, decibels = evaluator.edits()
+    return {**found, "dB": {name: round(value, 2) for name, value in decibels.items()}}
+
+
 def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     """Captions stopped one by one, by several values of a rule of ``Sampling``."""
 
@@ -116,6 +121,7 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "vae": _vae,
     "plain": lambda evaluator: {"": evaluator.text_to_video(plain=True).answers},
     "cycle": _cycle,
+    "edit": _edit,
     "stable": _stopped({"stop_when_stable": _STABLE}),
     "sure": _stopped({"stop_when_sure": _SURE}),
 }
@@ -359,6 +365,9 @@ _LABELS = {
     ("joint", "prompt"): "joint: kinds and colours of the prompt in both",
     ("ranking", ""): "ranking: the true caption first among ten",
     ("cycle", ""): "there and back: both clips show the same",
+    ("edit", "changed"): "edited by words: what was asked for has changed",
+    ("edit", "kept"): "edited by words: everything else has stayed",
+    ("edit", ""): "edited by words: both",
     ("detector", "rendered"): "detector, rendered clips",
     ("detector", "through the VAE"): "detector, after the VAE",
 }
@@ -388,7 +397,8 @@ def _means(known: Mapping[tuple[str, str], Row]) -> str:
     clips = {row["clips"] for row in known.values()}
     body = []
     for (job, part), label in _LABELS.items():
-        cells = [_number(known.get((of, job)), part, "first" if job == "ranking" else "mean") for of in OBJECTS]
+        name = "first" if job == "ranking" else "whole" if job == "edit" and part != "kept" else "mean"
+        cells = [_number(known.get((of, job)), part, name) for of in OBJECTS]
         body += [[label, *cells]] if any(cells) else []
     return _table([f"percent right, {', '.join(map(str, sorted(clips)))} clips", *OBJECTS], body)
 

@@ -106,7 +106,7 @@ def test_what_is_cropped_off_is_not_there_and_the_rest_keeps_its_scale(tmp_path:
 
 
 def test_a_longer_clip_is_edited_in_windows_that_fade_into_each_other(tmp_path: Path) -> None:
-    subject = Subject.read(Stand(frames=5), clip(tmp_path / "a.mp4", 12))  # type: ignore[arg-type]
+    subject = Subject.read(Stand(frames=5), clip(tmp_path / "a.mp4", 12, fps=4.0))  # type: ignore[arg-type]
     windows = subject.windows()
     assert [(one.start, one.stop) for one in windows] == [(0, 5), (4, 9), (7, 12)]
     assert torch.equal(subject.edited(Stand(), same, None), subject.pixels)  # type: ignore[arg-type]
@@ -117,6 +117,15 @@ def test_a_longer_clip_is_edited_in_windows_that_fade_into_each_other(tmp_path: 
 
     found = subject.edited(Stand(), one_shade, None)[:, 0, 0, 0].tolist()  # type: ignore[arg-type]
     assert found == [0, 0, 0, 0, 45, 90, 90, 120, 150, 180, 180, 180]
+
+
+@pytest.mark.parametrize(("frames", "fps", "read", "rate"), [(9, 8.0, 9, 8.0), (17, 8.0, 9, 4.0), (12, 2.0, 12, 2.0)])
+def test_only_a_clip_that_does_not_fit_loses_frames(
+    tmp_path: Path, frames: int, fps: float, read: int, rate: float
+) -> None:
+    subject = Subject.read(Stand(), clip(tmp_path / "a.mp4", frames, fps=fps))  # type: ignore[arg-type]
+    assert (len(subject.pixels), subject.info.fps) == (read, rate)
+    assert len(subject.windows()) == (2 if read > 9 else 1)
 
 
 def test_outside_a_mask_the_pixels_are_the_clips_own(tmp_path: Path) -> None:
@@ -163,7 +172,7 @@ def test_the_sound_of_the_part_that_was_read_is_kept(tmp_path: Path, suffix: str
         piece.sample_rate, piece.pts = 48000, 0
         file.mux([*audio.encode(piece), *audio.encode()])
     for footage, frames in ((Footage(), 10), (Footage(start=1.0), 5)):
-        subject = Subject.read(Stand(), path, footage=footage)  # type: ignore[arg-type]
+        subject = Subject.read(Stand(frames=13), path, footage=footage)  # type: ignore[arg-type]
         write_video(tmp_path / "out.mp4", subject.restored(subject.pixels, None), 5, subject.sound)
         assert probe(tmp_path / "out.mp4").frames == frames
         with av.open(str(tmp_path / "out.mp4")) as file:

@@ -47,7 +47,8 @@ class Edit:
         "Caption of the clip as it should be, in place of --change.", default=None, flag="--to"
     )
     out: Path | None = setting(
-        "Output file (.mp4), with the sound, frame rate, size and length of the clip.",
+        "Output file (.mp4), with the sound, size and length of the clip, and its frame rate if the model takes all its "
+        "frames at once.",
         default=None,
         auto="edited.mp4, or edited.2.mp4 if that exists",
         short="-o",
@@ -107,7 +108,7 @@ def edit(
     mask = None if own.mask is None else Mask.read(own.mask, subject)
     shown.close()
     windows = len(subject.windows())
-    say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap")
+    say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap: objects may jump there")
 
     def change(latent: Tensor, free: Tensor | None) -> Tensor:
         return pipe.edit(

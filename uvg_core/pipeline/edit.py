@@ -37,11 +37,15 @@ class Subject:
 
     @classmethod
     def read(cls, pipe: Pipeline, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> Subject:
-        """The frames of a clip, at its own rate unless ``footage`` has one. Raises UniViGUError as ``read_clip``."""
+        """The frames of a clip, at the rate of ``footage``. Without one they are all frames, unless they are more than
+        the model takes at once and faster than its clips: at an unknown speed, parts do not fit together, so the rate
+        is then the model's. Raises UniViGUError as ``read_clip``."""
         spec = size.spec(pipe.config.run, footage)
         info = probe(path, start=footage.start, seconds=footage.seconds)
-        rate = footage.fps or info.fps
-        count = info.frames if footage.fps is None else max(1, round(info.duration * rate))
+        usual = pipe.config.run.fps
+        is_slowed = footage.fps is None and info.frames > spec.frames and info.fps > usual
+        rate = usual if is_slowed else footage.fps or info.fps
+        count = info.frames if rate == info.fps else max(1, int(info.duration * rate + 0.5))
         window, spec = spec.frames, replace(spec, fps=rate).suited(info.height, info.width)
         out = _kept_size(spec, info)
         what = f"{Path(path).name}: a clip of {count} frames of {out[1]}x{out[0]}"

@@ -47,8 +47,8 @@ class Edit:
         "Caption of the clip as it should be, in place of --change.", default=None, flag="--to"
     )
     out: Path | None = setting(
-        "Output file (.mp4), with the sound, size and length of the clip, and its frame rate if the model takes all its "
-        "frames at once.",
+        "Output file (.mp4), with the sound, size and length of the clip, and its frame rate if the model takes all "
+        "its frames at once.",
         default=None,
         auto="edited.mp4, or edited.2.mp4 if that exists",
         short="-o",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,15 @@ def test_a_model_of_other_clips_is_compared_by_its_captions(
     said = capsys.readouterr().out
     assert "words kept: " in said
     assert "caption right" not in said
+
+
+def test_without_the_detectors_packages_a_clip_still_goes_there_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    out = tmp_path / "sheet.png"
+    assert main(["evaluate", "cycle", str(CLIP), "-o", str(out), "--steps", "2", "--device", "cpu"]) == 0
+    assert "without the detector of little worlds, which needs scipy" in capsys.readouterr().err
+    (row,) = json.loads(out.with_name("sheet.png.evaluate.json").read_text("utf-8"))["rows"]
+    assert "caption_right" not in row
+    assert "words_kept" in row

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,10 @@ def _detector(run: Run) -> Callable[[Cycle], dict[str, Any]]:
         measure: Any = import_module("recipes.worlds.measure")
     except ModuleNotFoundError as error:
         run.note(f"without the detector of little worlds, because it cannot be imported ({error})")
+        return lambda _: {}
+    lacking = [package for name, package in (("scipy", "scipy"), ("sklearn", "scikit-learn")) if not find_spec(name)]
+    if lacking:
+        run.note(f"without the detector of little worlds, which needs {' and '.join(lacking)} (pip install)")
         return lambda _: {}
     found: Callable[[str, Tensor, Tensor], dict[str, Any]] = measure.survived
     return lambda one: found(one.caption, one.pixels, one.redrawn)

@@ -34,12 +34,13 @@ from uvg_core.sampling import (
     text_to_video,
     video_to_text,
 )
+from uvg_core.sampling.loop import Callback
 from uvg_core.sampling.rank import caption_likelihood, padded
 from uvg_core.sampling.settings import SAMPLING
 
 from .detector import count_blots, read_world, score
 from .drawing import render
-from .edits import background_psnr, wish_of
+from .edits import Score, background_psnr, wish_of
 from .grammar import ATTRIBUTES, World, hard_negatives, parse, random_world, read_caption
 from .source import WorldSource
 
@@ -47,7 +48,6 @@ TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
 FOUR_DRAWS = Ranking(samples=4)
 
-Score = dict[str, bool | None]  # by attribute; None for what is not scored
 _LETTERS = {True: "1", False: "0", None: "-"}
 
 
@@ -208,26 +208,21 @@ class Evaluator:
         self.captions = self._captioned(self.latents, steps=steps, **options)
         return self.score_captions(self.captions)
 
-    def _captioned(self, latents: Tensor, **options: Any) -> list[str]:
+    def _captioned(
+        self, latents: Tensor, *, batch: int = BATCH, callback: Callback | None = None, **options: Any
+    ) -> list[str]:
         found: list[str] = []
         with self._network() as model:
-            for start in range(0, len(latents), BATCH):
-                sampling = self._sampling(start, **options).resolved(self.run, captions=True)
-                ids = video_to_text(GuidedDenoiser(model), latents[start : start + BATCH], sampling)
+            for part in _batches(len(latents), batch):
+                sampling = self._sampling(part.start, **options).resolved(self.run, captions=True)
+                ids = video_to_text(GuidedDenoiser(model), latents[part], sampling, callback=callback)
                 found += [self.pipe.tokenizer.text(row) for row in ids]
         return found
 
     def one_by_one(self, **options: Any) -> tuple[Accuracy, float]:
         """As ``video_to_text``, each caption stopped by itself; also the mean number of steps."""
         steps: list[int] = []
-        self.captions = []
-        with self._network() as model:
-            for index, latent in enumerate(self.latents.split(1)):
-                sampling = self._sampling(index, **options).resolved(self.run, captions=True)
-                ids = video_to_text(
-                    GuidedDenoiser(model), latent, sampling, callback=lambda step, _: steps.append(step)
-                )
-                self.captions.append(self.pipe.tokenizer.text(ids[0]))
+        self.captions = self._captioned(self.latents, batch=1, callback=lambda step, _: steps.append(step), **options)
         return self.score_captions(self.captions), len(steps) / len(self.captions)
 
     def _prompted(
@@ -235,10 +230,9 @@ class Evaluator:
     ) -> Iterator[tuple[slice, Tensor, GuidedDenoiser, Sampling]]:
         """Batches of clips: which, their noise, the network under their prompts, and the settings."""
         noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(self.seed))
-        batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
         contexts, null = self._contexts(texts), self.pipe.conditions([""])
         with self._network() as model:
-            for batch, context in zip(batches, contexts, strict=True):
+            for batch, context in zip(_batches(len(texts)), contexts, strict=True):
                 sampling = self._sampling(batch.start, **options).resolved(self.run, joint=joint)
                 denoise = GuidedDenoiser.of(model, context, null.expand(len(context), -1, -1), sampling)
                 yield batch, noise[batch].to(context.device), denoise, sampling
@@ -345,7 +339,7 @@ class Evaluator:
         return torch.cat(made)
 
     def _contexts(self, texts: Sequence[str]) -> list[Tensor]:
-        return [self.pipe.conditions(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        return [self.pipe.conditions(texts[batch]) for batch in _batches(len(texts))]
 
     def _likelihoods(self, latents: Tensor, texts: Sequence[str]) -> list[float]:
         ranking, found = Ranking(samples=CYCLE_DRAWS, seed=self.seed), []
@@ -356,11 +350,14 @@ class Evaluator:
         return found
 
     def _gains(self, texts: Sequence[str]) -> list[float]:
-        found, null = [], self.pipe.conditions([""])
-        batches = [slice(start, start + BATCH) for start in range(0, len(texts), BATCH)]
-        contexts = [self.pipe.conditions(texts[batch]) for batch in batches]
+        found: list[float] = []
+        contexts, null = self._contexts(texts), self.pipe.conditions([""])
         with self._network() as model:
-            for batch, context in zip(batches, contexts, strict=True):
+            for batch, context in zip(_batches(len(texts)), contexts, strict=True):
                 tokens, _ = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
                 found += clip_gain(model, self.latents[batch], (context, null), tokens, self.seed)
         return found
+
+
+def _batches(count: int, size: int = BATCH) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]

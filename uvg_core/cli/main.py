@@ -111,19 +111,8 @@ def _quiet_libraries(quiet: bool) -> None:
 
 WRITTEN = ("out", "write", "json", "sheet")
 READ = (
-    *(
-        "model",
-        "input",
-        "text_encoder",
-        "vae",
-        "tokenizer",
-        "null_embedding",
-        "from_latent",
-        "clip",
-        "texts_file",
-        "mask",
-    ),
-    *("clips", "files", "prompts", "instructions", "benchmark", "references", "against"),
+    *("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file"),
+    *("clips", "files", "prompts", "instructions", "benchmark", "references", "mask", "against"),
 )
 
 

@@ -15,7 +15,7 @@ NODES = {
     "prompt": ("UniViGUTextEncode", "UniViGUPromptList"),
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
-    "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
+    "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGURankClips", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),

@@ -8,11 +8,12 @@ from typing import Annotated
 from ..errors import UniViGUError
 from ..io import free_name
 from ..media.vae import read_latent
+from ..media.video.footage import Footage
 from ..pipeline.pipeline import given
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import VIDEO, Model, Video, latent_saved, steps_on
+from .common import PICTURES, VIDEO, Holds, Model, Video, latent_saved, steps_on
 from .flags import Only
 from .output import show_clip
 from .streams import is_stream, output_file
@@ -56,24 +57,30 @@ def generate(
     sampling: Annotated[Sampling, Only(*VIDEO)],
     video: Video,
     size: Size,
+    holds: Holds,
+    footage: Annotated[Footage, Only(*PICTURES)],
     shown: Bars,
 ) -> None:
     """Generate a video from a prompt."""
+    if own.from_latent is not None and holds != Holds():
+        raise UniViGUError("--from-latent decodes a finished clip; leave out what is to be held")
     with output_file(named := own.out or free_name(CLIP), ".mp4") as out:
         target = CLIP if own.out is None else out
         pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
-        fps = given(video.fps, pipe.config.run.fps)
         if own.from_latent is not None:
-            latent = read_latent(own.from_latent, model=pipe.components.path.name)
+            latent, fps = read_latent(own.from_latent, pipe.components.path.name), given(video.fps, pipe.config.run.fps)
             show_clip(target, pipe.decode_clips([latent])[0], fps, video.scale, anew=own.out is None)
             return
+        held = holds.read(pipe, size, footage, shown)
         with latent_saved(pipe, free_name(CLIP) if is_stream(named) else out, shown):
             pixels = pipe.generate(
                 own.prompt or "",
                 text="" if own.no_text_stream else own.text,
                 negative=video.negative,
-                size=size,
+                size=held.size,
                 sampling=sampling,
+                kept=held.kept,
                 callback=steps_on(shown, "generating"),
             )
-            show_clip(target, pixels, fps, video.scale, anew=own.out is None)
+            fps, pixels = given(video.fps, held.fps or pipe.config.run.fps), held.shown(pixels)
+            show_clip(target, pixels, fps, video.scale, anew=own.out is None, sound=held.sound)

@@ -19,6 +19,7 @@ from ..errors import UniViGUError
 from ..io import PACK
 from ..media.null_embedding import read_null_embedding
 from ..media.text_encoder import TextEncoder, as_plain_t5
+from ..media.tokenizer import without_blanks
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from ..media.video.footage import FOOTAGE, Footage
 from ..model import UniViGU
@@ -37,6 +38,7 @@ from ..sampling import (
     edit,
     fill_template,
     joint,
+    joint_template,
     text_to_video,
     video_to_text,
 )
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = PACK / "models" / "uvg_tiny.safetensors"
 Callback = Callable[[int, State], object]
+Kept = tuple[Tensor, Tensor]
 Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
 
@@ -266,10 +269,12 @@ class Pipeline:
         negative: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        kept: Kept | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
-        string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
+        string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance;
+        ``kept``: parts of a clip of that size, as ``Held.kept`` has them."""
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative)
         noise, self.sampled = self.noise(size, sampling.seed), None
@@ -279,7 +284,7 @@ class Pipeline:
 
         def job(network: UniViGU) -> Tensor:
             denoise = GuidedDenoiser.of(network, context, null, sampling)
-            return text_to_video(denoise, noise, sampling, text=tokens, callback=callback)
+            return text_to_video(denoise, noise, sampling, text=tokens, kept=kept, callback=callback)
 
         latent = self.components.on_network(job)
         self.sampled = Sampled(latent.cpu())
@@ -363,28 +368,37 @@ class Pipeline:
         prompt: str,
         *,
         negative: str = "",
+        template: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        kept: Kept | None = None,
         callback: Callback | None = None,
         record: int = 0,
     ) -> tuple[Tensor, str, list[JointStep]]:
-        """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
+        """Prompt -> clip, caption, and ``record`` steps of how both took shape. ``template`` has words of the caption
+        and blanks to fill, and its words are the prompt where that is empty; ``kept`` as of ``generate``."""
+        prompt = prompt if prompt.strip() else without_blanks(template)
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative, joint=True)
         noise, self.sampled = self.noise(size, sampling.seed), None
         context, null = self.guided(prompt, negative)
-        wanted, states = spread(sampling.steps or 0, record), list[State]()
+        wanted, runs = spread(sampling.steps or 0, record), list[list[State]]()
 
         def on_step(step: int, state: State) -> object:
+            if step == 1:
+                runs.append([])
             if step in wanted:
-                states.append(state)
+                runs[-1].append(state)
             return callback(step, state) if callback is not None else None
 
-        def job(network: UniViGU) -> JointResult:
-            return joint(GuidedDenoiser.of(network, context, null, sampling), noise, sampling, callback=on_step)
+        def job(network: UniViGU) -> tuple[JointResult, int]:
+            denoise = GuidedDenoiser.of(network, context, null, sampling)
+            if template:
+                return joint_template(denoise, self.tokenizer, template, noise, sampling, kept=kept, callback=on_step)
+            return joint(denoise, noise, sampling, kept=kept, callback=on_step), 0
 
-        result = self.components.on_network(job)
-        text = self.tokenizer.text(result.text[0])
+        result, chosen = self.components.on_network(job)
+        text, states = self.tokenizer.text(result.text[0]), runs[chosen]
         self.sampled = Sampled(result.video.cpu(), text)
         pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
         trace = [

@@ -45,8 +45,8 @@ def text_to_video(
         noise: ``[B,C,F,H,W]``, standard normal.
         settings: steps, shift and solver; None is the released model's recipe.
         text: the prompt's token ids ``[B,L]``, or None for an empty text stream (plain Wan). text_mask: ``[B,L]``.
-        kept: the clean latent of a clip and a mask, 0 where the clip is kept as it is and 1 where it forms anew, such as
-            all frames but the first.
+        kept: the clean latent of a clip and a mask, 0 where the clip is kept as it is and 1 where it forms anew, such
+            as all frames but the first.
         sigmas: any falling list from 1 to 0 in the place of steps and shift.
         callback: see ``sampling/loop.py``.
 

@@ -50,7 +50,7 @@ def test_outside_the_mask_the_file_shows_through(tmp_path: Path) -> None:
         (["joint", "--template", "a red circle"], 2, "has no blank"),
         (["joint", "x", "--mask", str(CLIP)], 2, "name the clip with --hold"),
         (["generate", "x", "--hold", str(CLIP), "--last-frame", str(CLIP)], 2, "leave out --first-frame"),
-        (["generate", "--from-latent", "x.safetensors", "--first-frame", str(CLIP)], 1, "a finished clip"),
+        (["generate", "--from-latent", "x.safetensors", "--first-frame", str(CLIP)], 2, "a finished clip"),
         (["generate", "x", "--first-frame", str(CLIP), "-o", str(CLIP)], 2, "uvg_sample.mp4"),
         (["joint", "x", "--fit", "pad"], 1, "name one with --hold"),
         (["generate", "x", "--hold", str(CLIP)], 1, "name a picture with --mask"),

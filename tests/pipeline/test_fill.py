@@ -61,7 +61,8 @@ def test_the_pictures_at_the_ends(pipe: Pipeline, tmp_path: Path) -> None:
         assert free[0, 0].amax((1, 2)).tolist() == free[0, 0].amin((1, 2)).tolist() == [0, 1, 1]
         assert (held.size, held.fps) == (Size(height=48, width=48, frames=9), None)
     assert torch.equal(held.shown(pixels), pixels)
-    assert (both := hold_ends(pipe, still, SAMPLE, Size(frames=13)).kept) is not None
+    both = hold_ends(pipe, still, SAMPLE, Size(frames=13)).kept
+    assert both is not None
     assert both[1][0, 0].amax((1, 2)).tolist() == [0, 1, 1, 0]
     torch.testing.assert_close(both[0][:, :, 3], whole[:, :, 2], atol=1.0, rtol=0.1)
     with pytest.raises(UniViGUError, match="5 frames are held, so that there is nothing"):

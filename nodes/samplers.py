@@ -135,8 +135,8 @@ class UniFlowSampler(Node):
         tokens = tokens_of(positive)
         if tokens is None:
             raise UniViGUError(
-                f"best_of is {count}, and the positive prompt has no text stream to hold the clips against; leave "
-                "stream_text of Uni-ViGU Prompt as it was, or set best_of to 1"
+                f"best_of is {count}, and the positive prompt has no text stream to hold the clips against; take the "
+                "prompt from Uni-ViGU Prompt, or set best_of to 1"
             )
         chosen = best_of(model, seeds_from(seed, count), lambda one: Draw(one, draw(one)["samples"], tokens))
         return io.NodeOutput({**latent, "samples": chosen.rows(lambda one: one.video)}, ui=said(chosen.said))

@@ -1,7 +1,7 @@
 """Samplers: the three jobs over one loop, ranking, templates, and edits."""
 
 from .denoiser import Denoiser
-from .edit import Worded, edit
+from .edit import Worded, edit, edit_sigmas
 from .guidance import GuidedDenoiser
 from .jobs import JointResult, joint, text_to_video, video_to_text
 from .loop import State
@@ -21,6 +21,7 @@ __all__ = [
     "Worded",
     "caption_likelihood",
     "edit",
+    "edit_sigmas",
     "fill_template",
     "joint",
     "text_to_video",

@@ -155,7 +155,9 @@ def _clip_of(model: Any, latent: dict[str, Any]) -> Tensor:
     video = latent["samples"]
     require_video_latent(video, network_of(model).config if has_text_stream(model) else ModelConfig())
     if len(video) != 1:
-        raise UniViGUError(f"found {len(video)} clips; they are edited one at a time: take one with Latent From Batch")
+        raise UniViGUError(
+            f"found {len(video)} clips; they are edited one at a time: take one with Get Latent From Batch"
+        )
     if not bool(video.any()):
         raise UniViGUError("the latent is empty; connect the clip to edit, with Encode Video for Uni-ViGU")
     return video

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 RECORD = Path(__file__).with_name("record.json")
-NAMES = ("first_try", "text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions")
+NAMES = ("first_try", "text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "edit_by_words")
 GRID = 8  # blocks along either side
 SCORES = r"-?\d+\.\d+(?=[ %])"  # in what the ranking shows
 

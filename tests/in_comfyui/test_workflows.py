@@ -25,6 +25,7 @@ NAMES = (
     "joint",
     "caption_folder",
     "rank_captions",
+    "best_of",
     "edit_by_words",
     "train_two_stages",
     "first_try",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,9 @@ from ..pipeline.edit import Mask, Subject
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.wording import changes_of, reworded
 from ..progress import Bars
-from ..sampling import Editing, Sampling, Size
+from ..sampling import BestOf, Editing, Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import Model, Video, latent_saved, steps_on
+from .common import Model, Video, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import say, show, show_clip
 from .streams import as_json, is_stream, write_json
@@ -90,7 +91,7 @@ def edit(
     size: Size,
     footage: Footage,
     shown: Bars,
-) -> None:
+) -> int:
     """Edit a clip by editing its caption."""
     out = own.out or free_name(EDITED)
     for path in () if own.dry_run else filter(None, (out, own.sheet)):
@@ -103,24 +104,37 @@ def edit(
     if not is_stream(own.json):
         show(f"from: {captions[0]}\nto:   {captions[1]}")
     if own.dry_run:
-        return
+        return 0
     subject = Subject.read(pipe, own.clip, size, footage)
     mask = None if own.mask is None else Mask.read(own.mask, subject)
     shown.close()
     windows = len(subject.windows())
     say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap: objects may jump there")
 
-    def change(latent: Tensor, free: Tensor | None) -> Tensor:
-        return pipe.edit(
-            latent,
-            captions,
-            negative=video.negative,
-            plain=own.no_text_stream,
-            sampling=sampling,
-            editing=editing,
-            free=free,
-            callback=steps_on(shown, "editing"),
+    if windows > 1 and editing.best_of > 1:
+        raise UniViGUError(
+            f"{own.clip}: --best-of chooses among edits of a whole clip, and this one is edited in {windows} parts; "
+            "choose a part of it with --start and --seconds, or leave out --best-of"
         )
+    best, code = BestOf(best_of=editing.best_of), 0
+
+    def change(latent: Tensor, free: Tensor | None) -> Tensor:
+        nonlocal code
+
+        def draw() -> object:
+            return pipe.edit(
+                latent,
+                captions,
+                negative=video.negative,
+                plain=own.no_text_stream,
+                sampling=sampling,
+                editing=editing,
+                free=free,
+                callback=steps_of(pipe, best, partial(steps_on, shown), "editing"),
+            )
+
+        (kept,), code = drawn(pipe, best, shown, draw)
+        return kept.latent.to(latent)
 
     with latent_saved(pipe, out, shown) if windows == 1 else nullcontext():
         frames = subject.edited(pipe, change, mask)
@@ -134,7 +148,9 @@ def edit(
         resolved = sampling.resolved(pipe.config.run)
         names = ("steps", "seed", "shift", "guidance_scale", "guidance_end")
         how = {**{name: getattr(resolved, name) for name in names}, **asdict(editing), "negative": video.negative}
+        how["seed"] = pipe.sampled.seed if pipe.sampled and windows == 1 else how["seed"]
         write_json(own.json, {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1], **how})
+    return code
 
 
 def _described(pipe: Pipeline, clip: Path, size: Size, footage: Footage, sampling: Sampling, shown: Bars) -> str:

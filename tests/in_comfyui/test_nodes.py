@@ -396,11 +396,12 @@ def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_p
     found = inside.call("nodes", "samples_offered", path=str(tmp_path))
     clips = [
         "uvg_sample.mp4",
+        "uvg_sample.png",
         *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
     ]
     assert found["first"] == clips[:-1]
     assert found["own"]
-    assert found["again"] == [clips[0], clips[2]]  # what was deleted stays deleted
+    assert found["again"] == [clips[0], *clips[2:-1]]  # what was deleted stays deleted
     assert found["upgraded"] == [clips[0], *clips[2:]]
     assert found["other folder"] == found["later"] == found["spoiled"] == clips
     assert found["no notes"] == []

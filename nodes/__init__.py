@@ -15,6 +15,7 @@ NODES = {
     "prompt": ("UniViGUTextEncode", "UniViGUPromptList"),
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
+    "editing": ("UniViGUEdit",),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "checking": ("UniViGUCheck",),

@@ -19,11 +19,9 @@ from . import widgets
 from .comfy.captions import GeneratedText
 from .comfy.latents import empty_latent, encode_pixels, nearest_words, nested, require_video_vae, streams_of
 from .comfy.network import network_of, run_facts
-from .media import as_pixels, sized
+from .media import ENLARGE, as_pixels, enlarging, sized
 from .types import Node, UvgText, output, schema
 from .widgets import read, widget
-
-LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
 
 
 class UniViGUEmptyLatent(Node):
@@ -55,12 +53,7 @@ class UniViGUEmptyLatent(Node):
             outputs=[
                 io.Latent.Output(tooltip="The clip to form, for the samplers."),
                 output(io.Float, "fps", "Frames a second that the checkpoint was trained with, for Create Video."),
-                output(
-                    io.Float,
-                    "enlarge",
-                    "How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for "
-                    "very small clips.",
-                ),
+                output(io.Float, "enlarge", ENLARGE),
             ],
         )
 
@@ -86,7 +79,7 @@ class UniViGUEmptyLatent(Node):
         latent: dict[str, Any] = {}
         if shown is not None:
             video, latent["noise_mask"] = _with_ends(video, vae, spec, pictures)
-        enlarge = float(max(1, LARGE_ENOUGH // max(run.width, run.height)))
+        enlarge = enlarging(run.height, run.width)
         if config.text_flow == "embedding":
             text = empty_latent((batch_size, config.dim, sampling.text_length or run.text_length))
             return io.NodeOutput({"samples": nested(video, text), **latent}, run.fps, enlarge)

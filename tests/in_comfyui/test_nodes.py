@@ -123,6 +123,27 @@ def test_one_of_a_batch_again(inside: Inside) -> None:
     assert found["video"] <= 1e-3
 
 
+def test_the_best_of_several_draws(inside: Inside) -> None:
+    found = inside.call("nodes", "best_of")
+    lines = found["said"].splitlines()
+    for row, (is_draw, (best, order, scores)) in enumerate(zip(found["drawn"], found["ranked"], strict=True)):
+        assert is_draw == [draw == order[0] for draw in range(3)]  # to the bit, and what Rank Clips finds
+        assert best == order[:1]
+        assert [int(line.rpartition(" ")[2]) for line in scores.splitlines()] == order
+        assert lines[row].startswith(f"clip {row + 1}: seed {7 + order[0]} fits best; nats by seed: 7: -")
+    assert all(found["in order"])
+    *alone, several = found["joint, words"]
+    for row, is_draw in enumerate(found["joint"]):
+        assert is_draw.count(True) == 1
+        assert several[row] == alone[is_draw.index(True)][row]
+    assert found["joint, said"][:2] == several
+    assert "clip 2: seed " in found["joint, said"][2]
+    assert found["cancelled"][0]
+    assert "(stopped after 1 of 3 draws)" in found["cancelled"][1]
+    assert "best_of is 2, and the positive prompt has no text stream" in found["no words"]
+    assert "there is no prompt to judge the clips by" in found["no prompt"]
+
+
 def test_ranking(inside: Inside) -> None:
     best, scores, shape = inside.call("nodes", "rank")
     assert best == SAMPLE

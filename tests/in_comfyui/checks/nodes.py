@@ -28,6 +28,7 @@ from check_made import (
     load_embedded,
     message,
     model_folder,
+    out,
     plain_wan,
     run,
     said_by,
@@ -336,6 +337,61 @@ def one_of_a_batch() -> dict[str, Any]:
     return {
         "video": distance(outs[0][0]["samples"][2:], outs[1][0]["samples"]),
         "words": outs[0][1].tokens[2].tolist() == outs[1][1].tokens[0].tolist(),
+    }
+
+
+def best_of() -> dict[str, Any]:
+    """Several draws by both samplers, against the same ones alone and against Rank Clips; and a cancelled one."""
+    model, clip, _ = load_embedded()
+    prompt = "a small blue square moves up slowly on a beige background"
+    (positive,) = run("UniViGUTextEncode", clip=clip, text=prompt)
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+    plain = [[positive[0][0], {}]]
+    start = {"model": model, "negative": negative, "steps": 2, "guidance": 1.0, "shift": 3.0}
+    core = {"sampler": "euler", "scheduler": "uniform", "denoise": 1.0}
+    two = {"samples": torch.zeros(2, 16, 3, 6, 6)}
+
+    def video(seed: int, count: int = 1, **changes: Any) -> Any:
+        given = {**start, **core, "positive": positive, "latent": two, "seed": seed, "best_of": count, **changes}
+        return out("UniFlowSampler", **given)
+
+    def joint(seed: int, count: int = 1) -> Any:
+        given = {"positive": positive, "latent": two, "text_length": 0, "clip": clip, "best_of": count}
+        return out("JointSampler", **start, **given, seed=seed)
+
+    alone, chosen = [video(seed).args[0]["samples"] for seed in (7, 8, 9)], video(7, 3)
+    ranked = [
+        run("UniViGURankClips", model=model, clip=clip, latent={"samples": torch.stack(row)}, prompt=prompt)
+        for row in zip(*alone, strict=True)
+    ]
+    both, several = [joint(seed) for seed in (7, 8)], joint(7, 2)
+    rows = [
+        [torch.equal(one.args[0]["samples"][row], several.args[0]["samples"][row]) for one in both] for row in (0, 1)
+    ]
+    calls = 0
+
+    def cancel(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second draw, behind two steps and one pass for each clip
+            comfy.model_management.interrupt_current_processing(True)
+        return executor(*args, **kwargs)
+
+    watched = model.clone()
+    watched.add_wrapper_with_key("diffusion_model", "watch", cancel)
+    cancelled = video(7, 3, model=watched)
+    comfy.model_management.interrupt_current_processing(False)
+    return {
+        "drawn": [[torch.equal(one[row], chosen.args[0]["samples"][row]) for one in alone] for row in (0, 1)],
+        "said": chosen.ui["text"][0],
+        "ranked": [[best["batch_index"], every["batch_index"], scores] for best, every, scores in ranked],
+        "in order": [torch.equal(every["samples"][0], best["samples"][0]) for best, every, _ in ranked],
+        "joint": rows,
+        "joint, words": [list(one.args[2]) for one in (*both, several)],
+        "joint, said": several.ui["text"],
+        "cancelled": [torch.equal(cancelled.args[0]["samples"], alone[0]), cancelled.ui["text"][0]],
+        "no words": message(lambda: video(7, 2, positive=plain)),
+        "no prompt": message(lambda: run("UniViGURankClips", model=model, clip=clip, latent=two, prompt=" ")),
     }
 
 

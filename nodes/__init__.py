@@ -16,7 +16,7 @@ NODES = {
     "latents": ("UniViGUEmptyLatent", "UniViGUSplitLatent"),
     "samplers": ("UniFlowSampler", "VideoToTextDenoise", "JointSampler"),
     "editing": ("UniViGUEdit",),
-    "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGUTrajectory"),
+    "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGURankClips", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),

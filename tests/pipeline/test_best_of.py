@@ -103,14 +103,6 @@ def test_an_edit_is_judged_by_its_new_caption(pipe: Pipeline) -> None:
     assert torch.equal(again, edited)
 
 
-def test_parts_of_a_long_clip_are_not_chosen_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sample = Path(__file__).parents[2] / "samples" / "uvg_sample.mp4"
-    command = ["edit", str(sample), "--from", PROMPT, "--to", PROMPT.replace("blue", "red"), "--frames", "5"]
-    assert main([*command, "--best-of", "2", "--device", "cpu", "-o", str(tmp_path / "a.mp4")]) == 1
-    assert "is edited in 2 parts" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_interrupt_keeps_the_best_so_far(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -108,33 +108,29 @@ def edit(
     subject = Subject.read(pipe, own.clip, size, footage)
     mask = None if own.mask is None else Mask.read(own.mask, subject)
     shown.close()
-    windows = len(subject.windows())
+    windows, code, best = len(subject.windows()), 0, BestOf(best_of=editing.best_of)
     say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap: objects may jump there")
-
-    if windows > 1 and editing.best_of > 1:
+    if windows > 1 and best.best_of > 1:
         raise UniViGUError(
             f"{own.clip}: --best-of chooses among edits of a whole clip, and this one is edited in {windows} parts; "
-            "choose a part of it with --start and --seconds, or leave out --best-of"
+            f"choose a part with --seconds {subject.window / subject.info.fps:.3g}, or leave out --best-of"
         )
-    best, code = BestOf(best_of=editing.best_of), 0
 
     def change(latent: Tensor, free: Tensor | None) -> Tensor:
         nonlocal code
-
-        def draw() -> object:
-            return pipe.edit(
-                latent,
-                captions,
-                negative=video.negative,
-                plain=own.no_text_stream,
-                sampling=sampling,
-                editing=editing,
-                free=free,
-                callback=steps_of(pipe, best, partial(steps_on, shown), "editing"),
-            )
-
+        draw = partial(
+            pipe.edit,
+            latent,
+            captions,
+            negative=video.negative,
+            plain=own.no_text_stream,
+            sampling=sampling,
+            editing=editing,
+            free=free,
+            callback=steps_of(pipe, best, partial(steps_on, shown), "editing"),
+        )
         (kept,), code = drawn(pipe, best, shown, draw)
-        return kept.latent.to(latent)
+        return kept.latent.to(pipe.device)
 
     with latent_saved(pipe, out, shown) if windows == 1 else nullcontext():
         frames = subject.edited(pipe, change, mask)
@@ -145,12 +141,25 @@ def edit(
         contact_sheet(rows, own.sheet, title="Edited by its words")
         say(f"{own.sheet}: {counted(2, 'clip')}, before and after")
     if own.json:
-        resolved = sampling.resolved(pipe.config.run)
-        names = ("steps", "seed", "shift", "guidance_scale", "guidance_end")
-        how = {**{name: getattr(resolved, name) for name in names}, **asdict(editing), "negative": video.negative}
-        how["seed"] = pipe.sampled.seed if pipe.sampled and windows == 1 else how["seed"]
-        write_json(own.json, {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1], **how})
+        words = {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1]}
+        write_json(own.json, words | _how(pipe, own, sampling, video) | asdict(editing) | asdict(footage))
     return code
+
+
+def _how(pipe: Pipeline, own: Edit, sampling: Sampling, video: Video) -> dict[str, Any]:
+    """What the result was made with; ``seed``: its own, of several."""
+    resolved, kept = sampling.resolved(pipe.config.run), pipe.sampled
+    loras = [{"file": str(lora.path), "video": lora.choice.video, "text": lora.choice.text} for lora in pipe.loras]
+    names = ("steps", "shift", "guidance_scale", "guidance_end")
+    return {
+        "model": str(pipe.components.path),
+        "loras": loras,
+        "mask": None if own.mask is None else str(own.mask),
+        "no_text_stream": own.no_text_stream,
+        "negative": video.negative,
+        "seed": resolved.seed if kept is None else kept.seed,
+        **{name: getattr(resolved, name) for name in names},
+    }
 
 
 def _described(pipe: Pipeline, clip: Path, size: Size, footage: Footage, sampling: Sampling, shown: Bars) -> str:

@@ -381,12 +381,10 @@ class Pipeline:
         callback: Callback | None = None,
     ) -> Tensor:
         """A clip's clean latent -> that of the clip with other words; ``captions``: what describes it and what shall.
-        ``plain`` leaves the text stream empty, as in plain Wan; ``free``: see ``edit``. Of several draws the one is
-        taken that fits the new caption best."""
+        ``plain`` leaves the text stream empty, as in plain Wan; ``free``: see ``edit``."""
         for text in captions:
             _require_words(text, "caption")
         sampling = self._drawing(sampling, negative)
-        self.sampled = None
         stored = self.null_condition if not negative.strip() else None
         context = self.conditions([*captions, *([negative] if stored is None else [])])
         null = context[2:] if stored is None else stored
@@ -405,7 +403,7 @@ class Pipeline:
 
             return Sampled(self.components.on_network(job).cpu(), captions[1], seed=seeded.seed)
 
-        return self._best(editing.best_of, sampling, once, captions[1]).latent.to(latent)
+        return self._best(editing.best_of, sampling, once, captions[1]).latent.to(self.device)
 
     def latent_of(self, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""

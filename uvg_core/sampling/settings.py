@@ -156,20 +156,16 @@ class Judging:
     seed: Seed = setting("The same seed gives the same scores.", default=0)
 
 
-def _several() -> Any:
-    return setting(
+@settings
+class BestOf:
+    """Several draws of a clip, of which the one is kept that fits its words best (see ``clip_likelihood``)."""
+
+    best_of: Whole = setting(
         "Draw this many clips, each with the next seed, and keep the one that the model finds to fit the words best.",
         default=1,
         ge=1,
         le=100,
     )
-
-
-@settings
-class BestOf:
-    """Several draws of a clip, of which the one is kept that fits its words best (see ``clip_likelihood``)."""
-
-    best_of: Whole = _several()
     keep_all: Flag = setting("Write the others too, under names of their own.", default=False)
 
     def __post_init__(self) -> None:
@@ -186,7 +182,12 @@ class Editing:
     )
     source_guidance: Number = setting("Guidance of the old words; 1 turns it off.", default=1.0, ge=-1000, le=1000)
     draws: Whole = setting("Noise draws a step: more are steadier and take longer.", default=1, ge=1, le=1000)
-    best_of: Whole = _several()
+    best_of: Whole = setting(
+        "Make this many edits, each with the next seed, and keep the one that the model finds to fit the words best.",
+        default=1,
+        ge=1,
+        le=100,
+    )
 
 
 SAMPLING, SIZE, RANKING, EDITING = Sampling(), Size(), Ranking(), Editing()

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 WAN_HEAD_DIM = 128  # of every public Wan model; the rule where nothing says otherwise
 # What no shape shows, or not always. The number of heads is settled on its own.
-_HIDDEN = ("eps", "kappa_exponent", "v2t_attention", "text_inv_freq", "time_rounding")
+_HIDDEN = ("eps", "kappa_exponent", "v2t_attention", "text_inv_freq", "time_rounding", "held_parts")
 _ASSUMED = ("text_flow", "source", "latent_space")
 _SAME_FREQUENCY = 1e-5  # relative: float32 rounds to 1e-7, bfloat16 to 4e-3
 _FAR_TOKEN = 255  # the last of a caption of the released model

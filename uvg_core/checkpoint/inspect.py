@@ -139,6 +139,7 @@ class CheckpointReport:
                 "kappa exponent": known("kappa_exponent") if discrete else "",
                 "text rotary": about_frequencies(c),
                 "time rounding": "" if c.time_rounding == "none" else c.time_rounding,
+                "held parts": "" if c.held_parts == "noised" else c.held_parts,
             }
         if self.run is not None:
             rows |= {

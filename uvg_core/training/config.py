@@ -290,6 +290,11 @@ class TrainConfig:
     joint_shared: Number = _fraction(
         "How often the joint job draws one time for both streams instead of one for each.", 0.7
     )
+    hold_share: Number = _fraction(
+        "How often parts of a clip that forms are given clean (first frame, first and last, inside or outside of a "
+        "box): the checkpoint then fills in clips.",
+        0.0,
+    )
     embedding_std: Number = _positive("Standard deviation of a fresh token embedding.", 0.02, 1e-6)
     precision: Annotated[str, OneOf(*PRECISIONS)] = setting("Precision of the forward pass.", default="fp32")
     compiled: Flag = setting("Compile the network with torch.compile.", default=False)
@@ -320,6 +325,11 @@ class TrainConfig:
         if self.stage == "distill" and self.trains == "text":
             raise UniViGUError(
                 "stage: distill with trains: text trains nothing that draws clips. Set trains to lora or all"
+            )
+        if self.hold_share and (self.stage == "distill" or self.trains != "all"):
+            raise UniViGUError(
+                f"hold_share is {self.hold_share}, but a network that fills in clips is trained as a whole and not "
+                "distilled. Set trains to all and another stage, or hold_share to 0"
             )
         if self.lora.start is not None and self.trains != "lora":
             raise UniViGUError(
@@ -365,7 +375,11 @@ def changed(old: dict[str, Any], new: dict[str, Any], by_content: Sequence[str] 
     """``name: old -> new`` for every setting that a continued run may not change. ``by_content``: names of paths, which
     are compared by what lies there, elsewhere."""
     free = {*FREE_AT_RESUME, *by_content}
-    since = {"buckets": asdict(Buckets()), "distill": asdict(Distill())}  # runs of earlier versions know none
+    since = {
+        "buckets": asdict(Buckets()),
+        "distill": asdict(Distill()),
+        "hold_share": 0.0,
+    }  # runs of earlier versions know none
     old = {**{name: value for name, value in since.items() if name in new}, **old}
     before, after = (
         _flat({name: value for name, value in values.items() if name not in free}) for values in (old, new)

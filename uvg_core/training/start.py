@@ -66,7 +66,11 @@ def starting_network(
     else:
         model = load_model(checkpoint, dtype=dtype, attention=attention, overrides=flows)
         require_vocabulary(model.config, vocab_size, config.model)
-    rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
+    rules: dict[str, Any] = {
+        "v2t_attention": config.v2t_attention,
+        "kappa_exponent": config.kappa_exponent,
+        "held_parts": "clean" if config.hold_share else None,
+    }
     rules = {name: value for name, value in rules.items() if value not in (None, getattr(model.config, name))}
     if rules and config.trains == "lora":
         name, value = next(iter(rules.items()))

@@ -349,6 +349,7 @@ class Trainer:
             "optimizer": self.config.optimizer.kind,
             "rate": self.config.optimizer.rate,
             **{name: plain[name] for name in _RULES if plain[name] is not None},
+            **({"hold_share": plain["hold_share"]} if plain["hold_share"] else {}),
             **({"distill": plain["distill"]} if self.config.stage == "distill" else {}),
         }
 

@@ -484,7 +484,7 @@ def test_parts_given_clean_hold_no_noise_and_the_rest_is_as_noisy_as_ever(held: 
     batch = collate(plan, make(hold_share=0.5), replace(make_sample(), latent=torch.randn(16, 4, 6, 6)))
     assert batch.free is not None
     free = batch.free.expand_as(batch.latents).bool()
-    assert free.any() and not free.all()
+    assert 0 < float(free.float().mean()) < 1
     assert (not free[:, :, 0].any()) == (held in ("first frame", "ends"))
     assert (not free[:, :, -1].any()) == (held == "ends")
     noisy, _ = Objective(random_network(MODEL), make().loss)._noisy(batch)

@@ -246,6 +246,8 @@ class Batch:
     ``mask`` ``[B,L]`` false for positions nobody sees; ``weight`` ``[B,L]`` of each position in the
     loss; ``makes_video``, ``makes_text`` ``[B]`` 0 or 1.
 
+    ``sigma_next`` ``[B]``: where a student's pass ends; ``own`` ``[B]``: whether it begins where the student's own ones
+    lead; ``again`` ``[B,2,C,F,H,W]``, ``sigma_again`` ``[B,2]``: noise for the clip that it gives (``distill.py``).
     ``free`` ``[B,1,F,H,W]``: 0 where a clip is given clean and nothing is learnt, None where that is nowhere.
     ``hides``: whether the mask hides anything; ``video_clean``: whether the video of every clip is clean, None where
     some are. They say what the tensors say, without a look at a card.
@@ -267,7 +269,13 @@ class Batch:
     video_clean: bool | None = None
     sigma_next: Tensor | None = None
     own: Tensor | None = None
+    again: Tensor | None = None
+    sigma_again: Tensor | None = None
     free: Tensor | None = None
+
+    def rows(self, which: Tensor) -> Batch:
+        """Some of the clips, by their numbers."""
+        return replace(self, **{name: x[which] for name, x in vars(self).items() if isinstance(x, Tensor)})
 
     def to(self, device: torch.device) -> Batch:
         tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -307,6 +315,7 @@ class Collator:
             states = self.empty if plan.makes_video else states[:0]
 
         distills = self.config.stage == "distill"
+        matches = distills and self.config.distill.matching == "distribution"
         length = 0 if self.config.stage == "generate" else self.run.text_length
         written = written if length else written[:0]
         target = torch.full((length,), self.run.pad_token, dtype=torch.long)
@@ -339,6 +348,10 @@ class Collator:
             makes_text=torch.tensor(float(plan.makes_text)),
             sigma_next=torch.tensor(plan.sigma_next or 0.0) if distills else None,
             own=torch.tensor(plan.own) if distills else None,
+            again=torch.randn((2, *latent.shape), generator=generator) if matches else None,
+            sigma_again=torch.tensor([draw_sigma(self.config.video_times, generator) for _ in "12"])
+            if matches
+            else None,
             free=free_parts(plan.held, latent.shape, generator) if self.config.hold_share else None,
         )
 

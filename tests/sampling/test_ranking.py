@@ -9,9 +9,10 @@ from scipy import stats
 from tiny_networks import TINY, random_network
 
 from recipes.worlds.tokenizer import train_tokenizer
-from uvg_core import ModelConfig, Prediction, UniViGUError
+from uvg_core import GuidedDenoiser, ModelConfig, Prediction, UniViGUError
 from uvg_core.config import RunConfig
 from uvg_core.media.tokenizer import Tokenizer, blanks
+from uvg_core.sampling import Judging, clip_likelihood
 from uvg_core.sampling.rank import _Race, _spread, student
 from uvg_core.sampling.template import blank_widths
 
@@ -68,6 +69,29 @@ def test_the_mask_token_takes_nothing_from_the_words() -> None:
     torch.testing.assert_close(caption_likelihood(model, video=VIDEO, texts=texts, samples=3), before)
     model.text_head.head.bias[5] += 3
     assert not torch.allclose(caption_likelihood(model, video=VIDEO, texts=texts, samples=3), before)
+
+
+@pytest.mark.parametrize("flow", ["discrete", "embedding"])
+def test_clips_are_judged_alike_in_any_batch(flow: str) -> None:
+    """Common random numbers: a clip's score does not depend on the others, and two copies of a clip score equally."""
+    model = random_network(ModelConfig(**{**TINY.__dict__, "text_flow": flow}))
+    videos = torch.randn(2, *VIDEO.shape[1:], generator=torch.Generator().manual_seed(1))[[0, 1, 0]]
+    words, passes = torch.tensor([[5, 6, 1, 0]]), []
+    settings, denoise = Judging(samples=2, seed=3), GuidedDenoiser(model)
+    scores = clip_likelihood(denoise, videos, words, settings, callback=lambda *step: passes.append(step))
+    assert passes == [(n, 6) for n in range(1, 7)]
+    assert scores[0] != scores[1]
+    together = clip_likelihood(denoise, videos, words.expand(3, -1), settings, batch=2)
+    torch.testing.assert_close(together, scores)
+    torch.testing.assert_close(scores[0], scores[2])
+
+
+def test_clips_need_a_text_and_sound_losses() -> None:
+    denoise = GuidedDenoiser(random_network())
+    with pytest.raises(UniViGUError, match="no text to judge"):
+        clip_likelihood(denoise, VIDEO, torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(UniViGUError, match="not finite"):
+        clip_likelihood(denoise, VIDEO * float("nan"), torch.tensor([[5, 1]]))
 
 
 def test_more_samples_settle() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from ..checkpoint import LoraChoice, Overrides
 from ..checkpoint.config import say_unchecked
 from ..config import TEXT_STATES
-from ..errors import UniViGUError
+from ..errors import UniViGUError, counted
 from ..io import write_beside
 from ..media.vae import write_latent
 from ..pipeline.component_files import Places, find_fast_lora, find_network_file
-from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline
+from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline, Sampled
 from ..progress import Bars
+from ..sampling import BestOf
 from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
-from .output import complain, say
+from .output import CANCELLED, complain, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIDEO = ("steps", "seed", "shift", "guidance_scale", "guidance_end", "solver")
@@ -106,6 +107,39 @@ class Video:
 def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:
     """A sampler's callback that shows its steps, and the text so far."""
     return lambda step, state: shown(what, step, state.steps, words(state.tokens[0]) if words else "")
+
+
+def steps_of(pipe: Pipeline, best: BestOf, callback: Callable[[str], Callback], what: str) -> Callback:
+    """``callback``, made for ``what`` is under way: which of several draws."""
+    if best.best_of == 1:
+        return callback(what)
+    return lambda step, state: callback(f"{what} {len(pipe.draws) + 1} of {best.best_of}")(step, state)
+
+
+def drawn(pipe: Pipeline, best: BestOf, shown: Bars, draw: Callable[[], Sampled]) -> tuple[list[Sampled], int]:
+    """What is to be written, the best first, and the exit code. Scores are said; Ctrl-C ends the draws, and the best so
+    far is kept."""
+    with suppress(KeyboardInterrupt) if best.best_of > 1 else nullcontext():
+        draw()
+    shown.close()
+    kept = pipe.sampled
+    if kept is None:
+        raise KeyboardInterrupt
+    if best.best_of == 1:
+        return [kept], 0
+    for one in pipe.draws:
+        say(f"seed {one.seed}: {one.score:.3g} {pipe.score_unit}{', the best' if one.seed == kept.seed else ''}")
+    stopped = len(pipe.draws) < best.best_of
+    if stopped:
+        say(f"stopped after {len(pipe.draws)} of {counted(best.best_of, 'draw')}; the best so far is kept")
+    say(f"--seed {kept.seed} without --best-of makes this clip again")
+    others = [one for one in pipe.draws if one.seed != kept.seed] if best.keep_all else []
+    return [kept, *others], CANCELLED if stopped else 0
+
+
+def beside(path: Path, draw: Sampled) -> Path:
+    """The name of another draw than the best, which lies at ``path``."""
+    return path.with_stem(f"{path.stem}.seed_{draw.seed}")
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, WrongUsage
 from ..io import free_name
 from ..media.vae import read_latent
-from ..pipeline.pipeline import given
+from ..pipeline.pipeline import Sampled, given
 from ..progress import Bars
-from ..sampling import Sampling, Size
+from ..sampling import BestOf, Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import VIDEO, Model, Video, latent_saved, steps_on
+from .common import VIDEO, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import show_clip
 from .streams import is_stream, output_file
@@ -56,9 +57,14 @@ def generate(
     sampling: Annotated[Sampling, Only(*VIDEO)],
     video: Video,
     size: Size,
+    best: BestOf,
     shown: Bars,
-) -> None:
+) -> int:
     """Generate a video from a prompt."""
+    if own.from_latent is not None and best.best_of > 1:
+        raise WrongUsage("--best-of draws clips, and --from-latent decodes one that is drawn; leave out one of them")
+    if is_stream(own.out) and best.keep_all:
+        raise WrongUsage("--keep-all writes several clips, and standard output takes one; pass a file name with -o")
     with output_file(named := own.out or free_name(CLIP), ".mp4") as out:
         target = CLIP if own.out is None else out
         pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
@@ -66,14 +72,22 @@ def generate(
         if own.from_latent is not None:
             latent = read_latent(own.from_latent, model=pipe.components.path.name)
             show_clip(target, pipe.decode_clips([latent])[0], fps, video.scale, anew=own.out is None)
-            return
-        with latent_saved(pipe, free_name(CLIP) if is_stream(named) else out, shown):
-            pixels = pipe.generate(
+            return 0
+
+        def draw() -> Sampled:
+            return pipe.draw(
                 own.prompt or "",
                 text="" if own.no_text_stream else own.text,
                 negative=video.negative,
                 size=size,
                 sampling=sampling,
-                callback=steps_on(shown, "generating"),
+                best_of=best.best_of,
+                callback=steps_of(pipe, best, partial(steps_on, shown), "generating"),
             )
-            show_clip(target, pixels, fps, video.scale, anew=own.out is None)
+
+        with latent_saved(pipe, free_name(CLIP) if is_stream(named) else out, shown):
+            (kept, *others), code = drawn(pipe, best, shown, draw)
+            target = show_clip(target, pipe.decoded(kept)[0], fps, video.scale, anew=own.out is None)
+            for one in others:
+                show_clip(beside(target, one), pipe.decoded(one)[0], fps, video.scale, anew=True)
+    return code

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from ..io import free_name, require_writable, write_beside
-from ..pipeline.pipeline import given
+from ..pipeline.pipeline import Callback, Sampled, given
 from ..progress import Bars
-from ..sampling import Sampling, Size
+from ..sampling import BestOf, Sampling, Size
 from ..settings import Text, setting, settings
-from .common import TEXT, VIDEO, Model, Video, latent_saved, steps_on
+from .common import TEXT, VIDEO, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import joint_sheet, say, show, show_clip
 
@@ -44,28 +44,46 @@ def joint(
     sampling: Annotated[Sampling, Only(*VIDEO, *TEXT, "text_update")],
     video: Video,
     size: Size,
+    best: BestOf,
     shown: Bars,
-) -> None:
+) -> int:
     """Generate a video and its caption at once from a prompt."""
     out = own.out or free_name(JOINT)
     for path in filter(None, (out, own.sheet)):
         require_writable(path)
     pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
-    with latent_saved(pipe, out, shown):
-        pixels, text, trace = pipe.joint(
+
+    def steps(what: str) -> Callback:
+        return steps_on(shown, what, pipe.tokenizer.text)
+
+    def draw() -> Sampled:
+        return pipe.draw_joint(
             own.prompt,
             negative=video.negative,
             size=size,
             sampling=sampling,
-            callback=steps_on(shown, "generating both", pipe.tokenizer.text),
+            best_of=best.best_of,
+            callback=steps_of(pipe, best, steps, "generating both"),
             record=8 if own.sheet else 0,
         )
+
+    with latent_saved(pipe, out, shown):
+        (kept, *others), code = drawn(pipe, best, shown, draw)
+        pixels, trace = pipe.decoded(kept)
         fps = given(video.fps, pipe.config.run.fps)
         out = show_clip(own.out or JOINT, pixels, fps, video.scale, anew=own.out is None)
-    show(text)  # first: whatever refuses to be written, the words are not lost
-    caption = out.with_suffix(".txt")
+    show(kept.text)  # first: whatever refuses to be written, the words are not lost
+    _write_caption(out, kept.text)
+    for one in others:
+        path = show_clip(beside(out, one), pipe.decoded(one)[0], fps, video.scale, anew=True)
+        _write_caption(path, one.text)
+    if own.sheet:
+        joint_sheet(own.sheet, own.prompt, kept.text, pixels, trace)
+        say(f"{own.sheet}: how clip and caption took shape")
+    return code
+
+
+def _write_caption(clip: Path, text: str) -> None:
+    caption = clip.with_suffix(".txt")
     if (written := write_beside(caption, text + "\n")) != caption:
         say(f"{caption} already exists and was not changed; the caption is in {written}")
-    if own.sheet:
-        joint_sheet(own.sheet, own.prompt, text, pixels, trace)
-        say(f"{own.sheet}: how clip and caption took shape")

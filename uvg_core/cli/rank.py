@@ -64,7 +64,7 @@ def rank(
     say(note)
     scores = pipe.rank(latent, texts, ranking, callback=lambda done, total: shown("ranking", done, total))
     probability = scores.double().softmax(0)
-    unit = "nats" if pipe.config.model.text_flow == "discrete" else "squared error"
+    unit = pipe.score_unit
     best_first = scores.argsort(descending=True).tolist()
     for i in () if is_stream(own.json) else best_first:
         show(f"{probability[i]:7.1%}  {scores[i]:9.2f} {unit}  {texts[i]}")

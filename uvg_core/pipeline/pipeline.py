@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,15 +25,18 @@ from ..model import UniViGU
 from ..model.memory import free_memory, pass_bytes, require_room, video_tokens
 from ..progress import Report, counted_calls
 from ..sampling import (
+    BestOf,
     Editing,
     GuidedDenoiser,
     JointResult,
+    Judging,
     Ranking,
     Sampling,
     Size,
     State,
     Worded,
     caption_likelihood,
+    clip_likelihood,
     edit,
     fill_template,
     joint,
@@ -42,7 +45,7 @@ from ..sampling import (
 )
 from ..sampling.loop import spread
 from ..sampling.rank import LOGITS_AT_ONCE, padded
-from ..sampling.settings import EDITING, RANKING, SAMPLING, SIZE
+from ..sampling.settings import EDITING, JUDGING, RANKING, SAMPLING, SIZE
 from .component_files import IN_CHECKPOINT, Places
 from .components import Components, free_bytes
 
@@ -54,6 +57,7 @@ Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
 
 
+SEEDS = 2**63
 MOST_RANKED = 4096  # tokens of a text whose likelihood is taken
 
 
@@ -70,17 +74,22 @@ class JointStep:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a job has drawn and not decoded yet: the latent ``[1,C,F,h,w]`` on the CPU and, of a joint run, the text."""
+    """What a job has drawn and not decoded yet: the latent ``[1,C,F,h,w]`` on the CPU and, of a joint run, the text,
+    its tokens ``[1,L]`` and the recorded steps. ``score``: how well the clip fits its words, where it was judged."""
 
     latent: Tensor
     text: str = ""
+    tokens: Tensor | None = None
+    record: tuple[State, ...] = ()
+    seed: int = 0
+    score: float | None = None
 
 
 class Pipeline:
     """The three jobs on real files.
 
     ``sampled`` is what the last ``generate`` or ``joint`` has drawn, None before it has: should decoding fail, nothing
-    else is lost (``decode_clips`` goes on from there).
+    else is lost (``decoded`` goes on from there). Of several draws it is the best so far, and ``draws`` holds them all.
 
     Args:
         model: checkpoint file.
@@ -121,6 +130,7 @@ class Pipeline:
         if null_embedding is not None:
             self.null_condition = read_null_embedding(null_embedding, self.config.model.text_dim).to(self.device)
         self.sampled: Sampled | None = None
+        self.draws: list[Sampled] = []
         self._last_conditions: tuple[tuple[str, ...], Tensor] | None = None
 
     # The steps that the jobs share
@@ -258,7 +268,11 @@ class Pipeline:
 
     # The jobs
 
-    def generate(
+    def generate(self, prompt: str, **options: Any) -> Tensor:
+        """Prompt -> clip, uint8 ``[T,H,W,3]``; ``options`` are those of ``draw``."""
+        return self.decoded(self.draw(prompt, **options))[0]
+
+    def draw(
         self,
         prompt: str,
         *,
@@ -266,24 +280,68 @@ class Pipeline:
         negative: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        best_of: int = 1,
         callback: Callback | None = None,
-    ) -> Tensor:
-        """Prompt -> clip, uint8 ``[T,H,W,3]``. ``text`` goes into the text stream (default: the prompt; an empty
-        string leaves the stream empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance."""
+    ) -> Sampled:
+        """Prompt -> latent. ``text`` goes into the text stream (default: the prompt; an empty string leaves the stream
+        empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance. ``best_of``: draw so many, with
+        the seeds that follow each other, and take the one that fits the words best."""
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative)
-        noise, self.sampled = self.noise(size, sampling.seed), None
         stream = prompt if text is None else text
+        self._shape(size)  # what does not fit is known before the prompt is read
         context, null = self.guided(prompt, negative)
         tokens = self._tokens(stream)
 
-        def job(network: UniViGU) -> Tensor:
-            denoise = GuidedDenoiser.of(network, context, null, sampling)
-            return text_to_video(denoise, noise, sampling, text=tokens, callback=callback)
+        def once(seeded: Sampling) -> Sampled:
+            noise = self.noise(size, seeded.seed)
 
-        latent = self.components.on_network(job)
-        self.sampled = Sampled(latent.cpu())
-        return self.decode_clips([latent])[0]
+            def job(network: UniViGU) -> Tensor:
+                denoise = GuidedDenoiser.of(network, context, null, seeded)
+                return text_to_video(denoise, noise, seeded, text=tokens, callback=callback)
+
+            return Sampled(self.components.on_network(job).cpu(), seed=seeded.seed)
+
+        return self._best(best_of, sampling, once, stream if stream.strip() else prompt)
+
+    def _best(self, count: int, sampling: Sampling, once: Callable[[Sampling], Sampled], words: str = "") -> Sampled:
+        """The best of ``count`` draws, whose seeds follow each other, judged by ``words`` or else by their own. Raises
+        UniViGUError for a count that is none."""
+        self.draws, self.sampled = [], None
+        given = self._padded([words]) if words and count > 1 else None
+        for place in range(BestOf(best_of=count).best_of):
+            one = once(replace(sampling, seed=(sampling.seed + place) % SEEDS))
+            if count > 1:
+                tokens = one.tokens if given is None else given
+                assert tokens is not None
+                one = replace(one, score=float(self.judge(one.latent, tokens)))
+            if self.sampled is None or (one.score or 0.0) > (self.sampled.score or 0.0):
+                self.sampled = one
+            self.draws.append(replace(one, record=()))
+        assert self.sampled is not None
+        return self.sampled
+
+    def judge(self, latents: Tensor, texts: Sequence[str] | Tensor, judging: Judging = JUDGING) -> Tensor:
+        """Scores ``[N]`` of clips ``[N,C,F,h,w]`` by one text, or each by its own, in words or token ids; the highest
+        fits best (see ``clip_likelihood``)."""
+        tokens = texts if isinstance(texts, Tensor) else self._padded(texts)
+        return self.components.on_network(
+            lambda network: clip_likelihood(GuidedDenoiser(network), latents.to(self.device), tokens, judging)
+        )
+
+    @property
+    def score_unit(self) -> str:
+        """What scores of texts and clips are counted in."""
+        return "nats" if self.config.model.text_flow == "discrete" else "squared error"
+
+    def decoded(self, drawn: Sampled) -> tuple[Tensor, list[JointStep]]:
+        """The clip of a draw, uint8 ``[T,H,W,3]``, and its recorded steps."""
+        pixels, *clips = self.decode_clips([drawn.latent.to(self.device), *[state.estimate for state in drawn.record]])
+        steps = zip(drawn.record, clips, strict=True)
+        return pixels, [
+            JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
+            for state, clip in steps
+        ]
 
     def _tokens(self, text: str) -> Tensor | None:
         """Ids ``[1,L]`` for the text stream, None for an empty one. As long as the text: the release pads and masks,
@@ -358,40 +416,47 @@ class Pipeline:
 
         return self.tokenizer.text(self.components.on_network(job)[0])
 
-    def joint(
+    def joint(self, prompt: str, **options: Any) -> tuple[Tensor, str, list[JointStep]]:
+        """Prompt -> clip, caption, and the recorded steps; ``options`` are those of ``draw_joint``."""
+        drawn = self.draw_joint(prompt, **options)
+        pixels, trace = self.decoded(drawn)
+        return pixels, drawn.text, trace
+
+    def draw_joint(
         self,
         prompt: str,
         *,
         negative: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        best_of: int = 1,
         callback: Callback | None = None,
         record: int = 0,
-    ) -> tuple[Tensor, str, list[JointStep]]:
-        """Prompt -> clip, caption, and ``record`` steps of how both took shape."""
+    ) -> Sampled:
+        """Prompt -> latent, caption, and ``record`` steps of how both took shape. ``best_of``: as of ``draw``, where
+        each clip is held against its own caption: a brief prompt is no text as the model writes them."""
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative, joint=True)
-        noise, self.sampled = self.noise(size, sampling.seed), None
+        self._shape(size)
         context, null = self.guided(prompt, negative)
-        wanted, states = spread(sampling.steps or 0, record), list[State]()
+        wanted = spread(sampling.steps or 0, record)
 
-        def on_step(step: int, state: State) -> object:
-            if step in wanted:
-                states.append(state)
-            return callback(step, state) if callback is not None else None
+        def once(seeded: Sampling) -> Sampled:
+            noise, states = self.noise(size, seeded.seed), list[State]()
 
-        def job(network: UniViGU) -> JointResult:
-            return joint(GuidedDenoiser.of(network, context, null, sampling), noise, sampling, callback=on_step)
+            def on_step(step: int, state: State) -> object:
+                if step in wanted:
+                    states.append(state)
+                return callback(step, state) if callback is not None else None
 
-        result = self.components.on_network(job)
-        text = self.tokenizer.text(result.text[0])
-        self.sampled = Sampled(result.video.cpu(), text)
-        pixels, *clips = self.decode_clips([result.video, *[state.estimate for state in states]])
-        trace = [
-            JointStep(state.step, state.steps, state.sigma, clip, self.tokenizer.text(state.tokens[0]))
-            for state, clip in zip(states, clips, strict=True)
-        ]
-        return pixels, text, trace
+            def job(network: UniViGU) -> JointResult:
+                return joint(GuidedDenoiser.of(network, context, null, seeded), noise, seeded, callback=on_step)
+
+            result = self.components.on_network(job)
+            text = self.tokenizer.text(result.text[0])
+            return Sampled(result.video.cpu(), text, result.text.cpu(), tuple(states), seeded.seed)
+
+        return self._best(best_of, sampling, once)
 
     def rank(
         self,
@@ -402,16 +467,9 @@ class Pipeline:
         callback: Callable[[int, int], object] | None = None,
     ) -> Tensor:
         """Scores ``[K]`` of candidate texts for a clip, higher is better (see ``caption_likelihood``)."""
-        run, config = self.config.run, self.config.model
-        for text in texts:
-            _require_words(text, "text to rank")
-        ids = [self.tokenizer.ids(text) for text in texts]
-        if (longest := max(map(len, ids), default=0)) > MOST_RANKED:
-            raise UniViGUError(f"a text to rank has {longest} tokens; at most {MOST_RANKED} can be ranked. Shorten it")
-        # As long as the text stream was in training: how a text ends is part of what is judged.
-        tokens = padded(ids, run.pad_token, run.text_length)
+        config, tokens = self.config.model, self._padded(texts)
         length = tokens.shape[1]
-        rows = ranking.batch or min(8, len(ids), max(1, LOGITS_AT_ONCE // (length * config.text_out_dim)))
+        rows = ranking.batch or min(8, len(tokens), max(1, LOGITS_AT_ONCE // (length * config.text_out_dim)))
 
         def job(network: UniViGU) -> Tensor:
             nonlocal rows
@@ -429,6 +487,16 @@ class Pipeline:
                 log.warning(f"not enough memory to rank so many texts at once: {rows} at a time")
 
         return self.components.on_network(job)
+
+    def _padded(self, texts: Sequence[str]) -> Tensor:
+        """Ids ``[K,L]`` of texts to score, as long as the text stream was in training: how a text ends is part of what
+        is judged."""
+        for text in texts:
+            _require_words(text, "text to rank")
+        ids = [self.tokenizer.ids(text) for text in texts]
+        if (longest := max(map(len, ids), default=0)) > MOST_RANKED:
+            raise UniViGUError(f"a text to rank has {longest} tokens; at most {MOST_RANKED} can be ranked. Shorten it")
+        return padded(ids, self.config.run.pad_token, self.config.run.text_length)
 
 
 def _require_words(text: str, what: str) -> None:

@@ -5,21 +5,24 @@ from .edit import Worded, edit
 from .guidance import GuidedDenoiser
 from .jobs import JointResult, joint, text_to_video, video_to_text
 from .loop import State
-from .rank import caption_likelihood
-from .settings import Editing, Ranking, Sampling, Size
+from .rank import caption_likelihood, clip_likelihood
+from .settings import BestOf, Editing, Judging, Ranking, Sampling, Size
 from .template import fill_template
 
 __all__ = [
+    "BestOf",
     "Denoiser",
     "Editing",
     "GuidedDenoiser",
     "JointResult",
+    "Judging",
     "Ranking",
     "Sampling",
     "Size",
     "State",
     "Worded",
     "caption_likelihood",
+    "clip_likelihood",
     "edit",
     "fill_template",
     "joint",

@@ -4,6 +4,9 @@ The loss of a text is the cross-entropy of its tokens (embedding flow: their squ
 text, its padding too, and averaged over draws of the path time. All candidates are corrupted with common random
 numbers (the same times, the same positions, the same noise), so that only the texts differ. Text-video matching and
 zero-shot classification are rankings. With ``stop_when_sure`` texts that are surely beaten meet no further draws.
+
+The other way round, clips are ranked by how likely each makes a text (``clip_likelihood``): the model judges what it
+has drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from ..flow.time import sigma_from_tau
 from ..model import PassOptions, VideoCache
 from .cache_policy import CachePolicy
 from .denoiser import Denoiser
-from .settings import RANKING, Ranking
+from .settings import JUDGING, RANKING, Judging, Ranking
 from .start import as_text_content, mask_token, require_ids, text_noise
 from .streams import TextStream, VideoStream
 
@@ -96,6 +99,53 @@ def caption_likelihood(
             break
     scores = -total / sample if race is None else race.scores().to(video)
     assert isinstance(scores, Tensor)
+    return _finite(scores)
+
+
+@torch.no_grad()
+def clip_likelihood(
+    denoise: Denoiser,
+    videos: Tensor,
+    texts: Tensor,
+    settings: Judging = JUDGING,
+    *,
+    batch: int = 1,
+    callback: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Score clips by how likely each of them makes a text: the highest fits best.
+
+    The draws lie in the middles of equal parts of the path time, a single one half-way, where some of the words are
+    known and the others follow from the clip.
+
+    Args:
+        denoise: the network, without a condition.
+        videos: clean latents ``[N,C,F,H,W]``. texts: token ids ``[1,L]``, or ``[N,L]`` where each clip has its own.
+        settings: draws, which are passes over every clip, and the seed of their noise. batch: clips in a pass.
+        callback: ``(done, total)`` after every pass.
+
+    Returns ``[N]`` float32 in the units of ``caption_likelihood``. Raises UniViGUError for texts without tokens, ids
+    outside the vocabulary, and losses that are not finite.
+    """
+    config, rows, total = denoise.config, len(videos), torch.zeros(len(videos))
+    if not texts.numel():
+        raise UniViGUError("there is no text to judge clips by; expected at least one token")
+    require_ids(config, texts)
+    tokens = sent(texts, videos.device).expand(rows, -1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    parts, done = range(0, rows, batch), 0
+    for sample in range(settings.samples):
+        tau, keep_seed = (sample + 0.5) / settings.samples, int(torch.randint(2**31, (), generator=generator))
+        draw = _Draw(tau, sent(text_noise(config, tokens.shape[1], generator), videos.device), keep_seed)
+        for start in parts:
+            part, done = slice(start, start + batch), done + 1
+            total[part] -= _losses(denoise, videos[part], tokens[part], draw, None).float().cpu() / settings.samples
+            if callback is not None:
+                callback(done, settings.samples * len(parts))
+    return _finite(total)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """The scores. Raises UniViGUError where one is not a number."""
     if not bool(scores.isfinite().all()):
         raise UniViGUError(
             "the network's text losses are not finite. In float16, run in bfloat16 or float32 instead; else check the "

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ..config import ModelConfig, RunConfig
-from ..settings import Number, OneOf, Text, Whole, setting, settings
+from ..errors import UniViGUError
+from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .cache_policy import CachePolicy
 
 if TYPE_CHECKING:
@@ -148,6 +149,31 @@ class Ranking:
 
 
 @settings
+class Judging:
+    """Settings of ``clip_likelihood``."""
+
+    samples: Whole = setting("Passes over every clip: more are steadier; one is enough.", default=1, ge=1, le=1000)
+    seed: Seed = setting("The same seed gives the same scores.", default=0)
+
+
+@settings
+class BestOf:
+    """Several draws of a clip, of which the one is kept that fits its words best (see ``clip_likelihood``)."""
+
+    best_of: Whole = setting(
+        "Draw this many clips, each with the next seed, and keep the one that the model finds to fit the words best.",
+        default=1,
+        ge=1,
+        le=100,
+    )
+    keep_all: Flag = setting("Write the others too, under names of their own.", default=False)
+
+    def __post_init__(self) -> None:
+        if self.keep_all and self.best_of == 1:
+            raise UniViGUError("--keep-all keeps all clips of --best-of N; pass that too, or leave out --keep-all")
+
+
+@settings
 class Editing:
     """Settings of ``edit`` beside those of ``Sampling``, whose guidance is that of the new words."""
 
@@ -159,4 +185,5 @@ class Editing:
 
 
 SAMPLING, SIZE, RANKING, EDITING = Sampling(), Size(), Ranking(), Editing()
+JUDGING, ONE_DRAW = Judging(), BestOf()
 FEW_DRAWS = Ranking(samples=8)

@@ -94,20 +94,22 @@ class Distillation(Objective):
 
     def _matched(self, batch: Batch, video: Tensor, text: Tensor) -> Losses:
         """The student's loss, whose gradient is what DMD2's equation 2 says, and the critic's own."""
-        assert batch.again is not None
-        assert batch.sigma_again is not None
+        noises, sigmas = batch.again, batch.sigma_again
+        assert noises is not None
+        assert sigmas is not None
         velocity, _ = self._predict(batch, video, text, logits=False)
         clip = clean_estimate(video, velocity.float(), self._spread(batch.sigma_video, video))
         made = clip.detach()
+        points = [
+            (replace(batch, sigma_video=sigma), interpolate(made, noise, self._spread(sigma, made)))
+            for noise, sigma in zip(noises.unbind(1), sigmas.clamp(0.02, 0.98).unbind(1), strict=True)
+        ]
 
-        def noisy(draw: int) -> tuple[Batch, Tensor]:
-            sigma = batch.sigma_again[:, draw].clamp(0.02, 0.98)
-            return replace(batch, sigma_video=sigma), interpolate(made, batch.again[:, draw], self._spread(sigma, made))
-
-        at, x = noisy(0)
+        at, x = points[0]
         with torch.no_grad():
             with self._as_teacher() as model:
                 real = self._guided(model, at, x, text, logits=False).velocity
+            assert real is not None
             critic = self._criticised(at, x, text)
             # Both velocities point at a clean clip: x - sigma * velocity. The weight is DMD's equation 8.
             sigma = self._spread(at.sigma_video, x)
@@ -115,8 +117,8 @@ class Distillation(Objective):
             pull = sigma * (real.float() - critic.float()) / self._spread(distance.clamp(min=1e-4), x)
         student = (clip - (made - pull)).square().flatten(1).mean(1) / 2
 
-        at, x = noisy(1)
-        error = self._criticised(at, x, text).float() - velocity_target(made, batch.again[:, 1])
+        at, x = points[1]
+        error = self._criticised(at, x, text).float() - velocity_target(made, noises[:, 1])
         return Losses(student + error.square().flatten(1).mean(1), torch.zeros_like(student))
 
     def _criticised(self, batch: Batch, video: Tensor, text: Tensor) -> Tensor:

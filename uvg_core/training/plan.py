@@ -275,7 +275,8 @@ class Batch:
 
     def rows(self, which: Tensor) -> Batch:
         """Some of the clips, by their numbers."""
-        return replace(self, **{name: x[which] for name, x in vars(self).items() if isinstance(x, Tensor)})
+        tensors: dict[str, Any] = {name: x[which] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
     def to(self, device: torch.device) -> Batch:
         tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -142,7 +142,8 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
 
 def use_lora(model: UniViGU, name: str | None) -> None:
     """Have a network with peft's layers use the LoRA of this name, or none. Which of them learn stays as it is."""
-    for layer in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
         if hasattr(layer, "_active_adapter") and hasattr(layer, "_disable_adapters"):
             layer._active_adapter, layer._disable_adapters = [name or "default"], name is None
 

@@ -44,9 +44,8 @@ class ModelConfig:
     stores others than the formula's; None for the formula's (see ``model/rope.py``).
     ``time_rounding``: ``none``, or ``bfloat16`` for weights that were trained on clocks of eight bits: the network then
     rounds both times (993.4 becomes 992), as the release's script does.
-
-    ``held_parts``: how a run that fills in a clip gives the network the parts that are held: ``noised`` like the rest
-    (which any network takes), or ``clean``, for networks that were trained with ``hold_share``.
+    ``held_parts``: what a network sees in the parts of a clip that a run holds: ``noised`` as the rest is, which needs
+    no training, or ``clean``, for weights that were trained with ``hold_share``.
 
     A ``vocab_size`` of 0 is unknown (a Wan base has no vocabulary). Raises UniViGUError, naming the entry, for values
     of another type or out of range.
@@ -80,9 +79,7 @@ class ModelConfig:
     )
     text_inv_freq: tuple[_Frequency, ...] | None = setting("Rotary frequencies of the text.", default=None)
     time_rounding: Annotated[str, OneOf(*TIME_ROUNDING)] = setting("How the network rounds its times.", default="none")
-    held_parts: Annotated[str, OneOf(*HELD_PARTS)] = setting(
-        "How parts of a clip that are held are given.", default="noised"
-    )
+    held_parts: Annotated[str, OneOf(*HELD_PARTS)] = setting("How it sees held parts of a clip.", default="noised")
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.head_dim % 2:

@@ -193,16 +193,19 @@ class UniViGUModel(comfy.model_base.WAN21):
         return tuple(torch.zeros_like(timestep) if is_held else timestep for is_held in held)
 
     def scale_latent_inpaint(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **kwargs: Any) -> Tensor:
-        """What stands where the mask is 0: the clean latent for a stream held as a whole, else noised as usual.
+        """What stands where the mask is 0: noised as usual; the clean latent in a stream held as a whole, and in the
+        video of a checkpoint that was trained so.
 
         The mask is the one that the conditions of this run were made with: ComfyUI hands it over here only since
         0.33, and the clocks (``process_timestep``) go by it too."""
         noised = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
-        parts = self._streams(noised)
-        if parts is None or not any(self.held):
-            return noised
+        is_clean, parts = self.config.held_parts == "clean", self._streams(noised)
+        if parts is None:
+            return latent_image if is_clean else noised
+        held = (*self.held, *[False] * len(parts))[: len(parts)]
+        held = (held[0] or is_clean, *held[1:])
         clean = comfy.utils.unpack_latents(latent_image.expand_as(noised), self.latent_shapes)
-        return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, self.held, strict=True)])[0]
+        return comfy.utils.pack_latents([c if h else n for c, n, h in zip(clean, parts, held, strict=True)])[0]
 
     def memory_required(self, input_shape: Any, cond_shapes: Mapping[str, Any] | None = None) -> float:
         """What a pass needs beside the weights (``uvg_core/model/memory.py``).

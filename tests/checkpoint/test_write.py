@@ -14,7 +14,7 @@ from uvg_core.errors import UniViGUError
 
 
 def test_save_and_load_are_bit_identical(make, tmp_path):
-    model = make(source="mask", kappa_exponent=2.0, latent_space="raw")
+    model = make(source="mask", kappa_exponent=2.0, latent_space="raw", held_parts="clean")
     save_model(model, tmp_path / "m.safetensors", run=RunConfig(steps=7), card={"recipe": "toy"})
     loaded = load_model(tmp_path / "m.safetensors")
     assert loaded.config == model.config

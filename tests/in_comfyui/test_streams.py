@@ -38,6 +38,14 @@ def test_a_mask_holds_a_stream_clean(inside: Inside) -> None:
     assert text["clocks"][1] == text["clocks"][3] == 0
 
 
+def test_held_parts_go_into_the_network_as_it_was_trained(inside: Inside) -> None:
+    found = inside.call("streams", "held_parts")
+    assert len(found) == 4
+    for name, numbers in found.items():
+        assert all(value <= 1e-4 for value in numbers.values()), (name, numbers)
+    assert "alone" in found["clean discrete"]
+
+
 def test_video_to_text_as_a_mask_is_video_to_text(inside: Inside) -> None:
     assert inside.call("streams", "video_to_text_is_our_loop")
 

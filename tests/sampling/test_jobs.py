@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -508,31 +509,58 @@ def test_stopping_early_belongs_to_the_discrete_flow(given: dict[str, torch.Tens
         video_to_text(random_network(EMBEDDING), video=given["noise"], length=3, stop_when_stable=2)
 
 
+HELD = ["noised", "clean"]
+
+
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_joint_keeps_what_a_mask_holds(any_network: UniViGU, given: dict[str, torch.Tensor], solver: str) -> None:
+@pytest.mark.parametrize("held_parts", HELD)
+def test_what_a_mask_holds_is_kept(
+    any_network: UniViGU, given: dict[str, torch.Tensor], solver: str, held_parts: str
+) -> None:
     """Frames come out as they were, the others see them; a mask of ones is no mask, bit for bit."""
+    any_network.config = replace(any_network.config, held_parts=held_parts)
     clean = torch.randn(given["noise"].shape, generator=torch.Generator().manual_seed(8))
     free = torch.ones(1, 1, 2, 4, 4)
     options = {**given, "length": 5, "steps": 4, "solver": solver}
-    plain = joint(any_network, **options)
+    words = torch.tensor([[3, 4]])
+    plain, drawn = joint(any_network, **options), text_to_video(any_network, **options, text=words)
     same = joint(any_network, **options, kept=(clean, free))
     assert torch.equal(same.video, plain.video)
     assert torch.equal(same.text, plain.text)
+    assert torch.equal(text_to_video(any_network, **options, text=words, kept=(clean, free)), drawn)
 
     free[:, :, 0] = 0
     free[:, :, 1, 0, 0] = 0.5
     seen: list[State] = []
     held = joint(any_network, **options, kept=(clean, free), callback=lambda _, state: seen.append(state))
-    assert torch.equal(held.video[:, :, 0], clean[:, :, 0])
-    assert not torch.equal(held.video[:, :, 1, 1:], plain.video[:, :, 1, 1:])
+    filled = text_to_video(any_network, **options, text=words, kept=(clean, free))
+    for made, other in ((held.video, plain.video), (filled, drawn)):
+        assert torch.equal(made[:, :, 0], clean[:, :, 0])
+        assert not torch.equal(made[:, :, 1, 1:], other[:, :, 1, 1:])
     assert torch.equal(seen[0].estimate[:, :, 0], clean[:, :, 0])
     noised = (1 - seen[1].sigma) * clean + seen[1].sigma * given["noise"]
-    torch.testing.assert_close(seen[1].latent[:, :, 0], noised[:, :, 0])
+    torch.testing.assert_close(seen[1].latent[:, :, 0], (clean if held_parts == "clean" else noised)[:, :, 0])
 
     words = torch.tensor([3, -1, 7, -1, -1])
     both = joint(any_network, **options, kept=(clean, free), fixed=words)
     assert both.text[:, [0, 2]].tolist() == [[3, 7]] * 2
     assert torch.equal(both.video[:, :, 0], clean[:, :, 0])
+
+
+@pytest.mark.parametrize("held_parts", HELD)
+def test_the_network_sees_held_parts_as_it_was_trained_to(given: dict[str, torch.Tensor], held_parts: str) -> None:
+    """Clean from the first pass on, the one at pure noise included; or as noisy as the rest."""
+    network, seen = random_network(replace(TINY, held_parts=held_parts)), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:2].clone()))
+    clean, free = torch.ones_like(given["noise"]), torch.ones(1, 1, 2, 1, 1)
+    free[:, :, 0] = 0
+    text_to_video(network, **given, steps=3, solver="heun", shift=1, kept=(clean, free))
+    shares = [torch.ones(()), *torch.tensor([2 / 3, 2 / 3, 1 / 3, 1 / 3])]  # no second pass where the run ends
+    assert len(seen) == len(shares)
+    for latent, share in zip(seen, shares, strict=True):
+        noised = (1 - share) * clean + share * given["noise"]
+        torch.testing.assert_close(latent[:, :, 0], (clean if held_parts == "clean" else noised)[:, :, 0])
+    assert torch.equal(seen[0][:, :, 1], given["noise"][:, :, 1])
 
 
 def test_masks_that_do_not_fit_are_refused(network: UniViGU, given: dict[str, torch.Tensor]) -> None:
@@ -543,5 +571,6 @@ def test_masks_that_do_not_fit_are_refused(network: UniViGU, given: dict[str, to
         ((clean, torch.full((1,), 1.5)), "below 0 or above 1"),
         ((clean, torch.full((1,), float("nan"))), "below 0 or above 1"),
     ):
-        with pytest.raises(UniViGUError, match=words):
-            joint(network, **given, length=4, steps=2, kept=kept)
+        for job in (joint, text_to_video):
+            with pytest.raises(UniViGUError, match=words):
+                job(network, **given, length=4, steps=2, kept=kept)

@@ -9,12 +9,12 @@ from scipy import stats
 from tiny_networks import TINY, random_network
 
 from recipes.worlds.tokenizer import train_tokenizer
-from uvg_core import GuidedDenoiser, ModelConfig, Prediction, UniViGUError
+from uvg_core import GuidedDenoiser, ModelConfig, Prediction, Sampling, UniViGUError
 from uvg_core.config import RunConfig
 from uvg_core.media.tokenizer import Tokenizer, blanks
 from uvg_core.sampling import Judging, clip_likelihood
 from uvg_core.sampling.rank import _Race, _spread, student
-from uvg_core.sampling.template import blank_widths
+from uvg_core.sampling.template import blank_widths, joint_template
 
 
 class Oracle(torch.nn.Module):
@@ -29,7 +29,7 @@ class Oracle(torch.nn.Module):
         logits = torch.full((*text.shape, self.config.vocab_size), -9.0)
         words = self.words[: text.shape[1]]
         logits[:, torch.arange(len(words)), words] = 9.0
-        return Prediction(None, logits)
+        return Prediction(torch.zeros_like(video), logits)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,22 @@ def test_stopping_stops_every_width(tokenizer: Tokenizer) -> None:
     assert calls == [1]
 
 
+def test_a_joint_run_fills_a_template_and_keeps_a_frame(tokenizer: Tokenizer) -> None:
+    """Of the widths that are tried, that of the text which is likeliest; each is a run, and stopping stops them all."""
+    truth = "a red circle moves left on a navy background"
+    ids = tokenizer.ids(truth)
+    model = Oracle([*ids, *[0] * (16 - len(ids))], tokenizer.size)
+    noise, free = torch.randn(1, 16, 2, 2, 2, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1, 2, 1, 1)
+    free[:, :, 0] = 0
+    clean, settings, steps = torch.ones_like(noise), Sampling(text_length=16, steps=2), list[int]()
+    given = GuidedDenoiser(model), tokenizer, "a red circle ___ on a navy background", noise, settings
+    found, chosen = joint_template(*given, kept=(clean, free), callback=lambda step, _: steps.append(step))
+    assert tokenizer.text(found.text[0]) == truth
+    assert (chosen, steps) == (1, [1, 2, 1, 2])  # of one token, and of two
+    assert torch.equal(found.video[:, :, 0], clean[:, :, 0])
+    assert joint_template(*given, callback=lambda step, _: False)[1] == 0
+
+
 def test_a_blank_of_several_tokens_is_found(tokenizer: Tokenizer) -> None:
     truth = "a red circle moves left on a navy background"
     ids = tokenizer.ids(truth)
@@ -216,5 +232,7 @@ def test_a_blank_of_several_tokens_is_found(tokenizer: Tokenizer) -> None:
         assert tokenizer.text(filled[0]) == truth
     with pytest.raises(UniViGUError, match="no blank"):
         fill_template(model, tokenizer, "a red circle", video=VIDEO, length=16)
+    with pytest.raises(UniViGUError, match="no blank"):
+        joint_template(GuidedDenoiser(model), tokenizer, "a red circle", VIDEO, Sampling(text_length=16))
     with pytest.raises(UniViGUError, match="shorten"):
         fill_template(model, tokenizer, "a red ___ moves left on a navy background", video=VIDEO, length=4)

@@ -16,10 +16,12 @@ from ..config import TEXT_STATES
 from ..errors import UniViGUError, counted
 from ..io import write_beside
 from ..media.vae import write_latent
+from ..media.video.footage import FOOTAGE, Footage
 from ..pipeline.component_files import Places, find_fast_lora, find_network_file
+from ..pipeline.fill import Held, hold_ends, hold_outside
 from ..pipeline.pipeline import EMBEDDED_MODEL, Callback, Pipeline, Sampled
 from ..progress import Bars
-from ..sampling import BestOf
+from ..sampling import BestOf, Size
 from ..settings import Flag, Number, OneOf, Text, Whole, setting, settings
 from .flags import Only
 from .output import CANCELLED, complain, say
@@ -102,6 +104,49 @@ class Video:
         "in loras.",
         default=False,
     )
+
+
+@settings
+class Holds:
+    """Parts of a clip that stay as they are, while the rest forms around them."""
+
+    first_frame: Path | None = setting("Picture to begin with; of a clip its first frame.", default=None)
+    last_frame: Path | None = setting(
+        "Picture to end with, still for the last four frames; of a clip its last four.", default=None
+    )
+    hold: Path | None = setting(
+        "Clip of which only a part forms anew: the white of --mask, or the bars that --fit pad adds.", default=None
+    )
+    mask: Path | None = setting("Picture or clip of the shape of --hold: white where it forms anew.", default=None)
+
+    footage: Annotated[Footage, Only("start", "seconds", "fit", "crop", "background")] = setting(
+        "How they are read.", factory=Footage
+    )
+
+    def __post_init__(self) -> None:
+        if self.hold is not None and (self.first_frame or self.last_frame) is not None:
+            raise UniViGUError(
+                "--hold takes the frames of its clip; leave out --first-frame and --last-frame, or hold these alone"
+            )
+        if self.mask is not None and self.hold is None:
+            raise UniViGUError("--mask says what of a clip forms anew; name the clip with --hold")
+
+    def read(self, pipe: Pipeline, size: Size, shown: Bars) -> Held:
+        """What is held of a clip of that size, with a note on it."""
+        if self.hold is not None:
+            held = hold_outside(pipe, self.hold, self.mask, size, self.footage)
+        elif self.first_frame is not None or self.last_frame is not None:
+            held = hold_ends(pipe, self.first_frame, self.last_frame, size, self.footage)
+        elif self.footage != FOOTAGE:
+            raise UniViGUError(
+                "--start, --seconds, --fit, --crop and --background say how a held clip is read; name one with --hold, "
+                "--first-frame or --last-frame"
+            )
+        else:
+            return Held(size)
+        shown.close()
+        say(held.note)
+        return held
 
 
 def steps_on(shown: Bars, what: str, words: Callable[[Tensor], str] | None = None) -> Callback:

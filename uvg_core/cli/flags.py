@@ -34,7 +34,11 @@ def _groups(owner: Any) -> Iterator[tuple[str, type, dict[str, tuple[str, ...]]]
             yield name, cls, offered or dict.fromkeys(single, ())
 
 
-_TITLES = {"places": "text encoder and VAE", "chat": "language model"}  # of groups, in place of the setting's name
+_TITLES = {
+    "places": "text encoder and VAE",
+    "chat": "language model",
+    "holds": "parts that stay",
+}  # of groups, in place of the setting's name
 
 
 def add_flags(parser: argparse.ArgumentParser, owner: Any) -> None:

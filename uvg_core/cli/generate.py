@@ -13,7 +13,7 @@ from ..pipeline.pipeline import Sampled, given
 from ..progress import Bars
 from ..sampling import BestOf, Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import VIDEO, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
+from .common import VIDEO, Holds, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import show_clip
 from .streams import is_stream, output_file
@@ -58,9 +58,12 @@ def generate(
     video: Video,
     size: Size,
     best: BestOf,
+    holds: Holds,
     shown: Bars,
 ) -> int:
     """Generate a video from a prompt."""
+    if own.from_latent is not None and holds != Holds():
+        raise WrongUsage("--from-latent decodes a finished clip; leave out what is to be held")
     if own.from_latent is not None and best.best_of > 1:
         raise WrongUsage("--best-of draws clips, and --from-latent decodes one that is drawn; leave out one of them")
     if is_stream(own.out) and best.keep_all:
@@ -74,20 +77,26 @@ def generate(
             show_clip(target, pipe.decode_clips([latent])[0], fps, video.scale, anew=own.out is None)
             return 0
 
+        held = holds.read(pipe, size, shown)
+        fps = given(video.fps, held.fps or fps)
+
         def draw() -> Sampled:
             return pipe.draw(
                 own.prompt or "",
                 text="" if own.no_text_stream else own.text,
                 negative=video.negative,
-                size=size,
+                size=held.size,
                 sampling=sampling,
+                kept=held.kept,
                 best_of=best.best_of,
                 callback=steps_of(pipe, best, partial(steps_on, shown), "generating"),
             )
 
         with latent_saved(pipe, free_name(CLIP) if is_stream(named) else out, shown):
             (kept, *others), code = drawn(pipe, best, shown, draw)
-            target = show_clip(target, pipe.decoded(kept)[0], fps, video.scale, anew=own.out is None)
+            pixels = held.shown(pipe.decoded(kept)[0])
+            target = show_clip(target, pixels, fps, video.scale, anew=own.out is None, sound=held.sound)
             for one in others:
-                show_clip(beside(target, one), pipe.decoded(one)[0], fps, video.scale, anew=True)
+                pixels = held.shown(pipe.decoded(one)[0])
+                show_clip(beside(target, one), pixels, fps, video.scale, anew=True, sound=held.sound)
     return code

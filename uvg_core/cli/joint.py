@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from ..errors import UniViGUError
 from ..io import free_name, require_writable, write_beside
-from ..pipeline.pipeline import Callback, Sampled, given
+from ..media.tokenizer import require_blank
+from ..pipeline.pipeline import Callback, Parts, Sampled, given
 from ..progress import Bars
 from ..sampling import BestOf, Sampling, Size
 from ..settings import Text, setting, settings
-from .common import TEXT, VIDEO, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
+from .common import TEXT, VIDEO, Holds, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import joint_sheet, say, show, show_clip
 
@@ -21,8 +23,13 @@ JOINT = Path("joint.mp4")  # or a free name like it, where nobody named one
 class Joint:
     """What ``joint`` makes."""
 
-    prompt: Text = setting(
-        "What the video should show; - reads it from standard input.", positional=True, metavar="prompt", stdin="text"
+    prompt: Text | None = setting(
+        "What the video should show; - reads it from standard input.",
+        default=None,
+        auto="the words of --template",
+        positional=True,
+        metavar="prompt",
+        stdin="text",
     )
     out: Path | None = setting(
         "Output file (.mp4); the caption is written beside it as .txt.",
@@ -36,6 +43,13 @@ class Joint:
         default=None,
         suffixes=(".png", ".jpg", ".webp"),
     )
+    template: Text = setting("Caption with blanks to fill in, for example 'a ___ circle moves left'.", default="")
+
+    def __post_init__(self) -> None:
+        if self.prompt is None and not self.template.strip():
+            raise UniViGUError("joint: pass a prompt or --template")
+        if self.template.strip():
+            require_blank(self.template)  # before a model is loaded
 
 
 def joint(
@@ -45,6 +59,7 @@ def joint(
     video: Video,
     size: Size,
     best: BestOf,
+    holds: Holds,
     shown: Bars,
 ) -> int:
     """Generate a video and its caption at once from a prompt."""
@@ -53,15 +68,18 @@ def joint(
         require_writable(path)
     pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
 
+    held = holds.read(pipe, size, shown)
+
     def steps(what: str) -> Callback:
         return steps_on(shown, what, pipe.tokenizer.text)
 
     def draw() -> Sampled:
         return pipe.draw_joint(
-            own.prompt,
+            own.prompt or "",
             negative=video.negative,
-            size=size,
+            size=held.size,
             sampling=sampling,
+            parts=Parts(held.kept, own.template),
             best_of=best.best_of,
             callback=steps_of(pipe, best, steps, "generating both"),
             record=8 if own.sheet else 0,
@@ -70,15 +88,16 @@ def joint(
     with latent_saved(pipe, out, shown):
         (kept, *others), code = drawn(pipe, best, shown, draw)
         pixels, trace = pipe.decoded(kept)
-        fps = given(video.fps, pipe.config.run.fps)
-        out = show_clip(own.out or JOINT, pixels, fps, video.scale, anew=own.out is None)
+        fps = given(video.fps, held.fps or pipe.config.run.fps)
+        out = show_clip(own.out or JOINT, held.shown(pixels), fps, video.scale, anew=own.out is None, sound=held.sound)
     show(kept.text)  # first: whatever refuses to be written, the words are not lost
     _write_caption(out, kept.text)
     for one in others:
-        path = show_clip(beside(out, one), pipe.decoded(one)[0], fps, video.scale, anew=True)
+        made = held.shown(pipe.decoded(one)[0])
+        path = show_clip(beside(out, one), made, fps, video.scale, anew=True, sound=held.sound)
         _write_caption(path, one.text)
     if own.sheet:
-        joint_sheet(own.sheet, own.prompt, kept.text, pixels, trace)
+        joint_sheet(own.sheet, own.prompt or own.template, kept.text, pixels, trace)
         say(f"{own.sheet}: how clip and caption took shape")
     return code
 

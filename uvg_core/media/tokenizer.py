@@ -114,5 +114,18 @@ def blanks(text: str) -> tuple[int, bool]:
     return len(parts) - 1, len(parts) > 1 and not parts[-1].strip()
 
 
+def require_blank(template: str) -> None:
+    """Raise UniViGUError for a template without a blank."""
+    if not blanks(template)[0]:
+        raise UniViGUError(
+            f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
+        )
+
+
+def without_blanks(text: str) -> str:
+    """The words of a template."""
+    return " ".join(_BLANK.sub(" ", text).split())
+
+
 def _shortened(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")

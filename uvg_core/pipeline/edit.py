@@ -75,7 +75,7 @@ class Subject:
         """The frames at the model's size, after ``edit`` has changed the latent of every window, given with its share
         of the mask. Overlapping frames are faded into each other."""
         windows = self.windows()
-        latents = [pipe.encode_clip(_whole_groups(self.pixels[window])) for window in windows]
+        latents = [self.latent(pipe, window) for window in windows]
         frees = [None if mask is None else mask.of_latent(window).to(pipe.device) for window in windows]
         made = pipe.decode_clips([edit(*both) for both in zip(latents, frees, strict=True)])
         frames = self.pixels.clone()
@@ -85,7 +85,7 @@ class Subject:
             shared = end - window.start
             if shared > 0:
                 share = (torch.arange(shared) + 1)[:, None, None, None] / (shared + 1)
-                new = torch.cat([_mixed(frames[window.start : end], new[:shared], share), new[shared:]])
+                new = torch.cat([mixed(frames[window.start : end], new[:shared], share), new[shared:]])
             frames[window], end = new, window.stop
         return frames
 
@@ -93,14 +93,29 @@ class Subject:
         """Frames at the model's size as the file has them, without bars; where there is a mask, with the file's own
         pixels outside."""
         if self.spec.fit == "pad":
-            rows, columns = self.spec.scaled(self.info.height, self.info.width)
-            top, left = (self.spec.height - rows) // 2, (self.spec.width - columns) // 2
-            frames = frames[:, top : top + rows, left : left + columns]
+            frames = frames[self._between_bars()]
         frames = torch.stack([_resized(frame, self.size) for frame in frames])
         if mask is None:
             return frames
         own = self.footage.read(self.info.path, replace(self._as_written(), frames=len(frames))).pixels
-        return torch.stack([_mixed(*one) for one in zip(own, frames, mask.softened(), strict=True)])
+        return torch.stack([mixed(*one) for one in zip(own, frames, mask.softened(), strict=True)])
+
+    def _between_bars(self) -> tuple[slice, slice, slice]:
+        """Where the file's picture lies in padded frames."""
+        rows, columns = self.spec.scaled(self.info.height, self.info.width)
+        top, left = (self.spec.height - rows) // 2, (self.spec.width - columns) // 2
+        return slice(None), slice(top, top + rows), slice(left, left + columns)
+
+    def bars(self) -> Mask | None:
+        """The bars of a padded clip as a mask, both at the model's size; None where there are none."""
+        free = torch.ones(self.pixels.shape[:3])
+        if self.spec.fit == "pad":
+            free[self._between_bars()] = 0
+        return Mask(free, free) if self.spec.fit == "pad" and bool(free.any()) else None
+
+    def latent(self, pipe: Pipeline, window: slice = slice(None)) -> Tensor:
+        """The clean latent of a window, ``[1,C,F,h,w]``."""
+        return pipe.encode_clip(whole_groups(self.pixels[window]))
 
     def _as_written(self) -> ClipSpec:
         """How the file itself is read at the size of the result."""
@@ -139,7 +154,7 @@ class Mask:
 
     def of_latent(self, window: slice) -> Tensor:
         """The mask of a window ``[1,1,F,h,w]``: free where any pixel that a value stands for is."""
-        small = _whole_groups(self.small[window])
+        small = whole_groups(self.small[window])
         small = torch.cat([small[:1].expand(TEMPORAL - 1, -1, -1), small])
         return F.max_pool3d(small[None, None], (TEMPORAL, SPATIAL, SPATIAL))
 
@@ -163,13 +178,13 @@ def _kept_size(spec: ClipSpec, info: ClipInfo) -> tuple[int, int]:
     )
 
 
-def _whole_groups(frames: Tensor) -> Tensor:
+def whole_groups(frames: Tensor) -> Tensor:
     """``[T,...]`` with the last frame repeated until they are 4n+1, as the VAE takes them."""
     lacking = -(len(frames) - 1) % TEMPORAL
     return torch.cat([frames, frames[-1:].expand(lacking, *frames.shape[1:])]) if lacking else frames
 
 
-def _mixed(below: Tensor, above: Tensor, share: Tensor) -> Tensor:
+def mixed(below: Tensor, above: Tensor, share: Tensor) -> Tensor:
     """uint8 frames, ``above`` by its share."""
     return (below + (above.float() - below.float()) * share).round().clamp(0, 255).to(torch.uint8)
 

@@ -19,6 +19,7 @@ from ..errors import UniViGUError
 from ..io import PACK
 from ..media.null_embedding import read_null_embedding
 from ..media.text_encoder import TextEncoder, as_plain_t5
+from ..media.tokenizer import without_blanks
 from ..media.vae import SPATIAL, TEMPORAL, LatentCodec, latent_shape, vae_bytes
 from ..media.video.footage import FOOTAGE, Footage
 from ..model import UniViGU
@@ -40,6 +41,7 @@ from ..sampling import (
     edit,
     fill_template,
     joint,
+    joint_template,
     text_to_video,
     video_to_text,
 )
@@ -54,6 +56,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = PACK / "models" / "uvg_tiny.safetensors"
 Callback = Callable[[int, State], object]
+Kept = tuple[Tensor, Tensor]
 Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
 
@@ -72,6 +75,18 @@ class JointStep:
     sigma: float
     pixels: Tensor
     text: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is there before a run. ``kept``: of a clip of its size, the clean latent and a mask, as ``text_to_video``
+    takes them; ``template``: of its caption, words with blanks to fill."""
+
+    kept: Kept | None = None
+    template: str = ""
+
+
+NO_PARTS = Parts()
 
 
 @dataclass(frozen=True)
@@ -294,12 +309,13 @@ class Pipeline:
         negative: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        kept: Kept | None = None,
         best_of: int = 1,
         callback: Callback | None = None,
     ) -> Sampled:
         """Prompt -> latent. ``text`` goes into the text stream (default: the prompt; an empty string leaves the stream
-        empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance. ``best_of``: draw so many, with
-        the seeds that follow each other, and take the one that fits the words best."""
+        empty, which is plain Wan); ``negative`` replaces the empty prompt of guidance; ``kept``: see ``Parts``.
+        ``best_of``: draw so many, with the seeds that follow each other, and take the one that fits the words best."""
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative)
         stream = prompt if text is None else text
@@ -312,7 +328,7 @@ class Pipeline:
 
             def job(network: UniViGU) -> Tensor:
                 denoise = GuidedDenoiser.of(network, context, null, seeded)
-                return text_to_video(denoise, noise, seeded, text=tokens, callback=callback)
+                return text_to_video(denoise, noise, seeded, text=tokens, kept=kept, callback=callback)
 
             return Sampled(self.components.on_network(job).cpu(), seed=seeded.seed)
 
@@ -469,12 +485,15 @@ class Pipeline:
         negative: str = "",
         size: Size = SIZE,
         sampling: Sampling = SAMPLING,
+        parts: Parts = NO_PARTS,
         best_of: int = 1,
         callback: Callback | None = None,
         record: int = 0,
     ) -> Sampled:
-        """Prompt -> latent, caption, and ``record`` steps of how both took shape. ``best_of``: as of ``draw``, where
-        each clip is held against its own caption: a brief prompt is no text as the model writes them."""
+        """Prompt -> latent, caption, and ``record`` steps of how both took shape. ``parts``: those that are there; the
+        words of a template are the prompt where that is empty. ``best_of``: as of ``draw``, where each clip is held
+        against its own caption: a brief prompt is no text as the model writes them."""
+        prompt = prompt if prompt.strip() else without_blanks(parts.template)
         _require_words(prompt, "prompt")
         sampling = self._drawing(sampling, negative, joint=True)
         self._shape(size)
@@ -482,19 +501,25 @@ class Pipeline:
         wanted = spread(sampling.steps or 0, record)
 
         def once(seeded: Sampling) -> Sampled:
-            noise, states = self.noise(size, seeded.seed), list[State]()
+            noise, runs = self.noise(size, seeded.seed), list[list[State]]()
 
             def on_step(step: int, state: State) -> object:
+                if step == 1:
+                    runs.append([])
                 if step in wanted:
-                    states.append(state)
+                    runs[-1].append(state)
                 return callback(step, state) if callback is not None else None
 
-            def job(network: UniViGU) -> JointResult:
-                return joint(GuidedDenoiser.of(network, context, null, seeded), noise, seeded, callback=on_step)
+            def job(network: UniViGU) -> tuple[JointResult, int]:
+                denoise = GuidedDenoiser.of(network, context, null, seeded)
+                kept, template = parts.kept, parts.template
+                if template:
+                    return joint_template(denoise, self.tokenizer, template, noise, seeded, kept=kept, callback=on_step)
+                return joint(denoise, noise, seeded, kept=kept, callback=on_step), 0
 
-            result = self.components.on_network(job)
+            result, chosen = self.components.on_network(job)
             text = self.tokenizer.text(result.text[0])
-            return Sampled(result.video.cpu(), text, result.text.cpu(), tuple(states), seeded.seed)
+            return Sampled(result.video.cpu(), text, result.text.cpu(), tuple(runs[chosen]), seeded.seed)
 
         return self._best(best_of, sampling, once)
 

@@ -7,7 +7,7 @@ from .jobs import JointResult, joint, text_to_video, video_to_text
 from .loop import State
 from .rank import caption_likelihood, clip_likelihood
 from .settings import BestOf, Editing, Judging, Ranking, Sampling, Size
-from .template import fill_template
+from .template import fill_template, joint_template
 
 __all__ = [
     "BestOf",
@@ -26,6 +26,7 @@ __all__ = [
     "edit",
     "fill_template",
     "joint",
+    "joint_template",
     "text_to_video",
     "video_to_text",
 ]

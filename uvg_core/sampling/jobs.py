@@ -34,6 +34,7 @@ def text_to_video(
     *,
     text: Tensor | None = None,
     text_mask: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     sigmas: Schedule | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -44,12 +45,14 @@ def text_to_video(
         noise: ``[B,C,F,H,W]``, standard normal.
         settings: steps, shift and solver; None is the released model's recipe.
         text: the prompt's token ids ``[B,L]``, or None for an empty text stream (plain Wan). text_mask: ``[B,L]``.
+        kept: the clean latent of a clip and a mask, 0 where the clip is kept as it is and 1 where it forms anew, such
+            as all frames but the first.
         sigmas: any falling list from 1 to 0 in the place of steps and shift.
         callback: see ``sampling/loop.py``.
 
     Returns the latent ``[B,C,F,H,W]``. Raises UniViGUError for inputs that do not fit the model or are not finite.
     """
-    video = noisy_video(noise, settings.resolved(), sigmas)
+    video = noisy_video(denoise, noise, settings.resolved(), sigmas, kept)
     held = clean_text(denoise, text, text_mask, noise)
     return run(video, held, denoise, solver=settings.solver, callback=callback)[0].latent
 
@@ -108,11 +111,10 @@ def joint(
 
     Arguments as in ``text_to_video`` and ``video_to_text``; ``settings.text_update`` is ``bridge`` (the exact jump
     process), ``euler``, or ``release`` (its redraw rule with the closing pass at time 0). ``seeds``: one a row for the
-    text, in the place of ``settings.seed`` + row. ``kept``: the clean latent of a clip and a mask, 0 where the clip is
-    kept as it is and 1 where it forms anew, such as all frames but the first.
+    text, in the place of ``settings.seed`` + row.
     """
     settings = settings.resolved()
-    video = noisy_video(noise, settings, sigmas, kept)
+    video = noisy_video(denoise, noise, settings, sigmas, kept)
     taus = checked_taus(tau_from_sigma(torch.tensor(video.sigmas, dtype=torch.float64)))
     text = noisy_text(denoise, settings, taus, noise, fixed=fixed, seeds=seeds, rounded=False)
     moved, written = run(video, text, denoise, solver=settings.solver, callback=callback)

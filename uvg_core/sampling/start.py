@@ -45,7 +45,11 @@ def as_text_content(network: Any, tokens: Tensor) -> Tensor:
 
 
 def noisy_video(
-    noise: Tensor, settings: Sampling, sigmas: Schedule | None, kept: tuple[Tensor, Tensor] | None = None
+    denoise: Denoiser,
+    noise: Tensor,
+    settings: Sampling,
+    sigmas: Schedule | None,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> VideoStream:
     """The video stream at pure noise ``[B,C,F,H,W]``, with the release's schedule or ``sigmas``.
 
@@ -54,13 +58,15 @@ def noisy_video(
     assert settings.steps is not None
     assert settings.shift is not None
     schedule = video_sigmas(settings.steps, settings.shift) if sigmas is None else checked_sigmas(sigmas)
-    return VideoStream(noise, tuple(schedule.tolist()), None if kept is None else _kept(noise, *kept))
-
-
-def _kept(noise: Tensor, clean: Tensor, free: Tensor) -> Kept | None:
-    """What is kept of a clip; None where that is nothing."""
+    times = tuple(schedule.tolist())
+    if kept is None:
+        return VideoStream(noise, times)
+    clean, free = kept
     require_mask(clean, free, noise)
-    return None if bool((free == 1).all()) else Kept(clean, free, noise)
+    if bool((free == 1).all()):
+        return VideoStream(noise, times)
+    held = Kept(clean, free, None if denoise.config.held_parts == "clean" else noise)
+    return VideoStream(held.put_into(noise, times[0]), times, held)
 
 
 def require_mask(clean: Tensor, free: Tensor, like: Tensor) -> None:

@@ -21,16 +21,17 @@ from .text_updates import NO_UPDATE, TextUpdate
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run keeps of a clip. Where ``free`` is 0 the stream follows ``clean`` ``[B,C,F,H,W]`` with as much
-    ``noise`` in it as the step has, and ends there; where it is 1 it forms freely; between, both are mixed."""
+    """What a run keeps of a clip. Where ``free`` is 0 the stream ends at ``clean`` ``[B,C,F,H,W]``, and on the way has
+    as much ``noise`` in it as the step; without ``noise`` it is clean all along (``ModelConfig.held_parts``). Where
+    ``free`` is 1 it forms freely; between, both are mixed."""
 
     clean: Tensor
     free: Tensor
-    noise: Tensor
+    noise: Tensor | None
 
     def put_into(self, latent: Tensor, sigma: float) -> Tensor:
         """A latent at this noise share, with what is kept in its place."""
-        held = (1 - sigma) * self.clean + sigma * self.noise
+        held = self.clean if self.noise is None else (1 - sigma) * self.clean + sigma * self.noise
         return latent * self.free + held * (1 - self.free)
 
 

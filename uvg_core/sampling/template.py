@@ -1,4 +1,4 @@
-"""Filling in a template with blanks, also where a blank takes several tokens."""
+"""Filling in a template with blanks, also where a blank takes several tokens: beside a clip, or with one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError
-from ..media.tokenizer import Tokenizer, blanks
+from ..media.tokenizer import Tokenizer, blanks, require_blank
 from .cache_policy import CachePolicy
 from .denoiser import Denoiser
-from .jobs import video_to_text
+from .jobs import JointResult, joint, video_to_text
 from .loop import Callback, State
 from .rank import caption_likelihood
 from .settings import FEW_DRAWS, SAMPLING, Ranking, Sampling
 
 MAX_COMBINATIONS = 16
+MAX_JOINT = 4  # each of which is a clip of its own
 
 
 def blank_widths(count: int, open_end: bool, longest: int) -> list[tuple[int, ...]]:
@@ -88,13 +89,47 @@ def fill_template(
     return candidates[int(scores.argmax())][None]
 
 
+def joint_template(
+    denoise: Denoiser,
+    tokenizer: Tokenizer,
+    template: str,
+    noise: Tensor,
+    settings: Sampling = SAMPLING,
+    *,
+    kept: tuple[Tensor, Tensor] | None = None,
+    longest_blank: int = 2,
+    callback: Callback | None = None,
+) -> tuple[JointResult, int]:
+    """``joint`` with the words of a template, and its blanks filled in; noise ``[1,C,F,H,W]``.
+
+    Up to ``MAX_JOINT`` widths of the blanks, short ones first, are tried, each in a run of its own from the same noise.
+    Returns the one whose text is the likeliest beside its own clip, and which of the runs it was, from 0. When the
+    callback returns False, no other run is begun, and the last one is returned.
+    Raises UniViGUError when there is no blank or the template does not fit the length, and as ``joint``.
+    """
+    settings, found, stopped = settings.resolved(), list[JointResult](), False
+
+    def watch(step: int, state: State) -> object:
+        nonlocal stopped
+        answer = callback(step, state) if callback is not None else None
+        stopped = stopped or answer is False
+        return answer
+
+    widths = _pinned(tokenizer, template, longest_blank, settings.text_length or 0)[:MAX_JOINT]
+    for fixed in widths:
+        found.append(joint(denoise, noise, settings, fixed=fixed, kept=kept, callback=watch))
+        if stopped or len(widths) == 1:
+            return found[-1], len(found) - 1
+    ranking = replace(FEW_DRAWS, seed=settings.seed)
+    scores = [float(caption_likelihood(denoise, one.video, one.text, ranking)) for one in found]
+    best = max(range(len(found)), key=lambda run: scores[run])
+    return found[best], best
+
+
 def _pinned(tokenizer: Tokenizer, template: str, longest_blank: int, length: int) -> list[Tensor]:
     """Pinned ids ``[L]`` of the template for every choice of widths that fits, at least one."""
+    require_blank(template)
     count, open_end = blanks(template)
-    if not count:
-        raise UniViGUError(
-            f"the template {template!r} has no blank; mark each with underscores, e.g. 'a red ___ moves ___'"
-        )
     found: list[Tensor] = []
     problem: UniViGUError | None = None
     for widths in blank_widths(count, open_end, longest_blank):

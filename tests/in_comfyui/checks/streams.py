@@ -144,6 +144,46 @@ def masks() -> dict[str, Any]:
     return found
 
 
+def held_parts() -> dict[str, Any]:
+    """A first frame that a mask holds, on the stock sampler: uvg_core's own text to video, and what the network sees
+    there at the first step, by how the checkpoint was trained, with one stream and with two."""
+    clean = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    free = torch.ones(1, 1, 2, 4, 6)
+    free[:, :, 0] = 0
+    positive, negative, found = conditioning(2, tokens=[3, 4, 1]), conditioning(3), dict[str, Any]()
+    for held, flow in itertools.product(("noised", "clean"), ("discrete", "embedding")):
+        path = checkpoint(
+            f"held_{held}_{flow}", torch.float32, {"text_length": LENGTH}, held_parts=held, text_flow=flow
+        )
+        model = bridge.with_shift(bridge.load_network(path, "default", None), 3.0)
+        seen: list[torch.Tensor] = []
+
+        def watch(executor: Any, x: Any, *args: Any, seen: list[torch.Tensor] = seen, **kwargs: Any) -> Any:
+            seen.append((x if isinstance(x, torch.Tensor) else x[0])[:1, :, 0].clone())
+            return executor(x, *args, **kwargs)
+
+        watched = model.clone()
+        watched.add_wrapper_with_key("diffusion_model", "watch", watch)
+        latent: dict[str, Any] = {"samples": clean, "noise_mask": free}
+        if flow == "embedding":
+            latent["samples"] = bridge.nested(clean, bridge.streams_of(nested_latent(model))[1])
+        noise = bridge.streams_of({"samples": bridge.prepare_noise(latent, 3)})[0]
+        settings = core.Sampling(steps=4, shift=3.0, guidance_scale=4.0)
+        conditions = bridge.Conditions(positive, bridge.with_tokens_of(positive, negative), 4.0)
+        out = bridge.sample_with_core(watched, latent, conditions, settings, bridge.Core(), 3)
+        video, inside = bridge.streams_of({"samples": out})[0], model.model.process_latent_in(clean)
+        found[f"{held} {flow}"] = {
+            "kept": distance(video[:, :, 0], clean[:, :, 0]),
+            "seen": distance(seen[0], inside[:, :, 0] if held == "clean" else noise[:, :, 0]),
+        }
+        if flow == "discrete":
+            guided = core.GuidedDenoiser(core.load_model(path), positive[0][0], negative[0][0], 4.0)
+            tokens = torch.tensor([[3, 4, 1]])
+            alone = core.text_to_video(guided, noise, settings, text=tokens, kept=(inside, free))
+            found[f"{held} {flow}"]["alone"] = distance(video, model.model.process_latent_out(alone))
+    return found
+
+
 def video_to_text_is_our_loop() -> bool:
     """Video-to-text as a mask on the stock sampler against uvg_core's own, from the same noise."""
     model = embedding_model()

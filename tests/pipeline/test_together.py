@@ -140,7 +140,8 @@ def test_as_many_as_the_memory_takes() -> None:
     assert clips_together(tiny, RunConfig(text_length=24), (9, 48, 48), 2**30) == MOST
     released, run = ModelConfig(), RunConfig()
     assert clips_together(released, run, (81, 480, 832), 2**30) == 1
-    assert 1 < clips_together(released, run, (81, 480, 832), 8e9) < clips_together(released, run, (5, 480, 832), 8e9)
+    assert clips_together(released, run, (81, 480, 832), 24e9) == 3  # 6 GB of keys and values each
+    assert clips_together(released, run, (17, 480, 832), 24e9) > 8
     assert clips_together(tiny, run, (1025, 4096, 4096), 1e15) == 1  # their pictures would not fit
 
 
@@ -148,10 +149,10 @@ def test_as_many_as_the_memory_takes() -> None:
 def test_captions_of_a_batch_are_those_of_its_clips(sampling: Sampling) -> None:
     pipe = Pipeline(device="cpu")
     spec = FOOTAGE.spec(9, 48, 48)
-    clips = [FOOTAGE.read(path, spec).pixels for path in sorted((PACK / "samples/uvg_sample_clips").glob("*.mp4"))[:4]]
+    clips = [FOOTAGE.read(path, spec).pixels for path in sorted((PACK / "samples/uvg_sample_clips").glob("*.mp4"))]
     latents = pipe.encode_clips(clips)
     assert torch.allclose(latents[1:2], pipe.encode_clip(clips[1]), atol=1e-4)
-    seeds = [7, 7, 3, 2**63 - 1]
+    seeds = [7, 7, 2**63 - 1]
     alone = [
         pipe.caption(latent, sampling=replace(sampling, seed=seed))
         for latent, seed in zip(latents.split(1), seeds, strict=True)
@@ -164,7 +165,7 @@ def test_captions_of_a_batch_are_those_of_its_clips(sampling: Sampling) -> None:
 
 
 def test_a_folder_is_captioned_as_its_clips_are(tmp_path: Path) -> None:
-    for path in sorted((PACK / "samples/uvg_sample_clips").glob("*.mp4"))[:4]:
+    for path in sorted((PACK / "samples/uvg_sample_clips").glob("*.mp4")):
         shutil.copy(path, tmp_path)
     pipe = Pipeline(device="cpu")
     spec = FOOTAGE.spec(9, 48, 48)
@@ -172,7 +173,7 @@ def test_a_folder_is_captioned_as_its_clips_are(tmp_path: Path) -> None:
     def describe(clips: Sequence[Clip], paths: Sequence[Path]) -> list[str]:
         return pipe.captions(pipe.encode_clips([clip.pixels for clip in clips]), [0] * len(clips))
 
-    report = caption_folder(tmp_path, Together(lambda path: FOOTAGE.read(path, spec), describe, 3))
-    assert len(report.captions) == 4
+    report = caption_folder(tmp_path, Together(lambda path: FOOTAGE.read(path, spec), describe, 2))
+    assert len(report.captions) == 3
     for clip, text in report.captions:
         assert text == pipe.caption(pipe.latent_of(clip)[0])

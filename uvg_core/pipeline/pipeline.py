@@ -50,7 +50,7 @@ from ..sampling.rank import LOGITS_AT_ONCE, padded
 from ..sampling.settings import EDITING, JUDGING, RANKING, SAMPLING, SIZE
 from .component_files import IN_CHECKPOINT, Places
 from .components import Components, free_bytes
-from .together import clips_together
+from .together import SMALL, clips_together
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ Result = TypeVar("Result")
 
 
 SEEDS = 2**63
-SMALL = 2**30  # bytes: what needs less goes through the VAE, or a CPU's network, in one piece
 MOST_RANKED = 4096  # tokens of a text whose likelihood is taken
 
 

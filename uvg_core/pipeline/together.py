@@ -13,16 +13,18 @@ from ..model.memory import pass_bytes, video_tokens
 from .folders import Captioner
 
 MOST = 16  # clips of one pass: more are no faster, and are lost together where somebody stops the run
+SMALL = 2**30  # bytes: passes that need less are faster together, on a CPU too
 _READERS = 2
 _PIXELS = 2**29  # bytes of the clips that are read, and as many again of those that come next
 
 
 def clips_together(config: ModelConfig, run: RunConfig, size: Sequence[int], free: float) -> int:
     """How many clips of ``size`` (frames, height, width in pixels) are captioned in one pass where ``free`` bytes are
-    left for it."""
+    left for it and for what is kept of each clip from step to step."""
     frames, height, width = size
     video = video_tokens(latent_shape(frames, height, width, config.in_dim)[2:], config)
     one = pass_bytes(config, rows=1, video=video, text=run.text_length, itemsize=4, logits=1, velocity=False)
+    one += 4 * video * config.dim * config.num_layers  # keys and values, of two bytes as a rule
     return max(1, min(MOST, int(free / one), _PIXELS // (3 * frames * height * width)))
 
 

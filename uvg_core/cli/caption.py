@@ -44,7 +44,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class _Describe:
+class Describe:
     """Captions as the flags say."""
 
     pipe: Pipeline
@@ -95,7 +95,7 @@ def caption(
     files: list[Path] = []
     failed, is_stopped = 0, False
 
-    describe = _Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown)
+    describe = Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown)
     together = pipe.together(size)
 
     def tell(text: str) -> None:

@@ -13,11 +13,9 @@ from . import widgets
 from .comfy.captions import GeneratedText
 from .comfy.latents import empty_latent, nearest_words, nested, streams_of
 from .comfy.network import network_of, run_facts
-from .media import sized
+from .media import ENLARGE, enlarging, sized
 from .types import Node, UvgText, output, schema
 from .widgets import read, widget
-
-LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
 
 
 class UniViGUEmptyLatent(Node):
@@ -37,12 +35,7 @@ class UniViGUEmptyLatent(Node):
             outputs=[
                 io.Latent.Output(tooltip="The empty clip, for the samplers."),
                 output(io.Float, "fps", "Frames a second that the checkpoint was trained with, for Create Video."),
-                output(
-                    io.Float,
-                    "enlarge",
-                    "How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for "
-                    "very small clips.",
-                ),
+                output(io.Float, "enlarge", ENLARGE),
             ],
         )
 
@@ -52,7 +45,7 @@ class UniViGUEmptyLatent(Node):
         config = network_of(model).config
         run = sized(run_facts(model), size)
         video = empty_latent((batch_size, *latent_shape(run.frames, run.height, run.width, config.in_dim)[1:]))
-        enlarge = float(max(1, LARGE_ENOUGH // max(run.width, run.height)))
+        enlarge = enlarging(run.height, run.width)
         if config.text_flow != "embedding":
             return io.NodeOutput({"samples": video}, run.fps, enlarge)
         text = empty_latent((batch_size, config.dim, sampling.text_length or run.text_length))

@@ -32,6 +32,8 @@ from .comfy.paths import opened_folder
 from .widgets import size, widget
 
 REMEMBERED = 1000  # prompts about folders
+LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
+ENLARGE = "How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for very small clips."
 
 
 @settings
@@ -155,6 +157,11 @@ def sized(run: RunConfig, size: Size) -> RunConfig:
     frames, height, width = size.resolved(run)
     latent_shape(frames, height, width)
     return replace(run, frames=frames, height=height, width=width)
+
+
+def enlarging(height: int, width: int) -> float:
+    """How often to enlarge a clip for looking at it."""
+    return float(max(1, LARGE_ENOUGH // max(height, width)))
 
 
 def fitting(run: RunConfig | None, size: Size, fps: float, footage: Footage) -> ClipSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.flow.schedule import video_sigmas
-from ..uvg_core.sampling import Sampling, State, joint
+from ..uvg_core.sampling import BestOf, Sampling, State, joint
 from ..uvg_core.settings import Whole, setting, settings
 from . import widgets
 from .comfy.captions import Recorder, describe
-from .comfy.conditioning import tokenizer_of, with_tokens_of
+from .comfy.conditioning import tokenizer_of, tokens_of, with_tokens_of
+from .comfy.judging import Draw, best_of
 from .comfy.latents import masks_of, nearest_words, require_video_latent, streams_of, video_mask
 from .comfy.network import network_of, run_facts
 from .comfy.sampling import (
@@ -47,6 +49,15 @@ def record() -> Any:
 
 def guidance_end() -> Any:
     return widget(Sampling, "guidance_end", step=0.05, optional=True, advanced=True)
+
+
+def several_draws() -> Any:
+    return widget(BestOf, "best_of", optional=True, advanced=True)
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """The seeds of several draws."""
+    return [(seed + place) % widgets.ALL_SEEDS for place in range(count)]
 
 
 def video_widgets() -> list[Any]:
@@ -90,8 +101,10 @@ class UniFlowSampler(Node):
                 widget(Core, "scheduler", options=schedulers()),
                 widget(Core, "denoise", step=0.01),
                 guidance_end(),
+                several_draws(),
             ],
             outputs=[io.Latent.Output(tooltip="The clip, for VAE Decode.")],
+            says=True,
         )
 
     @classmethod
@@ -105,13 +118,28 @@ class UniFlowSampler(Node):
         if core.denoise <= 0:
             return io.NodeOutput(latent)
         conditions = Conditions(positive, with_tokens_of(positive, negative), sampling.guidance_scale)
-        result = {**latent, "samples": sample_with_core(model, latent, conditions, sampling, core, seed)}
-        if not all(bool(stream.isfinite().all()) for stream in streams_of(result)):
+
+        def draw(seed: int) -> dict[str, Any]:
+            result = {**latent, "samples": sample_with_core(model, latent, conditions, sampling, core, seed)}
+            if not all(bool(stream.isfinite().all()) for stream in streams_of(result)):
+                raise UniViGUError(
+                    "the sampled latent holds values that are not numbers (black frames): set weight_dtype of Load "
+                    "Uni-ViGU to bf16 or fp32, or lower the guidance"
+                )
+            return result
+
+        count = read(BestOf, inputs).best_of
+        if count == 1:
+            return io.NodeOutput(draw(seed))
+        require_video_latent(latent["samples"], config)
+        tokens = tokens_of(positive)
+        if tokens is None:
             raise UniViGUError(
-                "the sampled latent holds values that are not numbers (black frames): set weight_dtype of Load "
-                "Uni-ViGU to bf16 or fp32, or lower the guidance"
+                f"best_of is {count}, and the positive prompt has no text stream to hold the clips against; take the "
+                "prompt from Uni-ViGU Prompt, or set best_of to 1"
             )
-        return io.NodeOutput(result)
+        chosen = best_of(model, seeds_from(seed, count), lambda one: Draw(one, draw(one)["samples"], tokens))
+        return io.NodeOutput({**latent, "samples": chosen.rows(lambda one: one.video)}, ui=said(chosen.said))
 
 
 class VideoToTextDenoise(Node):
@@ -214,6 +242,7 @@ class JointSampler(Node):
                     "Turns tokens into words: they show in the node, and come out as captions.", optional=True
                 ),
                 guidance_end(),
+                several_draws(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The clip, for VAE Decode."),
@@ -245,38 +274,49 @@ class JointSampler(Node):
         sigmas, shifted = video_sigmas(sampling.steps, sampling.shift), with_shift(model, sampling.shift)
         tokenizer = None if clip is None else tokenizer_of(clip)
         progress = Progress(cls.hidden.unique_id, shifted, sampling.steps)
-        recorder = Recorder(sampling.steps, read(Recording, inputs).record)
 
-        def watch(step: int, state: State) -> None:
-            progress.video(step, state.steps, state.estimate, state.latent)
-            if tokenizer is not None:
-                progress.text(tokenizer.text(state.tokens[0]))
-            if recorder.wants(state):
-                estimate = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
-                recorder.add(state, state.sigma, estimate.half())
+        def once(seed: int) -> Draw:
+            recorder = Recorder(sampling.steps, read(Recording, inputs).record)
 
-        def job(denoise: HostDenoiser, noise: Any, clean: Any) -> tuple[Any, Any]:
-            seeds = [(seed + row) % widgets.SEEDS for row in latent.get("batch_index") or range(len(video))]
-            kept = None if free is None else (clean, free.to(noise))
-            return joint(denoise, noise, sampling, fixed=fixed, seeds=seeds, kept=kept, callback=watch)
+            def watch(step: int, state: State) -> None:
+                progress.video(step, state.steps, state.estimate, state.latent)
+                if tokenizer is not None:
+                    progress.text(tokenizer.text(state.tokens[0]))
+                if recorder.wants(state):
+                    estimate = shifted.model.process_latent_out(state.estimate[:1].float()).cpu()
+                    recorder.add(state, state.sigma, estimate.half())
 
-        samples, tokens = run_job(
-            guided_until(shifted, sampling.guidance_end, sigmas),
-            job,
-            Conditions(positive, negative, sampling.guidance_scale),
-            sampling,
-            noise=prepare_noise({**latent, "samples": video}, seed),
-            latent=video,
-            sigmas=sigmas,
-        )
-        text = recorder.text(tokens)
+            def job(denoise: HostDenoiser, noise: Any, clean: Any) -> tuple[Any, Any]:
+                seeds = [(seed + row) % widgets.SEEDS for row in latent.get("batch_index") or range(len(video))]
+                kept = None if free is None else (clean, free.to(noise))
+                return joint(denoise, noise, sampling, fixed=fixed, seeds=seeds, kept=kept, callback=watch)
+
+            samples, tokens = run_job(
+                guided_until(shifted, sampling.guidance_end, sigmas),
+                job,
+                Conditions(positive, negative, sampling.guidance_scale),
+                replace(sampling, seed=seed % widgets.SEEDS),
+                noise=prepare_noise({**latent, "samples": video}, seed),
+                latent=video,
+                sigmas=sigmas,
+            )
+            return Draw(seed, samples, tokens.cpu(), recorder)
+
+        count = read(BestOf, inputs).best_of
+        if count == 1:
+            only = once(seed)
+            samples, text, scores = only.video, only.rest.text(only.tokens), []
+        else:
+            chosen = best_of(model, seeds_from(seed, count), once)
+            samples, scores = chosen.rows(lambda one: one.video), [chosen.said]
+            text = chosen.draws[chosen.which[0]].rest.text(chosen.rows(lambda one: one.tokens))
         words = [] if tokenizer is None else text.words(tokenizer)
         if words:
             progress.text(words[0], last=True)
         if free is not None:  # to the network's space and back is not quite where it was
             samples = torch.where(free > 0, samples, video.to(samples))
         rest = {key: value for key, value in latent.items() if not getattr(value, "is_nested", False)}
-        return io.NodeOutput({**rest, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words))
+        return io.NodeOutput({**rest, "samples": samples}, text, words or blocked(NO_WORDS), ui=said(*words, *scores))
 
 
 def _video_of(model: Any, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

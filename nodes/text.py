@@ -1,4 +1,4 @@
-"""Words out: Text Decoder, Rank Captions, Uni-Flow Trajectory."""
+"""Words out, and clips held against words: Text Decoder, Rank Captions, Rank Clips, Uni-Flow Trajectory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from ..uvg_core.errors import UniViGUError
 from ..uvg_core.media.chart import draw_ranking
 from ..uvg_core.media.sheet import GROUND, SheetRow, draw_sheet
-from ..uvg_core.sampling import Ranking
+from ..uvg_core.sampling import Judging, Ranking
 from ..uvg_core.settings import OneOf, Text, Whole, setting, settings
 from . import widgets
 from .comfy.captions import AT_ONCE, GeneratedText, RecordedStep, rank
 from .comfy.conditioning import tokenizer_of
-from .comfy.latents import decode_latent, require_video_latent
+from .comfy.judging import judge, unit_of
+from .comfy.latents import clips_of, decode_latent, require_video_latent
 from .comfy.network import network_of
 from .comfy.showing import Progress, said
 from .media import as_image
@@ -86,6 +87,50 @@ class UniViGURankCaptions(Node):
         lines = "\n".join(f"{scores[n]:9.3f}  {shares[n]:6.1%}  {candidates[n]}" for n in order)
         plot = as_image(draw_ranking(candidates, scores, shares, "Which text fits the clip"))
         return io.NodeOutput(best, lines, plot, ui=said(lines))
+
+
+class UniViGURankClips(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            cls,
+            "Rank Clips",
+            "Which clip of a batch fits a prompt best? The model judges by how likely each clip makes the text; all "
+            "clips meet the same noise.",
+            says=True,
+            search_aliases=["best of", "choose clip", "judge clips", "score video"],
+            inputs=[
+                widgets.model(),
+                widgets.clip(),
+                io.Latent.Input("latent", tooltip="A batch of clips, from a sampler or Latent Batch."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What the clips should show, in as much detail as the model's own captions.",
+                ),
+                widget(Judging, "samples", optional=True, advanced=True),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="best", tooltip="The clip that fits best."),
+                io.Latent.Output(display_name="ranked", tooltip="All clips, best first."),
+                output(io.String, "scores", "A line for each clip, best first: its score and its place in the batch."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, latent: dict[str, Any], prompt: str, **inputs: Any) -> io.NodeOutput:
+        judging, video = read(Judging, inputs), latent["samples"]
+        require_video_latent(video, network_of(model).config)
+        if not prompt.strip():
+            raise UniViGUError("there is no prompt to judge the clips by; write what they should show")
+        tokens = torch.tensor([tokenizer_of(clip).ids(prompt)])
+        progress = Progress(cls.hidden.unique_id, steps=judging.samples * len(video))
+        scores = judge(model, video, tokens, judging, partial(progress, "judging")).tolist()
+        order = sorted(range(len(video)), key=lambda row: -scores[row])
+        lines = "\n".join(f"{scores[row]:9.3f} {unit_of(model)}  batch index {row}" for row in order)
+        return io.NodeOutput(clips_of(latent, order[:1]), clips_of(latent, order), lines, ui=said(lines))
 
 
 @settings

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.io import write_new
 from ..uvg_core.media.sheet import SheetRow, draw_sheet
@@ -38,14 +39,17 @@ from .comfy.paths import shown
 from .comfy.saving import output_file, place_in_output, workflow_tags
 from .comfy.showing import Progress, said
 from .media import (
+    ENLARGE,
     Folder,
     Rate,
     Visits,
     as_image,
     as_pixels,
     copied_from,
+    enlarging,
     fitting,
     footage_widgets,
+    info_of,
     size_widgets,
 )
 from .media import read as read_video
@@ -73,6 +77,8 @@ class UniViGUEncodeVideo(Node):
             outputs=[
                 io.Latent.Output(tooltip="The clip, clean, for Video-to-Text Denoise and Rank Captions."),
                 output(io.String, "note", "Which frames were taken, and how they were resized and cropped."),
+                output(io.Float, "fps", "Frames a second that were taken, for Create Video."),
+                output(io.Float, "enlarge", ENLARGE),
             ],
             says=True,
         )
@@ -86,7 +92,10 @@ class UniViGUEncodeVideo(Node):
         spec = fitting(run, size, max(fps, 0.0) if images else fps, footage)  # images have no rate
         pixels, note = fit_pixels(as_pixels(video), spec) if images else read_video(video, spec)
         note = shown(note)
-        return io.NodeOutput({"samples": encode_pixels(vae, pixels)}, note, ui=said(note))
+        seconds = 0.0 if images or spec.fps else info_of(video).duration
+        rate = spec.fps or (len(pixels) / seconds if seconds else (run or RunConfig()).fps)
+        latent = {"samples": encode_pixels(vae, pixels)}
+        return io.NodeOutput(latent, note, rate, enlarging(*pixels.shape[1:3]), ui=said(note))
 
 
 ROWS = 24  # of the table of captions

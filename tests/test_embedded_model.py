@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_worlds import one_world
 
+from recipes.worlds.detector import read_world
 from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import COLOURS
 from uvg_core import Ranking, Sampling, inspect_checkpoint
@@ -105,11 +106,16 @@ def test_the_file_is_one_comfyui_all_in_one(pipe: Pipeline) -> None:
 def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["demo", "--out", str(out), "--device", "cpu"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["captions.txt", "generated.mp4", "joint.mp4", "joint.png"]
-    for name in ("generated.mp4", "joint.mp4"):
+    clips, sheets = ["edited.mp4", "generated.mp4", "joint.mp4"], ["edited.png", "joint.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["captions.txt", *clips, *sheets])
+    for name in clips:
         assert probe(out / name).frames == 9
     text = (out / "captions.txt").read_text("utf-8")
     assert re.search(r"template “a ___ ___ circle moves ___”: a \w+ \w+ circle moves \w+", text)
+    before, after = (read_world(read_clip(out / name, ClipSpec(9, 48, 48)).pixels) for name in clips[1::-1])
+    assert before is not None
+    assert after is not None
+    assert (before.shapes[0].colour, after.shapes[0].colour) == ("red", "blue")
     assert "All in" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ const ORDER = [
   "joint",
   "caption_folder",
   "rank_captions",
+  "edit_by_words",
   "train_two_stages",
   "first_try",
 ]

@@ -75,6 +75,12 @@ def with_tokens_of(positive: list[Any], negative: list[Any]) -> list[Any]:
     return [[c, {k: v for k, v in extra.items() if k not in keys} | shared] for c, extra in negative]
 
 
+def tokens_of(positive: list[Any]) -> Tensor | None:
+    """The text stream ``[1,L]`` of a prompt, None for an empty one."""
+    found: Tensor | None = positive[0][1].get(TEXT_TOKENS) if positive else None
+    return found
+
+
 def hint_conditioning(model: Any, hint: list[Any] | None) -> list[Any]:
     """CONDITIONING to look at beside a clip, without timestep ranges: a run that describes a clip has only one time for
     the video. No hint is zeros, as in the release's video-to-text."""

@@ -57,6 +57,17 @@ def masks_of(latent: Mapping[str, Any]) -> list[Tensor | None]:
     return [*(mask.unbind() if getattr(mask, "is_nested", False) else [mask]), None][:2]
 
 
+def clips_of(latent: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Clips of a LATENT, by their places, each with its mask and its place in the batch that noise is drawn for."""
+    count = len(latent["samples"])
+    known = latent.get("batch_index") or range(count)
+    found = {**latent, "samples": latent["samples"][list(rows)], "batch_index": [known[row] for row in rows]}
+    mask = latent.get("noise_mask")
+    if mask is not None and mask.shape[0] == count:
+        found["noise_mask"] = mask[list(rows)]
+    return found
+
+
 def video_mask(mask: Tensor, video: Tensor) -> Tensor:
     """A mask, as core's nodes make it, for a video latent ``[B,C,F,h,w]``: ``[B or 1,1,F,h,w]``. A place of the latent
     is as free as the freest of its pixels, so that nothing of what is to change is kept.

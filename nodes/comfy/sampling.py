@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import comfy.conds
@@ -62,15 +64,15 @@ class TextCondition(comfy.conds.CONDRegular):  # type: ignore[misc]
 
 class HostDenoiser:
     """uvg_core's ``Denoiser``, answered through ComfyUI's guider: conditioning, guidance, hooks, patches and wrappers
-    are ComfyUI's own."""
+    are ComfyUI's own. Core's Wan, which has no text stream, answers too."""
 
     def __init__(self, guider: Any, extra_args: Mapping[str, Any]) -> None:
         self._guider = guider
         self._options = extra_args["model_options"]
         self._seed = extra_args.get("seed")
+        self._prompt, self._guidance = "positive", guider.cfg
         self.network: HostedNetwork = guider.inner_model.diffusion_model  # without guidance, conditions and hooks
-        self.config: ModelConfig = self.network.config
-        self.embed = self.network.embed
+        self.config: ModelConfig = getattr(self.network, "config", ModelConfig())
         self._shape: list[int] = []  # of the latent in the pass under way
         self._last_logits: Tensor | None = None
         options = self._options.get("transformer_options", {})
@@ -79,6 +81,16 @@ class HostDenoiser:
         )
         # Whether a step's logits may serve a later step.
         self._may_reuse = bool(in_ranges or options.get("wrappers") or "model_function_wrapper" in self._options)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Rows of E for token ids."""
+        return self.network.embed(tokens)
+
+    def under(self, prompt: str, guidance: float) -> HostDenoiser:
+        """The same under another of the prompts of the run (``Conditions.more``), with guidance of its own."""
+        other = copy(self)
+        other._prompt, other._guidance = prompt, guidance
+        return other
 
     def video_cache(self, **settings: Any) -> VideoCache | None:
         """A cache within the memory that ComfyUI has left. None where one does not hold: several prompts, and context
@@ -138,25 +150,29 @@ class HostDenoiser:
             prompted.wants_logits = False  # skip-layer guidance and its like run the network again, worse on purpose
             return args["conds_out"]
 
-        guider, conds = self._guider, self._guider.conds
+        guider, conds, scale = self._guider, self._guider.conds, self._guider.cfg
         functions = [close, *self._options.get("sampler_pre_cfg_function", [])]
-        texts = {"positive": prompted}
-        guider.conds = {name: texts.get(name, unprompted).beside(group) for name, group in conds.items()}
+        guider.conds = {"positive": prompted.beside(conds[self._prompt])}
+        if "negative" in conds:
+            guider.conds["negative"] = unprompted.beside(conds["negative"])
+        guider.cfg = self._guidance
         try:
             options = {**self._options, "sampler_pre_cfg_function": functions}
             denoised: Tensor = guider(latent, sigma, model_options=options, seed=self._seed)
         finally:
-            guider.conds = conds
+            guider.conds, guider.cfg = conds, scale
         return denoised
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The prompts of a run as CONDITIONING, and the scale of guidance between them; no negative, no guidance."""
+    """The prompts of a run as CONDITIONING, and the scale of guidance between them; no negative, no guidance.
+    ``more``: other prompts by name, see ``HostDenoiser.under``."""
 
     positive: list[Any]
     negative: list[Any] | None = None
     guidance: float | None = 1.0
+    more: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
 Result = TypeVar("Result")
@@ -191,20 +207,27 @@ def run_job(
 ) -> tuple[Tensor, Result]:
     """Run ``job`` with MODEL loaded and patched by ComfyUI; noise and latents inside are in the network's space.
     ``sampling``: seed and text length. Returns the job's latent in the VAE's space, on the CPU, and its result."""
-    guider = comfy.samplers.CFGGuider(model)
-    if conditions.negative is None:
-        guider.inner_set_conds({"positive": conditions.positive})
-    else:
-        guider.set_conds(conditions.positive, conditions.negative)
+    guider, sampler = comfy.samplers.CFGGuider(model), _JobSampler(job)
+    negative = {} if conditions.negative is None else {"negative": conditions.negative}
+    guider.inner_set_conds({"positive": conditions.positive, **negative, **conditions.more})
     guider.set_cfg(conditions.guidance)
-    host = guider.model_patcher.model  # hooks may have put another one in its place
-    usual, sampler = host.run_facts.text_length, _JobSampler(job)
-    host.text_length, host.word_rows = sampling.text_length or usual, latent.shape[0]
-    try:
+    with _sized(guider.model_patcher.model, sampling.text_length, latent.shape[0]):  # hooks may have put another there
         out = guider.sample(noise, latent, sampler, sigmas, seed=sampling.seed)
+    return out.to(comfy.model_management.intermediate_device()), sampler.result
+
+
+@contextmanager
+def _sized(host: Any, text_length: int | None, rows: int) -> Iterator[None]:
+    """A run's text, for the estimate of its memory; core's Wan has none."""
+    if not hasattr(host, "run_facts"):
+        yield
+        return
+    usual = host.run_facts.text_length
+    host.text_length, host.word_rows = text_length or usual, rows
+    try:
+        yield
     finally:
         host.text_length, host.word_rows = usual, 0
-    return out.to(comfy.model_management.intermediate_device()), sampler.result
 
 
 def run_on_clip(

@@ -35,7 +35,7 @@ from uvg_core.sampling import (
     video_to_text,
 )
 from uvg_core.sampling.loop import Callback
-from uvg_core.sampling.rank import caption_likelihood, padded
+from uvg_core.sampling.rank import caption_likelihood, clip_likelihood, padded
 from uvg_core.sampling.settings import SAMPLING
 
 from .detector import count_blots, read_world, score
@@ -48,6 +48,7 @@ TEST_SEED = 1_000_003  # far from every training seed, which count from 0
 BATCH, VAE_BATCH = 64, 32
 FOUR_DRAWS = Ranking(samples=4)
 
+LONGER = "one draw, as many steps as all together"
 _LETTERS = {True: "1", False: "0", None: "-"}
 
 
@@ -226,10 +227,12 @@ class Evaluator:
         return self.score_captions(self.captions), len(steps) / len(self.captions)
 
     def _prompted(
-        self, texts: Sequence[str], joint: bool = False, **options: Any
+        self, texts: Sequence[str], joint: bool = False, draw: int = 0, **options: Any
     ) -> Iterator[tuple[slice, Tensor, GuidedDenoiser, Sampling]]:
-        """Batches of clips: which, their noise, the network under their prompts, and the settings."""
-        noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(self.seed))
+        """Batches of clips: which, their noise, the network under their prompts, and the settings. ``draw``: other
+        numbers give other noise."""
+        generator = torch.Generator().manual_seed(self.seed + draw * 1_000_003)  # seeds count by their lower 32 bits
+        noise = torch.randn(self.latents.shape, generator=generator)
         contexts, null = self._contexts(texts), self.pipe.conditions([""])
         with self._network() as model:
             for batch, context in zip(_batches(len(texts)), contexts, strict=True):
@@ -304,6 +307,48 @@ class Evaluator:
         }
         return self.score(said, shown).answers["whole"], self.score(self._read(self.clips), shown), scores
 
+    def best_of(self, count: int = 4, steps: int = 8) -> tuple[dict[str, Accuracy], dict[str, float]]:
+        """Of every prompt ``count`` clips: the first, a random one, the model's own choice, the one that the detector
+        would choose, and beside them one clip of as many steps as all of them together. Also what judging costs, in
+        percent of drawing: passes of the network, and its time."""
+        texts = [world.caption for world in self.worlds]
+        tokens = padded([self.pipe.tokenizer.ids(text) for text in texts], self.run.pad_token, self.run.text_length)
+        marks: list[list[list[Score]]] = []
+        judged: list[Tensor] = []
+        passes, seconds = self.passes, self.seconds
+        drawing, judging = [0.0, 0.0], [0.0, 0.0]
+
+        def spend(on: list[float]) -> None:
+            nonlocal passes, seconds
+            on[0], on[1] = on[0] + self.passes - passes, on[1] + self.seconds - seconds
+            passes, seconds = self.passes, self.seconds
+
+        def seen(drawn: Tensor) -> list[list[Score]]:
+            return [self._scores(*both) for both in zip(self.worlds, self._read(self.decode(drawn)), strict=True)]
+
+        for draw in range(count):
+            drawn = self._drawn(texts, steps=steps, draw=draw)
+            spend(drawing)
+            with self._network() as model:
+                judged.append(clip_likelihood(GuidedDenoiser(model), drawn, tokens, batch=BATCH))
+            spend(judging)
+            marks.append(seen(drawn))
+        random = torch.randint(count, (len(texts),), generator=torch.Generator().manual_seed(self.seed))
+        quality = torch.tensor([[_share_right(one) for one in clips] for clips in marks])
+        choices = {
+            "one draw": torch.zeros(len(texts), dtype=torch.long),
+            "a random one": random,
+            "its own choice": torch.stack(judged).argmax(0),
+            "an oracle": quality.argmax(0),
+        }
+        found = {
+            name: Accuracy.of(marks[draw][clip] for clip, draw in enumerate(choice.tolist()))
+            for name, choice in choices.items()
+        }
+        found[LONGER] = Accuracy.of(seen(self._drawn(texts, steps=count * steps)))
+        shares = (100 * one / all for one, all in zip(judging, drawing, strict=True))
+        return found, dict(zip(("passes", "time"), shares, strict=True))
+
     def edits(self, **options: Any) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
         """One attribute of one object (or the background) of each clip changed by its words, as a user would who reads
         the model's own caption; see ``edits.py``. Letters by part (``changed``, ``kept``, and both), and how well the
@@ -357,6 +402,12 @@ class Evaluator:
                 tokens, _ = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
                 found += clip_gain(model, self.latents[batch], (context, null), tokens, self.seed)
         return found
+
+
+def _share_right(scores: Sequence[Score]) -> float:
+    """The share of the attributes of a clip that are right: 1 only where all are."""
+    letters = [right for one in scores for right in one.values() if right is not None]
+    return sum(letters) / len(letters)
 
 
 def _batches(count: int, size: int = BATCH) -> list[slice]:

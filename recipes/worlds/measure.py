@@ -97,6 +97,12 @@ def _edit(evaluator: Evaluator) -> dict[str, Any]:
     return {**found, "dB": {name: round(value, 2) for name, value in decibels.items()}}
 
 
+def _best_of(evaluator: Evaluator) -> dict[str, Any]:
+    found, cost = evaluator.best_of()
+    answers = {name: accuracy.answers for name, accuracy in found.items()}
+    return {**answers, "judging": {name: round(value, 2) for name, value in cost.items()}}
+
+
 def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     """Captions stopped one by one, by several values of a rule of ``Sampling``."""
 
@@ -111,7 +117,7 @@ def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     return measure
 
 
-# A job answers with letters (see ``Accuracy``) by part; ``dB``, ``steps`` and ``scores`` are numbers.
+# A job answers with letters (see ``Accuracy``) by part; ``dB``, ``steps``, ``scores`` and ``judging`` are numbers.
 JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "video_to_text": lambda evaluator: {"": evaluator.video_to_text().answers},
     "text_to_video": lambda evaluator: {"": evaluator.text_to_video().answers},
@@ -124,10 +130,11 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "edit": _edit,
     "stable": _stopped({"stop_when_stable": _STABLE}),
     "sure": _stopped({"stop_when_sure": _SURE}),
+    "best_of": _best_of,
 }
 USUAL = ("video_to_text", "text_to_video", "joint", "ranking", "detector", "vae")
 _BY_KIND = ("video_to_text", "text_to_video")
-_NUMBERS = ("dB", "steps", "scores")
+_NUMBERS = ("dB", "steps", "scores", "judging")
 
 
 def questions(only: Sequence[str], clips: int, per_kind: int) -> list[Question]:
@@ -324,6 +331,15 @@ class Answers:
         return float(lead[0]), *_middle(lead[1:])
 
 
+def gap_closed(one: Answers, own: Answers, oracle: Answers) -> Interval:
+    """The share of the gap between one draw and an oracle that a choice closes; NaN where there is none."""
+    weights = torch.cat([torch.ones(1, own.clips, dtype=torch.float64), resamples(own.clips)])
+    low, mine, high = (answers.rates("whole", weights) for answers in (one, own, oracle))
+    share = (mine - low) / (high - low)
+    share = share.masked_fill(~share.isfinite(), math.nan)
+    return (float(share[0]), *_middle(share[1:])) if not share.isnan().all() else (math.nan,) * 3
+
+
 def area(scores: Sequence[float], right: str) -> Interval:
     """The area under the ROC curve of scores that should tell right clips from wrong ones (Mann-Whitney)."""
     values, is_right = torch.tensor(scores, dtype=torch.float64), torch.tensor([one == "1" for one in right])
@@ -378,7 +394,7 @@ def tables(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if "way" not in row]
     known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS}
     attributes = (_attributes(known, of) for of in OBJECTS)
-    parts = [_means(known), *attributes, _vae_line(known), _rules(known), _areas(known)]
+    parts = [_means(known), *attributes, _vae_line(known), _rules(known), _areas(known), _choices(known)]
     return "\n\n".join(part for part in (*parts, _kinds(rows)) if part) + "\n"
 
 
@@ -432,6 +448,25 @@ def _rules(known: Mapping[tuple[str, str], Row]) -> str:
         for value, found in row["numbers"].items()
     ]
     return _table(["captions", "worlds", "steps", "attributes", "everything"], body)
+
+
+def _choices(known: Mapping[tuple[str, str], Row]) -> str:
+    """Several draws and the model's own choice among them: everything right, against the own choice clip by clip."""
+    body = []
+    for of in OBJECTS:
+        row = known.get((of, "best_of"))
+        if row is None:
+            continue
+        answers = {name: Answers(letters) for name, letters in row["answers"].items()}
+        own = answers["its own choice"]
+        for name, one in answers.items():
+            lead = "" if one is own else percent(own.ahead_of(one, "whole"), signed=True)
+            body.append([f"{of}: {name}", percent(one.interval("whole")), lead])
+        closed = gap_closed(answers["one draw"], own, answers["an oracle"])
+        body.append([f"{of}: share of the gap to the oracle that is closed", percent(closed), ""])
+        cost = ", ".join(f"{value:g} % of the {name}" for name, value in row["judging"].items())
+        body.append([f"{of}: judging, beside drawing", cost, ""])
+    return _table(["best of 4 draws of 8 steps", "everything right", "its own choice is ahead by"], body)
 
 
 def _areas(known: Mapping[tuple[str, str], Row]) -> str:

@@ -56,6 +56,39 @@ def test_what_is_not_scored_is_no_trial() -> None:
     assert answers.interval("mean")[0] == pytest.approx((0.75 + 0.5) / 2)
 
 
+def test_the_share_of_a_gap_that_a_choice_closes() -> None:
+    names = ("one draw", "a random one", "its own choice", "an oracle", "one draw, as many steps as all together")
+    texts = ("1000" * 50, "0100" * 50, "1010" * 50, "1110" * 50, "1000" * 50)
+    one, _, own, oracle, _ = (measure.Answers({"whole": text}) for text in texts)
+    share, low, high = measure.gap_closed(one, own, oracle)
+    assert share == pytest.approx(0.5)
+    assert 0.35 < low < share < high < 0.65
+    assert str(measure.gap_closed(one, one, one)[0]) == "nan"  # nothing to close
+    answers = dict(zip(names, ({"whole": text} for text in texts), strict=True))
+    row = {"of": "one object", "job": "best_of", "clips": 200, "numbers": {}, "answers": answers}
+    table = measure.tables([{**row, "judging": {"passes": 6.25, "time": 5.5}}])
+    assert "| one object: its own choice | 50.0 (" in table
+    assert "| one object: one draw | 25.0 (19.5 to 31.4) | +25.0 (+" in table
+    assert "6.25 % of the passes, 5.5 % of the time" in table
+
+
+def test_a_choice_is_among_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's, here the detector's own; every draw from other noise."""
+    evaluator = Evaluator(Pipeline(device="cpu"), 2)
+    drawn = []
+
+    def judge(denoise: Any, videos: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        drawn.append(videos)
+        return torch.full((len(videos),), float(len(drawn) == 2))
+
+    monkeypatch.setattr("recipes.worlds.evaluation.clip_likelihood", judge)
+    found, cost = evaluator.best_of(2, 1)
+    assert not torch.equal(*drawn)
+    assert cost["passes"] == 0  # the stand-in makes none
+    rights = {name: accuracy.hits["whole"] for name, accuracy in found.items()}
+    assert rights["an oracle"] >= max(rights[name] for name in ("one draw", "a random one", "its own choice"))
+
+
 def test_a_paired_interval_sees_what_two_single_ones_do_not() -> None:
     mine = letters(0.8)
     worse = mine.replace("1", "0", 12)  # twelve clips of four hundred

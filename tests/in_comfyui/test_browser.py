@@ -90,6 +90,12 @@ def rank_captions(run: Run) -> None:
     run.video()
 
 
+def edit_by_words(run: Run) -> None:
+    run.said("Edit by Words", f"from: {SAMPLE}\nto: {SAMPLE.replace('red', 'blue')}", live=2)
+    run.image("Edit by Words", 16)  # the last live preview
+    run.video()
+
+
 def train_two_stages(run: Run) -> None:
     assert run.text("Before training", ".*") == SAMPLE
     run.text("After both stages", ".+")
@@ -101,7 +107,15 @@ def train_two_stages(run: Run) -> None:
 
 SHOWS: dict[str, Callable[[Run], None]] = {
     function.__name__: function
-    for function in (text_to_video, video_to_text, joint, caption_folder, rank_captions, train_two_stages)
+    for function in (
+        text_to_video,
+        video_to_text,
+        joint,
+        caption_folder,
+        rank_captions,
+        edit_by_words,
+        train_two_stages,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_clips_are_fitted_to_the_model_and_it_says_how(inside: Inside) -> None:
     assert fits["top"].endswith("48x96, cropped to 48x48 (top)")
     assert fits["pad"].endswith("padded to 48x48")
     assert "background is 'mauve'; expected black" in fits["no colour"]
+    assert found["rates"] == [[pytest.approx(4.2, abs=0.05), 6.0], [2.0, 6.0], [4.0, 6.0], [4.0, 6.0], [4.0, 3.0]]
     assert found["memory differs"] == found["images differ"] < 0.2  # ComfyUI's colour conversion is not quite ours
 
 
@@ -95,7 +97,7 @@ def test_cancel_acts_within_one_step_everywhere(inside: Inside) -> None:
     found = inside.call("nodes", "interrupted")
     assert found.pop("after") == [SAMPLE]
     assert found.pop("written") == []
-    assert len(found) == 6
+    assert len(found) == 7
     for name, (outcome, calls) in found.items():
         assert outcome == "interrupted", name
         assert calls <= 4, (name, calls)
@@ -105,6 +107,27 @@ def test_one_of_a_batch_again(inside: Inside) -> None:
     found = inside.call("nodes", "one_of_a_batch")
     assert found["words"]
     assert found["video"] <= 1e-3
+
+
+def test_the_best_of_several_draws(inside: Inside) -> None:
+    found = inside.call("nodes", "best_of")
+    lines = found["said"].splitlines()
+    for row, (is_draw, (best, order, scores)) in enumerate(zip(found["drawn"], found["ranked"], strict=True)):
+        assert is_draw == [draw == order[0] for draw in range(3)]  # to the bit, and what Rank Clips finds
+        assert best == order[:1]
+        assert [int(line.rpartition(" ")[2]) for line in scores.splitlines()] == order
+        assert lines[row].startswith(f"clip {row + 1}: seed {7 + order[0]} fits best; nats by seed: 7: -")
+    assert all(found["in order"])
+    *alone, several = found["joint, words"]
+    for row, is_draw in enumerate(found["joint"]):
+        assert is_draw.count(True) == 1
+        assert several[row] == alone[is_draw.index(True)][row]
+    assert found["joint, said"][:2] == several
+    assert "clip 2: seed " in found["joint, said"][2]
+    assert found["cancelled"][0]
+    assert "(stopped after 1 of 3 draws)" in found["cancelled"][1]
+    assert "best_of is 2, and the positive prompt has no text stream" in found["no words"]
+    assert "there is no prompt to judge the clips by" in found["no prompt"]
 
 
 def test_ranking(inside: Inside) -> None:
@@ -270,7 +293,7 @@ def test_values_that_are_no_numbers_are_told(inside: Inside) -> None:
 
 def test_a_missing_package_takes_one_feature(inside: Inside) -> None:
     found = inside.call("nodes", "without_a_package")
-    assert len(found["left"]) == 16
+    assert len(found["left"]) == 17
     assert not {"UniViGUEncodeVideo", "UniViGUCaptionFolder"} & set(found["left"])
     assert len(found["said"]) == 1
     assert "UniViGUEncodeVideo, UniViGUCaptionFolder" in found["said"][0]
@@ -393,3 +416,45 @@ def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_p
     assert found["training"] == [24, 24, 24, 9]  # read where they lie
     assert found["state"]
     assert "the folder in the widget folder cannot be opened" in found["written into"]
+
+
+def test_a_clip_is_edited_by_its_words(inside: Inside) -> None:
+    found = inside.call("nodes", "edited")
+    blue = SAMPLE.replace("red", "blue")
+    assert found["words"] == [SAMPLE, blue]
+    assert found["said"] == [f"from: {SAMPLE}\nto: a blue star"]
+    shape, before, after = found["both"]
+    assert shape == [9, 48, 98, 3]
+    assert before[0] > before[2] + 80
+    assert after[2] > after[0] + 80
+    assert found["again"] == 0.0
+    assert found["other seed"] > 0.1
+    weak, strong, none = found["strength"]
+    assert none == 0.0 < weak < strong
+    outside, inside_it = found["mask"]
+    assert outside == 0.0 < inside_it
+    assert found["mask of the latent"] == 0.0
+    assert found["negative"] == 0.0
+    assert found["long"] == [1, 16, 5, 6, 6]
+    assert found["draws"] > 0.01
+    changed, like_ours = found["wan"]
+    assert changed > 0.1
+    assert like_ours > 0.01  # our network also reads the words
+    assert found["no picture"] == "ExecutionBlocker"
+    for mistake, words in {
+        "no words": f"nothing is to change; write old=new into change.*The caption is: {SAMPLE}",
+        "other words": f"'green' does not occur in the caption.*The caption is: {SAMPLE}",
+        "no change": "change is 'red'; expected old words, = and new words",
+        "same words": "new_caption is the caption that the clip already has",
+        "both ways": "change and new_caption are both filled in",
+        "two clips": "found 2 clips",
+        "empty": "the latent is empty; connect the clip to edit",
+        "wide mask": "the mask is 96x48, of another shape than the clip, which is 48x48",
+        "black mask": "black everywhere",
+        "frames of a mask": "found a mask of 5 frames.*expected 1 frame, 9 as the clip has",
+        "latent of another model": r"found a latent of shape \[1, 4, 8, 8\]",
+        "plain Wan writes nothing": "caption is empty, and plain Wan writes no captions",
+        "no such strength": "strength is 1.5; expected a number from 0 to 1",
+        "long words": "tokens and this model reads 32",
+    }.items():
+        assert re.search(f"^UniViGUError: .*{words}", found[mistake]), (mistake, found[mistake])

@@ -19,7 +19,16 @@ from uvg_core.media.video import ClipSpec, read_clip
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
-NAMES = ("text_to_video", "video_to_text", "joint", "caption_folder", "rank_captions", "train_two_stages", "first_try")
+NAMES = (
+    "text_to_video",
+    "video_to_text",
+    "joint",
+    "caption_folder",
+    "rank_captions",
+    "edit_by_words",
+    "train_two_stages",
+    "first_try",
+)
 FROZEN = sorted((Path(__file__).parent / "frozen").glob("*/api/*.json"))
 SAMPLE = "a large red circle moves right quickly on a navy background"
 api = load_client()
@@ -174,6 +183,16 @@ def test_rank_captions_finds_the_right_one(shipped: Callable[[str], Any]) -> Non
     assert any(record.filename.endswith(".png") for record in result.files)
 
 
+def test_an_edit_shows_what_the_new_caption_says(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:
+    result = shipped("edit_by_words").result
+    blue = SAMPLE.replace("red", "blue")
+    assert f"from: {SAMPLE}\nto: {blue}" in texts(result)
+    edited, both = (client.download(file, tmp_path) for file in sorted(result.files, key=lambda f: f.filename)[:2])
+    sides = read_clip(both, ClipSpec(9, 48, 98)).pixels
+    worlds = [world_in(edited), *map(read_world, (sides[:, :, :48], sides[:, :, 50:]))]
+    assert [world and world.caption for world in worlds] == [blue, SAMPLE, blue]
+
+
 @pytest.mark.slow
 def test_training_in_two_stages_changes_what_the_model_says(client: Any, server: Server) -> None:
     """A clip that is not among those of the folder, described in the folder's wording."""
@@ -263,6 +282,11 @@ WRONG: dict[str, tuple[str, Callable[[Graph], Graph], str]] = {
     "frames below zero": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=-1), "frames"),
     "frames off the grid": ("video_to_text", lambda g: changed(g, "UniViGUEncodeVideo", frames=8), "4n+1"),
     "no text to rank": ("rank_captions", lambda g: changed(g, "UniViGURankCaptions", texts=" "), "one text per line"),
+    "words that are not in the caption": (
+        "edit_by_words",
+        lambda g: changed(g, "UniViGUEdit", change="green=blue"),
+        f"'green' does not occur in the caption; expected words of it, whole. The caption is: {SAMPLE}",
+    ),
     "a folder that is not there": (
         "caption_folder",
         lambda g: changed(g, "UniViGUCaptionFolder", folder="nowhere"),

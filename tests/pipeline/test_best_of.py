@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_all_clips_are_kept_where_asked(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / f"both.seed_{other}.2.txt").read_text().strip()
     assert f"seed {best}: -" in said
     assert "nats, the best" in said
+
+
+def test_a_data_set_keeps_the_best_of_each_prompt(tmp_path: Path) -> None:
+    """The record says which, and another number of draws is another data set."""
+    (prompts := tmp_path / "prompts.txt").write_text(PROMPT)
+    out = tmp_path / "data"
+    command = ["synthesise", str(prompts), "-o", str(out), "--steps", "1", "--device", "cpu", "--best-of"]
+    assert main([*command, "2"]) == 0
+    lines = [json.loads(line) for line in (out / "synthesis.jsonl").read_text().splitlines()]
+    assert lines[-1]["drawn"] - lines[-1]["seed"] in (0, 1)
+    assert lines[-1]["score"] < 0
+    assert next(line["generator"] for line in lines if "generator" in line)["best_of"] == 2
+    assert main([*command, "2"]) == 0
+    assert main([*command, "3"]) == 1
 
 
 def test_an_interrupt_keeps_the_best_so_far(

@@ -141,9 +141,8 @@ def test_outside_a_mask_the_pixels_are_the_clips_own(tmp_path: Path) -> None:
     assert free[..., 3:].max() == 0
     made = subject.restored(subject.edited(Stand(), white, mask), mask)  # type: ignore[arg-type]
     own = read_clip(path, _own(9, 64, 64)).pixels
-    assert torch.equal(made[:, :, 34:], own[:, :, 34:])
-    assert made[:, :, :28].min() == 255
-    assert own[:, :, 30].float().mean() < made[:, :, 30].float().mean() <= 255
+    assert torch.equal(made[:, :, 34:], own[:, :, 34:])  # the mask was scaled, which softens its border
+    assert made[:, :, :31].min() >= 254  # up to it: else the old clip shows around what a close mask changes
 
 
 def test_masks_of_another_shape_and_black_ones_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from tiny_networks import TINY, random_network
 from torch import Tensor
 
 from uvg_core import GuidedDenoiser, ModelConfig, Sampling, UniViGU, UniViGUError
-from uvg_core.sampling import Editing, Worded, edit
+from uvg_core.flow.continuous import interpolate
+from uvg_core.sampling import Editing, Worded, edit, edit_sigmas
+from uvg_core.sampling.edit import windows_of
+from uvg_core.sampling.start import clean_text, generators
 
 EMBEDDING = ModelConfig(**{**TINY.__dict__, "text_flow": "embedding"})
 FEW = Sampling(steps=3, seed=2)
@@ -79,6 +82,27 @@ def test_what_a_mask_holds_stays_as_it_is(network: UniViGU, clip: Tensor) -> Non
     assert not torch.allclose(edited[..., :2], clip[..., :2])
     with pytest.raises(UniViGUError, match="its mask"):
         edit(clip, worded(network, 1), worded(network, 2), FEW, free=torch.ones(1, 1, 2, 4, 5))
+
+
+def test_a_long_clip_is_edited_in_windows_that_overlap(network: UniViGU) -> None:
+    assert [(one.start, one.stop) for one in windows_of(7, 3)] == [(0, 3), (2, 5), (4, 7)]
+    assert [(one.start, one.stop) for one in windows_of(22, 21)] == [(0, 21), (1, 22)]
+    assert windows_of(3, 3) == windows_of(3, 0) == [slice(0, 3)]
+    long = torch.randn(1, 16, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    old, new = (worded(network, seed)._replace(window=2) for seed in (1, 2))
+    assert torch.equal(edit(long, old, old, FEW), long)
+    few = Sampling(steps=1, seed=2)
+    found, parts = edit(long, old, new, few) - long, []
+    noise = torch.randn(1, 16, 4, 4, 4, generator=generators([2])[0])
+    for start in range(3):
+        part = interpolate(long, noise, torch.tensor(edit_sigmas(few.resolved(), 0.95)[0]))[:, :, start : start + 2]
+        sigmas = edit_sigmas(few.resolved(), 0.95)
+        texts = [clean_text(side.denoise, side.text, None, part) for side in (new, old)]
+        there, here = (side.velocity(part, sigmas, text, 0) for side, text in zip((new, old), texts, strict=True))
+        parts.append((there - here) * (sigmas[1] - sigmas[0]))
+    torch.testing.assert_close(found[:, :, 0], parts[0][:, :, 0])
+    torch.testing.assert_close(found[:, :, 1], (parts[0][:, :, 1] + parts[1][:, :, 0]) / 2)
+    torch.testing.assert_close(found[:, :, 3], parts[2][:, :, 1])
 
 
 def test_an_edit_can_be_stopped_and_tells_where_it_is(network: UniViGU, clip: Tensor) -> None:

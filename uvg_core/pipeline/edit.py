@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,7 +98,7 @@ class Subject:
         if mask is None:
             return frames
         own = self.footage.read(self.info.path, replace(self._as_written(), frames=len(frames))).pixels
-        return torch.stack([mixed(*one) for one in zip(own, frames, mask.softened(), strict=True)])
+        return torch.stack([mixed(*one) for one in zip(own, frames, mask.large[..., None], strict=True)])
 
     def _between_bars(self) -> tuple[slice, slice, slice]:
         """Where the file's picture lies in padded frames."""
@@ -125,7 +125,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Mask:
-    """Where a clip may change, 0 to 1: ``small`` ``[T,H,W]`` at the model's size, ``large`` at that of the result."""
+    """Where a clip may change, 0 to 1: ``small`` ``[T,H,W]`` at the model's size, ``large`` at that of the result.
+
+    Its border is as soft as the picture: one that faded inwards by itself would leave an edge of the old clip around
+    what a close mask changes, one that faded outwards would change what is black."""
 
     small: Tensor
     large: Tensor
@@ -157,14 +160,6 @@ class Mask:
         small = whole_groups(self.small[window])
         small = torch.cat([small[:1].expand(TEMPORAL - 1, -1, -1), small])
         return F.max_pool3d(small[None, None], (TEMPORAL, SPATIAL, SPATIAL))
-
-    def softened(self) -> Iterator[Tensor]:
-        """Frame by frame ``[H,W,1]``, with a border that fades inwards: outside nothing changes at all."""
-        for frame in self.large:
-            reach = max(1, min(frame.shape) // 64)
-            less = -F.max_pool2d(-frame[None, None], 2 * reach + 1, 1, reach)
-            soft = F.avg_pool2d(less, 2 * reach + 1, 1, reach, count_include_pad=False)
-            yield torch.minimum(soft[0, 0], frame)[..., None]
 
 
 def _kept_size(spec: ClipSpec, info: ClipInfo) -> tuple[int, int]:

@@ -59,7 +59,9 @@ class Held:
         frames, bars = frames[: len(self.subject.pixels)], self.subject.bars()
         if self.mask is not None or bars is None:
             return self.subject.restored(frames, self.mask)
-        return torch.stack([mixed(*one) for one in zip(self.subject.pixels, frames, bars.softened(), strict=True)])
+        return torch.stack(
+            [mixed(*one) for one in zip(self.subject.pixels, frames, bars.large[..., None], strict=True)]
+        )
 
 
 def hold_ends(

@@ -1,7 +1,7 @@
 """Samplers: the three jobs over one loop, ranking, templates, and edits."""
 
 from .denoiser import Denoiser
-from .edit import Worded, edit
+from .edit import Worded, edit, edit_sigmas
 from .guidance import GuidedDenoiser
 from .jobs import JointResult, joint, text_to_video, video_to_text
 from .loop import State
@@ -24,6 +24,7 @@ __all__ = [
     "caption_likelihood",
     "clip_likelihood",
     "edit",
+    "edit_sigmas",
     "fill_template",
     "joint",
     "joint_template",

@@ -10,6 +10,7 @@ What both words agree on cancels out, and z stays at x there.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,17 +31,40 @@ from .streams import TextStream, VideoStream
 
 class Worded(NamedTuple):
     """One side of an edit: the network with the condition and guidance of its words, and their token ids ``[B,L]`` for
-    the text stream, None for an empty stream (plain Wan); ``mask`` ``[B,L]``: true for real tokens."""
+    the text stream, None for an empty stream (plain Wan); ``mask`` ``[B,L]``: true for real tokens; ``window``: how
+    many latent frames the network takes at once, 0 for all of them."""
 
     denoise: Denoiser
     text: Tensor | None = None
     mask: Tensor | None = None
+    window: int = 0
 
     def velocity(self, latent: Tensor, sigmas: tuple[float, ...], text: TextStream, step: int) -> Tensor:
-        """Where these words lead from a latent with as much noise as ``step`` has."""
-        found = self.denoise(VideoStream(latent, sigmas), text, step, PassOptions(want_logits=False)).velocity
-        assert found is not None
-        return found
+        """Where these words lead from a latent with as much noise as ``step`` has. Windows are faded into each other:
+        at every step, so that they stay together."""
+        found, shares = torch.zeros_like(latent), latent.new_zeros(latent.shape[2], 1, 1)
+        for window in windows_of(latent.shape[2], self.window):
+            video = VideoStream(latent[:, :, window], sigmas)
+            part = self.denoise(video, text, step, PassOptions(want_logits=False)).velocity
+            assert part is not None
+            if part.shape == latent.shape:
+                return part
+            place = torch.arange(1, part.shape[2] + 1, device=latent.device)
+            share = torch.minimum(place, place.flip(0)).to(latent.dtype)[:, None, None]
+            found[:, :, window] += part * share
+            shares[window] += share
+        return found / shares
+
+
+def windows_of(frames: int, window: int) -> list[slice]:
+    """Latent frames as a network takes them that has room for ``window``, 0 for all: windows that overlap by at least a
+    quarter, spread evenly."""
+    if not 0 < window < frames:
+        return [slice(0, frames)]
+    left = frames - window
+    count = math.ceil(left / max(1, window - max(1, window // 4)))
+    starts = [round(number * left / count) for number in range(count + 1)]
+    return [slice(start, start + window) for start in starts]
 
 
 @torch.no_grad()
@@ -71,7 +95,10 @@ def edit(
         raise UniViGUError(f"solver is {settings.solver}; edits know only euler")
     if free is not None:
         require_mask(clip, free, clip)
-    sigmas, noise = _sigmas(settings, editing.strength), generators([settings.seed + row for row in range(len(clip))])
+    sigmas, noise = (
+        edit_sigmas(settings, editing.strength),
+        generators([settings.seed + row for row in range(len(clip))]),
+    )
     streams = clean_text(old.denoise, old.text, old.mask, clip), clean_text(new.denoise, new.text, new.mask, clip)
     edited, finite, steps = clip, FiniteCheck(), len(sigmas) - 1
     finite.add(clip.isfinite().all(), latent_not_finite("before the first step"))
@@ -92,8 +119,8 @@ def edit(
     return edited
 
 
-def _sigmas(settings: Sampling, strength: float) -> tuple[float, ...]:
-    """The noise shares of the run: all its steps in the last ``strength`` of the schedule; none for a strength of 0."""
+def edit_sigmas(settings: Sampling, strength: float) -> tuple[float, ...]:
+    """The noise shares of an edit: all its steps in the last ``strength`` of the schedule; none for a strength of 0."""
     assert settings.steps is not None
     assert settings.shift is not None
     if strength == 0:

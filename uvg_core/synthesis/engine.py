@@ -93,13 +93,13 @@ class Problem:
 class Generator:
     """What makes the clips.
 
-    make           writes the clip of a job, whole or not at all
+    make           writes the clip of a job, whole or not at all; what it returns is for the record of the clip
     settings       everything that clips depend on, plain values for the record
     count          tokens of a prompt, end-of-text included
     prompt_tokens  fewest and most that a prompt may have
     """
 
-    make: Callable[[ClipJob, Path], object]
+    make: Callable[[ClipJob, Path], Mapping[str, Any] | None]
     settings: Mapping[str, Any]
     count: Callable[[str], int]
     prompt_tokens: tuple[int, int]
@@ -289,11 +289,11 @@ class _DataSet:
             known = ClipRecord(job.prompt, job.seed)
         # Before the clip: whenever this ends, what lies there then is known to be this program's.
         record.keep(job.name, replace(known, frames=None))
-        self.generator.make(job, clip)
+        facts = self.generator.make(job, clip) or {}
         place, frames = record.place("generator", settings), probe(clip).frames
         if not detail.exists():
             known = ClipRecord(job.prompt, job.seed)
-        record.keep(job.name, replace(known, frames=frames, generator=place))
+        record.keep(job.name, replace(known, frames=frames, generator=place, **facts))
 
     def _clear(self, detail: Path, known: ClipRecord | None) -> None:
         """Remove the caption of another clip, where it is the one that was written here."""

@@ -31,7 +31,8 @@ _FOR_PEOPLE = ("model",)  # of the settings; the file's hash decides
 class ClipRecord:
     """What a clip came from. ``generator`` and ``captioner`` are places in the lists of settings of the same file;
     ``frames`` is None for a clip that was begun and not finished; ``caption_tokens`` counts the end-of-text token,
-    ``answers`` those that the caption took; ``caption_sha256`` is of the file as it was written (not in version 1)."""
+    ``answers`` those that the caption took; ``caption_sha256`` is of the file as it was written (not in version 1).
+    ``drawn`` is the seed of the draw that was kept of several, and ``score`` how well it fits its prompt."""
 
     prompt: str
     seed: int
@@ -41,6 +42,8 @@ class ClipRecord:
     caption_tokens: int | None = None
     answers: int | None = None
     caption_sha256: str | None = None
+    drawn: int | None = None
+    score: float | None = None
 
 
 @settings

@@ -75,20 +75,23 @@ def model_folder(kind: str = "diffusion_models") -> Path:
 
 def run(node_id: str, **inputs: Any) -> Any:
     """A node's outputs, called as ComfyUI calls it (unique id 1)."""
-    from comfy_api.latest import io
-
     cls = node_class(node_id)
     if hasattr(cls, "PREPARE_CLASS_CLONE"):
-        return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}}).execute(**inputs).args
+        return out(node_id, **inputs).args
     return getattr(cls(), cls.FUNCTION)(**inputs)
+
+
+def out(node_id: str, **inputs: Any) -> Any:
+    """All that one of our nodes gives, its last words too."""
+    from comfy_api.latest import io
+
+    prepared = node_class(node_id).PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
+    return prepared.execute(**inputs)
 
 
 def said_by(node_id: str, **inputs: Any) -> list[str]:
     """The last words of a node, as core takes them from its outputs."""
-    from comfy_api.latest import io
-
-    prepared = node_class(node_id).PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
-    return list(prepared.execute(**inputs).ui["text"])
+    return list(out(node_id, **inputs).ui["text"])
 
 
 def message(act: Callable[[], Any]) -> str:

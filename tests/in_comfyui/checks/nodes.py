@@ -28,7 +28,10 @@ from check_made import (
     load_embedded,
     message,
     model_folder,
+    out,
+    plain_wan,
     run,
+    said_by,
     saved,
 )
 from comfy_api.latest import InputImpl
@@ -54,8 +57,14 @@ def sample_clip() -> Any:
     return InputImpl.VideoFromFile(str(Path(folder_paths.get_input_directory()) / "uvg_sample.mp4"))
 
 
+def encode(**inputs: Any) -> tuple[Any, str]:
+    """The latent and the note of Encode Video."""
+    latent, note, *_ = run("UniViGUEncodeVideo", **inputs)
+    return latent, note
+
+
 def sample_latent(vae: Any, **changes: Any) -> tuple[Any, str]:
-    return run("UniViGUEncodeVideo", video=sample_clip(), vae=vae, **{**SIZE, **changes})
+    return encode(video=sample_clip(), vae=vae, **{**SIZE, **changes})
 
 
 def clips() -> dict[str, Any]:
@@ -64,29 +73,34 @@ def clips() -> dict[str, Any]:
     whole, note = sample_latent(vae)
     more, more_note = sample_latent(vae, frames=81)
     slow, slow_note = sample_latent(vae, fps=2.0)
-    part, part_note = run("UniViGUEncodeVideo", video=sample_clip().as_trimmed(0.5, 0.5), vae=vae, **SIZE)
+    part, part_note = encode(video=sample_clip().as_trimmed(0.5, 0.5), vae=vae, **SIZE)
     images = sample_clip().get_components().images
-    from_images, images_note = run("UniViGUEncodeVideo", video=images, vae=vae, **SIZE)
+    from_images, images_note = encode(video=images, vae=vae, **SIZE)
     made = InputImpl.VideoFromComponents(sample_clip().get_components())
-    from_memory, _ = run("UniViGUEncodeVideo", video=made, vae=vae, **SIZE)
+    from_memory, _ = encode(video=made, vae=vae, **SIZE)
     latents = {"whole": whole, "more": more, "slow": slow, "part": part, "images": from_images}
     left = cropped_clip()
-    cropped, cropped_note = run("UniViGUEncodeVideo", video=left, vae=vae, **SIZE)
+    cropped, cropped_note = encode(video=left, vae=vae, **SIZE)
     shown = InputImpl.VideoFromComponents(left.get_components())
-    by_hand, _ = run("UniViGUEncodeVideo", video=shown, vae=vae, **SIZE)
+    by_hand, _ = encode(video=shown, vae=vae, **SIZE)
     seen = pack_module("nodes.media").info_of(left)
     tall = torch.zeros(9, 96, 48, 3)
     tall[:, :48] = 1.0
     free = {"width": 0, "height": 0, "frames": 9, "fps": 0.0}
     fits = {
-        "left to it": run("UniViGUEncodeVideo", video=tall, vae=vae, **free)[1],
-        "chosen": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE)[1],
-        "top": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, fit="crop", crop="top")[1],
-        "pad": run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, fit="pad", background="#ff0000")[1],
-        "no colour": message(lambda: run("UniViGUEncodeVideo", video=tall, vae=vae, **SIZE, background="mauve")),
+        "left to it": encode(video=tall, vae=vae, **free)[1],
+        "chosen": encode(video=tall, vae=vae, **SIZE)[1],
+        "top": encode(video=tall, vae=vae, **SIZE, fit="crop", crop="top")[1],
+        "pad": encode(video=tall, vae=vae, **SIZE, fit="pad", background="#ff0000")[1],
+        "no colour": message(lambda: encode(video=tall, vae=vae, **SIZE, background="mauve")),
     }
+    rates = [
+        run("UniViGUEncodeVideo", vae=vae, **{**SIZE, "video": sample_clip(), **given})[2:]
+        for given in ({}, {"fps": 2.0}, {"fps": -1.0}, {"video": images}, {"video": images[:1], "width": 96})
+    ]
     return {
         "fits": fits,
+        "rates": rates,
         "cropped": [distance(cropped["samples"], by_hand["samples"]), distance(cropped["samples"], whole["samples"])],
         "cropped clip": [cropped_note, [seen.width, seen.height, seen.frames]],
         "shapes": {name: list(latent["samples"].shape) for name, latent in latents.items()},
@@ -131,7 +145,7 @@ def auto() -> dict[str, Any]:
     _, timed_note = sample_latent(vae, **left_to_it, fps=-1.0)
     plain = bridge.load_vae(bridge.file_path("checkpoint", bridge.EMBEDDED))  # as from another loader
     video = sample_clip()
-    by_model, _ = run("UniViGUEncodeVideo", video=video, vae=plain, model=model, **left_to_it, fps=0.0)
+    by_model, _ = encode(video=video, vae=plain, model=model, **left_to_it, fps=0.0)
     return {
         "latent": [list(latent["samples"].shape), fps, enlarge, list(wide["samples"].shape)],
         "clips": distance(*clips),
@@ -139,8 +153,8 @@ def auto() -> dict[str, Any]:
         "read": [distance(chosen["samples"], read["samples"]), noted == read_note],
         "timed": timed_note,
         "by model": distance(chosen["samples"], by_model["samples"]),
-        "unknown": message(lambda: run("UniViGUEncodeVideo", video=video, vae=plain, **{**SIZE, "width": 0})),
-        "known": [list(run("UniViGUEncodeVideo", video=video, vae=plain, **SIZE)[0]["samples"].shape)],
+        "unknown": message(lambda: encode(video=video, vae=plain, **{**SIZE, "width": 0})),
+        "known": [list(encode(video=video, vae=plain, **SIZE)[0]["samples"].shape)],
     }
 
 
@@ -278,6 +292,9 @@ def interrupted() -> dict[str, Any]:
         "rank": lambda m: run(
             "UniViGURankCaptions", model=m, clip=clip, latent=latent, texts="a red\na blue", samples=16, seed=0
         ),
+        "edit": lambda m: run(
+            "UniViGUEdit", model=m, clip=clip, latent=latent, **{**EDIT, "caption": SAMPLE, "change": "red=blue"}
+        ),
         "folder": lambda m: run(
             "UniViGUCaptionFolder", model=m, clip=clip, vae=vae, folder=str(folder), subfolders=True, overwrite=True,
             prefix="", template="", **SIZE, **CAPTIONING,
@@ -319,6 +336,61 @@ def one_of_a_batch() -> dict[str, Any]:
     return {
         "video": distance(outs[0][0]["samples"][2:], outs[1][0]["samples"]),
         "words": outs[0][1].tokens[2].tolist() == outs[1][1].tokens[0].tolist(),
+    }
+
+
+def best_of() -> dict[str, Any]:
+    """Several draws by both samplers, against the same ones alone and against Rank Clips; and a cancelled one."""
+    model, clip, _ = load_embedded()
+    prompt = "a small blue square moves up slowly on a beige background"
+    (positive,) = run("UniViGUTextEncode", clip=clip, text=prompt)
+    (negative,) = run("UniViGUTextEncode", clip=clip, text="")
+    plain = [[positive[0][0], {}]]
+    start = {"model": model, "negative": negative, "steps": 2, "guidance": 1.0, "shift": 3.0}
+    core = {"sampler": "euler", "scheduler": "uniform", "denoise": 1.0}
+    two = {"samples": torch.zeros(2, 16, 3, 6, 6)}
+
+    def video(seed: int, count: int = 1, **changes: Any) -> Any:
+        given = {**start, **core, "positive": positive, "latent": two, "seed": seed, "best_of": count, **changes}
+        return out("UniFlowSampler", **given)
+
+    def joint(seed: int, count: int = 1) -> Any:
+        given = {"positive": positive, "latent": two, "text_length": 0, "clip": clip, "best_of": count}
+        return out("JointSampler", **start, **given, seed=seed)
+
+    alone, chosen = [video(seed).args[0]["samples"] for seed in (7, 8, 9)], video(7, 3)
+    ranked = [
+        run("UniViGURankClips", model=model, clip=clip, latent={"samples": torch.stack(row)}, prompt=prompt)
+        for row in zip(*alone, strict=True)
+    ]
+    both, several = [joint(seed) for seed in (7, 8)], joint(7, 2)
+    rows = [
+        [torch.equal(one.args[0]["samples"][row], several.args[0]["samples"][row]) for one in both] for row in (0, 1)
+    ]
+    calls = 0
+
+    def cancel(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second draw, behind two steps and one pass for each clip
+            comfy.model_management.interrupt_current_processing(True)
+        return executor(*args, **kwargs)
+
+    watched = model.clone()
+    watched.add_wrapper_with_key("diffusion_model", "watch", cancel)
+    cancelled = video(7, 3, model=watched)
+    comfy.model_management.interrupt_current_processing(False)
+    return {
+        "drawn": [[torch.equal(one[row], chosen.args[0]["samples"][row]) for one in alone] for row in (0, 1)],
+        "said": chosen.ui["text"][0],
+        "ranked": [[best["batch_index"], every["batch_index"], scores] for best, every, scores in ranked],
+        "in order": [torch.equal(every["samples"][0], best["samples"][0]) for best, every, _ in ranked],
+        "joint": rows,
+        "joint, words": [list(one.args[2]) for one in (*both, several)],
+        "joint, said": several.ui["text"],
+        "cancelled": [torch.equal(cancelled.args[0]["samples"], alone[0]), cancelled.ui["text"][0]],
+        "no words": message(lambda: video(7, 2, positive=plain)),
+        "no prompt": message(lambda: run("UniViGURankClips", model=model, clip=clip, latent=two, prompt=" ")),
     }
 
 
@@ -666,9 +738,9 @@ def wrong_use() -> dict[str, str]:
         "no text to rank": lambda: run(
             "UniViGURankCaptions", model=model, clip=clip, latent=latent, texts=" \n ", samples=1, seed=0
         ),
-        "zero frames": lambda: run("UniViGUEncodeVideo", video=torch.zeros(0, 48, 48, 3), vae=vae, **SIZE),
-        "off the grid": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "frames": 8}),
-        "images have no rate": lambda: run("UniViGUEncodeVideo", video=black, vae=vae, **{**SIZE, "fps": 8.0}),
+        "zero frames": lambda: encode(video=torch.zeros(0, 48, 48, 3), vae=vae, **SIZE),
+        "off the grid": lambda: encode(video=black, vae=vae, **{**SIZE, "frames": 8}),
+        "images have no rate": lambda: encode(video=black, vae=vae, **{**SIZE, "fps": 8.0}),
         "a folder without clips": lambda: run("UniViGUCaptionFolder", folder=str(folder_of_models), **into_folder),
         "nothing could be captioned": lambda: run("UniViGUCaptionFolder", folder=str(broken), **into_folder),
         "no folder": lambda: run("UniViGUCaptionFolder", folder=" ", **into_folder),
@@ -961,6 +1033,74 @@ def joint_keeps() -> dict[str, Any]:
     }
 
 
+EDIT = {"caption": "", "change": "", "new_caption": "", "strength": 0.95, "seed": 0, "steps": 4, "guidance": -1.0}
+EDIT |= {"shift": 0.0}
+
+
+def edited() -> dict[str, Any]:
+    """Edit by Words on the sample clip: what it gives, what a mask, a long clip and plain Wan change, and how it is
+    refused."""
+    model, clip, vae = load_embedded()
+    latent, _ = sample_latent(vae, fps=-1.0)
+    before = latent["samples"]
+    long, _ = sample_latent(vae, frames=17)
+
+    def edit(**changes: Any) -> Any:
+        given = {"model": model, "clip": clip, "latent": latent, **EDIT, "change": "red=blue", **changes}
+        return run("UniViGUEdit", **given)
+
+    def samples(**changes: Any) -> Any:
+        return edit(**changes)[0]["samples"]
+
+    def colours(both: Any) -> list[list[int]]:
+        """RGB at the middle of the object in the middle frame, of either side."""
+        middle = (both[4] * 255).round()
+        sides = middle[:, :48], middle[:, -48:]
+        return [[int(value) for value in side[24, 24]] for side in sides]
+
+    left, strip = torch.zeros(1, 96, 96), torch.zeros(1, 48, 48)
+    left[..., :48] = 1
+    strip[..., :8] = 1
+    latent_masked = run("SetLatentNoiseMask", samples=latent, mask=left)[0]
+    once, both, caption, new = edit(vae=vae, steps=0)
+    again = samples(steps=0)
+    kept, weak = samples(mask=left), samples(strength=0.3)
+    wan = plain_wan(bridge.file_path("checkpoint", EMBEDDED))
+    by_core = {"caption": SAMPLE, "model": wan, "guidance": 5.0, "shift": 3.0}
+    two = {"samples": torch.cat([before] * 2)}
+    none = {"samples": torch.zeros_like(before)}
+    wide = torch.ones(1, 48, 96)
+    return {
+        "words": [caption, new],
+        "said": said_by("UniViGUEdit", model=model, clip=clip, latent=latent, **{**EDIT, "new_caption": "a blue star"}),
+        "both": [list(both.shape), *colours(both)],
+        "again": distance(once["samples"], again),
+        "other seed": distance(samples(), samples(seed=1)),
+        "strength": [distance(weak, before), distance(samples(), before), distance(samples(strength=0.0), before)],
+        "mask": [distance(kept[..., 3:], before[..., 3:]), distance(kept[..., :3], before[..., :3])],
+        "mask of the latent": distance(kept, samples(latent=latent_masked)),
+        "negative": distance(samples(negative=run("UniViGUTextEncode", clip=clip, text="")[0]), samples()),
+        "long": list(samples(latent=long).shape),
+        "draws": distance(samples(draws=2), samples()),
+        "wan": [distance(samples(**by_core), before), distance(samples(**by_core), samples(caption=SAMPLE))],
+        "no picture": type(edit(steps=1)[1]).__name__,
+        "no words": message(lambda: edit(change=" ")),
+        "other words": message(lambda: edit(change="green=blue")),
+        "no change": message(lambda: edit(change="red")),
+        "same words": message(lambda: edit(change="", new_caption=SAMPLE)),
+        "both ways": message(lambda: edit(new_caption="a star")),
+        "two clips": message(lambda: edit(latent=two)),
+        "empty": message(lambda: edit(latent=none)),
+        "wide mask": message(lambda: edit(mask=wide)),
+        "black mask": message(lambda: edit(mask=torch.zeros(1, 48, 48))),
+        "frames of a mask": message(lambda: edit(mask=torch.ones(5, 48, 48))),
+        "latent of another model": message(lambda: edit(latent={"samples": torch.ones(1, 4, 8, 8)})),
+        "plain Wan writes nothing": message(lambda: edit(model=wan)),
+        "no such strength": message(lambda: edit(strength=1.5)),
+        "long words": message(lambda: edit(change="red=" + "circle " * 40)),
+    }
+
+
 def sliced() -> dict[str, Any]:
     """Core's Trim Video in front of Encode Video: what core shows of a part, and what is read of it."""
     media, video = pack_module("nodes.media"), pack_module("uvg_core.media.video")
@@ -991,8 +1131,8 @@ def sliced() -> dict[str, Any]:
                 look(trimmed(clip, start, round(frames / rate, 3)))
             look(trimmed(trimmed(clip, 0.25, 0.0), 0.25, 0.5))  # a part of a part
             look(trimmed(clip, 1.0, 0.0, strict=False))  # to the end
-        four, note = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.5), vae=vae, **{**SIZE, "frames": 81})
-        five, more = run("UniViGUEncodeVideo", video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
+        four, note = encode(video=trimmed(clip, 0.5, 0.5), vae=vae, **{**SIZE, "frames": 81})
+        five, more = encode(video=trimmed(clip, 0.5, 0.625), vae=vae, **{**SIZE, "frames": 81})
         memory = InputImpl.VideoFromComponents(clip.get_components())
         look(trimmed(memory, 0.5, 0.5))
         end = media.read(clip.as_trimmed(4.99, 0.0), spec)[1]  # the last frame is still on screen

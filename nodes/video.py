@@ -33,7 +33,7 @@ from ..uvg_core.settings import Flag, Text, fields_of, setting, settings
 from . import widgets
 from .comfy.captions import clips_at_once, describe, describe_together
 from .comfy.conditioning import encode_prompt
-from .comfy.latents import encode_clips, encode_pixels, facts_of_vae, require_video_vae
+from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
 from .comfy.paths import shown
 from .comfy.saving import output_file, place_in_output, workflow_tags
@@ -174,7 +174,8 @@ class UniViGUCaptionFolder(Node):
 
             seeds = [how.seed(sampling.seed, file.relative_to(root)) for file in files]
             try:
-                latents = encode_clips(vae, [one.pixels for one in clips])
+                # One by one: of a batch of clips ComfyUI's VAE cuts off the last frames.
+                latents = torch.cat([encode_pixels(vae, one.pixels) for one in clips])
                 if how.template:
                     seeded = replace(sampling, seed=seeds[0])
                     template: dict[str, Any] = {"hint": hint(), "template": how.template, "report": show}

@@ -18,7 +18,6 @@ from ...uvg_core.flow.embedding import nearest_tokens
 from .network import network_of
 
 WAN_VAE_WIDTH = 96
-SMALL_PIXELS = 2**24  # numbers of the clips that go through a VAE in one piece
 RUN, DTYPES = "uni_vigu_run", "uni_vigu_dtypes"  # attachments of a VAE
 
 
@@ -104,14 +103,6 @@ def nearest_words(model: Any, vectors: Tensor) -> Tensor:
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     """uint8 ``[T,H,W,3]`` -> latent ``[1,16,F,h,w]`` in the VAE's space."""
     return vae.encode(pixels.float() / 255)
-
-
-def encode_clips(vae: Any, clips: Sequence[Tensor]) -> Tensor:
-    """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[B,16,F,h,w]`` in the VAE's space. Small ones go through the
-    VAE together, which is several times faster."""
-    together = max(1, SMALL_PIXELS // clips[0].numel())
-    parts = [clips[start : start + together] for start in range(0, len(clips), together)]
-    return torch.cat([vae.encode(torch.stack(list(part)).float() / 255) for part in parts])
 
 
 def decode_latent(vae: Any, latent: Tensor) -> Tensor:

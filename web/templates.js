@@ -8,6 +8,7 @@ const ORDER = [
   "text_to_video",
   "video_to_text",
   "joint",
+  "image_to_video",
   "caption_folder",
   "rank_captions",
   "edit_by_words",

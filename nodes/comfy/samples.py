@@ -1,4 +1,4 @@
-"""The clips that the shipped workflows start from."""
+"""The clips and the picture that the shipped workflows start from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ log = logging.getLogger(__name__)
 
 SAMPLES = PACK / "samples"
 READ_IN_PLACE = "uvg_training_clips"  # a folder that nothing is written into
-# What has to lie in the input folder: Load Video reads from no other, and Caption Folder writes beside the clips.
-COPIED = ("uvg_sample.mp4", *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")))
+# What has to lie in the input folder: Load Video and Load Image read from no other, and Caption Folder writes beside
+# the clips.
+COPIED = (
+    *("uvg_sample.mp4", "uvg_sample.png"),
+    *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
+)
 
 
 def offer_samples() -> None:

@@ -79,6 +79,13 @@ def wish_of(world: World, place: int, seed: int) -> Wish:
     return Wish(world, replace(world, shapes=shapes), attribute, index)
 
 
+def away_from_ground(clip: Tensor, grounded: Tensor | None = None) -> Tensor:
+    """Where a clip, uint8 ``[T,S,S,3]``, shows something else than the ground of ``grounded``, or its own:
+    ``[T,S,S]``."""
+    colour = (clip if grounded is None else grounded).flatten(0, 2).mode(0).values.int()
+    return (clip.int() - colour).abs().amax(-1) >= _AWAY
+
+
 def _words(shape: Shape, attribute: str) -> str:
     """As few words of an object as name an attribute of it and of no other: no two objects share a colour."""
     if attribute == "colour":
@@ -94,8 +101,7 @@ def background_psnr(clips: Tensor, made: Tensor, edited: Tensor, which: Sequence
     clip and after the edit; of the clips ``which``."""
     error, count = 0.0, 0
     for index in which:
-        colour = clips[index].flatten(0, 2).mode(0).values.int()
-        quiet = torch.stack([(one[index].int() - colour).abs().amax(-1) < _AWAY for one in (clips, edited)]).all(0)
+        quiet = ~(away_from_ground(clips[index]) | away_from_ground(edited[index], clips[index]))
         squares = (made[index].float() - clips[index].float()).square().mean(-1)[quiet]
         error, count = error + float(squares.sum()), count + squares.numel()
     return -10 * float(torch.tensor(error / max(count, 1) / 255**2 + 1e-12).log10())

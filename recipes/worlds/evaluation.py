@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from uvg_core.data.sources import digest
-from uvg_core.media.vae import LatentCodec
+from uvg_core.media.vae import SPATIAL, LatentCodec
 from uvg_core.model import UniViGU
 from uvg_core.pipeline.cycle import CYCLE_DRAWS, clip_gain, confidence, distances, words_kept
 from uvg_core.pipeline.pipeline import Pipeline
@@ -30,6 +30,7 @@ from uvg_core.sampling import (
     Sampling,
     Worded,
     edit,
+    fill_template,
     joint,
     text_to_video,
     video_to_text,
@@ -41,6 +42,7 @@ from uvg_core.sampling.settings import SAMPLING
 from .detector import count_blots, read_world, score
 from .drawing import render
 from .edits import Score, background_psnr, wish_of
+from .fills import ends_free, objects_free, psnr, with_blank
 from .grammar import ATTRIBUTES, World, hard_negatives, parse, random_world, read_caption
 from .source import WorldSource
 
@@ -246,22 +248,30 @@ class Evaluator:
         self.clips = self.decode(drawn)
         return self.score_clips(self.clips, self.worlds)
 
-    def _drawn(self, texts: Sequence[str], plain: bool = False, **options: Any) -> Tensor:
+    def _drawn(self, texts: Sequence[str], plain: bool = False, free: Tensor | None = None, **options: Any) -> Tensor:
+        """``free``: a mask ``[N or 1,...]`` of the clips, 0 in what of them is held."""
         made = []
         for batch, noise, denoise, sampling in self._prompted(texts, **options):
             stream: tuple[Tensor | None, Tensor | None] = (None, None)
             if not plain:
                 stream = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
-            made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1]))
+            kept = self._kept(free, batch)
+            made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1], kept=kept))
         return torch.cat(made)
 
-    def joint(self, steps: int | None = None, **options: Any) -> tuple[Accuracy, Accuracy]:
+    def _kept(self, free: Tensor | None, batch: slice) -> tuple[Tensor, Tensor] | None:
+        """What of a batch is held, as the jobs take it."""
+        if free is None:
+            return None
+        return self.latents[batch], (free if len(free) == 1 else free[batch]).to(self.latents)
+
+    def joint(self, steps: int | None = None, free: Tensor | None = None, **options: Any) -> tuple[Accuracy, Accuracy]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
-        (kind and colour of caption and clip, counted together)."""
+        (kind and colour of caption and clip, counted together). ``free``: as of ``_drawn``."""
         clips, self.captions = [], []
         briefs = [world.brief for world in self.worlds]
-        for _, noise, denoise, sampling in self._prompted(briefs, joint=True, steps=steps, **options):
-            made = joint(denoise, noise, sampling)
+        for batch, noise, denoise, sampling in self._prompted(briefs, joint=True, steps=steps, **options):
+            made = joint(denoise, noise, sampling, kept=self._kept(free, batch))
             clips.append(made.video)
             self.captions += [self.pipe.tokenizer.text(row) for row in made.text]
         self.clips = self.decode(torch.cat(clips))
@@ -373,6 +383,47 @@ class Evaluator:
         quiet = [index for index, wish in enumerate(wishes) if wish.attribute != "background"]
         both = {"edited": edited, "the VAE's own": own}
         return found, {name: background_psnr(self.pixels, clips, edited, quiet) for name, clips in both.items()}
+
+    def fills(self) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
+        """Parts of each clip held and the rest formed (see ``fills.py``). Letters by part: from detailed captions, the
+        first frame, the first and the last, or all but the objects held; from brief ones, clip and caption at once
+        with the first frame held; and sentences with one blank beside the whole clip. Also how well what is held came
+        out beside the VAE's own, in dB."""
+        captions = [world.caption for world in self.worlds]
+        first, box = ends_free(self.latents, last=False), objects_free(self.pixels)
+        masks = {"first frame": first, "first and last": ends_free(self.latents, last=True), "region": box}
+        clips = {name: self.decode(self._drawn(captions, free=free)) for name, free in masks.items()}
+        found = {name: self.score_clips(made, self.worlds).answers for name, made in clips.items()}
+        found["joint"] = self.joint(free=first)[0].answers
+        found["blank"] = self._blanks()
+        outside = ~box[:, 0].bool().repeat_interleave(SPATIAL, 2).repeat_interleave(SPATIAL, 3)
+        held = {"first frame": slice(0, 1), "last frame": slice(-1, None)}
+        both = {"held": clips["first and last"], "the VAE's own": self.decode(self.latents)}
+        decibels = {
+            f"{name}, {which}": psnr(made[:, part], self.pixels[:, part])
+            for name, part in held.items()
+            for which, made in both.items()
+        }
+        both["held"] = clips["region"]
+        where = outside.expand(self.pixels.shape[:-1])
+        decibels |= {f"outside the region, {which}": psnr(made, self.pixels, where) for which, made in both.items()}
+        return found, decibels
+
+    def _blanks(self) -> dict[str, str]:
+        """Whether a sentence with one blank became the true one, by attribute and in all."""
+        letters = dict.fromkeys((*ATTRIBUTES, "whole"), "")
+        with self._network() as model:
+            for index, world in enumerate(self.worlds):
+                template, asked = with_blank(world, index)
+                sampling, clip = (
+                    self._sampling(index).resolved(self.run, captions=True),
+                    self.latents[index : index + 1],
+                )
+                ids = fill_template(GuidedDenoiser(model), self.pipe.tokenizer, template, clip, sampling)
+                right = self.pipe.tokenizer.text(ids[0]).strip() == world.caption
+                for name in letters:
+                    letters[name] += _LETTERS[right if name in (asked, "whole") else None]
+        return letters
 
     def _edited(self, old: Sequence[str], new: Sequence[str], **options: Any) -> Tensor:
         made = []

@@ -97,6 +97,11 @@ def _edit(evaluator: Evaluator) -> dict[str, Any]:
     return {**found, "dB": {name: round(value, 2) for name, value in decibels.items()}}
 
 
+def _fill(evaluator: Evaluator) -> dict[str, Any]:
+    found, decibels = evaluator.fills()
+    return {**found, "dB": {name: round(value, 2) for name, value in decibels.items()}}
+
+
 def _best_of(evaluator: Evaluator) -> dict[str, Any]:
     found, cost = evaluator.best_of()
     answers = {name: accuracy.answers for name, accuracy in found.items()}
@@ -128,6 +133,7 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "plain": lambda evaluator: {"": evaluator.text_to_video(plain=True).answers},
     "cycle": _cycle,
     "edit": _edit,
+    "fill": _fill,
     "stable": _stopped({"stop_when_stable": _STABLE}),
     "sure": _stopped({"stop_when_sure": _SURE}),
     "best_of": _best_of,
@@ -384,9 +390,17 @@ _LABELS = {
     ("edit", "changed"): "edited by words: what was asked for has changed",
     ("edit", "kept"): "edited by words: everything else has stayed",
     ("edit", ""): "edited by words: both",
+    ("fill", "first frame"): "first frame held, from detailed captions",
+    ("fill", "first and last"): "first and last frame held",
+    ("fill", "region"): "objects formed anew in the held rest",
+    ("fill", "joint"): "first frame held, joint from brief prompts: caption against clip",
+    ("fill", "blank"): "sentences with one blank, beside the clip",
     ("detector", "rendered"): "detector, rendered clips",
     ("detector", "through the VAE"): "detector, after the VAE",
 }
+
+
+_WHOLE = (("edit", "changed"), ("edit", ""), ("fill", "blank"))  # answers of which the share of whole clips counts
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -394,7 +408,15 @@ def tables(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if "way" not in row]
     known = {(row["of"], row["job"]): row for row in rows if row["of"] in OBJECTS}
     attributes = (_attributes(known, of) for of in OBJECTS)
-    parts = [_means(known), *attributes, _vae_line(known), _rules(known), _areas(known), _choices(known)]
+    parts = [
+        _means(known),
+        *attributes,
+        _decibels(known),
+        _vae_line(known),
+        _rules(known),
+        _areas(known),
+        _choices(known),
+    ]
     return "\n\n".join(part for part in (*parts, _kinds(rows)) if part) + "\n"
 
 
@@ -413,7 +435,7 @@ def _means(known: Mapping[tuple[str, str], Row]) -> str:
     clips = {row["clips"] for row in known.values()}
     body = []
     for (job, part), label in _LABELS.items():
-        name = "first" if job == "ranking" else "whole" if job == "edit" and part != "kept" else "mean"
+        name = "first" if job == "ranking" else "whole" if (job, part) in _WHOLE else "mean"
         cells = [_number(known.get((of, job)), part, name) for of in OBJECTS]
         body += [[label, *cells]] if any(cells) else []
     return _table([f"percent right, {', '.join(map(str, sorted(clips)))} clips", *OBJECTS], body)
@@ -437,6 +459,17 @@ def _attributes(known: Mapping[tuple[str, str], Row], of: str) -> str:
 def _vae_line(known: Mapping[tuple[str, str], Row]) -> str:
     row = known.get(("one object", "vae"))
     return f"VAE: whole clips {row['dB']['whole']} dB, inside the objects' boxes {row['dB']['boxes']} dB" if row else ""
+
+
+def _decibels(known: Mapping[tuple[str, str], Row]) -> str:
+    """How well clips survive what is done to them."""
+    body = [
+        [job, of, name, f"{value:.2f}"]
+        for (of, job), row in known.items()
+        if job in ("edit", "fill")
+        for name, value in row["dB"].items()
+    ]
+    return _table(["PSNR in dB", "worlds", "of what", "dB"], body)
 
 
 def _rules(known: Mapping[tuple[str, str], Row]) -> str:

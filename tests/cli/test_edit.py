@@ -10,6 +10,7 @@ import pytest
 
 from uvg_core.cli.main import main
 from uvg_core.media.video import probe
+from uvg_core.pipeline.pipeline import EMBEDDED_MODEL
 
 CLIP = Path(__file__).parents[2] / "samples" / "uvg_sample.mp4"
 CAPTION = "a large red circle moves right quickly on a navy background"
@@ -30,7 +31,7 @@ def test_a_clip_changes_with_its_words(tmp_path: Path, capsys: pytest.CaptureFix
         "-o",
         str(out),
     ]
-    assert main([*command, "--sheet", str(sheet), "--json", str(report), *FEW]) == 0
+    assert main([*command, "--sheet", str(sheet), "--json", str(report), "--best-of", "2", *FEW]) == 0
     new = "a large blue circle moves right slowly on a navy background"
     assert capsys.readouterr().out == f"from: {CAPTION}\nto:   {new}\n"
     before, after = probe(CLIP), probe(out)
@@ -39,7 +40,16 @@ def test_a_clip_changes_with_its_words(tmp_path: Path, capsys: pytest.CaptureFix
     assert after.duration == pytest.approx(before.duration, abs=0.2)
     assert sheet.stat().st_size > 0
     found = json.loads(report.read_text("utf-8"))
-    assert (found["from"], found["to"], found["steps"], found["seed"]) == (CAPTION, new, 1, 0)
+    assert (found["from"], found["to"], found["steps"], found["best_of"]) == (CAPTION, new, 1, 2)
+    assert found["seed"] in (0, 1)
+    assert Path(found["model"]) == EMBEDDED_MODEL
+    assert (found["loras"], found["mask"], found["strength"]) == ([], None, 0.95)
+
+
+def test_the_best_of_several_edits_is_one_of_a_whole_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["edit", str(CLIP), "--from", CAPTION, "--change", "red=blue", "-o", str(tmp_path / "e.mp4")]
+    assert main([*command, "--frames", "5", "--best-of", "2", *FEW]) == 1
+    assert "this one is edited in 2 parts; choose a part with --seconds 1.25" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_the_models_caption_and_writes_nothing(

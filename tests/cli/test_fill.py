@@ -55,7 +55,11 @@ def test_outside_the_mask_the_file_shows_through(tmp_path: Path) -> None:
         (["joint", "x", "--fit", "pad"], 1, "name one with --hold"),
         (["generate", "x", "--hold", str(CLIP)], 1, "name a picture with --mask"),
         (["generate", "x", "--last-frame", "none.png"], 1, "none.png: no such file"),
-        (["joint", "x", "--first-frame", str(CLIP), "--last-frame", str(CLIP), "--frames", "5"], 1, "nothing to form"),
+        (
+            ["joint", "x", "--first-frame", str(CLIP), "--last-frame", str(CLIP), "--frames", "5"],
+            1,
+            "all of a clip of 5",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(

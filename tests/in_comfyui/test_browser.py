@@ -77,6 +77,11 @@ def joint(run: Run) -> None:
     run.image("How both took shape", 500)
 
 
+def image_to_video(run: Run) -> None:
+    run.said("Joint Sampler", run.text("The caption", ".* background"), live=2)
+    run.video()
+
+
 def caption_folder(run: Run) -> None:
     run.text("The captions", rf"{SENTENCE}\n\n{SENTENCE}\n\n{SENTENCE}")
     run.said("Caption Folder", run.text("Report", "3 clips: 3 captioned, .*"), live=2)
@@ -111,6 +116,7 @@ SHOWS: dict[str, Callable[[Run], None]] = {
         text_to_video,
         video_to_text,
         joint,
+        image_to_video,
         caption_folder,
         rank_captions,
         edit_by_words,

@@ -52,6 +52,20 @@ def test_what_is_left_to_the_checkpoint_is_what_it_carries(inside: Inside) -> No
     assert "connect MODEL" in found["unknown"]
 
 
+def test_pictures_at_the_ends_of_a_clip_stay(inside: Inside) -> None:
+    found = inside.call("nodes", "pictures_at_the_ends")
+    assert found["no pictures"] == ["samples"]
+    assert (found["mask"], found["both"]) == ([0, 1, 1], [0, 1, 0])
+    assert (found["several"], found["a tail"]) == ([0, 0, 1], [1, 1, 1, 0, 0])
+    assert found["as encoded"] <= 1e-4
+    assert all(value <= 1e-5 for value in found["kept"].values()), found["kept"]
+    assert all(found["formed"].values())
+    assert found["batch"] == [2, 16, 3, 6, 6]
+    assert found["stream"] == [5, 0.0]
+    assert "connect VAE of Load Uni-ViGU to the input vae" in found["no vae"]
+    assert "ask for more frames" in found["all"]
+
+
 def test_captions(inside: Inside) -> None:
     found = inside.call("nodes", "captions")
     assert found["free"] == found["again"]
@@ -405,11 +419,12 @@ def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_p
     found = inside.call("nodes", "samples_offered", path=str(tmp_path))
     clips = [
         "uvg_sample.mp4",
+        "uvg_sample.png",
         *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
     ]
     assert found["first"] == clips[:-1]
     assert found["own"]
-    assert found["again"] == [clips[0], clips[2]]  # what was deleted stays deleted
+    assert found["again"] == [clips[0], *clips[2:-1]]  # what was deleted stays deleted
     assert found["upgraded"] == [clips[0], *clips[2:]]
     assert found["other folder"] == found["later"] == found["spoiled"] == clips
     assert found["no notes"] == []

@@ -23,6 +23,7 @@ NAMES = (
     "text_to_video",
     "video_to_text",
     "joint",
+    "image_to_video",
     "caption_folder",
     "rank_captions",
     "edit_by_words",
@@ -155,6 +156,17 @@ def test_joint_text_and_video_agree(client: Any, tmp_path: Path) -> None:
     caption = next(text for text in texts(result) if "background" in text)
     assert said_in(caption) == seen_in(video_in(client, result, tmp_path)), caption
     assert said_in(caption)[0] in prompt_of(graph)
+
+
+def test_a_clip_begins_with_the_picture(client: Any, tmp_path: Path) -> None:
+    """And its caption says what the picture shows."""
+    result = client.run(graph_of("image_to_video"))
+    first, picture = (
+        read_clip(path, ClipSpec(1, 48, 48)).pixels.float()
+        for path in (video_in(client, result, tmp_path), ROOT / "samples" / "uvg_sample.png")
+    )
+    assert float((first - picture).square().mean()) < 255**2 / 10**2.3  # 23 dB, through the VAE and a codec
+    assert any(said_in(text) == ("yellow", "navy") for text in texts(result))
 
 
 def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], client: Any, server: Server) -> None:

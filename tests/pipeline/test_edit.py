@@ -155,8 +155,13 @@ def test_masks_of_another_shape_and_black_ones_are_refused(tmp_path: Path) -> No
         Mask.read(tmp_path / "black.png", subject)
 
 
-@pytest.mark.parametrize(("suffix", "codec", "kept"), [("mp4", "aac", "aac"), ("mov", "pcm_s16le", "aac")])
-def test_the_sound_of_the_part_that_was_read_is_kept(tmp_path: Path, suffix: str, codec: str, kept: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "codec", "kept"), [("mp4", "aac", "aac"), ("mov", "pcm_s16le", "aac"), ("mkv", "mp2", "")]
+)
+def test_the_sound_of_the_part_that_was_read_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, codec: str, kept: str
+) -> None:
+    caplog.set_level("WARNING")  # also of its handler, which the command line may have silenced
     path = tmp_path / f"a.{suffix}"
     with av.open(str(path), "w") as file:
         video: Any = file.add_stream("libx264", rate=Fraction(5))
@@ -175,6 +180,10 @@ def test_the_sound_of_the_part_that_was_read_is_kept(tmp_path: Path, suffix: str
         write_video(tmp_path / "out.mp4", subject.restored(subject.pixels, None), 5, subject.sound)
         assert probe(tmp_path / "out.mp4").frames == frames
         with av.open(str(tmp_path / "out.mp4")) as file:
+            if not kept:
+                assert not file.streams.audio
+                assert "a.mkv: its sound is mp2" in caplog.text
+                continue
             (track,) = file.streams.audio
             assert track.codec_context.name == kept
             heard = sum(frame.samples for frame in file.decode(track)) / 48000

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
-from uvg_core.media.vae import latent_shape
+from uvg_core.media.vae import latent_shape, with_ends
 from uvg_core.media.video import ClipSpec, read_clip
 from uvg_core.media.video.footage import Footage
 from uvg_core.pipeline import fill
@@ -65,7 +65,7 @@ def test_the_pictures_at_the_ends(pipe: Pipeline, tmp_path: Path) -> None:
     assert both is not None
     assert both[1][0, 0].amax((1, 2)).tolist() == [0, 1, 1, 0]
     torch.testing.assert_close(both[0][:, :, 3], whole[:, :, 2], atol=1.0, rtol=0.1)
-    with pytest.raises(UniViGUError, match="5 frames are held, so that there is nothing"):
+    with pytest.raises(UniViGUError, match="all of a clip of 5 frames"):
         hold_ends(pipe, still, still, Size(frames=5))
 
 
@@ -83,8 +83,15 @@ def test_a_clip_ends_with_its_very_last_frame(
 ) -> None:
     """At the model's rate; what lacks in the front is repeated."""
     clip = make(tmp_path / "clip.mp4", numbered(count), times=[40 * n for n in range(count)])
-    pixels, _ = fill._ending(clip, ClipSpec(9, 32, 32, fps=6.25), footage)
-    assert numbers(pixels) == expected
+    seen: list[Tensor] = []
+
+    def encode(pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return torch.zeros(1, 16, 3, 4, 4)
+
+    ending = fill._ending(clip, ClipSpec(9, 32, 32, fps=6.25), footage)
+    with_ends(torch.zeros(1, 16, 4, 4, 4), encode, None, ending.pixels)
+    assert numbers(seen[0]) == expected
 
 
 def test_outside_a_region_a_file_stays_as_it_is(pipe: Pipeline, tmp_path: Path) -> None:

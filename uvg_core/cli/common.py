@@ -161,7 +161,7 @@ def steps_of(pipe: Pipeline, best: BestOf, callback: Callable[[str], Callback], 
     return lambda step, state: callback(f"{what} {len(pipe.draws) + 1} of {best.best_of}")(step, state)
 
 
-def drawn(pipe: Pipeline, best: BestOf, shown: Bars, draw: Callable[[], Sampled]) -> tuple[list[Sampled], int]:
+def drawn(pipe: Pipeline, best: BestOf, shown: Bars, draw: Callable[[], object]) -> tuple[list[Sampled], int]:
     """What is to be written, the best first, and the exit code. Scores are said; Ctrl-C ends the draws, and the best so
     far is kept."""
     with suppress(KeyboardInterrupt) if best.best_of > 1 else nullcontext():

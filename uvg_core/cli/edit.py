@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -17,9 +18,9 @@ from ..pipeline.edit import Mask, Subject
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.wording import changes_of, reworded
 from ..progress import Bars
-from ..sampling import Editing, Sampling, Size
+from ..sampling import BestOf, Editing, Sampling, Size
 from ..settings import Flag, Text, setting, settings
-from .common import Model, Video, latent_saved, steps_on
+from .common import Model, Video, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import say, show, show_clip
 from .streams import as_json, is_stream, write_json
@@ -90,7 +91,7 @@ def edit(
     size: Size,
     footage: Footage,
     shown: Bars,
-) -> None:
+) -> int:
     """Edit a clip by editing its caption."""
     out = own.out or free_name(EDITED)
     for path in () if own.dry_run else filter(None, (out, own.sheet)):
@@ -103,15 +104,22 @@ def edit(
     if not is_stream(own.json):
         show(f"from: {captions[0]}\nto:   {captions[1]}")
     if own.dry_run:
-        return
+        return 0
     subject = Subject.read(pipe, own.clip, size, footage)
     mask = None if own.mask is None else Mask.read(own.mask, subject)
     shown.close()
-    windows = len(subject.windows())
+    windows, code, best = len(subject.windows()), 0, BestOf(best_of=editing.best_of)
     say(subject.note if windows == 1 else f"{subject.note}; in {windows} parts that overlap: objects may jump there")
+    if windows > 1 and best.best_of > 1:
+        raise UniViGUError(
+            f"{own.clip}: --best-of chooses among edits of a whole clip, and this one is edited in {windows} parts; "
+            f"choose a part with --seconds {subject.window / subject.info.fps:.3g}, or leave out --best-of"
+        )
 
     def change(latent: Tensor, free: Tensor | None) -> Tensor:
-        return pipe.edit(
+        nonlocal code
+        draw = partial(
+            pipe.edit,
             latent,
             captions,
             negative=video.negative,
@@ -119,8 +127,10 @@ def edit(
             sampling=sampling,
             editing=editing,
             free=free,
-            callback=steps_on(shown, "editing"),
+            callback=steps_of(pipe, best, partial(steps_on, shown), "editing"),
         )
+        (kept,), code = drawn(pipe, best, shown, draw)
+        return kept.latent.to(pipe.device)
 
     with latent_saved(pipe, out, shown) if windows == 1 else nullcontext():
         frames = subject.edited(pipe, change, mask)
@@ -131,10 +141,25 @@ def edit(
         contact_sheet(rows, own.sheet, title="Edited by its words")
         say(f"{own.sheet}: {counted(2, 'clip')}, before and after")
     if own.json:
-        resolved = sampling.resolved(pipe.config.run)
-        names = ("steps", "seed", "shift", "guidance_scale", "guidance_end")
-        how = {**{name: getattr(resolved, name) for name in names}, **asdict(editing), "negative": video.negative}
-        write_json(own.json, {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1], **how})
+        words = {"clip": str(own.clip), "out": str(out), "from": captions[0], "to": captions[1]}
+        write_json(own.json, words | _how(pipe, own, sampling, video) | asdict(editing) | asdict(footage))
+    return code
+
+
+def _how(pipe: Pipeline, own: Edit, sampling: Sampling, video: Video) -> dict[str, Any]:
+    """What the result was made with; ``seed``: its own, of several."""
+    resolved, kept = sampling.resolved(pipe.config.run), pipe.sampled
+    loras = [{"file": str(lora.path), "video": lora.choice.video, "text": lora.choice.text} for lora in pipe.loras]
+    names = ("steps", "shift", "guidance_scale", "guidance_end")
+    return {
+        "model": str(pipe.components.path),
+        "loras": loras,
+        "mask": None if own.mask is None else str(own.mask),
+        "no_text_stream": own.no_text_stream,
+        "negative": video.negative,
+        "seed": resolved.seed if kept is None else kept.seed,
+        **{name: getattr(resolved, name) for name in names},
+    }
 
 
 def _described(pipe: Pipeline, clip: Path, size: Size, footage: Footage, sampling: Sampling, shown: Bars) -> str:

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UniViGUError, counted
-from ..media.vae import TEMPORAL
-from ..media.video import ClipSpec, Sound, probe, read_clip
+from ..media.vae import LOOKED_AT, TEMPORAL, with_ends
+from ..media.video import Clip, ClipSpec, Sound, probe, read_clip
 from ..media.video.footage import FOOTAGE, Footage
 from ..sampling import Size
 from ..sampling.settings import SIZE
 from .edit import Mask, Subject, mixed
 from .pipeline import Pipeline
-
-# A value of the latent stands for four pictures, and the VAE looks at those before them too. A picture that stands
-# still for nine comes back at 30.6 dB in the embedded model, one that does for five at 30.3.
-_LOOKED_AT = 9
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,6 @@ class Held:
     note: str = ""
     subject: Subject | None = None
     mask: Mask | None = None
-
-    def __post_init__(self) -> None:
-        if self.kept is not None and not bool(self.kept[1].any()):
-            raise UniViGUError(
-                f"all of the clip's {counted(self.size.frames or 0, 'frame')} are held, so that there is nothing to "
-                "form; ask for more --frames"
-            )
 
     @property
     def fps(self) -> float | None:
@@ -74,27 +63,20 @@ def hold_ends(
     info = probe(first or last or Path(), start=footage.start, seconds=footage.seconds)
     spec = size.spec(run, footage).suited(info.height, info.width)
     size = Size(height=spec.height, width=spec.width, frames=spec.frames)
-    clean = torch.zeros_like(pipe.noise(size))
-    free, notes = torch.ones_like(clean[:, :1]), []
-    if first is not None:
-        clip = footage.read(first, replace(spec, frames=1, fps=None))
-        clean[:, :, :1], free[:, :, :1] = pipe.encode_clip(clip.pixels), 0.0
-        notes.append(clip.note)
-    if last is not None:
-        pixels, note = _ending(last, replace(spec, frames=_LOOKED_AT, fps=run.fps), footage)
-        clean[:, :, -1:], free[:, :, -1:] = pipe.encode_clip(pixels)[:, :, -1:], 0.0
-        notes.append(note)
-    return Held(size, (clean, free), "\n".join(notes))
+    empty = torch.zeros_like(pipe.noise(size))
+    begin = None if first is None else footage.read(first, replace(spec, frames=1, fps=None))
+    end = None if last is None else _ending(last, replace(spec, frames=LOOKED_AT, fps=run.fps), footage)
+    first_pixels, last_pixels = (None if clip is None else clip.pixels for clip in (begin, end))
+    kept = with_ends(empty, pipe.encode_clip, first_pixels, last_pixels)
+    return Held(size, kept, "\n".join(clip.note for clip in (begin, end) if clip is not None))
 
 
-def _ending(path: Path, spec: ClipSpec, footage: Footage) -> tuple[Tensor, str]:
-    """The end of a clip at the rate of ``spec``, its very last frame included; where it has too few, the first of them
-    is repeated."""
+def _ending(path: Path, spec: ClipSpec, footage: Footage) -> Clip:
+    """The end of a clip at the rate of ``spec``, its very last frame included; fewer frames where it has no more."""
     info, rate = probe(path, start=footage.start, seconds=footage.seconds), spec.fps or 1.0
     since = 0.0 if info.frames == 1 else max(0.0, info.duration - 1 / info.fps)  # when the last frame appears
     count = min(spec.frames, 1 + int(since * rate + 1e-6))
-    clip = read_clip(path, replace(spec, frames=count), start=footage.start + since - (count - 1) / rate)
-    return torch.cat([clip.pixels[:1].expand(spec.frames - count, -1, -1, -1), clip.pixels]), clip.note
+    return read_clip(path, replace(spec, frames=count), start=footage.start + since - (count - 1) / rate)
 
 
 def hold_outside(pipe: Pipeline, path: Path, mask: Path | None, size: Size = SIZE, footage: Footage = FOOTAGE) -> Held:

@@ -398,25 +398,25 @@ class Pipeline:
         for text in captions:
             _require_words(text, "caption")
         sampling = self._drawing(sampling, negative)
-        self.sampled = None
         stored = self.null_condition if not negative.strip() else None
         context = self.conditions([*captions, *([negative] if stored is None else [])])
         null = context[2:] if stored is None else stored
 
-        def job(network: UniViGU) -> Tensor:
-            scales = editing.source_guidance, sampling.guidance_scale
-            old, new = (
-                Worded(
-                    GuidedDenoiser(network, context[i : i + 1], null, scales[i], sampling.guidance_end),
-                    None if plain else self._tokens(text),
+        def once(seeded: Sampling) -> Sampled:
+            def job(network: UniViGU) -> Tensor:
+                scales = editing.source_guidance, sampling.guidance_scale
+                old, new = (
+                    Worded(
+                        GuidedDenoiser(network, context[i : i + 1], null, scales[i], sampling.guidance_end),
+                        None if plain else self._tokens(text),
+                    )
+                    for i, text in enumerate(captions)
                 )
-                for i, text in enumerate(captions)
-            )
-            return edit(latent, old, new, sampling, editing, free=free, callback=callback)
+                return edit(latent, old, new, seeded, editing, free=free, callback=callback)
 
-        edited = self.components.on_network(job)
-        self.sampled = Sampled(edited.cpu(), captions[1])
-        return edited
+            return Sampled(self.components.on_network(job).cpu(), captions[1], seed=seeded.seed)
+
+        return self._best(editing.best_of, sampling, once, captions[1]).latent.to(self.device)
 
     def latent_of(self, path: str | Path, size: Size = SIZE, footage: Footage = FOOTAGE) -> tuple[Tensor, str]:
         """A clip's latent, and the line that says how the clip was fitted to the model."""

@@ -182,6 +182,12 @@ class Editing:
     )
     source_guidance: Number = setting("Guidance of the old words; 1 turns it off.", default=1.0, ge=-1000, le=1000)
     draws: Whole = setting("Noise draws a step: more are steadier and take longer.", default=1, ge=1, le=1000)
+    best_of: Whole = setting(
+        "Make this many edits, each with the next seed, and keep the one that the model finds to fit the words best.",
+        default=1,
+        ge=1,
+        le=100,
+    )
 
 
 SAMPLING, SIZE, RANKING, EDITING = Sampling(), Size(), Ranking(), Editing()

@@ -32,6 +32,7 @@ from check_made import (
     plain_wan,
     run,
     said_by,
+    sampled,
     saved,
 )
 from comfy_api.latest import InputImpl
@@ -1031,6 +1032,57 @@ def joint_keeps() -> dict[str, Any]:
         "empty": message(lambda: sample(masked(first, {"samples": torch.zeros_like(video)}))),
         "nested": message(lambda: sample({"samples": bridge.nested(video, torch.zeros(1, 64, 5))})),
     }
+
+
+def pictures_at_the_ends() -> dict[str, Any]:
+    """Empty Uni-ViGU Latent with pictures: what the samplers keep of them, and what is refused."""
+    model, _, vae = load_embedded()
+    images = sample_clip().get_components().images
+    encoded, _ = run("UniViGUEncodeVideo", video=images, vae=vae, **SIZE)
+    text = conditioning(2, width=bridge.network_of(model).config.text_dim)
+    sizes = {"width": 0, "height": 0, "frames": 0, "text_length": 0, "batch_size": 1}
+
+    def empty_with(**changes: Any) -> Any:
+        return run("UniViGUEmptyLatent", **{"model": model, "vae": vae, **sizes, **changes})
+
+    def held(latent: Any) -> list[float]:
+        return latent["noise_mask"][0, 0].amax((1, 2)).tolist()
+
+    latent, *_ = empty_with(start_image=images[:1])
+    both, *_ = empty_with(start_image=images[:1], end_image=images[-1:])
+    given = {"seed": 1, "steps": 2, "guidance": 2.0, "shift": 3.0}
+    core_widgets = {"sampler": "euler", "scheduler": "uniform", "denoise": 1.0}
+    ours = {"model": model, "positive": text, "negative": text, "latent": latent, **given}
+    made = {
+        "Joint Sampler": run("JointSampler", **ours, text_length=0)[0]["samples"],
+        "Uni-Flow Sampler": run("UniFlowSampler", **ours, **core_widgets)[0]["samples"],
+        "KSampler": sampled(model, text, text, latent, steps=2),
+    }
+    twice = empty_with(start_image=images[:1], batch_size=2)[0]
+    stream = embedding_latent(vae, images[:1])
+    there = bridge.streams_of(stream)[0]
+    return {
+        "no pictures": sorted(empty_with()[0]),
+        "mask": held(latent),
+        "both": held(both),
+        "several": held(empty_with(start_image=images[:6])[0]),
+        "a tail": held(empty_with(end_image=images[:9], frames=17)[0]),
+        "as encoded": distance(latent["samples"][:, :, 0], encoded["samples"][:, :, 0]),
+        "kept": {name: distance(out[:, :, 0], latent["samples"][:, :, 0]) for name, out in made.items()},
+        "formed": {name: float(out[:, :, 1:].abs().max()) > 0.1 for name, out in made.items()},
+        "batch": list(sampled(model, text, text, twice, steps=1).shape),
+        "stream": [stream["noise_mask"].ndim, distance(there[:, :, 0], latent["samples"][:, :, 0])],
+        "no vae": message(lambda: empty_with(start_image=images[:1], vae=None)),
+        "all": message(lambda: empty_with(start_image=images[:9])),
+    }
+
+
+def embedding_latent(vae: Any, image: Any) -> dict[str, Any]:
+    """The latent of a checkpoint with two streams that begins with a picture."""
+    path = checkpoint("ends", torch.float32, {"text_length": 5}, text_flow="embedding")
+    model = bridge.load_network(path, "default", None)
+    sizes = {"width": 48, "height": 48, "frames": 9, "text_length": 0, "batch_size": 1}
+    return run("UniViGUEmptyLatent", model=model, vae=vae, start_image=image, **sizes)[0]
 
 
 EDIT = {"caption": "", "change": "", "new_caption": "", "strength": 0.95, "seed": 0, "steps": 4, "guidance": -1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ...io import written_whole
 from .clip import require_frames
 from .pictures import BT709, EXACT, LIMITED, memory_of
 from .source import Source
+
+log = logging.getLogger(__name__)
 
 # Best first; every one of them makes H.264 that browsers play.
 H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
@@ -41,7 +44,8 @@ def write_video(path: str | Path, pixels: Tensor, fps: float, sound: Sound | Non
 
     ``pixels`` is uint8 ``[T,H,W,3]``, RGB 0-255, on any device; ``fps`` in frames per second. Odd sizes grow by one
     row or column, a copy of the last, since 4:2:0 needs even ones. ``sound`` is copied packet by packet; of what no
-    mp4 holds, Vorbis and PCM are encoded as AAC, and the rest is left out. The file appears whole or not at all.
+    mp4 holds, Vorbis and PCM are encoded as AAC, and the rest is left out, with a warning. The file appears whole
+    or not at all.
     Raises UniViGUError when there is nothing to write, the values have another form, the name does not end in .mp4, no
     H.264 encoder is present, or the system refuses.
     """
@@ -108,9 +112,13 @@ def _sound_into(container: Any, sound: Sound) -> Callable[[], None] | None:
     with Source(sound.clip) as source:
         tracks = getattr(getattr(source.container, "streams", None), "audio", ())
         found = next((one for one in tracks if one.codec_context is not None), None)
-        if found is None or found.codec_context.codec.name not in (*_COPIED, *_ENCODED):
+        if found is None:
             return None
-        index, is_copied = found.index, found.codec_context.codec.name in _COPIED
+        codec = found.codec_context.codec.name
+        if codec not in (*_COPIED, *_ENCODED):
+            log.warning(f"{sound.clip}: its sound is {codec}, which no mp4 holds; it is left out")
+            return None
+        index, is_copied = found.index, codec in _COPIED
         if is_copied:
             track: Any = container.add_stream_from_template(found, opaque=True)
         else:

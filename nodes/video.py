@@ -17,6 +17,7 @@ from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.io import write_new
 from ..uvg_core.media.sheet import SheetRow, draw_sheet
 from ..uvg_core.media.video import (
+    Clip,
     ClipSpec,
     as_srt,
     caption_tags,
@@ -26,10 +27,11 @@ from ..uvg_core.media.video import (
 )
 from ..uvg_core.media.video.footage import Footage
 from ..uvg_core.pipeline.folders import Captions, caption_folder
+from ..uvg_core.pipeline.together import Together
 from ..uvg_core.sampling import Sampling, Size
 from ..uvg_core.settings import Flag, Text, fields_of, setting, settings
 from . import widgets
-from .comfy.captions import describe
+from .comfy.captions import clips_at_once, describe, describe_together
 from .comfy.conditioning import encode_prompt
 from .comfy.latents import encode_pixels, facts_of_vae, require_video_vae
 from .comfy.network import run_facts
@@ -157,41 +159,51 @@ class UniViGUCaptionFolder(Node):
         footage = read(Footage, inputs)
         spec = fitting(run_facts(model), read(Size, inputs), read(Rate, inputs).fps, footage)
         progress, before, where = Progress(cls.hidden.unique_id), visits.begun(inputs, (folder, how)), [""]
+        together = 1 if how.template else clips_at_once(model, spec)
         unforeseen: list[Exception] = []  # such as too little memory: worth another try though nothing has changed
 
         @cache
         def hint() -> list[Any] | None:  # only where a clip is captioned: the text encoder is large
             return encode_prompt(clip, how.hint, None) if how.hint.strip() else None
 
-        def caption(root: Path, file: Path) -> str:
-            def show(step: int, steps: int, words: str) -> None:
-                progress.text(f"{where[0]}\n{file.name}\n{words}")
+        def captions(root: Path, clips: Sequence[Clip], files: Sequence[Path]) -> list[str]:
+            shown_as = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
+            def show(step: int, steps: int, words: str) -> None:
+                progress.text(f"{where[0]}\n{shown_as}\n{words}")
+
+            seeds = [how.seed(sampling.seed, file.relative_to(root)) for file in files]
             try:
-                latent = encode_pixels(vae, footage.read(file, spec).pixels)
-                seeded = replace(sampling, seed=how.seed(sampling.seed, file.relative_to(root)))
-                _, text = describe(model, clip, latent, seeded, hint=hint(), template=how.template, report=show)
+                # One by one: of a batch of clips ComfyUI's VAE cuts off the last frames.
+                latents = torch.cat([encode_pixels(vae, one.pixels) for one in clips])
+                if how.template:
+                    seeded = replace(sampling, seed=seeds[0])
+                    template: dict[str, Any] = {"hint": hint(), "template": how.template, "report": show}
+                    texts = [describe(model, clip, latents, seeded, **template)[1]]
+                else:
+                    texts = describe_together(model, clip, latents, sampling, seeds, hint=hint(), report=show)
             except Exception as error:
                 unforeseen.extend([] if isinstance(error, UniViGUError) else [error])
                 raise
-            progress.text(f"{where[0]}\n{file.name}\n{text}")
-            return text
+            progress.text(f"{where[0]}\n{shown_as}\n{texts[0]}")
+            return texts
 
         def on_clip(index: int, total: int, _: Path, words: str) -> None:
             where[0] = words
             progress("captioning", index, total)
 
         with folder.opened() as path:
-            report = caption_folder(path, partial(caption, path), how, recursive=folder.subfolders, on_clip=on_clip)
+            captioner = Together(partial(footage.read, spec=spec), partial(captions, path), together)
+            report = caption_folder(path, captioner, how, recursive=folder.subfolders, on_clip=on_clip)
             if report.failed and not (report.written or report.skipped or report.proposed):
                 raise UniViGUError(str(report))
             if not (report.busy or unforeseen):
                 visits.finished(inputs, (folder, how), before, report.written)
             names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
             table = table_of(report.captions, names, footage, spec)
-        captions = [text for _, text in report.captions]
+        texts = [text for _, text in report.captions]
         words = shown(str(report))
-        return io.NodeOutput(captions, words, names, table, ui=said(words))
+        return io.NodeOutput(texts, words, names, table, ui=said(words))
 
 
 def later_widgets() -> list[Any]:

@@ -45,7 +45,7 @@ class ModelConfig:
     ``time_rounding``: ``none``, or ``bfloat16`` for weights that were trained on clocks of eight bits: the network then
     rounds both times (993.4 becomes 992), as the release's script does.
     ``held_parts``: what a network sees in the parts of a clip that a run holds: ``noised`` as the rest is, which needs
-    no training, or ``clean``, for weights that were trained so.
+    no training, or ``clean``, for weights that were trained with ``hold_share``.
 
     A ``vocab_size`` of 0 is unknown (a Wan base has no vocabulary). Raises UniViGUError, naming the entry, for values
     of another type or out of range.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...uvg_core.errors import UniViGUError
 from ...uvg_core.flow.time import sigma_from_tau
+from ...uvg_core.media.video import ClipSpec
+from ...uvg_core.pipeline.together import SMALL, clips_together
 from ...uvg_core.sampling import Ranking, Sampling, State, caption_likelihood, fill_template, video_to_text
 from ...uvg_core.sampling.loop import spread
 from ...uvg_core.sampling.rank import padded
@@ -99,6 +101,37 @@ def describe(
 
     text = recorder.text(run_on_clip(model, job, latent, sampling, hint))
     return text, tokenizer.text(text.tokens[0])
+
+
+def clips_at_once(model: Any, spec: ClipSpec) -> int:
+    """How many clips, read as ``spec`` says, are captioned in one pass. Of large ones ComfyUI would put weights aside
+    to make room."""
+    config, size = network_of(model).config, (spec.frames, spec.height, spec.width)
+    return clips_together(config, run_facts(model), size, SMALL)
+
+
+def describe_together(
+    model: Any,
+    clip: Any,
+    latents: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    hint: list[Any] | None = None,
+    report: Callable[[int, int, str], object] | None = None,
+) -> list[str]:
+    """Words for each of clean latents ``[B,16,F,h,w]``, as ``describe`` gives them alone with that of ``seeds``."""
+    require_video_latent(latents, network_of(model).config)
+    tokenizer, sampling = tokenizer_of(clip), sampling.resolved(run_facts(model), captions=True)
+
+    def watch(step: int, state: State) -> None:
+        if report is not None:
+            report(step, state.steps, tokenizer.text(state.tokens[0]))
+
+    def job(denoise: HostDenoiser, video: Tensor) -> Tensor:
+        return video_to_text(denoise, video, sampling, seeds=seeds, callback=watch)
+
+    return [tokenizer.text(row) for row in run_on_clip(model, job, latents, sampling, hint).cpu()]
 
 
 def rank(

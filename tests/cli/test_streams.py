@@ -19,10 +19,11 @@ import torch
 from uvg_core import checkpoint
 from uvg_core.__main__ import main as program
 from uvg_core.cli import streams
+from uvg_core.cli.caption import Describe
 from uvg_core.cli.flags import settings_of
 from uvg_core.cli.main import main, make_parser
 from uvg_core.media.video import probe, write_video
-from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.pipeline import together
 
 Feed = Callable[[bytes], None]
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,14 +284,15 @@ def test_a_cancelled_run_writes_what_was_done_as_json(
     for name in "abc":
         (folder / f"{name}.mp4").write_bytes(clip.read_bytes())
     (folder / "a.mp4").write_bytes(b"no video")
-    read = Pipeline.latent_of
+    describe = Describe.__call__
 
-    def latent_of(pipe: Pipeline, path: Path, *more: object) -> object:
-        if path.name == "c.mp4":
+    def described(self: Describe, clips: object, paths: list[Path], folder: Path) -> list[str]:
+        if paths[0].name == "c.mp4":
             raise KeyboardInterrupt
-        return read(pipe, path, *more)
+        return describe(self, clips, paths, folder)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Pipeline, "latent_of", latent_of)
+    monkeypatch.setattr(Describe, "__call__", described)
+    monkeypatch.setattr(together, "MOST", 2)
     assert main(["caption", str(clip), str(folder), str(clip), "--json", "-", "--steps", "1", *CPU]) == 130
     found = [(Path(one["clip"]).name, one["outcome"]) for one in json.loads(capsys.readouterr().out)]
     assert found == [("clip.mp4", "written"), ("a.mp4", "failed"), ("b.mp4", "written")]

@@ -139,12 +139,12 @@ def test_the_time_left_is_that_of_the_clips_to_be_captioned(monkeypatch: pytest.
     pace, said = Pace(left=300), []
     for index in range(40, 52):  # 40 of 340 were captioned before
         said.append(pace.words(index, 340))
-        with pace.timed():
+        with pace.timed(1):
             now[0] += 90 if index < 45 else 2
     assert said[0] == "41 of 340"
     assert said[1] == "42 of 340, about 7.5 h left"
     for _ in range(30):
-        with pace.timed():
+        with pace.timed(1):
             now[0] += 2
     assert pace.words(82, 340) == "83 of 340, about 9 min left"
     assert Pace(left=0).words(0, 1) == "1 of 1"

@@ -449,6 +449,43 @@ def test_captions_end_when_every_word_is_sure(
     assert text[:, [0, 2]].tolist() == [[7, 7]] * 2
 
 
+class EachSure:
+    """Is sure of the words of a row only from a step of its own on; until then others are a little likelier."""
+
+    config = TINY
+
+    def __init__(self, from_call: list[int]) -> None:
+        self.from_call, self.calls = from_call, 0
+
+    def __call__(self, video: torch.Tensor, text: torch.Tensor, *_: object, **__: object) -> Prediction:
+        self.calls += 1
+        shares = torch.full((*text.shape, TINY.vocab_size), 1e-12)
+        for row, first in enumerate(self.from_call):
+            if self.calls == first:
+                shares[row, :, 7] = 1.0
+            else:
+                shares[row, :, 3 + self.calls % 5], shares[row, :, 11] = 0.55, 0.45
+        return Prediction(None, shares.log())
+
+
+@pytest.mark.parametrize("settings", [{"stop_when_sure": 0.7}, {"stop_when_stable": 1}])
+def test_each_clip_of_a_batch_ends_when_it_is_sure_itself(given: dict[str, torch.Tensor], settings: Any) -> None:
+    """A batch of two is two batches of one: what a later step would make of a row that is done does not count."""
+    seen: list[int] = []
+    model: Any = EachSure([2, 5])
+    text = video_to_text(
+        model,
+        video=given["noise"],
+        length=3,
+        steps=9,
+        temperature=0.0,
+        callback=lambda step, state: seen.append(step),
+        **settings,
+    )
+    assert text.tolist() == [[7, 7, 7]] * 2
+    assert len(seen) == 5
+
+
 def test_a_checkpoint_may_end_captions_early_where_its_recipe_is_followed() -> None:
     recipe = RunConfig(text_steps=9, text_temperature=0.0, stop_when_sure=0.7)
     assert Sampling().resolved(recipe, captions=True).stop_when_sure == 0.7

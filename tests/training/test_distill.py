@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import RUN, Stop, curve, make_config, make_shards, make_start, make_trainer
 from torch import Tensor
 
@@ -210,3 +210,98 @@ def test_jobs_draw_as_the_students_lora_says(tmp_path: Path) -> None:
         pipe.generate("a red circle", negative="blue")
     off = Pipeline(loras=[LoraChoice(path, video=0.0)], device="cpu")
     assert off.config.run == Pipeline(device="cpu").config.run
+
+
+# --- matching distributions -------------------------------------------------------------------------------------------
+
+MATCHES = {"matching": "distribution", "own_states": 1.0}
+
+
+def gradients(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+    """Of the LoRAs, after one batch."""
+    trainer.network.zero_grad()
+    trainer.objective(batch).video.mean().backward()
+    return {n: w.grad.clone() for n, w in trainer.network.named_parameters() if w.grad is not None}
+
+
+def stirred(trainer: Trainer, *names: str) -> Trainer:
+    """With other LoRAs of these names than those that change nothing."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in trainer.network.named_parameters():
+            if any(f"lora_B.{one}." in name for one in names):
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    return trainer
+
+
+def test_a_student_that_draws_as_likely_clips_as_its_teacher_does_not_move(folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(folder, tmp_path, jobs=ALONE, distill={**MATCHES, "guidance": 1.0})
+    batch = batch_of(trainer)
+    of_student = [grad for name, grad in gradients(trainer, batch).items() if ".default." in name]
+    assert of_student
+    assert all(not grad.any() for grad in of_student)
+    stirred(trainer, "critic")  # which now says that the student's clips are other ones
+    assert any(grad.any() for name, grad in gradients(trainer, batch).items() if ".default." in name)
+
+
+def test_the_student_moves_towards_the_teacher_and_away_from_its_critic(folder: Path, tmp_path: Path) -> None:
+    trainer = stirred(trainer_of(folder, tmp_path, jobs=ALONE, distill={**MATCHES, "passes": 1}), "critic")
+    objective, batch = trainer.objective, batch_of(trainer)
+    assert batch.again is not None
+    assert batch.sigma_again is not None
+    with torch.no_grad():
+        made = batch.noise - objective._predict(batch, batch.noise, batch.text)[0]
+        sigma = batch.sigma_again[:, 0].clamp(0.02, 0.98)
+        x = made + sigma.view(-1, 1, 1, 1, 1) * (batch.again[:, 0] - made)
+        at = replace(batch, sigma_video=sigma)
+        with objective._as_teacher() as model:
+            real = objective._guided(model, at, x, batch.text, logits=False).velocity
+        critic = objective._criticised(at, x, batch.text)
+        towards = sigma.view(-1, 1, 1, 1, 1) * (critic - real)  # from the critic's clean clip to the teacher's
+
+    def moved() -> Tensor:
+        return batch.noise - objective._predict(batch, batch.noise, batch.text)[0] - made
+
+    trainer.network.zero_grad()
+    objective(batch).video.mean().backward()
+    with torch.no_grad():
+        for name, weight in trainer.network.named_parameters():
+            if ".default." in name and weight.grad is not None:
+                weight -= 0.1 * weight.grad
+        assert float((moved() * towards).sum()) > 0
+
+
+def test_student_and_critic_learn_apart(folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(folder, tmp_path, jobs=ALONE, distill={**MATCHES, "critic_rate": 3.0})
+    rates = [group["peak_lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    assert sorted(rates)[-1] == pytest.approx(3 * min(rates))
+    found = gradients(stirred(trainer, "default", "critic"), batch_of(trainer))
+    assert {name.split(".")[-2] for name in found} == {"default", "critic"}
+    thrifty = trainer_of(folder, tmp_path, jobs=ALONE, distill=MATCHES, checkpointing=True)
+    again = gradients(stirred(thrifty, "default", "critic"), batch_of(trainer))
+    assert all(torch.allclose(again[name], grad, atol=1e-6) for name, grad in found.items())
+
+
+def test_rows_at_noisy_clips_learn_the_trajectory_all_the_same(folder: Path, tmp_path: Path) -> None:
+    both, along = (
+        trainer_of(folder, tmp_path / name, distill={"matching": name, "own_states": 0.0}, jobs={"joint": 1})
+        for name in ("distribution", "trajectory")
+    )
+    for mine, usual in zip(both.objective(batch_of(both)), along.objective(batch_of(along)), strict=True):
+        assert torch.allclose(mine, usual, atol=1e-6)
+
+
+def test_the_critic_has_no_part_in_what_is_saved_but_in_what_goes_on(folder: Path, tmp_path: Path) -> None:
+    whole = trainer_of(folder, tmp_path / "whole", steps=4, distill=MATCHES)
+    file = whole.run().file
+    assert file is not None
+    assert not any("critic" in name for name in load_file(file))
+    for resume, watch in ((False, Stop(2)), (True, None)):
+        trainer = trainer_of(folder, tmp_path / "parts", steps=4, distill=MATCHES, watch=watch)
+        trainer.run(resume=resume)
+    assert curve(tmp_path / "parts" / "run") == curve(tmp_path / "whole" / "run")
+
+
+def test_matching_distributions_needs_two_loras(folder: Path) -> None:
+    with pytest.raises(UniViGUError, match=r"distill\.matching is distribution, but trains is all"):
+        make_config(folder, stage="distill", trains="all", distill=MATCHES)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -20,7 +20,19 @@ from uvg_core.data.shards import Sample
 from uvg_core.errors import UniViGUError
 from uvg_core.model import PassOptions
 from uvg_core.training.config import Times, TrainConfig, from_dict
-from uvg_core.training.plan import JOBS, Batch, Collator, Order, SamplePlan, draw_sigma, plan_sample, stream_of
+from uvg_core.training.objective import Objective
+from uvg_core.training.plan import (
+    HELD,
+    JOBS,
+    Batch,
+    Collator,
+    Order,
+    SamplePlan,
+    draw_sigma,
+    free_parts,
+    plan_sample,
+    stream_of,
+)
 
 MODEL = ModelConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=12, freq_dim=32, vocab_size=WORDS)
 EMPTY = STATES[[1]]  # of the empty prompt: its end-of-text token
@@ -449,3 +461,51 @@ def test_a_batch_moves_as_one() -> None:
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 10
     assert all(value.device.type == "meta" for value in tensors)
+
+
+# --- parts that are given clean ---------------------------------------------------------------------------------------
+
+
+def test_some_of_the_clips_that_form_have_parts_given_clean() -> None:
+    config = make("refine", hold_share=0.25, jobs={"text_to_video": 0.5, "video_to_text": 0.25, "joint": 0.25})
+    plans = [plan_sample(config, position) for position in range(DRAWS)]
+    forming = [plan for plan in plans if plan.makes_video]
+    assert {plan.held for plan in plans if not plan.makes_video} == {""}
+    shares = Counter(plan.held for plan in forming)
+    assert all(near(shares[kind] / len(forming), 0.25 / len(HELD), len(forming)) for kind in HELD)
+    # Whatever else is drawn stays as it is without.
+    usual = [plan_sample(make("refine", jobs=asdict(config.jobs)), position) for position in range(50)]
+    assert [replace(plan, held="") for plan in plans[:50]] == usual
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_parts_given_clean_hold_no_noise_and_the_rest_is_as_noisy_as_ever(held: str) -> None:
+    plan = make_plan("text_to_video", sigma=0.7, held=held)
+    batch = collate(plan, make(hold_share=0.5), replace(make_sample(), latent=torch.randn(16, 4, 6, 6)))
+    assert batch.free is not None
+    free = batch.free.expand_as(batch.latents).bool()
+    assert 0 < float(free.float().mean()) < 1
+    assert (not free[:, :, 0].any()) == (held in ("first frame", "ends"))
+    assert (not free[:, :, -1].any()) == (held == "ends")
+    noisy, _ = Objective(random_network(MODEL), make().loss)._noisy(batch)
+    assert torch.equal(noisy[~free], batch.latents[~free])
+    assert torch.equal(noisy[free], (0.3 * batch.latents + 0.7 * batch.noise)[free].to(noisy))
+
+
+def test_nothing_is_learnt_of_parts_given_clean() -> None:
+    objective = Objective(random_network(MODEL), make().loss)
+    batch = collate(make_plan("text_to_video", held="first frame"), make(hold_share=0.5))
+    assert batch.free is not None
+    wrong = replace(batch, noise=batch.noise + 5 * (1 - batch.free))  # its noise is nowhere in what the network sees
+    assert torch.equal(objective(batch).video, objective(wrong).video)
+
+
+def test_clips_of_one_frame_are_never_held_as_a_whole() -> None:
+    free = [free_parts(held, (16, frames, 6, 6), torch.Generator()) for held in HELD for frames in (1, 2, 3)]
+    assert all(bool(mask.any()) for mask in free)
+
+
+@pytest.mark.parametrize("other", [{"stage": "distill"}, {"trains": "lora"}, {"trains": "text"}])
+def test_holds_need_the_whole_network(other: dict[str, str]) -> None:
+    with pytest.raises(UniViGUError, match="hold_share"):
+        make(**{"stage": "refine", "hold_share": 0.2, **other})

@@ -146,6 +146,14 @@ def test_a_run_may_choose_when_words_form(folder: Path) -> None:
     assert written.card["recall"]["kappa_exponent"] == 2.0
 
 
+def test_a_run_with_holds_writes_a_model_that_is_given_held_parts_clean(folder: Path) -> None:
+    result = make_trainer(make_config(folder, hold_share=0.5, steps=2), make_shards(folder / "cache")).run()
+    assert result.file is not None
+    written = read_config(result.file)
+    assert (written.model.held_parts, written.card["recall"]["hold_share"]) == ("clean", 0.5)
+    assert load_model(result.file).config.held_parts == "clean"
+
+
 @pytest.mark.parametrize(("rule", "value"), [("v2t_attention", "one_way"), ("kappa_exponent", 2.0)])
 def test_a_lora_cannot_change_what_it_cannot_carry(folder: Path, rule: str, value: Any) -> None:
     with pytest.raises(UniViGUError, match=f"{rule} is {value}.*a LoRA file cannot store"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import UniViGUError
+from ..media.video import Clip, ClipSpec
 from ..media.video.footage import Footage
 from ..pipeline.folders import Captions, FolderReport, caption_folder, survey
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.together import Together
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, fields_of, setting, settings
@@ -39,6 +43,36 @@ class Caption:
             raise UniViGUError("--dry-run makes no results that --json could write; leave out one of them")
 
 
+@dataclass(frozen=True)
+class Describe:
+    """Captions as the flags say."""
+
+    pipe: Pipeline
+    captions: Captions
+    sampling: Sampling
+    spec: ClipSpec
+    footage: Footage
+    shown: Bars
+
+    def read(self, path: Path) -> Clip:
+        """A clip as the model wants it."""
+        return self.footage.read(path, self.spec)
+
+    def __call__(self, clips: Sequence[Clip], paths: Sequence[Path], folder: Path) -> list[str]:
+        latents = self.pipe.encode_clips([clip.pixels for clip in clips])
+        self.shown.close()
+        for clip in clips:
+            say(clip.note)
+        return self.pipe.captions(
+            latents,
+            [self.captions.seed(self.sampling.seed, path.relative_to(folder)) for path in paths],
+            hint=self.captions.hint,
+            template=self.captions.template,
+            sampling=self.sampling,
+            callback=steps_on(self.shown, "writing the caption", self.pipe.tokenizer.text),
+        )
+
+
 def caption(
     own: Caption,
     captions: Annotated[Captions, Only(*(name for name in fields_of(Captions) if name != "only"))],
@@ -61,19 +95,8 @@ def caption(
     files: list[Path] = []
     failed, is_stopped = 0, False
 
-    def describe(path: Path, folder: Path) -> str:
-        latent, note = pipe.latent_of(path, size, footage)
-        shown.close()
-        say(note)
-        seed = captions.seed(sampling.seed, path.relative_to(folder))
-        watch = steps_on(shown, "writing the caption", pipe.tokenizer.text)
-        return pipe.caption(
-            latent,
-            hint=captions.hint,
-            template=captions.template,
-            sampling=replace(sampling, seed=seed),
-            callback=watch,
-        )
+    describe = Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown)
+    together = pipe.together(size)
 
     def tell(text: str) -> None:
         if not is_stream(own.json):
@@ -88,7 +111,7 @@ def caption(
             if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
                 report = caption_folder(
                     path,
-                    partial(describe, folder=path),
+                    Together(describe.read, partial(describe, folder=path), together),
                     captions,
                     recursive=not own.no_recursive,
                     on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
@@ -98,7 +121,7 @@ def caption(
                 note(report)
                 failed += len(report.failed)
             else:
-                text = captions.worded(describe(path, path.parent))
+                text = captions.worded(describe([describe.read(path)], [path], path.parent)[0])
                 tell(text if len(own.clips) == 1 else f"{path}\t{text}")
                 results.append({"clip": str(path), "outcome": "written", "caption": text, "reason": None})
         except UniViGUError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,31 @@ def _reasons(failed: Iterable[tuple[Path, str]]) -> Iterator[str]:
         yield f"  {reason}" if printable(str(path)) in reason else f"  {path}: {reason}"
 
 
+class Captioner:
+    """Gives captions to clips of a folder, one after the other; others give them to several at a time."""
+
+    together = 1  # how many clips it is given at most
+
+    def __init__(self, caption: Callable[[Path], str]) -> None:
+        self._caption = caption
+
+    def __call__(self, clips: Sequence[Path], upcoming: Sequence[Path]) -> Sequence[str | Exception]:
+        """For each clip its caption, or why it has none; ``upcoming``: the clips that are asked for next."""
+        found: list[str | Exception] = []
+        for clip in clips:
+            try:
+                found.append(self._caption(clip))
+            except Exception as error:
+                found.append(error)
+        return found
+
+    def close(self) -> None:
+        """Nothing more is asked for."""
+
+
 def caption_folder(
     folder: str | Path,
-    caption: Callable[[Path], str],
+    caption: Callable[[Path], str] | Captioner,
     how: Captions = CAPTIONS,
     *,
     recursive: bool = True,
@@ -90,12 +114,12 @@ def caption_folder(
     """Write ``clip.txt`` (UTF-8) beside each ``clip.mp4`` of a folder and, with ``recursive``, its subfolders, or
     what else ``how`` says.
 
-    ``caption(path)`` gives the text of one clip; ``how`` puts other words around it. Clips whose text has words are
-    skipped without a call, unless ``how`` replaces or extends them; a text that someone writes while the model works
-    stays as well. Clips that differ only in suffix get different files: ``clip.mp4`` -> ``clip.txt``,
-    ``clip.mov`` -> ``clip.mov.txt`` (see ``text_files``). ``on_clip(index, total, path, words)`` is called before each
-    clip, skipped ones too, index from 0; the words are such as ``12 of 340, about 8 min left``. Several processes may
-    work on a folder: each clip is captioned by one of them.
+    ``caption(path)`` gives the text of one clip, a ``Captioner`` those of several; ``how`` puts other words around it.
+    Clips whose text has words are skipped without a call, unless ``how`` replaces or extends them; a text that someone
+    writes while the model works stays as well. Clips that differ only in suffix get different files: ``clip.mp4`` ->
+    ``clip.txt``, ``clip.mov`` -> ``clip.mov.txt`` (see ``text_files``). ``on_clip(index, total, path, words)`` is
+    called before each clip, skipped ones too, index from 0; the words are such as ``12 of 340, about 8 min left``.
+    Several processes may work on a folder: each clip is captioned by one of them.
 
     A clip that fails, whatever the exception, or that gets an empty caption, is noted and the work goes on; only
     KeyboardInterrupt and its like stop it, and ``on_stop`` is called with what was done till then. Raises UniViGUError
@@ -104,25 +128,75 @@ def caption_folder(
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
     clips = _clips(folder, recursive, failed)
-    done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": [], "proposed": []}
-    with Claims(folder) as claims, texts_of(folder, clips, how) as texts:
-        work = (_Reviewed if how.review else _Work)(folder, texts, how, caption)
+    captioner = caption if isinstance(caption, Captioner) else Captioner(caption)
+    with Claims(folder) as claims, texts_of(folder, clips, how) as texts, closing(captioner):
+        work = (_Reviewed if how.review else _Work)(folder, texts, how)
         chosen = _chosen(folder, clips, how.only)
-        pace = Pace(left=sum(map(work.is_wanted, chosen)))
+        run = _Run(work, captioner, chosen, failed)
         try:
             for index, clip in enumerate(chosen):
                 if on_clip is not None:
-                    on_clip(index, len(chosen), clip, pace.words(index, len(chosen)))
-                with claims.claimed(str(texts.place(clip) if how.format in ("txt", "json") else clip)) as is_ours:
-                    try:
-                        done[work.captioned(clip, pace) if is_ours else "busy"].append(clip)
-                    except Exception as error:  # one bad clip must not cost the other captions; the report names it
-                        failed.append((clip, _why(error)))
-                        work.note_failure(clip, _why(error))
+                    on_clip(index, len(chosen), clip, run.pace.words(index, len(chosen)))
+                place = texts.place(clip) if how.format in ("txt", "json") else clip
+                run.add(index, clip, claims.claimed(str(place)))
+            run.caption()
         except BaseException:
-            on_stop(_report(work, clips, chosen, done, failed))
+            on_stop(_report(work, clips, chosen, run.done, failed))
             raise
-        return _report(work, clips, chosen, done, failed)
+        finally:
+            run.held.close()
+        return _report(work, clips, chosen, run.done, failed)
+
+
+class _Run:
+    """The clips of a folder on their way: each is claimed, and waits until there are as many as are captioned at once.
+
+    ``done``: the clips by what became of them; those that failed are added to ``failed``, each with the reason."""
+
+    def __init__(self, work: _Work, captioner: Captioner, chosen: list[Path], failed: list[tuple[Path, str]]) -> None:
+        self.work, self.failed, self.held = work, failed, ExitStack()
+        self.done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": [], "proposed": []}
+        self.pace = Pace(left=sum(map(work.is_wanted, chosen)))
+        self._captioner, self._chosen = captioner, chosen
+        self._waiting: list[Path] = []
+        self._next = 0
+
+    def add(self, index: int, clip: Path, claim: AbstractContextManager[bool]) -> None:
+        """Caption a clip, as soon as enough others wait; ``index``: its place among those that are chosen."""
+        self._next = index + 1
+        with ExitStack() as held:
+            if not held.enter_context(claim):
+                self.done["busy"].append(clip)
+            elif self._try(clip, self.work.begun):
+                self._waiting.append(clip)
+                self.held.enter_context(held.pop_all())
+        if len(self._waiting) >= self._captioner.together:
+            self.caption()
+
+    def caption(self) -> None:
+        """Caption the clips that wait."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rest = islice(filter(self.work.is_wanted, self._chosen[self._next :]), self._captioner.together)
+        with self.pace.timed(len(waiting)):
+            texts = self._captioner(waiting, list(rest) if self._captioner.together > 1 else ())
+        for clip, text in zip(waiting, texts, strict=True):
+            self._try(clip, partial(self.work.finished, text=text))
+        self.held.close()
+
+    def _try(self, clip: Path, part: Callable[[Path], str]) -> bool:
+        """Do part of the work for a clip; whether the next part is to be done. One bad clip must not cost the other
+        captions: the report names it."""
+        try:
+            outcome = part(clip)
+        except Exception as error:
+            self.failed.append((clip, _why(error)))
+            self.work.note_failure(clip, _why(error))
+            return False
+        if outcome:
+            self.done[outcome].append(clip)
+        return not outcome
 
 
 def _why(error: Exception) -> str:
@@ -153,7 +227,7 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = _clips(folder, recursive, failed)
     with texts_of(folder, clips, how, writes=False) as texts:
-        work = (_Reviewed if how.review else _Work)(folder, texts, how, str)
+        work = (_Reviewed if how.review else _Work)(folder, texts, how)
         chosen = _chosen(folder, clips, how.only)
         wanted = []
         for clip in chosen:
@@ -193,28 +267,32 @@ def _chosen(folder: Path, clips: list[Path], only: str) -> list[Path]:
 class _Work:
     """What is done with each clip of a folder."""
 
-    def __init__(self, folder: Path, texts: Texts, how: Captions, caption: Callable[[Path], str]) -> None:
-        self._folder, self._texts, self._how, self._caption = folder, texts, how, caption
+    def __init__(self, folder: Path, texts: Texts, how: Captions) -> None:
+        self._folder, self._texts, self._how = folder, texts, how
         self._extended = Extended(folder, texts)
 
     def is_wanted(self, clip: Path) -> bool:
         """Whether a clip is to be captioned, as far as can be told without reading its text."""
         return self._how.overwrite or bool(self._how.asked) or not self._texts.is_taken(clip)
 
-    def captioned(self, clip: Path, pace: Pace) -> str:
-        """Caption one clip, and say what became of it: ``written``; ``skipped`` where a text with words is there
-        already, or by the time the caption is done; ``proposed`` where one waits for review."""
-        texts = self._texts
+    def begun(self, clip: Path) -> str:
+        """What became of a clip without a caption: ``skipped`` where a text with words is there already, ``proposed``
+        where one waits for review; empty where it is to be captioned."""
         if self.waits(clip):
             return "proposed"
         if self.is_done(clip):
             return "skipped"
-        target = texts.place(clip)
+        target = self._texts.place(clip)
         require_writable(target)
         if os.path.lexists(target) and not target.is_file():
             raise UniViGUError(f"{target}: not a regular file; move it away to have the clip captioned")
-        with pace.timed():
-            text = self._caption(clip)
+        return ""
+
+    def finished(self, clip: Path, text: str | Exception) -> str:
+        """What became of a clip that has been captioned: ``written``, or ``skipped`` where a text with words has come
+        meanwhile."""
+        if isinstance(text, Exception):
+            raise text
         if not text.strip():
             raise UniViGUError(
                 f"{clip}: the caption came out empty; nothing was written. Try another seed or more steps"
@@ -275,8 +353,8 @@ class _Reviewed(_Work):
     that was decided about, unless captions are to be replaced, or extended by something else; ``only`` has a clip
     captioned in any case. What was proposed in another format does not count."""
 
-    def __init__(self, folder: Path, texts: Texts, how: Captions, caption: Callable[[Path], str]) -> None:
-        super().__init__(folder, texts, how, caption)
+    def __init__(self, folder: Path, texts: Texts, how: Captions) -> None:
+        super().__init__(folder, texts, how)
         self._pending = Pending(folder)
 
     def is_wanted(self, clip: Path) -> bool:
@@ -337,14 +415,15 @@ class Pace:
         self._left, self._began, self._took = left, 0.0, list[float]()
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """The time that one clip takes."""
+    def timed(self, clips: int) -> Iterator[None]:
+        """The time that so many clips take."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._took = [*self._took[1 - _LATELY :], time.monotonic() - began]
-            self._left -= 1
+            each = (time.monotonic() - began) / clips
+            self._took = [*self._took, *[each] * clips][-_LATELY:]
+            self._left -= clips
 
     def words(self, index: int, total: int) -> str:
         where = f"{index + 1} of {total}"

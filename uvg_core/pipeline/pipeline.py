@@ -50,6 +50,7 @@ from ..sampling.rank import LOGITS_AT_ONCE, padded
 from ..sampling.settings import EDITING, JUDGING, RANKING, SAMPLING, SIZE
 from .component_files import IN_CHECKPOINT, Places
 from .components import Components, free_bytes
+from .together import SMALL, clips_together
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +199,20 @@ class Pipeline:
     def encode_clip(self, pixels: Tensor) -> Tensor:
         """uint8 ``[T,H,W,3]`` -> clean latent ``[1,16,F,h,w]`` on the device; in tiles where memory does not suffice
         otherwise."""
-        parts = 1 + (len(pixels) - 1) // TEMPORAL
-        return self._through_vae("encoder", parts, pixels.shape[:3], lambda codec: codec.encode(pixels[None]))
+        return self._encoded(pixels[None])
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        parts = 1 + (pixels.shape[1] - 1) // TEMPORAL
+        return self._through_vae("encoder", parts, pixels.shape[1:4], lambda codec: codec.encode(pixels))
+
+    def encode_clips(self, clips: Sequence[Tensor]) -> Tensor:
+        """Clips of one size, uint8 ``[T,H,W,3]`` -> clean latents ``[B,16,F,h,w]`` on the device: small ones together,
+        which is several times faster."""
+        frames, height, width, _ = clips[0].shape
+        with self.components.using("vae") as vae:
+            one = vae_bytes(vae, "encoder", frames, height, width)
+        some = torch.stack(list(clips)).split(max(1, int(SMALL / one)))
+        return torch.cat([self._encoded(pixels) for pixels in some])
 
     def raw_latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips of one size, uint8 ``[T,H,W,3]`` -> latents ``[1,16,F,h,w]`` on the device as the VAE gives them."""
@@ -421,16 +434,42 @@ class Pipeline:
         callback: Callback | None = None,
     ) -> str:
         """Clean latent -> words; ``hint`` is a prompt to look at beside the clip, ``template`` has blanks to fill."""
+        seed = sampling.seed
+        return self.captions(latent, [seed], hint=hint, template=template, sampling=sampling, callback=callback)[0]
+
+    def captions(
+        self,
+        latents: Tensor,
+        seeds: Sequence[int],
+        *,
+        hint: str = "",
+        template: str = "",
+        sampling: Sampling = SAMPLING,
+        callback: Callback | None = None,
+    ) -> list[str]:
+        """Words for each of the clips ``[B,C,F,h,w]``, as ``caption`` gives them alone with that of ``seeds``."""
         sampling = sampling.resolved(self.config.run, captions=True)
         context = self.conditions([hint]) if hint.strip() else None
 
         def job(network: UniViGU) -> Tensor:
             denoise = GuidedDenoiser(network, context)
-            if template:
-                return fill_template(denoise, self.tokenizer, template, latent, sampling, callback=callback)
-            return video_to_text(denoise, latent, sampling, callback=callback)
+            if not template:
+                return video_to_text(denoise, latents, sampling, seeds=seeds, callback=callback)
+            filled = [
+                fill_template(
+                    denoise, self.tokenizer, template, latent, replace(sampling, seed=seed), callback=callback
+                )
+                for latent, seed in zip(latents.split(1), seeds, strict=True)
+            ]
+            return torch.cat(filled)
 
-        return self.tokenizer.text(self.components.on_network(job)[0])
+        return [self.tokenizer.text(row) for row in self.components.on_network(job)]
+
+    def together(self, size: Size = SIZE) -> int:
+        """How many clips of that size are captioned in one pass. Raises UniViGUError for sizes that cannot be."""
+        self._shape(size)
+        free = SMALL if self.device.type == "cpu" else free_memory(self.device)
+        return clips_together(self.config.model, self.config.run, size.resolved(self.config.run), free)
 
     def joint(self, prompt: str, **options: Any) -> tuple[Tensor, str, list[JointStep]]:
         """Prompt -> clip, caption, and the recorded steps; ``options`` are those of ``draw_joint``."""

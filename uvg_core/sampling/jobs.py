@@ -63,6 +63,7 @@ def video_to_text(
     settings: Sampling = SAMPLING,
     *,
     fixed: Fixed | None = None,
+    seeds: Sequence[int] | None = None,
     cache: VideoCache | None = None,
     taus: Schedule | None = None,
     callback: Callback | None = None,
@@ -75,6 +76,7 @@ def video_to_text(
         settings: steps, seed (row b uses seed + b), temperature, top_p, text_update (``bridge`` or ``euler``),
             text_length, video_cache and stop_when_stable; None is the released model's recipe.
         fixed: ``{position: id}``, or ids ``[L]`` / ``[B,L]`` with -1 where the model may choose.
+        seeds: one a row, in the place of ``settings.seed`` + row.
         cache: of this clip and condition, for several runs to share where the policy is static.
         taus: a list rising from 0 to 1 in the place of even steps. callback: see ``sampling/loop.py``.
 
@@ -89,7 +91,7 @@ def video_to_text(
         )
     assert settings.steps is not None
     times = text_times(settings.steps) if taus is None else checked_taus(taus)
-    text = noisy_text(denoise, settings, times, video, fixed=fixed, rounded=True)
+    text = noisy_text(denoise, settings, times, video, fixed=fixed, seeds=seeds, rounded=True)
     kept, refresh = policy.cache(denoise, cache), policy.refresh
     return run(VideoStream(video), text, denoise, cache=kept, refresh=refresh, callback=callback)[1].words()
 

@@ -54,19 +54,37 @@ NO_UPDATE = TextUpdate()
 
 
 @dataclass
-class _Stable:
-    """How many steps in a row drew the same words and were sure of them, and the least sure word of the last one."""
+class _Settled:
+    """Which rows of a batch need no further step, and the words that they then have."""
 
-    steps: int = 0
-    words: Tensor | None = None
-    least: float = 0.0
+    after: int  # steps in a row that drew the same words and were sure of them; 0: never
+    sure: float  # the probability of the least sure word; 0: never
+    words: Tensor | None = None  # of the last step; of a row that is done, of the step that was its last
+    steps: Tensor | None = None  # so far, ``[B]`` on the CPU
+    done: Tensor | None = None  # ``[B]``, likewise
 
-    def count(self, words: Tensor, likelihood: Tensor) -> None:
-        """``words`` of the next step and their probabilities ``[B,L]``; waits for them."""
-        same = torch.ones((), device=words.device) if self.words is None else (words == self.words).all()
-        self.least, is_same = torch.stack([likelihood.min(), same.float()]).cpu().tolist()
-        self.steps = 0 if self.least < SURE else self.steps + 1 if is_same else 1
-        self.words = words
+    def count(self, words: Tensor, likelihood: Tensor) -> Tensor:
+        """``words`` ``[B,L]`` of the next step and their probabilities, 1 where they are no choice. Returns which rows
+        are done ``[B]`` on the CPU; waits for them."""
+        before = words if self.words is None else self.words
+        least, same = torch.stack([likelihood.amin(1), (words == before).all(1).float()]).cpu()
+        if self.steps is None or self.done is None:
+            self.steps, self.done = torch.zeros(len(words), dtype=torch.long), torch.zeros(len(words), dtype=torch.bool)
+        self.steps = torch.where(least < SURE, 0, torch.where(same > 0, self.steps + 1, 1))
+        self.words = words if not bool(self.done.any()) else torch.where(self._on(words), before, words)
+        self.done = (
+            self.done | ((self.steps >= self.after) & (self.after > 0)) | ((least >= self.sure) & (self.sure > 0))
+        )
+        return self.done
+
+    def put_into(self, content: Tensor) -> Tensor:
+        """A content ``[B,L]`` with the words of the rows that are done."""
+        assert self.words is not None
+        return torch.where(self._on(content), self.words, content)
+
+    def _on(self, like: Tensor) -> Tensor:
+        assert self.done is not None
+        return self.done.to(like.device)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +96,11 @@ class JumpProcess(TextUpdate):
     runs: every token is redrawn and the draw is taken with probability i / (N - 1); after the last step one pass at
     time 0 for both streams, and its most likely tokens).
 
-    With ``stop_when_stable`` n > 0 the text is settled as soon as n steps in a row draw the same words and are sure of
+    With ``stop_when_stable`` n > 0 a row is settled as soon as n steps in a row draw the same words and are sure of
     them: at every position that is not ``pinned`` ``[B,L]`` the word's probability (at temperature 1, whatever the
     draws are made at) is at least ``SURE``. With ``stop_when_sure`` p > 0 it is settled as soon as every word's is at
-    least p. They are then taken as they are, without waiting for the last jumps. That costs one look at the device a
-    step.
+    least p. Its words are then taken as they are, without waiting for the last jumps. That costs one look at the device
+    a step.
 
     Raises UniViGUError for a rule that the path does not have.
     """
@@ -96,12 +114,13 @@ class JumpProcess(TextUpdate):
     stop_when_stable: int = 0
     stop_when_sure: float = 0.0
     pinned: Tensor | None = None
-    stable: _Stable = field(default_factory=_Stable)
+    rows: _Settled = field(init=False)
     finite: list[Tensor] = field(default_factory=list)  # of the draws that nobody has checked yet
 
     def __post_init__(self) -> None:
         if not self.final_pass:
             self.path.require_rule(self.rule)
+        object.__setattr__(self, "rows", _Settled(self.stop_when_stable, self.stop_when_sure))
 
     @property
     def final_pass(self) -> bool:
@@ -109,7 +128,7 @@ class JumpProcess(TextUpdate):
 
     @property
     def settled(self) -> bool:
-        return 0 < self.stop_when_stable <= self.stable.steps or 0 < self.stop_when_sure <= self.stable.least
+        return self.rows.done is not None and bool(self.rows.done.all())
 
     def __call__(self, content: Tensor, logits: Tensor, step: int, times: Sequence[float]) -> Tensor:
         if self.final_pass:
@@ -128,13 +147,14 @@ class JumpProcess(TextUpdate):
             )
             moved.append(jump_step(tokens, clean, probability, generator))
             drawn.append(clean)
-        words = torch.stack(drawn)
-        if self.stop_when_stable or self.stop_when_sure:
-            likelihood, counted = token_log_likelihood(logits, words, self.forbidden).exp(), words
-            if self.pinned is not None:
-                counted, likelihood = words.masked_fill(self.pinned, 0), likelihood.masked_fill(self.pinned, 1.0)
-            self.stable.count(counted, likelihood)
-        return words if self.settled else torch.stack(moved)
+        words, after = torch.stack(drawn), torch.stack(moved)
+        if not (self.stop_when_stable or self.stop_when_sure):
+            return after
+        likelihood = token_log_likelihood(logits, words, self.forbidden).exp()
+        if self.pinned is not None:
+            words, likelihood = torch.where(self.pinned, content, words), likelihood.masked_fill(self.pinned, 1.0)
+        self.rows.count(words, likelihood)
+        return self.rows.put_into(after)
 
     def checks(self) -> list[Tensor]:
         found = list(self.finite)

@@ -24,6 +24,7 @@ TIMES = ("uniform", "logit_normal", "shifted")
 DISCRETE_LOSSES = ("cross_entropy", "generalised_kl")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MATCHING = ("trajectory", "distribution")
 
 _Path = Annotated[PathText, MinLen(1)]
 _A_PATH = "text: a path"
@@ -151,7 +152,10 @@ class Lora:
 @settings
 class Distill:
     """The stage ``distill``: a student that needs few passes and no guidance. Each of its passes learns the way that
-    the starting network, guided (arXiv 2210.03142), covers in ``substeps`` Euler steps (arXiv 2202.00512)."""
+    the starting network, guided (arXiv 2210.03142), covers in ``substeps`` Euler steps (arXiv 2202.00512).
+
+    With ``matching: distribution``, the passes of text-to-video that ``own_states`` names learn to give clips such as
+    the guided teacher's instead (DMD2, arXiv 2405.14867)."""
 
     passes: Whole = setting("Passes of the student per clip.", default=4, ge=1, le=1000)
     joint_passes: Whole = setting("Passes of the student per clip in joint runs.", default=8, ge=1, le=1000)
@@ -159,6 +163,12 @@ class Distill:
     guidance: Number | None = setting("The teacher's guidance scale; None is the checkpoint's.", default=None, ge=0)
     own_states: Number = _fraction(
         "Share of passes that start where the student's own ones lead, not from a noisy clip.", 0.5
+    )
+    matching: Annotated[str, OneOf(*MATCHING)] = setting(
+        "What these passes learn: the teacher's trajectory, or its distribution of clips.", default="trajectory"
+    )
+    critic_rate: Number = _positive(
+        "Learning rate of the critic that matching: distribution trains beside the student, relative to the rate.", 2.0
     )
 
     def recipe(self, run: RunConfig) -> RunConfig:
@@ -290,6 +300,11 @@ class TrainConfig:
     joint_shared: Number = _fraction(
         "How often the joint job draws one time for both streams instead of one for each.", 0.7
     )
+    hold_share: Number = _fraction(
+        "How often parts of a clip that forms are given clean (first frame, first and last, inside or outside of a "
+        "box): the checkpoint then fills in clips.",
+        0.0,
+    )
     embedding_std: Number = _positive("Standard deviation of a fresh token embedding.", 0.02, 1e-6)
     precision: Annotated[str, OneOf(*PRECISIONS)] = setting("Precision of the forward pass.", default="fp32")
     compiled: Flag = setting("Compile the network with torch.compile.", default=False)
@@ -320,6 +335,16 @@ class TrainConfig:
         if self.stage == "distill" and self.trains == "text":
             raise UniViGUError(
                 "stage: distill with trains: text trains nothing that draws clips. Set trains to lora or all"
+            )
+        if self.stage == "distill" and self.distill.matching == "distribution" and self.trains != "lora":
+            raise UniViGUError(
+                f"distill.matching is distribution, but trains is {self.trains}: the student and its critic are LoRAs "
+                "over one network. Set trains to lora, or distill.matching to trajectory"
+            )
+        if self.hold_share and (self.stage == "distill" or self.trains != "all"):
+            raise UniViGUError(
+                f"hold_share is {self.hold_share}, but a network that fills in clips is trained as a whole and not "
+                "distilled. Set trains to all and another stage, or hold_share to 0"
             )
         if self.lora.start is not None and self.trains != "lora":
             raise UniViGUError(
@@ -365,7 +390,11 @@ def changed(old: dict[str, Any], new: dict[str, Any], by_content: Sequence[str] 
     """``name: old -> new`` for every setting that a continued run may not change. ``by_content``: names of paths, which
     are compared by what lies there, elsewhere."""
     free = {*FREE_AT_RESUME, *by_content}
-    since = {"buckets": asdict(Buckets()), "distill": asdict(Distill())}  # runs of earlier versions know none
+    since = {
+        "buckets": asdict(Buckets()),
+        "distill": asdict(Distill()),
+        "hold_share": 0.0,
+    }  # runs of earlier versions know none
     old = {**{name: value for name, value in since.items() if name in new}, **old}
     before, after = (
         _flat({name: value for name, value in values.items() if name not in free}) for values in (old, new)

@@ -73,8 +73,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         video, text = self._noisy(batch)
         velocity, logits = self._predict(batch, video, text)
-        error = velocity.float() - velocity_target(batch.latents, batch.noise)
-        video_loss = error.square().flatten(1).mean(1)
+        error = (velocity.float() - velocity_target(batch.latents, batch.noise)).square()
+        video_loss = error.flatten(1).mean(1)
+        if batch.free is not None:
+            free = batch.free.expand_as(error)
+            video_loss = (error * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1)
         if logits is None:
             return Losses(video_loss, torch.zeros_like(video_loss))
         embeds = self.model.config.text_flow == "embedding"
@@ -84,7 +87,8 @@ class Objective(nn.Module):
 
     def _noisy(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both streams at the batch's times: video ``[B,C,F,H,W]`` and text, ids ``[B,L]`` or rows ``[B,L,D]``."""
-        video = interpolate(batch.latents, batch.noise, batch.sigma_video[:, None, None, None, None])
+        sigma = batch.sigma_video[:, None, None, None, None]
+        video = interpolate(batch.latents, batch.noise, sigma if batch.free is None else sigma * batch.free)
         if not batch.text.shape[1] or self.model.config.text_flow == "discrete":
             return video, batch.text
         rows = embed_tokens(self.model.token_embedding.weight, batch.target)

@@ -28,6 +28,7 @@ from ..flow.time import tau_from_sigma
 from .config import Distill, Times, TrainConfig
 
 JOBS = ("text_to_video", "video_to_text", "joint")
+HELD = ("first frame", "ends", "inside", "outside")
 
 
 def stream_of(seed: int, *position: int | str) -> torch.Generator:
@@ -159,6 +160,7 @@ class SamplePlan:
     without_text: bool  # the text stream is empty: plain Wan
     sigma_next: float | None = None  # where the student's pass ends (``distill``)
     own: bool = False  # its pass starts where its own passes lead
+    held: str = ""  # the parts that are given clean, one of ``HELD``
 
     @property
     def makes_video(self) -> bool:
@@ -197,7 +199,35 @@ def plan_sample(config: TrainConfig, position: int, shift: float = 3.0) -> Sampl
         without_text=job == "text_to_video" and (config.stage == "generate" or u[4] < config.empty_text),
         sigma_next=sigma_next,
         own=distills and job == "text_to_video" and u[1] < config.distill.own_states,
+        held=_held(config, position) if config.hold_share and job != "video_to_text" else "",
     )
+
+
+def _held(config: TrainConfig, position: int) -> str:
+    """Which parts of the clip at ``position`` are given clean; mostly none."""
+    u, kind = torch.rand(2, generator=stream_of(config.seed, config.stage, "held", position)).tolist()
+    return HELD[int(kind * len(HELD))] if u < config.hold_share else ""
+
+
+def free_parts(held: str, size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A mask ``[1,F,H,W]`` of a latent of ``size`` ``[C,F,H,W]``: 1 where it forms, 0 where it is given clean."""
+    free, frames = torch.ones(1, *size[1:]), size[1]
+    if held in ("first frame", "ends"):
+        free[:, : frames > 1] = 0
+        free[:, frames - (held == "ends" and frames > 2) :] = 0
+    elif held:
+        rows, columns = (_span(side, generator) for side in size[2:])
+        free[:] = held == "inside"
+        free[:, :, rows, columns] = held == "outside"
+    return free
+
+
+def _span(side: int, generator: torch.Generator) -> slice:
+    """A third to two thirds of a side, anywhere."""
+    u = torch.rand(2, generator=generator).tolist()
+    length = max(1, round(side * (1 + u[0]) / 3))
+    start = int(u[1] * (side - length + 1))
+    return slice(start, start + length)
 
 
 def student_sigmas(distill: Distill, job: str, shift: float) -> list[float]:
@@ -216,6 +246,9 @@ class Batch:
     ``mask`` ``[B,L]`` false for positions nobody sees; ``weight`` ``[B,L]`` of each position in the
     loss; ``makes_video``, ``makes_text`` ``[B]`` 0 or 1.
 
+    ``sigma_next`` ``[B]``: where a student's pass ends; ``own`` ``[B]``: whether it begins where the student's own ones
+    lead; ``again`` ``[B,2,C,F,H,W]``, ``sigma_again`` ``[B,2]``: noise for the clip that it gives (``distill.py``).
+    ``free`` ``[B,1,F,H,W]``: 0 where a clip is given clean and nothing is learnt, None where that is nowhere.
     ``hides``: whether the mask hides anything; ``video_clean``: whether the video of every clip is clean, None where
     some are. They say what the tensors say, without a look at a card.
     """
@@ -236,6 +269,14 @@ class Batch:
     video_clean: bool | None = None
     sigma_next: Tensor | None = None
     own: Tensor | None = None
+    again: Tensor | None = None
+    sigma_again: Tensor | None = None
+    free: Tensor | None = None
+
+    def rows(self, which: Tensor) -> Batch:
+        """Some of the clips, by their numbers."""
+        tensors: dict[str, Any] = {name: x[which] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
     def to(self, device: torch.device) -> Batch:
         tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -275,6 +316,7 @@ class Collator:
             states = self.empty if plan.makes_video else states[:0]
 
         distills = self.config.stage == "distill"
+        matches = distills and self.config.distill.matching == "distribution"
         length = 0 if self.config.stage == "generate" else self.run.text_length
         written = written if length else written[:0]
         target = torch.full((length,), self.run.pad_token, dtype=torch.long)
@@ -307,6 +349,11 @@ class Collator:
             makes_text=torch.tensor(float(plan.makes_text)),
             sigma_next=torch.tensor(plan.sigma_next or 0.0) if distills else None,
             own=torch.tensor(plan.own) if distills else None,
+            again=torch.randn((2, *latent.shape), generator=generator) if matches else None,
+            sigma_again=torch.tensor([draw_sigma(self.config.video_times, generator) for _ in "12"])
+            if matches
+            else None,
+            free=free_parts(plan.held, latent.shape, generator) if self.config.hold_share else None,
         )
 
     def _texts(self, sample: Sample, plan: SamplePlan) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from .config import Lora, TrainConfig
 # peft's LoRA goes on the attention and on both experts, as the field's Wan LoRAs do.
 LORA_LAYERS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02]|ffn_t\.[02])"
 LORA_PREFIX = "diffusion_model."
+CRITIC = "critic"  # the name of the second LoRA of a run that matches distributions
 # What a network that grows out of a Wan base is known to run on.
 WAN_RUN = RunConfig(text_states="umT5", checked="trained from a Wan base, on normalised latents and umT5 states")
 SPARE_ROWS = 128  # embeddings are padded: umT5's has 84 rows more than its tokenizer has words
@@ -66,7 +68,11 @@ def starting_network(
     else:
         model = load_model(checkpoint, dtype=dtype, attention=attention, overrides=flows)
         require_vocabulary(model.config, vocab_size, config.model)
-    rules: dict[str, Any] = {"v2t_attention": config.v2t_attention, "kappa_exponent": config.kappa_exponent}
+    rules: dict[str, Any] = {
+        "v2t_attention": config.v2t_attention,
+        "kappa_exponent": config.kappa_exponent,
+        "held_parts": "clean" if config.hold_share else None,
+    }
     rules = {name: value for name, value in rules.items() if value not in (None, getattr(model.config, name))}
     if rules and config.trains == "lora":
         name, value = next(iter(rules.items()))
@@ -118,6 +124,11 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)  # peft draws one half of each pair; the same seed must give the same run
             inject_adapter_in_model(wanted, model)
+            if config.stage == "distill" and config.distill.matching == "distribution":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # that there are two is what is meant
+                    inject_adapter_in_model(wanted, model, adapter_name=CRITIC)
+                use_lora(model, "default")
     for name, weight in model.named_parameters():
         in_text_half = ".ffn_t." in name if config.trains == "lora" else is_text_half(name)
         learns = weight.requires_grad or (config.trains == "text" and in_text_half)
@@ -127,6 +138,14 @@ def choose_trainable(model: UniViGU, config: TrainConfig) -> UniViGU:
     if config.trains == "lora" and config.lora.start is not None:
         start_from_lora(model, config.lora, config.lora.start)
     return model
+
+
+def use_lora(model: UniViGU, name: str | None) -> None:
+    """Have a network with peft's layers use the LoRA of this name, or none. Which of them learn stays as it is."""
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        if hasattr(layer, "_active_adapter") and hasattr(layer, "_disable_adapters"):
+            layer._active_adapter, layer._disable_adapters = [name or "default"], name is None
 
 
 @torch.no_grad()

@@ -31,9 +31,9 @@ from .config import TrainConfig
 from .distill import Distillation
 from .metrics import MetricsLogger, StepMetrics
 from .objective import Objective
-from .optimizers import Average, make_optimizers, rate_at
+from .optimizers import Average, faster, make_optimizers, rate_at
 from .plan import Batch, Collator, Order, SamplePlan, plan_sample, repeated, stream_of
-from .start import choose_trainable, save_lora, save_network
+from .start import CRITIC, choose_trainable, save_lora, save_network
 from .state import RunState
 
 Say = Callable[[str], object]
@@ -110,6 +110,8 @@ class Trainer:
         if config.compiled:
             model.compile()
         optimizers = make_optimizers(_learning(model), config.optimizer)
+        if critic := _learning(model, critic=True):
+            optimizers += make_optimizers(critic, faster(config.optimizer, config.distill.critic_rate))
         self.objective, *self.optimizers = accelerator.prepare(objective, *optimizers)
         self.average: Average | None = None
         if config.optimizer.ema:
@@ -349,6 +351,7 @@ class Trainer:
             "optimizer": self.config.optimizer.kind,
             "rate": self.config.optimizer.rate,
             **{name: plain[name] for name in _RULES if plain[name] is not None},
+            **({"hold_share": plain["hold_share"]} if plain["hold_share"] else {}),
             **({"distill": plain["distill"]} if self.config.stage == "distill" else {}),
         }
 
@@ -376,5 +379,7 @@ def require_usable_texts(config: TrainConfig, data: Shards, run: RunConfig) -> N
             )
 
 
-def _learning(model: UniViGU) -> dict[str, torch.nn.Parameter]:
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+def _learning(model: UniViGU, *, critic: bool = False) -> dict[str, torch.nn.Parameter]:
+    """Weights that learn, without those of a critic, or these alone."""
+    learning = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name: weight for name, weight in learning if (f".{CRITIC}." in name) == critic}

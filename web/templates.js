@@ -11,6 +11,7 @@ const ORDER = [
   "image_to_video",
   "caption_folder",
   "rank_captions",
+  "best_of",
   "edit_by_words",
   "train_two_stages",
   "first_try",

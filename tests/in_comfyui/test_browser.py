@@ -95,6 +95,12 @@ def rank_captions(run: Run) -> None:
     run.video()
 
 
+def best_of(run: Run) -> None:
+    run.said("Rank Clips", scores := run.text("Scores", r"(.*nats  batch index \d\n?)+"))
+    assert sorted(line[-1] for line in scores.splitlines()) == list("0123")
+    run.video()
+
+
 def edit_by_words(run: Run) -> None:
     run.said("Edit by Words", f"from: {SAMPLE}\nto: {SAMPLE.replace('red', 'blue')}", live=2)
     run.image("Edit by Words", 16)  # the last live preview
@@ -125,6 +131,7 @@ SHOWS: dict[str, Callable[[Run], None]] = {
         image_to_video,
         caption_folder,
         rank_captions,
+        best_of,
         edit_by_words,
         train_two_stages,
     )

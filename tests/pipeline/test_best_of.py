@@ -12,7 +12,7 @@ import torch
 from uvg_core import Sampling, UniViGUError
 from uvg_core.cli.main import main
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.sampling import Judging
+from uvg_core.sampling import Editing, Judging, Size
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -89,6 +89,18 @@ def test_a_data_set_keeps_the_best_of_each_prompt(tmp_path: Path) -> None:
     assert next(line["generator"] for line in lines if "generator" in line)["best_of"] == 2
     assert main([*command, "2"]) == 0
     assert main([*command, "3"]) == 1
+
+
+def test_an_edit_is_judged_by_its_new_caption(pipe: Pipeline) -> None:
+    size = Size(height=48, width=48, frames=5)
+    latent = pipe.draw(PROMPT, size=size, sampling=FEW).latent
+    both, few = (PROMPT, PROMPT.replace("blue", "red")), Sampling(steps=2)
+    edited = pipe.edit(latent, both, sampling=few, editing=Editing(best_of=2))
+    assert [one.seed for one in pipe.draws] == [0, 1]
+    scores = pipe.judge(torch.cat([one.latent for one in pipe.draws]), both[1:])
+    assert int(scores.argmax()) == pipe.sampled.seed
+    again = pipe.edit(latent, both, sampling=Sampling(steps=2, seed=pipe.sampled.seed))
+    assert torch.equal(again, edited)
 
 
 def test_an_interrupt_keeps_the_best_so_far(

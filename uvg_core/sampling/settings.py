@@ -191,5 +191,5 @@ class Editing:
 
 
 SAMPLING, SIZE, RANKING, EDITING = Sampling(), Size(), Ranking(), Editing()
-JUDGING, ONE_DRAW = Judging(), BestOf()
+JUDGING = Judging()
 FEW_DRAWS = Ranking(samples=8)

@@ -106,6 +106,12 @@ def edit_by_words(run: Run) -> None:
     run.image("Edit by Words", 16)  # the last live preview
     run.video()
 
+    node, page = run.canvas.node("Edit by Words"), run.page
+    boxes = "id => app.graph.getNodeById(id).widgets.slice(0, 3).map(w => w.value)"
+    assert page.evaluate(boxes, node) == ["", "red=blue", ""]
+    run.canvas.click(node, "edit the caption", 0.5)
+    assert page.evaluate(boxes, node) == ["", "", SAMPLE.replace("red", "blue")]
+
 
 def train_two_stages(run: Run) -> None:
     assert run.text("Before training", ".*") == SAMPLE

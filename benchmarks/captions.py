@@ -2,6 +2,7 @@
 
     python benchmarks/captions.py accuracy [--model FILE] [--clips 512]             the embedded model, held-out worlds
     python benchmarks/captions.py ranking [--seed 0] [--clips 512]                  fixed draws against stop_when_sure
+    python benchmarks/captions.py folder [--clips 128] [--turns 3]                 a folder, clips alone and together
     python benchmarks/captions.py time [--frames 81] [--blocks 1 2] [--turns 3]     the released width, on the CPU
 
 ``time`` measures single passes with random weights at one or two depths and works out the 30 blocks from their
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from functools import partialmethod
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -23,12 +26,19 @@ import torch
 from measuring import GIB, ROOT, digest, in_turn, save
 from networks import caption_passes, random_network
 
+from recipes.worlds.drawing import draw
+from recipes.worlds.drawing import place as place_objects
 from recipes.worlds.evaluation import Evaluator
+from recipes.worlds.grammar import random_world
 from recipes.worlds.measure import wilson
 from uvg_core.config import ModelConfig
+from uvg_core.media.video import Clip, write_video
+from uvg_core.media.video.footage import FOOTAGE
 from uvg_core.model import UniViGU, VideoCache
+from uvg_core.pipeline.folders import Captioner, Captions, caption_folder
 from uvg_core.pipeline.pipeline import Pipeline
-from uvg_core.sampling import Ranking
+from uvg_core.pipeline.together import Together
+from uvg_core.sampling import Ranking, Size
 
 CACHES = {"off": ("off", False), "static": ("static", False), "static, float8": ("static", True)}
 CACHES["refresh=8"] = ("refresh=8", False)  # video_cache, and whether it is kept in float8
@@ -84,6 +94,43 @@ def ranking(args: argparse.Namespace) -> None:
     save("captions_ranking", {"weights_sha256": digest(args.model), "clips": args.clips, "seed": args.seed, **found})
 
 
+def folder(args: argparse.Namespace) -> None:
+    """A folder of 256x256 clips, captioned one at a time and several at a time: clips a second, decoding included."""
+    pipe = Pipeline(args.model, device="cpu")
+    spec = Size().spec(pipe.config.run, FOOTAGE)
+
+    def describe(clips: Sequence[Clip], paths: Sequence[Path]) -> list[str]:
+        return pipe.captions(pipe.encode_clips([clip.pixels for clip in clips]), [0] * len(paths))
+
+    def read(path: Path) -> Clip:
+        return FOOTAGE.read(path, spec)
+
+    captioners: dict[str, Callable[[], Captioner]] = {
+        "alone": lambda: Captioner(lambda path: describe([read(path)], [path])[0]),
+        "together": lambda: Together(read, describe, pipe.together()),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in captioners}
+    texts: dict[str, object] = {}
+    with TemporaryDirectory() as place:
+        generator = torch.Generator().manual_seed(0)
+        for number in range(args.clips):
+            world = random_world(generator, objects=1 + number % 2)
+            pixels = draw(world, place_objects(world, 9, generator, split="test"), 256)
+            write_video(Path(place) / f"{number:04}.mp4", pixels, 4)
+        for turn in range(args.turns + 1):
+            for name, make in captioners.items():
+                started = time.perf_counter()
+                report = caption_folder(place, make(), Captions(overwrite=True))
+                if turn:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - started)
+                texts[name] = report.captions
+    same = sum(a == b for a, b in zip(texts["alone"], texts["together"], strict=True))  # type: ignore[call-overload]
+    rates = {name: args.clips / median(taken) for name, taken in seconds.items()}
+    print(f"{rates}, {rates['together'] / rates['alone']:.1f} times; {same} of {args.clips} captions are the same")
+    found = {"clips": args.clips, "threads": torch.get_num_threads(), "clips_a_second": rates, "same": same}
+    save("captions_folder", {"weights_sha256": digest(args.model), **found})
+
+
 def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of single passes, medians of turns that alternate, and bytes of the caches."""
     model = random_network(ModelConfig(num_layers=blocks), CPU)
@@ -133,6 +180,11 @@ def main() -> None:
         sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
         sub.set_defaults(run=job)
     sub.add_argument("--seed", type=int, default=0, help="of other worlds and other noise")
+    sub = commands.add_parser("folder")
+    for name, default in (("clips", 128), ("turns", 3)):
+        sub.add_argument(f"--{name}", type=int, default=default)
+    sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
+    sub.set_defaults(run=folder)
     sub = commands.add_parser("time")
     for name, default in (("frames", 81), ("height", 480), ("width", 832), ("turns", 3)):
         sub.add_argument(f"--{name}", type=int, default=default)

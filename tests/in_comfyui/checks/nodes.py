@@ -1038,7 +1038,7 @@ def pictures_at_the_ends() -> dict[str, Any]:
     """Empty Uni-ViGU Latent with pictures: what the samplers keep of them, and what is refused."""
     model, _, vae = load_embedded()
     images = sample_clip().get_components().images
-    encoded, _ = run("UniViGUEncodeVideo", video=images, vae=vae, **SIZE)
+    encoded, _ = encode(video=images, vae=vae, **SIZE)
     text = conditioning(2, width=bridge.network_of(model).config.text_dim)
     sizes = {"width": 0, "height": 0, "frames": 0, "text_length": 0, "batch_size": 1}
 

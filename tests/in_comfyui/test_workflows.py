@@ -206,6 +206,17 @@ def test_an_edit_shows_what_the_new_caption_says(shipped: Callable[[str], Any], 
     assert [world and world.caption for world in worlds] == [blue, SAMPLE, blue]
 
 
+def test_the_best_of_a_batch_is_shown_and_all_are_scored(
+    shipped: Callable[[str], Any], client: Any, tmp_path: Path
+) -> None:
+    result = shipped("best_of").result
+    lines = next(text for text in texts(result) if "batch index" in text).splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(line[-1] for line in lines) == list("0123")
+    assert len(read_clip(video_in(client, result, tmp_path), ClipSpec(9, 48, 48)).pixels) == 9  # one clip, not four
+
+
 @pytest.mark.slow
 def test_training_in_two_stages_changes_what_the_model_says(client: Any, server: Server) -> None:
     """A clip that is not among those of the folder, described in the folder's wording."""

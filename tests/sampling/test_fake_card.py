@@ -136,7 +136,7 @@ def test_a_job_stays_on_the_card_and_waits_for_it_once(card: FakeCard, job: str)
     model = network(card, **config)
     card.begin()
     assert all(part.device.type == "cuda" for part in tree_leaves(run(model)))
-    last = ("_local_scalar_dense", "caption_likelihood") if job.startswith("rank") else THE_END
+    last = ("_local_scalar_dense", "_finite") if job.startswith("rank") else THE_END
     assert waits(card) == {last: 1}
     assert not any(copy.waits for copy in card.copies)
     # Over the bus go random numbers, tokens and the answers to checks: nothing large, and nothing from a pass.
@@ -153,7 +153,7 @@ def test_a_template_waits_for_each_text_it_fills_in(card: FakeCard) -> None:
     assert waits(card) == {
         THE_END: 2,
         ("_local_scalar_dense", "require_ids"): 2,
-        ("_local_scalar_dense", "caption_likelihood"): 1,
+        ("_local_scalar_dense", "_finite"): 1,
         ("_local_scalar_dense", "fill_template"): 1,
     }
 

@@ -80,7 +80,10 @@ class _Settled:
     def put_into(self, content: Tensor) -> Tensor:
         """A content ``[B,L]`` with the words of the rows that are done."""
         assert self.words is not None
-        return torch.where(self._on(content), self.words, content)
+        assert self.done is not None
+        if not bool(self.done.any()):
+            return content  # as nearly always: a mask need not go to the card
+        return self.words if bool(self.done.all()) else torch.where(self._on(content), self.words, content)
 
     def _on(self, like: Tensor) -> Tensor:
         assert self.done is not None

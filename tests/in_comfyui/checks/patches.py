@@ -322,6 +322,8 @@ def student_lora() -> dict[str, Any]:
     other.add_object_patch("diffusion_model.config", changed)
     comfy.model_management.load_models_gpu([other])
     lists = {kind: bridge.file_names(kind) for kind in ("checkpoint", "lora")}
+    for left in folder.glob("mine*.safetensors"):  # the folder is the pack's own
+        left.unlink()
     return {
         "report": report,
         "recipes": [(one.steps, one.joint_steps, one.guidance_scale) for one in recipes],

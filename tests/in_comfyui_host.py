@@ -79,15 +79,16 @@ class ComfyUI:
         return said[1] if said else "of an unknown version"
 
 
-def slow_graph(seed: int) -> dict[str, Any]:
-    """Some twenty seconds of work in many small nodes; ``seed`` keeps it out of the server's cache."""
+def slow_graph(seed: int, nodes: int = 60) -> dict[str, Any]:
+    """Some twenty seconds of work in many small nodes, or longer with more ``nodes``; ``seed`` keeps it out of the
+    server's cache."""
     graph: dict[str, Any] = {
         "0": {"class_type": "EmptyImage", "inputs": {"width": 1024, "height": 1024, "batch_size": 1, "color": seed}}
     }
-    for number in range(1, 60):
+    for number in range(1, nodes):
         inputs = {"image": [str(number - 1), 0], "blur_radius": 15, "sigma": 5.0}
         graph[str(number)] = {"class_type": "ImageBlur", "inputs": inputs}
-    graph["60"] = {"class_type": "PreviewImage", "inputs": {"images": ["59", 0]}}
+    graph[str(nodes)] = {"class_type": "PreviewImage", "inputs": {"images": [str(nodes - 1), 0]}}
     return graph
 
 

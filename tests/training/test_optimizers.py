@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from uvg_core.errors import UniViGUError
 from uvg_core.training.config import Optimizer
@@ -117,9 +119,41 @@ def test_muon_moves_along_all_directions_alike() -> None:
     assert float((weight.detach() * steep).sum()) < 0
 
 
+@pytest.mark.parametrize("shape", [(16, 6), (6, 16)])
+def test_muon_on_a_cpu_steps_as_torch_does_without_bfloat16(shape: tuple[int, int]) -> None:
+    made = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=made)
+    ours, torchs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    (muon,) = make_optimizers({"blocks.0.ffn.0.weight": ours}, Optimizer(kind="muon", muon_rate=0.1, weight_decay=0.1))
+    reference = torch.optim.Muon([torchs], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=made)
+        torchs.grad = ours.grad.clone()
+        with DTypes() as seen:
+            muon.step()
+        assert torch.bfloat16 not in seen.dtypes
+        reference.step()
+    torch.testing.assert_close(ours.detach(), torchs.detach(), rtol=0, atol=0.02)  # of steps of 0.1 and more
+    reference.load_state_dict(muon.state_dict())  # a run goes on from either's state
+
+
+class DTypes(TorchDispatchMode):
+    """Collects the dtypes of all results inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.dtypes |= {one.dtype for one in tree_leaves(result) if isinstance(one, torch.Tensor)}
+        return result
+
+
 def test_muon_alone_where_nothing_else_learns() -> None:
     found = {"blocks.0.ffn.0.weight": nn.Parameter(torch.zeros(4, 4))}
-    assert [type(one) for one in make_optimizers(found, Optimizer(kind="muon"))] == [torch.optim.Muon]
+    (alone,) = make_optimizers(found, Optimizer(kind="muon"))
+    assert isinstance(alone, torch.optim.Muon)
     only_vectors = {"blocks.0.norm3.weight": nn.Parameter(torch.zeros(4))}
     assert [type(one) for one in make_optimizers(only_vectors, Optimizer(kind="muon"))] == [torch.optim.AdamW]
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_PYTHON = (3, 10)
-EXTRAS = {"demo": "standalone", "test": "standalone,train,dev"}
+EXTRAS = {"demo": "standalone", "test": "standalone,train,film,dev"}
 
 
 def environment() -> Path:

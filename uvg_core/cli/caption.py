@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..errors import UniViGUError
-from ..media.video import Clip, ClipSpec
+from torch import Tensor
+
+from ..content import content_of
+from ..errors import UniViGUError, WrongUsage, counted
+from ..media.video import Clip, ClipSpec, find_clips
 from ..media.video.footage import Footage
+from ..media.video.shots import Cutting, Shot
+from ..pipeline.film import CHAPTERS, FORMS, Line, caption_film, read_ahead, rows_of
 from ..pipeline.folders import Captions, FolderReport, caption_folder, survey
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.together import Together
@@ -37,8 +42,25 @@ class Caption:
     no_recursive: Flag = setting("Do not search subfolders.", default=False)
     dry_run: Flag = setting("Show which clips would be captioned, without writing anything.", default=False)
     json: Path | None = as_json("the result for each clip")
+    out: Path | None = setting(
+        "With --shots or --every: write captions with times, as .srt, .vtt, .json or .csv, or a copy of the film with "
+        "chapters, as .mp4, .mov, .mkv or .webm.",
+        default=None,
+        auto="lines on the standard output; for a folder, an .srt beside each film",
+        short="-o",
+        suffixes=(*FORMS, *CHAPTERS),
+    )
+    cutting: Cutting = setting("How a film is divided.", factory=Cutting)
 
     def __post_init__(self) -> None:
+        if self.out is not None and not self.cutting.is_on:
+            raise UniViGUError("-o writes the captions of a film; add --shots, or --every SECONDS")
+        if self.out is not None and (len(self.clips) > 1 or os.path.isdir(self.clips[0])):
+            raise UniViGUError(
+                "-o names one file; give it one film, or leave it out: films of folders get an .srt each"
+            )
+        if self.cutting.is_on and self.dry_run:
+            raise UniViGUError("--dry-run does not tell how many shots there are; leave out --dry-run, or --shots")
         if self.dry_run and self.json is not None:
             raise UniViGUError("--dry-run makes no results that --json could write; leave out one of them")
 
@@ -53,6 +75,7 @@ class Describe:
     spec: ClipSpec
     footage: Footage
     shown: Bars
+    model: Model
 
     def read(self, path: Path) -> Clip:
         """A clip as the model wants it."""
@@ -63,9 +86,31 @@ class Describe:
         self.shown.close()
         for clip in clips:
             say(clip.note)
+        return self.texts(latents, [self.captions.seed(self.sampling.seed, path.relative_to(folder)) for path in paths])
+
+    def shots(self, parts: Sequence[Shot]) -> list[str]:
+        """What is written for parts of a film."""
+        latents = self.pipe.encode_clips([part.pixels for part in parts])
+        self.shown.close()
+        return [self.captions.worded(text) for text in self.texts(latents, [self.sampling.seed] * len(parts))]
+
+    def facts(self, cutting: Cutting) -> dict[str, Any]:
+        """What captions of a film depend on beside the film, in plain values."""
+        loras = [[content_of(lora.path), lora.video, lora.text] for lora in self.model.lora]
+        sampling = {name: str(value) for name, value in asdict(self.sampling).items()}
+        return {
+            "model": [content_of(self.pipe.components.path), loras],
+            "way of cutting": asdict(cutting),
+            "part, size or fit": [str(self.spec), asdict(self.footage)],
+            "sampling": sampling,
+            "wording": asdict(self.captions),
+        }
+
+    def texts(self, latents: Tensor, seeds: Sequence[int]) -> list[str]:
+        """The words of the model."""
         return self.pipe.captions(
             latents,
-            [self.captions.seed(self.sampling.seed, path.relative_to(folder)) for path in paths],
+            seeds,
             hint=self.captions.hint,
             template=self.captions.template,
             sampling=self.sampling,
@@ -91,11 +136,12 @@ def caption(
     if own.dry_run:
         return _dry_run(own, captions)
     pipe = model.pipeline(shown)
+    _require_plain(own, captions)
     results: list[dict[str, Any]] = []
     files: list[Path] = []
     failed, is_stopped = 0, False
 
-    describe = Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown)
+    describe = Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown, model)
     together = pipe.together(size)
 
     def tell(text: str) -> None:
@@ -108,7 +154,9 @@ def caption(
 
     for path in own.clips:
         try:
-            if os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
+            if own.cutting.is_on:
+                failed += _film(own, path, describe, together, results)
+            elif os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
                 report = caption_folder(
                     path,
                     Together(describe.read, partial(describe, folder=path), together),
@@ -136,6 +184,66 @@ def caption(
             break
     _write_report(own.json, results, files)
     return CANCELLED if is_stopped else int(failed > 0)
+
+
+def _film(own: Caption, path: Path, describe: Describe, together: int, results: list[dict[str, Any]]) -> int:
+    """Caption a film, or each of a folder; how many failed."""
+    is_folder = os.path.isdir(path)
+    films = find_clips(path, recursive=not own.no_recursive, stills=False) if is_folder else [path]
+    if not films:
+        raise UniViGUError(f"{path}: no videos in this folder; expected files such as mp4, mkv or mov")
+    failed = 0
+    for film in films:
+        out = film.with_suffix(".srt") if is_folder else own.out
+        if is_folder and out is not None and os.path.lexists(out) and not describe.captions.overwrite:
+            say(f"{out}: is there already and stays; --overwrite replaces it")
+            results.append({"clip": str(film), "outcome": "skipped", "caption": None, "reason": None})
+            continue
+        try:
+            results.extend(_captioned(own, film, out, describe, together))
+        except UniViGUError as error:
+            if not is_folder:
+                raise
+            describe.shown.close()
+            complain(error)
+            results.append({"clip": str(film), "outcome": "failed", "caption": None, "reason": str(error)})
+            failed += 1
+    return failed
+
+
+def _captioned(
+    own: Caption, film: Path, out: Path | None, describe: Describe, together: int
+) -> Iterator[dict[str, Any]]:
+    """Caption a film; what ``--json`` says of each part."""
+    is_quiet = is_stream(own.json)
+
+    def tell(line: Line) -> None:
+        if out is not None:
+            say(str(line))
+        elif not is_quiet:
+            show(str(line) if len(own.clips) == 1 else f"{film}\t{line}")
+
+    lines = caption_film(
+        film,
+        lambda done: read_ahead(film, own.cutting, describe.spec, describe.footage, done=done, ahead=together),
+        describe.shots,
+        together=together,
+        out=out,
+        facts=None if out is None else describe.facts(own.cutting),
+        on_line=tell,
+        note=lambda text: say(f"{film}: {text}"),
+    )
+    if out is not None:
+        show(f"{out}: {counted(len(lines), 'caption')}")
+    for row in rows_of(lines):
+        yield {"clip": str(film), "outcome": "written", "reason": None, **row}
+
+
+def _require_plain(own: Caption, captions: Captions) -> None:
+    """Raise WrongUsage for settings that captions of clips have, and those of a film have not."""
+    for name in ("existing", "format", "file_suffix", "backup", "clip_seeds", "review") if own.cutting.is_on else ():
+        if getattr(captions, name) != fields_of(Captions)[name].default:
+            raise WrongUsage(f"--{name.replace('_', '-')} does not go with --shots or --every; leave it out")
 
 
 def _write_report(report: Path | None, results: list[dict[str, Any]], captions: list[Path]) -> None:

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from ...errors import UniViGUError, printable
 from ...io import require_others, written_whole
 from .source import ATTACHED, Source
-from .timeline import require_whole, scan
+from .timeline import Timeline, require_whole, scan
 
 LINE = 48  # characters that players show in a line of a small picture
 _LINES = 2  # of a cue
@@ -98,35 +98,32 @@ def container_suffix(clip: str | Path) -> str | None:
 
 
 def write_captioned(
-    path: str | Path, clip: str | Path, caption: str, *, subtitles: bool = True, tags: Mapping[str, str] | None = None
+    path: str | Path,
+    clip: str | Path,
+    caption: str,
+    *,
+    subtitles: bool = True,
+    tags: Mapping[str, str] | None = None,
+    chapters: Sequence[Cue] = (),
 ) -> list[Cue]:
     """Write ``clip`` to ``path``, its sound and pictures packet by packet as they are, with a track of subtitles that
     says ``caption``; gives what the track says, whether it is written or not.
 
-    ``tags`` of the file join, and replace, those that the clip has. ``path`` ends as ``container_suffix`` says. The
-    file appears whole or not at all. Raises UniViGUError for another name or container, a clip that ``read_clip`` would
-    not read, streams that cannot be copied, and where the system refuses.
+    ``tags`` of the file join, and replace, those that the clip has; ``chapters`` become those of the file. ``path``
+    ends as ``container_suffix`` says. The file appears whole or not at all. Raises UniViGUError for another name or
+    container, a clip that ``read_clip`` would not read, streams that cannot be copied, and where the system refuses.
     """
     path = Path(path)
     require_others(path, [clip])
     with Source(clip) as source:
-        suffix = _suffix(source)
-        if suffix is None:
-            raise UniViGUError(
-                f"{clip}: found a {source.kind} file; expected {', '.join(_WRITTEN)}, which hold captions. "
-                "Save it as an mp4 first"
-            )
-        if path.suffix.lower() != suffix:
-            raise UniViGUError(
-                f"{path}: the streams of {source.path.name} are copied, so the name must end in {suffix}"
-            )
-        timeline = scan(source)
-        require_whole(source, timeline)
+        suffix, timeline = _copyable(path, source)
         cues = cues_of(caption, timeline.seconds)
         begin = int(1000 * timeline.times[0] * timeline.unit) if timeline.timed else 0
         with written_whole(path) as temporary:
             try:
-                _copy(source, temporary, dict(tags or {}), list(_packets(cues, begin, suffix)) if subtitles else [])
+                parts = [_chapter(number, cue, begin) for number, cue in enumerate(chapters, 1)]
+                shown = list(_packets(cues, begin, suffix)) if subtitles else []
+                _copy(source, temporary, dict(tags or {}), shown, parts)
             except OSError as error:
                 if not isinstance(error, av.FFmpegError) or error.filename == str(temporary):
                     raise  # written_whole words these
@@ -134,6 +131,28 @@ def write_captioned(
             except (av.FFmpegError, ValueError) as error:
                 raise _not_copied(clip, error) from error
     return cues
+
+
+def require_copied(path: str | Path, clip: str | Path) -> None:
+    """Raise UniViGUError where ``write_captioned`` would."""
+    require_others(path, [clip])
+    with Source(clip) as source:
+        _copyable(Path(path), source)
+
+
+def _copyable(path: Path, source: Source) -> tuple[str, Timeline]:
+    """The suffix and the timeline of a clip that is copied to ``path``."""
+    suffix = _suffix(source)
+    if suffix is None:
+        raise UniViGUError(
+            f"{source.path}: found a {source.kind} file; expected {', '.join(_WRITTEN)}, which hold captions. "
+            "Save it as an mp4 first"
+        )
+    if path.suffix.lower() != suffix:
+        raise UniViGUError(f"{path}: the streams of {source.path.name} are copied, so the name must end in {suffix}")
+    timeline = scan(source)
+    require_whole(source, timeline)
+    return suffix, timeline
 
 
 def _not_copied(clip: str | Path, error: Exception) -> UniViGUError:
@@ -167,7 +186,14 @@ def _packets(cues: Sequence[Cue], begin: int, suffix: str) -> Iterator[Any]:
         yield packet
 
 
-def _copy(source: Source, target: Path, tags: dict[str, str], subtitles: Sequence[Any]) -> None:
+def _chapter(number: int, cue: Cue, begin: int) -> Any:
+    times = {"start": begin + cue.start, "end": begin + cue.end, "time_base": _TICK}
+    return {"id": number, **times, "metadata": {"title": cue.text}}
+
+
+def _copy(
+    source: Source, target: Path, tags: dict[str, str], subtitles: Sequence[Any], chapters: Sequence[Any]
+) -> None:
     kind, codec = _WRITTEN[target.suffix.lower()]
     kept = {name: value for name, value in source.container.metadata.items() if name not in _TECHNICAL}
     tags = {**kept, **tags}
@@ -178,6 +204,8 @@ def _copy(source: Source, target: Path, tags: dict[str, str], subtitles: Sequenc
         options["movflags"] = f"+faststart{more}"
     with av.open(os.path.abspath(target), "w", format=kind, options=options) as written:
         written.metadata.update(tags)
+        if chapters:
+            written.set_chapters(list(chapters))
         streams = {}
         for stream in source.container.streams:
             if _is_copied(stream):

@@ -38,7 +38,7 @@ def probe(path: str | Path, *, start: float = 0.0, seconds: float | None = None)
         unsure = not count or not length or not source.is_steady() or is_cut(source.path, source.kind)
         if unsure or start > 0 or seconds:
             source.rewind()
-            timeline = _part(source, scan(source), start, seconds)
+            timeline = part_of(source, scan(source), start, seconds)
             count, rate, length = len(timeline.times), timeline.rate, timeline.seconds
         return _info(source, first, count, rate, length)
 
@@ -64,7 +64,7 @@ def read_clip(path: str | Path, spec: ClipSpec, *, start: float = 0.0, seconds: 
         if timeline.damage:
             source.start_over(careful=True)
         while True:
-            part = _part(source, timeline, start, seconds)
+            part = part_of(source, timeline, start, seconds)
             chosen = part.spread(spec)
             try:
                 found = _decoded(source, timeline, chosen, spec)
@@ -169,7 +169,7 @@ def _end(source: Source, timeline: Timeline, wanted: list[int], lost: list[int])
     return max(set(wanted) - set(lost), default=None)
 
 
-def _part(source: Source, timeline: Timeline, start: float, seconds: float | None) -> Timeline:
+def part_of(source: Source, timeline: Timeline, start: float, seconds: float | None) -> Timeline:
     part = timeline.part(start, seconds)
     if not part.times:
         to = f" to {start + seconds:g} s" if seconds else ""
@@ -199,7 +199,7 @@ def _by_time(source: Source, timeline: Timeline, wanted: list[int]) -> Iterator[
         last = max(bisect_right(keyframes, time) - 1, 0)
         if bisect_right(times, keyframes[last]) - bisect_right(times, here) > _SEEK_FROM:
             # A jump may land too late (TS, an index with holes): then from further back.
-            ahead, frames = _frames_from(source, [keyframes[max(last - back, 0)] for back in (0, 2)])
+            ahead, frames = frames_from(source, [keyframes[max(last - back, 0)] for back in (0, 2)])
             shown = None
         for frame in chain(ahead, frames):
             ahead = []
@@ -226,7 +226,7 @@ def _is_whole(source: Source, frame: Any, time: int, ended: bool) -> bool:
     return frame.pts == time or not (source.errors or (ended and not source.careful))
 
 
-def _frames_from(source: Source, keyframes: Sequence[int]) -> tuple[list[Any], Iterator[Any]]:
+def frames_from(source: Source, keyframes: Sequence[int]) -> tuple[list[Any], Iterator[Any]]:
     """The first frame and those behind it, from the first of ``keyframes`` that the container leads to; from the start
     where it leads to none."""
     for keyframe in keyframes:

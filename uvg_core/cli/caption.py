@@ -96,10 +96,11 @@ class Describe:
 
     def facts(self, cutting: Cutting) -> dict[str, Any]:
         """What captions of a film depend on beside the film, in plain values."""
+        parts = self.pipe.components
         loras = [[content_of(lora.path), lora.video, lora.text] for lora in self.model.lora]
         sampling = {name: str(value) for name, value in asdict(self.sampling).items()}
         return {
-            "model": [content_of(self.pipe.components.path), loras],
+            "model": [content_of(parts.path), content_of(parts.files.vae.path), str(self.pipe.config), loras],
             "way of cutting": asdict(cutting),
             "part, size or fit": [str(self.spec), asdict(self.footage)],
             "sampling": sampling,

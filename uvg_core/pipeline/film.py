@@ -20,6 +20,7 @@ from typing import Any
 from ..content import content_of
 from ..errors import UniViGUError, printable
 from ..io import append, read_text, require_writable, write_text
+from ..locks import Claims, appending
 from ..media.video import ClipSpec, as_srt, write_captioned
 from ..media.video.captioned import LINE, Cue, require_copied
 from ..media.video.footage import FOOTAGE, Footage
@@ -69,6 +70,7 @@ def read_ahead(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+        found.close()
 
 
 def caption_film(
@@ -86,11 +88,12 @@ def caption_film(
     copy of the film with chapters (``CHAPTERS``).
 
     Captions are kept in ``OUT.part`` as they come, so that a run that was stopped goes on from there; the file itself
-    appears whole in the end.
+    appears whole in the end. Raises UniViGUError for another suffix, a film that cannot be read or copied, and while
+    another run writes ``out``.
 
     Args:
         read: the parts from so many seconds on. describe: the captions of ``together`` parts or fewer.
-        facts: what captions depend on beside the film. Raises UniViGUError where a journal was made with others.
+        facts: what captions depend on beside the film. A journal that was made with others is not used.
         on_line: called with each caption, those of an earlier run too. note: called with what the film lacks.
     """
     path = Path(path)
@@ -99,7 +102,7 @@ def caption_film(
         _captioned(read(0.0), describe, together, [lines.append, on_line], note)
         return lines
     require_form(out, path)
-    with _journal(out, {"film": content_of(path), **(facts or {})}) as (lines, keep):
+    with _journal(out, {"film": content_of(path), **(facts or {})}, note) as (lines, keep):
         for line in lines:
             on_line(line)
         if lines:
@@ -132,56 +135,63 @@ def _captioned(
 
 
 @contextmanager
-def _journal(out: Path, facts: dict[str, Any]) -> Iterator[tuple[list[Line], Callable[[Line], None]]]:
-    """The captions of an earlier run, and what keeps another one. It is removed when all is done."""
+def _journal(
+    out: Path, facts: dict[str, Any], note: Callable[[str], object]
+) -> Iterator[tuple[list[Line], Callable[[Line], None]]]:
+    """The captions of an earlier run, and what keeps another one. The journal is removed when all is done.
+
+    Raises UniViGUError while another run writes ``out``."""
     path = out.with_name(out.name + ".part")
-    require_writable(out)
-    facts = json.loads(json.dumps(facts))
-    lines = _kept(path, facts)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        os.ftruncate(handle, 0)
-        append(handle, "".join(_row(row) for row in (facts, *map(asdict, lines))).encode())
+    for name in (out, path):
+        require_writable(name)
+    with Claims(out.parent) as claims, claims.claimed(str(out)) as is_ours:
+        if not is_ours:
+            raise UniViGUError(f"{out}: is being written by another run; wait until it ends, or choose another name")
+        is_needed = True
+        try:
+            with appending(path) as handle:
+                head = _row(facts)
+                lines, end = _kept(path, json.loads(head), note)
+                is_needed = bool(end)
+                os.ftruncate(handle, end)
+                if not end:
+                    append(handle, head.encode())
 
-        def keep(line: Line) -> None:
-            append(handle, _row(asdict(line)).encode())
+                def keep(line: Line) -> None:
+                    nonlocal is_needed
+                    append(handle, _row(asdict(line)).encode())
+                    is_needed = True
 
-        yield lines, keep
-    finally:
-        os.close(handle)
-    with suppress(OSError):
-        path.unlink()
+                yield lines, keep
+                is_needed = False
+        finally:
+            if not is_needed:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _row(value: dict[str, Any]) -> str:
     return json.dumps(value) + "\n"
 
 
-def _kept(path: Path, facts: dict[str, Any]) -> list[Line]:
-    """The captions in a journal. Raises UniViGUError for one that was made from something else."""
+def _kept(path: Path, facts: dict[str, Any], note: Callable[[str], object]) -> tuple[list[Line], int]:
+    """The captions in a journal, and the bytes it takes to hold them: none where it was made from something else.
+    Raises UniViGUError for what is no journal."""
+    whole = [row for row in read_text(path, most=_MOST, exact=True).splitlines(keepends=True) if row.endswith("\n")]
+    if not whole:
+        return [], 0
     try:
-        rows = read_text(path, most=_MOST, exact=True).splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    lines: list[Line] = []
-    try:
-        begun = json.loads(rows[0]) if rows and rows[0].endswith("\n") else facts
+        begun, *rows = map(json.loads, whole)
         changed = [name for name in {**begun, **facts} if begun.get(name) != facts.get(name)]
-        for row in rows[1:]:
-            if not row.endswith("\n"):  # killed while it was written
-                break
-            value = json.loads(row)
-            lines.append(Line(float(value["start"]), float(value["end"]), str(value["caption"])))
-    except (ValueError, TypeError, KeyError, AttributeError):
+        lines = [Line(float(row["start"]), float(row["end"]), str(row["caption"])) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UniViGUError(
             f"{path}: is not a journal of captions; move it away, or choose another name with -o"
         ) from None
     if changed:
-        raise UniViGUError(
-            f"{path}: an earlier run was begun with another {' and another '.join(changed)}. Run the command as it was "
-            "then to finish it, or delete this file to begin anew"
-        )
-    return lines
+        note(f"{path}: an earlier run had another {' and another '.join(changed)}; this one starts anew")
+        return [], 0
+    return lines, sum(len(row.encode()) for row in whole)
 
 
 # The forms

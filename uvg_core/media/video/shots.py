@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import av
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ...errors import UniViGUError
@@ -21,7 +21,10 @@ from .read import frames_from, part_of
 from .source import Source
 from .timeline import Timeline, scan
 
-_KEPT = 2**26  # bytes of the pictures that are kept of a shot, or as many as two clips have
+_RAW = 3 * 2**26  # bytes of the decoded frames that are kept of a shot
+_FITTED = 2**26  # bytes of the pictures that are kept instead where frames are large, or as many as two clips have
+_ENOUGH = 4  # frames that are kept for each that is chosen; as many decoded ones must have room
+_MOST = 2048  # frames that are kept of a shot, however small
 _LAG = 3  # frames until a cut is known: the detector compares each with two on either side
 _SIDE = 96  # pixels: the longer side of what cuts are found in
 _ALIKE = 10.0  # mean difference, of 255, below which a picture is the one from before a flash
@@ -70,13 +73,14 @@ class _Frames:
     """The frames of a shot that are kept, ``most`` at most: of a long one every second, fourth, eighth ..."""
 
     most: int
-    pictures: dict[int, Any] = field(default_factory=dict)  # by time
+    is_raw: bool = False  # whether pictures are made when they are asked for
+    pictures: dict[int, Any] = field(default_factory=dict)  # by time: pictures, or what makes them
     seen: int = 0
     step: int = 1
 
-    def add(self, time: int, fitted: Callable[[], Tensor] | Tensor) -> None:
+    def add(self, time: int, picture: Callable[[], Tensor] | Tensor) -> None:
         if self.seen % self.step == 0:
-            self.pictures[time] = fitted if isinstance(fitted, Tensor) else fitted()
+            self.pictures[time] = picture if self.is_raw or isinstance(picture, Tensor) else picture()
         self.seen += 1
         if len(self.pictures) > self.most:
             self.pictures = dict(list(self.pictures.items())[::2])
@@ -87,11 +91,13 @@ class _Frames:
         for time, picture in later.pictures.items():
             self.add(time, picture)
 
-    def at(self, time: int) -> Tensor:
-        """The picture on screen at a time, as far as it is kept."""
-        times = list(self.pictures)
-        found: Tensor = self.pictures[times[max(bisect_right(times, time) - 1, 0)]]
-        return found
+    def at(self, times: Sequence[int]) -> list[Tensor]:
+        """The pictures nearest to some times."""
+        kept = list(self.pictures)
+        nearest = [min(kept[max(bisect_left(kept, time) - 1, 0) :][:2], key=lambda k: abs(k - time)) for time in times]
+        made = {time: self.pictures[time] for time in nearest}
+        made = {time: one if isinstance(one, Tensor) else one() for time, one in made.items()}
+        return [made[time] for time in nearest]
 
 
 def shots(
@@ -105,10 +111,11 @@ def shots(
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Shot]:
     """The shots of a film, or its windows, in order, each with the frames that ``spec`` asks for: those that
-    ``read_clip`` reads of that part. Of a shot so long that its pictures would take more than 64 MiB, or twice those
-    of a clip, they are the nearest ones before of every second, fourth, ... frame.
+    ``read_clip`` reads of that part. Of a shot whose frames take more than 192 MiB, they are the nearest of every
+    second, fourth, ... frame.
 
-    The timestamps are read first; each frame is then decoded once, and memory holds the pictures of two shots.
+    The timestamps are read first; each frame is then decoded once, and only those that are chosen become pictures.
+    Memory holds the frames of a shot and of a second one that begins.
     A cut is where the picture changes at once (PySceneDetect's AdaptiveDetector) or comes back from black
     (ThresholdDetector), unless it is back at what it was within ``how.shortest``: a flash. Dissolves are no cuts.
 
@@ -148,14 +155,16 @@ class _Film:
 
     def __init__(self, source: Source, timeline: Timeline, part: Timeline, spec: ClipSpec) -> None:
         self.source, self.timeline, self.part, self.spec = source, timeline, part, spec
-        self.most, self.last = 0, part.times[0]
+        self.most, self.is_raw, self.last = 0, False, part.times[0]
 
     def frames(self, done: float) -> Iterator[tuple[int, Any]]:
         """Each frame of the part from ``done`` on, with its time."""
         timeline, first = self.timeline, self.part.times[0]
         if done > 0:
             place = bisect_left(timeline.times, timeline.times[0] + round(done / timeline.unit))
-            first = max(first, timeline.times[min(place, len(timeline.times) - 1)])
+            if place == len(timeline.times) or timeline.times[place] > self.part.times[-1]:
+                return
+            first = max(first, timeline.times[place])
         keyframe = timeline.keyframes[max(bisect_right(timeline.keyframes, first) - 1, 0)]
         ahead: list[Any] = []
         decoded = self.source.frames()
@@ -172,25 +181,34 @@ class _Film:
             before = time
             if time >= first:
                 if not self.most:
-                    self.spec = self.spec.suited(*shown_size(frame, self.source.stream))
-                    size = 3 * self.spec.height * self.spec.width
-                    self.most = max(2 * self.spec.frames, min(1024, _KEPT // size))
+                    self._size(frame)
                 self.last = time
                 yield time, frame
         if before is None:
             raise self.source.broken(timeline.second(first))
 
+    def _size(self, frame: Any) -> None:
+        """Learn from the first frame how pictures are fitted, and how many frames are kept."""
+        spec = self.spec = self.spec.suited(*shown_size(frame, self.source.stream))
+        raw = _RAW // sum(plane.buffer_size for plane in frame.planes)
+        self.is_raw = raw >= _ENOUGH * spec.frames
+        fitted = _FITTED // (3 * spec.height * spec.width)
+        self.most = min(_MOST, raw) if self.is_raw else max(2 * spec.frames, min(_MOST, fitted))
+
     def fitted(self, frame: Any) -> Callable[[], Tensor]:
+        """What makes a picture of a frame."""
         return lambda: picture_of(frame, self.source, self.spec)[0]
+
+    def chosen(self, first: int, end: int) -> list[int]:
+        """The times of the frames of a part that ``spec`` asks for."""
+        times = self.timeline.times[bisect_left(self.timeline.times, first) : bisect_left(self.timeline.times, end)]
+        return replace(self.timeline, times=times or [first]).spread(self.spec)
 
     def shot(self, kept: _Frames, first: int, end: int | None, damage: str = "") -> Shot:
         """``end``: the time at which the next one begins, None for the end of what is read."""
-        timeline = self.timeline
-        times = timeline.times[bisect_left(timeline.times, first) : bisect_left(timeline.times, end or self.last + 1)]
-        part = replace(timeline, times=times or [first])
-        pictures = [kept.at(time) for time in part.spread(self.spec)]
-        until = timeline.second(end) if end is not None else self._end()
-        return Shot(timeline.second(first), until, stacked(pictures, self.spec), damage)
+        pictures = kept.at(self.chosen(first, self.last + 1 if end is None else end))
+        until = self.timeline.second(end) if end is not None else self._end()
+        return Shot(self.timeline.second(first), until, stacked(pictures, self.spec), damage)
 
     def _end(self) -> float:
         times = self.timeline.times
@@ -211,7 +229,7 @@ class _Film:
         self, frames: Iterator[tuple[int, Any]], ends: list[int], is_stopped: Callable[[], bool]
     ) -> Iterator[Shot]:
         """A shot for each window that shows a frame of its own."""
-        kept, first, upcoming = None, 0, deque(ends)
+        kept, first, upcoming, chosen = None, 0, deque(ends), set[int]()
         for time, frame in frames:
             if is_stopped():
                 return
@@ -221,8 +239,10 @@ class _Film:
             while len(upcoming) > 1 and time >= upcoming[0]:
                 upcoming.popleft()
             if kept is None:
-                kept, first = _Frames(self.most), time
-            kept.add(time, self.fitted(frame))
+                kept, first = _Frames(self.spec.frames), time
+                chosen = {time, *self.chosen(time, upcoming[0])}  # the first one even where none of these is whole
+            if time in chosen:
+                kept.add(time, self.fitted(frame))
         if kept is not None:
             yield self.shot(kept, first, None, self.damage())
 
@@ -250,7 +270,7 @@ class _Split:
 
     def __init__(self, film: _Film, first: int) -> None:
         self.film, self.first, self.cut = film, first, first
-        self.kept = _Frames(film.most)
+        self.kept = _Frames(film.most, film.is_raw)
         self.later: _Frames | None = None
         self.recent: deque[tuple[int, Callable[[], Tensor]]] = deque()
 
@@ -259,7 +279,7 @@ class _Split:
         if verdict == "maybe":
             while self.recent and self.recent[0][0] < at:
                 self.kept.add(*self.recent.popleft())
-            self.later, self.cut = _Frames(self.film.most), at
+            self.later, self.cut = _Frames(self.film.most, self.film.is_raw), at
         elif verdict and self.later is not None:
             if verdict == "cut":
                 yield self.film.shot(self.kept, self.first, self.cut)
@@ -294,7 +314,7 @@ class _Cuts:
                 "where OpenCV is installed already, as in many ComfyUIs: pip install --no-deps scenedetect-headless "
                 "click platformdirs. --every SECONDS needs neither"
             ) from None
-        self._clock = FrameTimecode
+        self._clock, self._scaler = FrameTimecode, VideoReformatter()
         self._sharp, self._fade = AdaptiveDetector(min_scene_len=0), ThresholdDetector(min_scene_len=0, fade_bias=1.0)
         self.shortest = shortest
         self._number = -1
@@ -310,7 +330,7 @@ class _Cuts:
         self._number += 1
         if self._number == 0:
             self._begun = self._settled = time
-        picture = _small(frame)
+        picture = self._small(frame)
         self._recent.append((self._number, time, picture))
         clock, pixels = self._clock(self._number, fps=25.0), picture.numpy()
         sharp, fades = self._sharp.process_frame(clock, pixels), self._fade.process_frame(clock, pixels)
@@ -341,6 +361,13 @@ class _Cuts:
             return "maybe", at
         return "", 0
 
+    def _small(self, frame: Any) -> Tensor:
+        """A frame as a small BGR picture, uint8 ``[H,W,3]``."""
+        scale = min(1.0, _SIDE / max(frame.width, frame.height))
+        width, height = (max(2, round(side * scale)) for side in (frame.width, frame.height))
+        small = self._scaler.reformat(frame, width=width, height=height, format="bgr24", interpolation="AREA")
+        return memory_of(small, 3).clone()
+
     def _is_back(self, picture: Tensor) -> bool:
         return _difference(self._before, picture) < min(_ALIKE, self._change / 2)
 
@@ -349,11 +376,3 @@ def _difference(one: Any, other: Tensor) -> float:
     if one.shape != other.shape:
         return 255.0
     return float((one.float() - other.float()).abs().mean())
-
-
-def _small(frame: Any) -> Tensor:
-    """A frame as a small BGR picture, uint8 ``[H,W,3]``."""
-    scale = min(1.0, _SIDE / max(frame.width, frame.height))
-    size = [max(2, round(side * scale)) for side in (frame.width, frame.height)]
-    small: av.VideoFrame = frame.reformat(width=size[0], height=size[1], format="bgr24", interpolation="AREA")
-    return memory_of(small, 3).clone()

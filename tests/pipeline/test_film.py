@@ -207,7 +207,7 @@ def test_the_command_writes_chapters_and_lines_and_leaves_what_a_folder_has(
         (["film.mp4", "--every", "2", "-o", "out.mkv"], 1, "must end in .mp4"),
         (["film.mp4", "--every", "2", "-o", "film.mp4"], 2, "being read"),
         (["text.mp4", "--every", "2", "-o", "out.srt"], 1, "cannot be opened as a video"),
-        (["none.mp4", "--every", "2", "-o", "out.srt"], 1, "none.mp4"),
+        (["none.mp4", "--every", "2", "-o", "out.srt"], 1, "none.mp4: no such file"),
         (["sub", "--every", "2"], 1, "no videos in this folder"),
     ],
 )

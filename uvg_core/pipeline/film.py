@@ -102,7 +102,11 @@ def caption_film(
         _captioned(read(0.0), describe, together, [lines.append, on_line], note)
         return lines
     require_form(out, path)
-    with _journal(out, {"film": content_of(path), **(facts or {})}, note) as (lines, keep):
+    try:
+        content = content_of(path)
+    except FileNotFoundError:
+        raise UniViGUError(f"{path}: no such file; expected a video file. Check the path") from None
+    with _journal(out, {"film": content, **(facts or {})}, note) as (lines, keep):
         for line in lines:
             on_line(line)
         if lines:

@@ -9,7 +9,7 @@ import os
 import textwrap
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -56,7 +56,7 @@ def plain(text: str) -> str:
 
 def read_ahead(
     path: str | Path, how: Cutting, spec: ClipSpec, footage: Footage = FOOTAGE, *, done: float = 0.0, ahead: int = 16
-) -> Iterator[Shot]:
+) -> Generator[Shot, None, None]:
     """The shots of a film as ``shots`` gives them; a thread reads up to ``ahead`` of them in advance."""
     stop = threading.Event()
     start, seconds = footage.start, footage.seconds

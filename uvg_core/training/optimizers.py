@@ -96,7 +96,7 @@ class _MuonOnCPU(torch.optim.Muon):
 def _orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """A matrix (rows, columns) with its singular values brought near 1, by Newton-Schulz iterations of degree five."""
     linear, cubic, quintic = coefficients
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=eps)
     for _ in range(steps):
         gram = wide @ wide.T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def shots(
     seconds: float | None = None,
     done: float = 0.0,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Shot]:
+) -> Generator[Shot, None, None]:
     """The shots of a film, or its windows, in order, each with the frames that ``spec`` asks for: those that
     ``read_clip`` reads of that part. Of a shot whose frames take more than 192 MiB, they are the nearest of every
     second, fourth, ... frame.

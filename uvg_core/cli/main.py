@@ -1,8 +1,9 @@
-"""The command line: generate, caption, joint, rank, edit, inspect, convert, check, synthesise, describe, train,
+"""The command line: generate, caption, find, joint, rank, edit, inspect, convert, check, synthesise, describe, train,
 evaluate, demo, cache, completion.
 
     python -m uvg_core generate "a red circle moves left slowly on a navy background" -o clip.mp4
     python -m uvg_core caption clip.mp4 other.mov folder/
+    python -m uvg_core find folder/ "a red circle moves left"
     python -m uvg_core joint "a green square" -o both.mp4
     python -m uvg_core rank clip.mp4 "a red circle" "a blue circle"
     python -m uvg_core edit clip.mp4 --change "red=blue" -o edited.mp4
@@ -40,6 +41,7 @@ from .describe import describe
 from .edit import edit
 from .evaluate import evaluate
 from .files import check, convert, inspect
+from .find import find
 from .flags import add_flags, settings_of
 from .generate import generate
 from .joint import joint
@@ -52,6 +54,7 @@ from .train import train
 COMMANDS = (
     generate,
     caption,
+    find,
     joint,
     rank,
     edit,

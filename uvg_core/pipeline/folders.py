@@ -127,7 +127,7 @@ def caption_folder(
     """
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
-    clips = _clips(folder, recursive, failed)
+    clips = clips_of(folder, recursive, failed)
     captioner = caption if isinstance(caption, Captioner) else Captioner(caption)
     with Claims(folder) as claims, texts_of(folder, clips, how) as texts, closing(captioner):
         work = (_Reviewed if how.review else _Work)(folder, texts, how)
@@ -225,7 +225,7 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     """Which clips ``caption_folder`` would caption and where their texts would go, in words, and how many subfolders
     and texts cannot be read; nothing is changed."""
     folder, failed = Path(folder), list[tuple[Path, str]]()
-    clips = _clips(folder, recursive, failed)
+    clips = clips_of(folder, recursive, failed)
     with texts_of(folder, clips, how, writes=False) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how)
         chosen = _chosen(folder, clips, how.only)
@@ -240,7 +240,8 @@ def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = Tr
     return "\n".join([*lines, *_reasons(failed)]), len(failed)
 
 
-def _clips(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:
+def clips_of(folder: Path, recursive: bool, unreadable: list[tuple[Path, str]]) -> list[Path]:
+    """The clips of a folder, as ``find_clips`` finds them. Raises UniViGUError where there is none."""
     if not (clips := find_clips(folder, recursive=recursive, unreadable=unreadable)):
         raise UniViGUError(
             f"{folder}: found no videos here{' or in its subfolders' if recursive else ''}; expected files such as "

@@ -350,12 +350,16 @@ class Pipeline:
         assert self.sampled is not None
         return self.sampled
 
-    def judge(self, latents: Tensor, texts: Sequence[str] | Tensor, judging: Judging = JUDGING) -> Tensor:
+    def judge(
+        self, latents: Tensor, texts: Sequence[str] | Tensor, judging: Judging = JUDGING, *, batch: int = 1
+    ) -> Tensor:
         """Scores ``[N]`` of clips ``[N,C,F,h,w]`` by one text, or each by its own, in words or token ids; the highest
-        fits best (see ``clip_likelihood``)."""
+        fits best (see ``clip_likelihood``). ``batch``: clips in a pass."""
         tokens = texts if isinstance(texts, Tensor) else self._padded(texts)
         return self.components.on_network(
-            lambda network: clip_likelihood(GuidedDenoiser(network), latents.to(self.device), tokens, judging)
+            lambda network: clip_likelihood(
+                GuidedDenoiser(network), latents.to(self.device), tokens, judging, batch=batch
+            )
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ..errors import UniViGUError
 from ..io import MEGABYTE, read_bytes, read_text, require_writable, write_beside, write_new, write_text
 from ..lines import Lines
 from .table import CAPTION, Table
-from .wording import Captions, Change, hash_of
+from .wording import FORMATS, Captions, Change, hash_of
 
 EXTENDED = ".uvg.extended.jsonl"
 CAPTION_SUFFIX = ".caption"  # of texts beside clips that kohya's tools, for example, write
@@ -150,6 +150,41 @@ class Beside:
                 "away, or choose a file_suffix"
             )
         return found
+
+
+class AllTexts:
+    """The captions of a folder's clips to be read, in any form that ``caption_folder`` writes."""
+
+    def __init__(self, folder: Path, clips: list[Path]) -> None:
+        self._held, self._texts = ExitStack(), list[Texts]()
+        for form in FORMATS:
+            with suppress(UniViGUError):  # a table that cannot be read has no captions for us
+                self._texts.append(
+                    self._held.enter_context(texts_of(folder, clips, Captions(format=form), writes=False))
+                )
+
+    def __enter__(self) -> AllTexts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def state(self, clip: Path) -> str:
+        """Says by sizes and times whether the captions of a clip may have changed."""
+        found = []
+        for texts in self._texts:
+            with suppress(OSError):
+                facts = os.stat(texts.place(clip))
+                found.append(f"{facts.st_size}:{facts.st_mtime_ns}")
+        return " ".join(found)
+
+    def read(self, clip: Path) -> str:
+        """The first caption with words, empty where there is none."""
+        for texts in self._texts:
+            with suppress(UniViGUError):
+                if words := (texts.read(clip) or "").strip():
+                    return words
+        return ""
 
 
 def _is_empty(path: Path) -> bool:

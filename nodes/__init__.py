@@ -18,6 +18,7 @@ NODES = {
     "editing": ("UniViGUEdit",),
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGURankClips", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
+    "film": ("UniViGUCaptionShots",),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),
 }

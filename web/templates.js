@@ -10,6 +10,7 @@ const ORDER = [
   "joint",
   "image_to_video",
   "caption_folder",
+  "caption_shots",
   "rank_captions",
   "best_of",
   "edit_by_words",

@@ -21,7 +21,7 @@ READ_IN_PLACE = "uvg_training_clips"  # a folder that nothing is written into
 # What has to lie in the input folder: Load Video and Load Image read from no other, and Caption Folder writes beside
 # the clips.
 COPIED = (
-    *("uvg_sample.mp4", "uvg_sample.png"),
+    *("uvg_sample.mp4", "uvg_sample.png", "uvg_film.mp4"),
     *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
 )
 

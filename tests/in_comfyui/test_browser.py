@@ -197,11 +197,11 @@ def test_a_template_opens_runs_and_shows_its_result(name: str, canvas: Callable[
 
 
 def test_what_does_not_run_here_opens_whole(canvas: Callable[..., Canvas], server: Server) -> None:
-    """The files under the names of the first try are stand-ins; a training takes minutes."""
+    """The files under the names of the first try are stand-ins; shots need PySceneDetect; a training takes minutes."""
     put_stand_ins(server.base / "models")
     page = canvas()
     page.look_for_files()
-    for name in ("first_try", *LONG):
+    for name in ("first_try", "caption_shots", *LONG):
         opened(page, name)
         picture_of(page, name)
 
@@ -217,7 +217,7 @@ def test_templates_fit_the_modern_node_design_too(canvas: Callable[..., Canvas],
     put_stand_ins(server.base / "models")
     page = canvas(modern=True)
     page.look_for_files()
-    for name in (*(SHOWS.keys() - {"video_to_text"}), "first_try", "video_to_text"):
+    for name in (*(SHOWS.keys() - {"video_to_text"}), "first_try", "caption_shots", "video_to_text"):
         file = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         page.page.evaluate("graph => app.loadGraphData(graph)", file)
         page.page.wait_for_function(

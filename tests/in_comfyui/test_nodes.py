@@ -404,6 +404,28 @@ def test_a_part_of_a_video_is_read_as_core_shows_it(inside: Inside) -> None:
     assert ": a single frame, repeated 100 times" in found["end"]
 
 
+def test_a_film_is_captioned_part_by_part(inside: Inside) -> None:
+    found = inside.call("nodes", "filmed")
+    captions = [
+        SAMPLE,
+        "a large blue star moves down slowly on a beige background",
+        "a large green seven moves up quickly on a black background",
+        "a large yellow ring moves right slowly on a gray background",
+    ]
+    assert found["whole"] == {
+        "captions": captions,
+        "times": [[2.125 * n, 2.125 * (n + 1)] for n in range(4)],
+        "same": True,
+        "thumbnails": [4, 48, 48, 3],
+    }
+    assert found["part"]["captions"] == captions[1:3]
+    assert found["part"]["times"] == [[0, 2.125], [2.125, 4.25]]
+    assert found["memory"]["times"] == [[0, 4.25], [4.25, 8.5]]
+    assert [line.split(",")[2] for line in found["stopped"]] == ["caption", *captions[:2]]
+    assert "pip install scenedetect-headless" in found["no detector"]
+    assert "filename_prefix is '../film'" in found["outside"]
+
+
 def test_as_loaded_saves_no_more_than_was_loaded(inside: Inside) -> None:
     found = inside.call("nodes", "sizes_saved")
     assert all(found["same"].values()), found["same"]
@@ -418,14 +440,15 @@ def test_as_loaded_saves_no_more_than_was_loaded(inside: Inside) -> None:
 def test_samples_are_offered_once_and_as_few_as_are_needed(inside: Inside, tmp_path: Path) -> None:
     found = inside.call("nodes", "samples_offered", path=str(tmp_path))
     clips = [
+        "uvg_film.mp4",
         "uvg_sample.mp4",
         "uvg_sample.png",
         *(f"uvg_sample_clips/{name}.mp4" for name in ("blue_star", "green_seven", "yellow_ring")),
     ]
     assert found["first"] == clips[:-1]
     assert found["own"]
-    assert found["again"] == [clips[0], *clips[2:-1]]  # what was deleted stays deleted
-    assert found["upgraded"] == [clips[0], *clips[2:]]
+    assert found["again"] == [*clips[:2], *clips[3:-1]]  # what was deleted stays deleted
+    assert found["upgraded"] == [*clips[:2], *clips[3:]]
     assert found["other folder"] == found["later"] == found["spoiled"] == clips
     assert found["no notes"] == []
     assert found["training"] == [24, 24, 24, 9]  # read where they lie

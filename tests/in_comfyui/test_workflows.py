@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from in_comfyui_host import Server, load_client, put_stand_ins
 from PIL import Image
 
@@ -25,6 +26,7 @@ NAMES = (
     "joint",
     "image_to_video",
     "caption_folder",
+    "caption_shots",
     "rank_captions",
     "best_of",
     "edit_by_words",
@@ -188,6 +190,29 @@ def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], c
     assert sorted(texts(client.run(graph))) == sorted(anew)  # nothing has changed: done again, it would skip all three
     again = client.run(changed(graph, "UniViGUCaptionFolder", seed=2))
     assert any("3 skipped" in text for text in texts(again))
+
+
+def test_each_shot_of_a_film_is_captioned_and_saved(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:
+    try:
+        result = shipped("caption_shots").result
+    except api.ClientError as error:
+        if "shots are found with PySceneDetect" in str(error):
+            pytest.skip(str(error))
+        raise
+    lines = next(text for text in texts(result) if "-->" in text).splitlines()
+    assert lines[0] == f"00:00:00.000 --> 00:00:02.125\t{SAMPLE}"
+    assert [line[17:29] for line in lines] == ["00:00:02.125", "00:00:04.250", "00:00:06.375", "00:00:08.500"]
+    saved = next(record for record in result.files if record.filename.endswith(".srt"))
+    cues = client.download(saved, tmp_path).read_text(encoding="utf-8").strip().split("\n\n")
+    assert [" ".join(cue.split("\n")[2:]) for cue in cues] == [line.split("\t")[1] for line in lines]
+    (viewer,) = ids_of(graph_of("caption_shots"), "PreviewImage")
+    thumbnails = [record for record in result.files if record.node == viewer]
+    assert len(thumbnails) == 4
+    film = read_clip(ROOT / "samples" / "uvg_film.mp4", ClipSpec(68, 48, 48)).pixels
+    for n, record in enumerate(sorted(thumbnails, key=lambda one: one.filename)):
+        with Image.open(client.download(record, tmp_path)) as picture:
+            seen = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).view(48, 48, 3)
+        assert float((seen.float() - film[17 * n + 8]).abs().mean()) < 2
 
 
 def test_rank_captions_finds_the_right_one(shipped: Callable[[str], Any]) -> None:

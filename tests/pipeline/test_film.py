@@ -74,6 +74,21 @@ def test_ten_thousand_shots(tmp_path: Path, film: Path) -> None:
     assert lines[-1] == Line(9999, 10_000, "shot 9999")
 
 
+def test_parts_of_several_sizes_are_captioned_by_size_and_stay_in_order() -> None:
+    def read(_: float) -> Iterator[Shot]:
+        return (Shot(n, n + 1, torch.zeros(1 + 4 * (n % 2), 2, 2, 3)) for n in range(7))
+
+    asked: list[list[float]] = []
+
+    def noted(parts: Sequence[Shot]) -> list[str]:
+        asked.append([part.start for part in parts])
+        return words(parts)
+
+    lines = caption_film("film.mp4", read, noted, together=4)
+    assert [(line.start, line.caption) for line in lines] == [(n, f"shot {n}") for n in range(7)]
+    assert asked == [[0, 2], [1, 3], [4, 6], [5]]
+
+
 def test_a_run_that_was_killed_goes_on_and_captions_nothing_twice(tmp_path: Path, film: Path) -> None:
     out, asked = tmp_path / "out.srt", list[float]()
 

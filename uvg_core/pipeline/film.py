@@ -126,11 +126,13 @@ def _captioned(
 ) -> None:
     with closing(parts):  # type: ignore[type-var]
         while some := list(islice(parts, together)):
+            texts: dict[float, str] = {}
             for size in dict.fromkeys(shot.pixels.shape for shot in some):
                 group = [shot for shot in some if shot.pixels.shape == size]
-                for shot, text in zip(group, describe(group), strict=True):
-                    for take in takers:
-                        take(Line(shot.start, shot.end, text))
+                texts |= zip((shot.start for shot in group), describe(group), strict=True)
+            for shot in some:
+                for take in takers:
+                    take(Line(shot.start, shot.end, texts[shot.start]))
             if some[-1].damage:
                 note(f"{some[-1].damage}; captions end at {clock(some[-1].end)}")
 

@@ -881,6 +881,53 @@ def growth() -> dict[str, Any]:
     return {"before": before, "after": (tensors(), len(comfy.model_management.current_loaded_models))}
 
 
+def filmed() -> dict[str, Any]:
+    """Caption Shots in parts of equal length: of a file, a part of it and frames in memory; stopped; without the
+    detector."""
+    import sys
+
+    model, clip, vae = load_embedded()
+    film = InputImpl.VideoFromFile(str(Path(folder_paths.get_input_directory()) / "uvg_film.mp4"))
+    module, unique = pack_module("nodes.film"), {"temperature": 0.0}
+    given = {**CAPTIONING, **unique, "width": 0, "height": 0, "frames": 0, "shortest": 1.0, "filename_prefix": "film"}
+
+    def caption(video: Any, **inputs: Any) -> Any:
+        return run("UniViGUCaptionShots", model=model, clip=clip, vae=vae, video=video, **{**given, **inputs})
+
+    def facts(video: Any, **inputs: Any) -> dict[str, Any]:
+        captions, text, thumbnails, file = caption(video, **{"every": 2.125, "format": "json", **inputs})
+        rows = json.loads(Path(saved(file)).read_text("utf-8"))
+        times = [[row["start"], row["end"]] for row in rows]
+        same = captions == [row["caption"] for row in rows] == [line.split("\t")[1] for line in text.splitlines()]
+        return {"captions": captions, "times": times, "same": same, "thumbnails": list(thumbnails.shape)}
+
+    found = {
+        "whole": facts(film),
+        "part": facts(film.as_trimmed(2.125, 4.25)),
+        "memory": facts(InputImpl.VideoFromComponents(film.get_components()), every=4.25),
+    }
+    describe, calls = module.describe_together, list[int]()
+
+    def cancelled(*args: Any, **options: Any) -> list[str]:
+        calls.append(1)
+        if len(calls) > 2:
+            raise comfy.model_management.InterruptProcessingException
+        return list(describe(*args, **options))
+
+    with (
+        mock.patch.object(module, "describe_together", cancelled),
+        mock.patch.object(module, "clips_at_once", return_value=1),
+    ):
+        try:
+            caption(film, every=2.125, format="csv", filename_prefix="stopped")
+        except comfy.model_management.InterruptProcessingException:
+            found["stopped"] = Path(saved("output/stopped_00001_.csv")).read_text("utf-8").splitlines()
+    with mock.patch.dict(sys.modules, {"scenedetect": None}):
+        found["no detector"] = message(lambda: caption(film, every=0.0, format="srt"))
+    found["outside"] = message(lambda: caption(film, every=2.0, format="srt", filename_prefix="../film"))
+    return found
+
+
 def schemas() -> dict[str, Any]:
     """What ComfyUI tells the front end about our nodes: ids, names, widget order."""
     found = {}

@@ -145,7 +145,7 @@ class Evaluator:
         size: dict[str, Any] = {"side": self.run.height, "frames": self.run.frames}
         found = held_out_worlds(clips, objects=objects, seed=seed, kind=kind, **size)
         self.worlds, self.pixels = [world for world, _ in found], torch.stack([pixels for _, pixels in found])
-        self.latents = self._through_vae(LatentCodec.encode, self.pixels)
+        self.latents = self.encode(self.pixels)
 
     def _sampling(self, start: int, **options: Any) -> Sampling:
         """The settings of the batch whose first clip is ``start``; row b draws its words with the seed + b."""
@@ -170,6 +170,10 @@ class Evaluator:
         with self.pipe.components.using("vae") as vae:
             codec = LatentCodec(vae, self.pipe.config.model.latent_space)
             return torch.cat([work(codec, batch) for batch in clips.split(VAE_BATCH)])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[N,T,S,S,3]`` -> latents ``[N,16,F,h,w]``."""
+        return self._through_vae(LatentCodec.encode, pixels)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[N,16,F,h,w]`` -> uint8 ``[N,T,S,S,3]``."""

@@ -29,6 +29,7 @@ from uvg_core.sampling import Sampling
 from .detector import read_world, score
 from .drawing import digit_images
 from .evaluation import BATCH, Evaluator
+from .finds import distinct, hits
 from .grammar import ATTRIBUTES, KINDS, VERSION, read_caption
 from .vae_training import reconstruction
 
@@ -102,6 +103,17 @@ def _fill(evaluator: Evaluator) -> dict[str, Any]:
     return {**found, "dB": {name: round(value, 2) for name, value in decibels.items()}}
 
 
+def _find(evaluator: Evaluator) -> dict[str, Any]:
+    worlds, latents = distinct(evaluator)
+    letters, gains = {}, {}
+    for how, kinds in hits(evaluator.pipe, worlds, latents).items():
+        for kind, all in kinds.items():
+            part = kind if how == "judged" else f"{kind}, {how}"
+            letters[part] = {name: "".join("01"[getattr(one, name)] for one in all) for name in ("first", "five")}
+            gains[part] = round(sum(one.gain for one in all) / len(all), 4) if all else math.nan
+    return {**letters, "nDCG@5": gains}
+
+
 def _best_of(evaluator: Evaluator) -> dict[str, Any]:
     found, cost = evaluator.best_of()
     answers = {name: accuracy.answers for name, accuracy in found.items()}
@@ -122,7 +134,7 @@ def _stopped(rules: Mapping[str, Any]) -> Callable[[Evaluator], dict[str, Any]]:
     return measure
 
 
-# A job answers with letters (see ``Accuracy``) by part; ``dB``, ``steps``, ``scores`` and ``judging`` are numbers.
+# A job answers with letters (see ``Accuracy``) by part; what ``_NUMBERS`` names are numbers.
 JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "video_to_text": lambda evaluator: {"": evaluator.video_to_text().answers},
     "text_to_video": lambda evaluator: {"": evaluator.text_to_video().answers},
@@ -137,10 +149,12 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "stable": _stopped({"stop_when_stable": _STABLE}),
     "sure": _stopped({"stop_when_sure": _SURE}),
     "best_of": _best_of,
+    "find": _find,
 }
 USUAL = ("video_to_text", "text_to_video", "joint", "ranking", "detector", "vae")
 _BY_KIND = ("video_to_text", "text_to_video")
-_NUMBERS = ("dB", "steps", "scores", "judging")
+_NUMBERS = ("dB", "steps", "scores", "judging", "nDCG@5")
+_ONLY_OF = {"vae": "one object", "find": "two objects"}
 
 
 def questions(only: Sequence[str], clips: int, per_kind: int) -> list[Question]:
@@ -149,7 +163,7 @@ def questions(only: Sequence[str], clips: int, per_kind: int) -> list[Question]:
         if job not in JOBS:
             raise UniViGUError(f"--only is {job!r}; expected one of {', '.join(JOBS)}")
     jobs = list(dict.fromkeys(only)) or list(USUAL)
-    asked = [Question(of, job, clips) for of in OBJECTS for job in jobs if (of, job) != ("two objects", "vae")]
+    asked = [Question(of, job, clips) for of in OBJECTS for job in jobs if _ONLY_OF.get(job, of) == of]
     kinds = [Question(kind, job, per_kind) for kind in KINDS for job in jobs if job in _BY_KIND]
     return [*asked, *(kinds if per_kind else [])]
 
@@ -416,6 +430,7 @@ def tables(rows: Sequence[Row]) -> str:
         _rules(known),
         _areas(known),
         _choices(known),
+        _finds(known),
     ]
     return "\n\n".join(part for part in (*parts, _kinds(rows)) if part) + "\n"
 
@@ -501,6 +516,22 @@ def _choices(known: Mapping[tuple[str, str], Row]) -> str:
         cost = ", ".join(f"{value:g} % of the {name}" for name, value in row["judging"].items())
         body.append([f"{of}: judging, beside drawing", cost, ""])
     return _table(["best of 4 draws of 8 steps", "everything right", "its own choice is ahead by"], body)
+
+
+def _finds(known: Mapping[tuple[str, str], Row]) -> str:
+    """How well ``find`` finds, and its words alone."""
+    row = known.get(("two objects", "find"), {"answers": {}})
+    body = []
+    for part, letters in row["answers"].items():
+        cells = [percent(Answers(letters).interval(name)) for name in ("first", "five")]
+        body.append([f"{part}, {len(letters['first'])} queries", *cells, f"{100 * row['nDCG@5'][part]:.1f}"])
+    head = [
+        f"find among {row.get('clips')} clips of two objects",
+        "the first is right",
+        "one of five is",
+        "nDCG@5 x 100",
+    ]
+    return _table(head, body)
 
 
 def _areas(known: Mapping[tuple[str, str], Row]) -> str:

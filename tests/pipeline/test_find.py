@@ -13,18 +13,19 @@ from torch import Tensor
 
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import Clip
-from uvg_core.pipeline.find import INDEX, Index, Updated, bent, words_of
+from uvg_core.pipeline.find import INDEX, Index, Updated
+from uvg_core.pipeline.wording import adapted, words_of
 
 WORDS = ("a red circle", "a blue star", "a green ring")
 
 
 class Stand:
-    """Describes a clip by the number that its file holds, and scores it by the same."""
+    """Describes a clip by the number that its file holds, and makes other words than its own as likely as that."""
 
     together = 2
 
     def __init__(self, fingerprint: str = "one") -> None:
-        self.fingerprint, self.captioned = fingerprint, 0
+        self.fingerprint, self.captioned, self.judged = fingerprint, 0, 0
 
     def read(self, path: Path) -> Clip:
         info: Any = None
@@ -37,8 +38,9 @@ class Stand:
         self.captioned += len(latents)
         return [WORDS[int(latent.sum()) % 3] for latent in latents]
 
-    def scores(self, latents: Tensor, captions: Sequence[str], query: str) -> Tensor:
-        return latents.flatten(1).sum(1)
+    def likelihoods(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        self.judged += len(texts)
+        return latents.flatten(1).sum(1) * torch.tensor([float(text not in WORDS) for text in texts])
 
 
 @pytest.fixture
@@ -55,26 +57,35 @@ def names(folder: Path, query: str, stand: Stand, top: int = 5) -> tuple[list[st
 
 
 def test_the_order_is_that_of_the_scores(clips: Path) -> None:
-    assert names(clips, "a", Stand())[0] == ["2.mp4", "1.mp4", "0.mp4"]
-    assert names(clips, "a", Stand(), top=1)[0] == ["2.mp4"]
+    assert names(clips, "a dog", Stand())[0] == ["2.mp4", "1.mp4", "0.mp4"]
+    assert names(clips, "a dog", Stand(), top=1)[0] == ["2.mp4"]
+
+
+def test_what_a_caption_says_needs_no_judge_and_its_own_likelihood_is_kept(clips: Path) -> None:
+    with closing(Index(clips)) as index:
+        index.update(stand := Stand())
+        assert [one.score for one in index.find("a star", stand) if "star" in one.caption] == [0]
+        assert stand.judged == 4  # two captions do not say it, before and after
+        index.find("a dog", stand)
+        assert stand.judged == 8  # three, and one that was not judged before
 
 
 def test_only_new_content_is_captioned(clips: Path) -> None:
     stand = Stand()
-    names(clips, "a", stand)
+    names(clips, "a dog", stand)
     (clips / "0.mp4").rename(clips / "moved.mp4")
     (clips / "1.mp4").unlink()
-    assert names(clips, "a", stand)[0] == ["2.mp4", "moved.mp4"]
+    assert names(clips, "a dog", stand)[0] == ["2.mp4", "moved.mp4"]
     assert stand.captioned == 3
     (clips / "2.mp4").write_text("30")
-    assert names(clips, "a", stand)[0] == ["2.mp4", "moved.mp4"]
+    assert names(clips, "a dog", stand)[0] == ["2.mp4", "moved.mp4"]
     assert stand.captioned == 4
 
 
 def test_another_model_describes_anew_and_the_first_one_stays(clips: Path) -> None:
     one, other = Stand(), Stand("other")
     for stand in (one, other, one):
-        names(clips, "a", stand)
+        names(clips, "a dog", stand)
     assert (one.captioned, other.captioned) == (3, 3)
 
 
@@ -98,7 +109,7 @@ def test_what_was_described_stays_after_a_stop(clips: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         names(clips, "a", Stopped())
     stand = Stand()
-    assert len(names(clips, "a", stand)[0]) == 3
+    assert len(names(clips, "a dog", stand)[0]) == 3
     assert stand.captioned == 1
 
 
@@ -112,7 +123,7 @@ def test_a_query_without_words_and_a_damaged_index_are_refused(clips: Path) -> N
         names(clips, "?!", Stand())
     (clips / INDEX).write_bytes(b"no database" * 100)
     with pytest.raises(UniViGUError, match="delete it"):
-        names(clips, "a", Stand())
+        names(clips, "a dog", Stand())
 
 
 def test_words_of_any_script_are_found(clips: Path) -> None:
@@ -129,7 +140,7 @@ def test_words_of_any_script_are_found(clips: Path) -> None:
 
 def test_a_broken_clip_is_named_and_the_others_are_found(clips: Path) -> None:
     (clips / "1.mp4").write_text("broken")
-    found, report = names(clips, "a", Stand())
+    found, report = names(clips, "a dog", Stand())
     assert found == ["2.mp4", "0.mp4"]
     assert [path.name for path, _ in report.failed] == ["1.mp4"]
 
@@ -150,7 +161,7 @@ def test_an_index_elsewhere_is_of_one_folder(clips: Path, tmp_path_factory: pyte
     stand = Stand()
     with closing(Index(moved, elsewhere / "index")) as index:
         index.update(stand)
-        assert {one.clip.parent for one in index.find("a", stand)} == {moved}
+        assert {one.clip.parent for one in index.find("a dog", stand)} == {moved}
     assert stand.captioned == 0
 
 
@@ -163,10 +174,10 @@ def test_clips_of_another_model_are_counted(clips: Path) -> None:
 
 
 def test_while_another_process_describes_what_is_there_is_found(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names(clips, "a", Stand())
+    names(clips, "a dog", Stand())
     (clips / "3.mp4").write_text("3")
     monkeypatch.setattr("uvg_core.locks.Claims.claimed", lambda *_: nullcontext(False))
-    found, report = names(clips, "a", Stand())
+    found, report = names(clips, "a dog", Stand())
     assert report.busy
     assert found == ["2.mp4", "1.mp4", "0.mp4"]
 
@@ -179,7 +190,22 @@ def test_a_folder_without_clips_and_one_that_is_none_are_refused(tmp_path: Path)
         Index(tmp_path / "nowhere")
 
 
-def test_a_caption_is_bent_as_little_as_the_query_demands() -> None:
-    caption = "a small red circle moves left slowly on a navy background"
-    assert bent(caption, "a red circle moves left") == caption
-    assert bent(caption, "a blue circle moves left").split()[-4:] == ["on", "a", "navy", "background"]
+CAPTION = "a small red circle moves left slowly and a large blue star grows quickly on a navy background"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("a red circle", CAPTION),
+        ("A large blue star; on a navy background, a small red circle.", CAPTION),
+        ("on a navy background a large blue star grows quickly and a red small circle slowly moves left", CAPTION),
+        ("a green circle", CAPTION.replace("red", "green")),
+        ("a small red star moves left slowly and a large blue circle grows quickly", None),
+        ("a large blue ring grows quickly and a red circle", CAPTION.replace("star", "ring")),
+        ("mein Hund", "mein Hund"),
+    ],
+)
+def test_a_caption_changes_as_little_as_the_query_demands(query: str, expected: str | None) -> None:
+    if expected is None:
+        expected = CAPTION.replace("circle", "*").replace("star", "circle").replace("*", "star")
+    assert adapted(CAPTION, query) == expected

@@ -76,8 +76,8 @@ class Evaluate:
     count: Whole | None = setting("Worlds for each number.", default=None, auto="512", ge=2, le=1_000_000)
     only: tuple[Text, ...] = setting(
         "What to measure: video_to_text, text_to_video, joint, ranking, detector (its own errors), vae, plain (with "
-        "an empty text stream), cycle (captions drawn again), stable, sure (captions that stop by themselves). Repeat "
-        "the flag for several. Default: the first six.",
+        "an empty text stream), cycle (captions drawn again), find, stable, sure (captions that stop by themselves). "
+        "Repeat the flag for several. Default: the first six.",
         default=(),
         metavar="JOB",
     )

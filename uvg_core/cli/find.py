@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..errors import counted
 from ..media.video.footage import Footage
-from ..pipeline.find import INDEX, Index, Judge, words_of
+from ..pipeline.find import INDEX, Index, Judge
+from ..pipeline.wording import words_of
 from ..progress import Bars
 from ..sampling import Size
 from ..settings import Text, Whole, setting, settings

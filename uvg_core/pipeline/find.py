@@ -9,12 +9,9 @@ can take turns.
 from __future__ import annotations
 
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -35,15 +32,16 @@ from .folders import Pace, clips_of
 from .pipeline import Pipeline
 from .texts import AllTexts
 from .together import Together
+from .wording import adapted, plain, words_of
 
 INDEX = ".uvg.find.sqlite"
 CANDIDATES = 50  # clips that the words find and the model judges
+_JUDGED = 300  # words of a caption that the model judges
 OnClip = Callable[[str, Path], object]
 _APPLICATION, _VERSION = 0x55564746, 1
-_NO_SPACES = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff])")  # scripts without
 _TABLES = """
 CREATE TABLE IF NOT EXISTS clips (id INTEGER PRIMARY KEY, name BLOB UNIQUE, size INTEGER, changed INTEGER,
-    content TEXT, model TEXT, beside TEXT, caption TEXT);
+    content TEXT, model TEXT, beside TEXT, caption TEXT, likelihood REAL);
 CREATE TABLE IF NOT EXISTS described (model TEXT, content TEXT, caption TEXT, shape TEXT, latent BLOB,
     PRIMARY KEY (model, content));
 CREATE INDEX IF NOT EXISTS contents ON clips (content);
@@ -69,13 +67,14 @@ class Describer(Protocol):
     def captions(self, latents: Tensor) -> Sequence[str]:
         """Words for each of them."""
 
-    def scores(self, latents: Tensor, captions: Sequence[str], query: str) -> Tensor:
-        """How well each clip fits a query, ``[B]``: the highest fits best. ``captions``: what is known of the clips."""
+    def likelihoods(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        """The logarithm of how likely each clip makes its text, ``[B]``."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A clip that was found, its caption, and how well it fits."""
+    """A clip that was found, and its caption. ``score``: how much likelier the clip makes a caption that says what the
+    query says than its own, in the unit of likelihoods; 0 where that says it already."""
 
     clip: Path
     score: float
@@ -99,6 +98,17 @@ class _State:
     size: int
     changed: int
     beside: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A clip as the index has it. ``likelihood``: of its caption, None where nobody has asked yet."""
+
+    id: int
+    name: bytes
+    caption: str
+    likelihood: float | None
+    latent: Tensor
 
 
 class Index:
@@ -249,7 +259,7 @@ class Index:
         row = self._name(clip), state.size, state.changed, content, model, state.beside, caption
         columns = "name, size, changed, content, model, beside, caption"
         added = self._db(f"INSERT INTO clips ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", *row)
-        self._db("INSERT INTO words (rowid, caption) VALUES (?, ?)", added.lastrowid, _plain(caption))
+        self._db("INSERT INTO words (rowid, caption) VALUES (?, ?)", added.lastrowid, plain(caption))
 
     def _drop(self, name: bytes) -> None:
         self._db("DELETE FROM words WHERE rowid = (SELECT id FROM clips WHERE name = ?)", name)
@@ -266,7 +276,7 @@ class Index:
         UniViGUError for a query without words, and where none of them is in a caption."""
         with self._db.explained():
             most = max(top, candidates)
-            ids = self.by_words(query, most)
+            ids = list(self.by_words(query, most))
             known = {one for (one,) in self._db("SELECT id FROM clips LIMIT ?", most + 1)}
             if len(known) <= most:
                 ids += sorted(known - set(ids))
@@ -280,21 +290,41 @@ class Index:
             scores: dict[int, Found] = {}
             for some in self._alike(ids, describer):
                 rows = [row for one in some if (row := self._read(one)) is not None]
-                if not rows:  # another process has taken them out meanwhile
-                    continue
-                read, names, captions, latents = zip(*rows, strict=True)
-                judged = describer.scores(torch.stack(latents).float(), captions, query).tolist()
-                for one, *of_clip in zip(read, names, judged, captions, strict=True):
-                    scores[one] = Found(self.folder / os.fsdecode(of_clip[0]), *of_clip[1:])
+                for row, score in zip(rows, self._scores(rows, describer, query), strict=True):
+                    scores[row.id] = Found(self.folder / os.fsdecode(row.name), score, row.caption)
         found = [scores[one] for one in ids if one in scores]
         return sorted(found, key=lambda one: -one.score)[:top]  # stable: clips alike stay in the order of words
 
-    def by_words(self, query: str, most: int) -> list[int]:
-        """The ids of the clips whose captions hold any word of a query, those with rare words and many first."""
+    def _scores(self, rows: Sequence[_Row], describer: Describer, query: str) -> list[float]:
+        """As ``Found`` has them. A query alone is no sentence as the model writes them, and what it leaves out would
+        count against every clip; long captions are less likely than short ones, whatever the clip."""
+        captions = [" ".join(row.caption.split()[:_JUDGED]) for row in rows]
+        texts = [adapted(caption, query) for caption in captions]
+        changed = [place for place, caption in enumerate(captions) if texts[place] != caption]
+
+        def likelihoods(places: Sequence[int], texts: Sequence[str]) -> list[float]:
+            latents = torch.stack([rows[place].latent for place in places]).float()
+            return [float(one) for one in describer.likelihoods(latents, texts)]
+
+        own = {place: rows[place].likelihood for place in changed}
+        if unknown := [place for place in changed if own[place] is None]:
+            own.update(zip(unknown, likelihoods(unknown, [captions[place] for place in unknown]), strict=True))
+            with self._db.changing():
+                for place in unknown:
+                    row = own[place], rows[place].id, rows[place].caption
+                    self._db("UPDATE clips SET likelihood = ? WHERE id = ? AND caption = ?", *row)
+        scores = [0.0] * len(rows)
+        if changed:
+            for place, one in zip(changed, likelihoods(changed, [texts[place] for place in changed]), strict=True):
+                scores[place] = one - (own[place] or 0.0)
+        return scores
+
+    def by_words(self, query: str, most: int) -> dict[int, Path]:
+        """The clips whose captions hold any word of a query, by id, those with rare words and many first."""
         # Each word in quotes: AND, NEAR, * and the like are words as others are.
         asked = " OR ".join(f'"{word}"' for word in words_of(query))
-        rows = self._db("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", asked, most)
-        return [one for (one,) in rows]
+        found = "SELECT id, name FROM words JOIN clips ON id = words.rowid WHERE words MATCH ? ORDER BY rank LIMIT ?"
+        return {one: self.folder / os.fsdecode(name) for one, name in self._db(found, asked, most)}
 
     def _alike(self, ids: Sequence[int], describer: Describer) -> Iterator[list[int]]:
         """Clips of one size, as many as are judged at once; those that the describer has not seen are left out."""
@@ -309,14 +339,13 @@ class Index:
         for some in sizes.values():
             yield from (some[start : start + describer.together] for start in range(0, len(some), describer.together))
 
-    def _read(self, one: int) -> tuple[int, bytes, str, Tensor] | None:
-        """Id, name, caption and latent of a clip."""
-        columns = "name, clips.caption, shape, latent"
-        row = self._db(f"SELECT {columns} FROM clips JOIN described USING (model, content) WHERE id = ?", one)
-        for name, caption, shape, latent in row:
+    def _read(self, one: int) -> _Row | None:
+        columns = "name, clips.caption, likelihood, shape, latent"
+        rows = self._db(f"SELECT {columns} FROM clips JOIN described USING (model, content) WHERE id = ?", one)
+        for *facts, shape, latent in rows:
             values = np.frombuffer(latent, np.float16).reshape([int(side) for side in shape.split()])
-            return one, name, caption, torch.from_numpy(values.copy())
-        return None
+            return _Row(one, *facts, torch.from_numpy(values.copy()))
+        return None  # another process has taken it out meanwhile
 
     # The file
 
@@ -338,20 +367,6 @@ class Index:
 def _state_of(clip: Path, beside: AllTexts) -> _State:
     facts = os.stat(clip)
     return _State(facts.st_size, facts.st_mtime_ns, beside.state(clip))
-
-
-def words_of(query: str) -> list[str]:
-    """The words of a query, each once. Raises UniViGUError where there is none."""
-    kept = (sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " " for sign in _plain(query))
-    words = list(dict.fromkeys("".join(kept).split()))
-    if not words:
-        raise UniViGUError(f"the query is {query!r}; expected words that say what the clip shows")
-    return words
-
-
-def _plain(text: str) -> str:
-    """A text as its words are compared: letters composed, and where a script has no spaces, each character a word."""
-    return _NO_SPACES.sub(r" \1 ", unicodedata.normalize("NFKC", text)).casefold()
 
 
 class Judge:
@@ -382,14 +397,5 @@ class Judge:
     def captions(self, latents: Tensor) -> Sequence[str]:
         return self.pipe.captions(latents, [0] * len(latents))
 
-    def scores(self, latents: Tensor, captions: Sequence[str], query: str) -> Tensor:
-        return self.pipe.judge(latents, [bent(caption, query) for caption in captions], batch=len(latents))
-
-
-def bent(caption: str, query: str) -> str:
-    """A caption with as few words changed as a query demands: what the query leaves open stays as the caption says.
-    A query alone is no sentence as the model writes them, and what it leaves out would count against every clip."""
-    old, new, words = caption.split(), query.split(), list[str]()
-    for _, start, end, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        words += new[first:last] + old[start + last - first : end]
-    return " ".join(words)
+    def likelihoods(self, latents: Tensor, texts: Sequence[str]) -> Tensor:
+        return self.pipe.judge(latents, texts, batch=len(latents))

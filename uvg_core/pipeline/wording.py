@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +20,9 @@ from ..settings import Flag, OneOf, Text, setting, settings, shown
 FORMATS = ("txt", "json", "jsonl", "csv")
 EXISTING = ("keep", "append", "prepend")
 _MOST_PAIRS = 1000
+_NO_SPACES = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff])")  # scripts without
+_SIGNS = ".,;:!?\"'()[]"
+_AROUND = (-3, -2, -1, 1, 2, 3)  # places of the words among which a word stands
 
 # What becomes of a caption: given the one that is there, None where none is, gives the new one, None to leave it.
 Change = Callable[[str | None], str | None]
@@ -201,3 +207,55 @@ def reworded(caption: str, changes: Mapping[str, str]) -> str:
     if text == caption:
         raise UniViGUError(f"the change leaves the caption as it is; expected other words. The caption is: {caption}")
     return text
+
+
+def adapted(caption: str, query: str) -> str:
+    """A caption that says what a query says, and what the query leaves open as before: in the caption's order, with as
+    few words changed as that takes. A query that shares no word with it stays as it is."""
+    old, new = caption.split(), query.split()
+    keys, asked = ([word.casefold().strip(_SIGNS) for word in words] for words in (old, new))
+    fits, places = _fits(asked, keys), dict[int, int]()
+    if not fits:
+        return query
+    for at, there in sorted(fits, key=lambda pair: (-fits[pair], abs(pair[0] - pair[1]))):
+        if at not in places and there not in places.values():
+            places[at] = there
+    words, last = [[""], *([word] for word in old)], 0
+    for at, word in enumerate(new):
+        if at not in places:
+            words[last].append(word)  # after the word that it follows
+            continue
+        last = places[at] + 1
+        if keys[last - 1] != asked[at]:
+            words[last][0] = word
+    return " ".join(word for some in words for word in some if word)
+
+
+def _fits(asked: Sequence[str], known: Sequence[str]) -> dict[tuple[int, int], float]:
+    """How well words of two texts correspond, by their places: those that are the same, and those that stand among the
+    same words, rare ones above all. The weights were chosen on sentences of ``recipes/worlds``."""
+    often, fits = Counter(known) | Counter(asked), defaultdict[tuple[int, int], float](float)
+    for at, key in enumerate(asked):
+        for there in (place for place, other in enumerate(known) if other == key):
+            fits[at, there] += 2
+            for away, off in product(_AROUND, _AROUND):
+                if 0 <= at + away < len(asked) and 0 <= there + off < len(known):
+                    fits[at + away, there + off] += 1 / (often[key] * abs(away) * (1 + abs(away - off)))
+    return fits
+
+
+# Words to look for
+
+
+def words_of(query: str) -> list[str]:
+    """The words of a query, each once. Raises UniViGUError where there is none."""
+    kept = (sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " " for sign in plain(query))
+    words = list(dict.fromkeys("".join(kept).split()))
+    if not words:
+        raise UniViGUError(f"the query is {query!r}; expected words that say what the clip shows")
+    return words
+
+
+def plain(text: str) -> str:
+    """A text as its words are compared: letters composed, and where a script has no spaces, each character a word."""
+    return _NO_SPACES.sub(r" \1 ", unicodedata.normalize("NFKC", text)).casefold()

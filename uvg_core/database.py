@@ -34,6 +34,7 @@ class Database:
         with self.explained():
             self._db = sqlite3.connect(path, timeout=_WAIT, isolation_level=None)
             try:
+                self("PRAGMA trusted_schema = OFF")  # others may have put the file there
                 self._prepare(tables, application, version)
             except BaseException:
                 self._db.close()

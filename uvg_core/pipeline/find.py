@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..confined import is_open
 from ..content import content_of
 from ..database import Database
 from ..errors import UniViGUError
@@ -237,7 +238,11 @@ class Index:
                             report.failed.append((clip, str(why)))
                             self._drop(self._name(clip))
                             continue
-                        self._keep(describer.fingerprint, seen[1], text, made.pop(clip))
+                        latent = made[clip].contiguous().numpy()
+                        facts = seen[1], text, " ".join(map(str, latent.shape)), latent.tobytes()
+                        self._db(
+                            "INSERT OR REPLACE INTO described VALUES (?, ?, ?, ?, ?)", describer.fingerprint, *facts
+                        )
                         self._enter(clip, *seen, describer.fingerprint, str(words))
                         report.described += 1
                 made.clear()
@@ -248,11 +253,6 @@ class Index:
             return _state_of(clip, beside), content_of(clip)
         except (UniViGUError, OSError) as error:
             return error
-
-    def _keep(self, model: str, content: str, caption: str, latent: Tensor) -> None:
-        shape = " ".join(map(str, latent.shape))
-        row = model, content, caption, shape, latent.contiguous().numpy().tobytes()
-        self._db("INSERT OR REPLACE INTO described VALUES (?, ?, ?, ?, ?)", *row)
 
     def _enter(self, clip: Path, state: _State, content: str, model: str, caption: str) -> None:
         self._drop(self._name(clip))
@@ -289,11 +289,15 @@ class Index:
                 )
             scores: dict[int, Found] = {}
             for some in self._alike(ids, describer):
-                rows = [row for one in some if (row := self._read(one)) is not None]
+                rows = [row for one in some if (row := self._read(one)) is not None and self._is_there(row.name)]
                 for row, score in zip(rows, self._scores(rows, describer, query), strict=True):
                     scores[row.id] = Found(self.folder / os.fsdecode(row.name), score, row.caption)
         found = [scores[one] for one in ids if one in scores]
         return sorted(found, key=lambda one: -one.score)[:top]  # stable: clips alike stay in the order of words
+
+    def _is_there(self, name: bytes) -> bool:
+        clip = self.folder / os.fsdecode(name)
+        return is_open(clip) and clip.is_file()
 
     def _scores(self, rows: Sequence[_Row], describer: Describer, query: str) -> list[float]:
         """As ``Found`` has them. A query alone is no sentence as the model writes them, and what it leaves out would
@@ -342,9 +346,9 @@ class Index:
     def _read(self, one: int) -> _Row | None:
         columns = "name, clips.caption, likelihood, shape, latent"
         rows = self._db(f"SELECT {columns} FROM clips JOIN described USING (model, content) WHERE id = ?", one)
-        for *facts, shape, latent in rows:
+        for name, caption, likelihood, shape, latent in rows:
             values = np.frombuffer(latent, np.float16).reshape([int(side) for side in shape.split()])
-            return _Row(one, *facts, torch.from_numpy(values.copy()))
+            return _Row(one, name, caption, likelihood, torch.from_numpy(values.copy()))
         return None  # another process has taken it out meanwhile
 
     # The file

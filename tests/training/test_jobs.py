@@ -485,7 +485,7 @@ def test_parts_given_clean_hold_no_noise_and_the_rest_is_as_noisy_as_ever(held: 
     assert batch.free is not None
     free = batch.free.expand_as(batch.latents).bool()
     assert 0 < float(free.float().mean()) < 1
-    assert (not free[:, :, 0].any()) == (held in ("first frame", "ends"))
+    assert (not free[:, :, 0].any()) == (held in ("beginning", "ends"))
     assert (not free[:, :, -1].any()) == (held == "ends")
     noisy, _ = Objective(random_network(MODEL), make().loss)._noisy(batch)
     assert torch.equal(noisy[~free], batch.latents[~free])
@@ -494,7 +494,7 @@ def test_parts_given_clean_hold_no_noise_and_the_rest_is_as_noisy_as_ever(held: 
 
 def test_nothing_is_learnt_of_parts_given_clean() -> None:
     objective = Objective(random_network(MODEL), make().loss)
-    batch = collate(make_plan("text_to_video", held="first frame"), make(hold_share=0.5))
+    batch = collate(make_plan("text_to_video", held="beginning"), make(hold_share=0.5))
     assert batch.free is not None
     wrong = replace(batch, noise=batch.noise + 5 * (1 - batch.free))  # its noise is nowhere in what the network sees
     assert torch.equal(objective(batch).video, objective(wrong).video)
@@ -503,6 +503,13 @@ def test_nothing_is_learnt_of_parts_given_clean() -> None:
 def test_clips_of_one_frame_are_never_held_as_a_whole() -> None:
     free = [free_parts(held, (16, frames, 6, 6), torch.Generator()) for held in HELD for frames in (1, 2, 3)]
     assert all(bool(mask.any()) for mask in free)
+
+
+def test_a_beginning_is_mostly_one_picture_and_may_be_all_but_the_end() -> None:
+    made = torch.Generator().manual_seed(0)
+    counts = Counter(4 - int(free_parts("beginning", (16, 4, 2, 2), made)[0, :, 0, 0].sum()) for _ in range(400))
+    assert set(counts) == {1, 2, 3}
+    assert counts[1] > 200 > counts[2] > counts[3]
 
 
 @pytest.mark.parametrize("other", [{"stage": "distill"}, {"trains": "lora"}, {"trains": "text"}])

@@ -301,7 +301,7 @@ class TrainConfig:
         "How often the joint job draws one time for both streams instead of one for each.", 0.7
     )
     hold_share: Number = _fraction(
-        "How often parts of a clip that forms are given clean (first frame, first and last, inside or outside of a "
+        "How often parts of a clip that forms are given clean (its beginning, both ends, inside or outside of a "
         "box): the checkpoint then fills in clips.",
         0.0,
     )

@@ -28,7 +28,7 @@ from ..flow.time import tau_from_sigma
 from .config import Distill, Times, TrainConfig
 
 JOBS = ("text_to_video", "video_to_text", "joint")
-HELD = ("first frame", "ends", "inside", "outside")
+HELD = ("beginning", "ends", "inside", "outside")
 
 
 def stream_of(seed: int, *position: int | str) -> torch.Generator:
@@ -212,9 +212,12 @@ def _held(config: TrainConfig, position: int) -> str:
 def free_parts(held: str, size: Sequence[int], generator: torch.Generator) -> Tensor:
     """A mask ``[1,F,H,W]`` of a latent of ``size`` ``[C,F,H,W]``: 1 where it forms, 0 where it is given clean."""
     free, frames = torch.ones(1, *size[1:]), size[1]
-    if held in ("first frame", "ends"):
-        free[:, : frames > 1] = 0
-        free[:, frames - (held == "ends" and frames > 2) :] = 0
+    if held in ("beginning", "ends"):
+        ending = held == "ends" and frames > 2
+        most = max(0, frames - 1 - ending)  # so that one is left to form
+        u = float(torch.rand((), generator=generator))
+        free[:, : min(most, 1 + int(u * u * most))] = 0  # mostly the first picture, sometimes what a story goes on from
+        free[:, frames - ending :] = 0
     elif held:
         rows, columns = (_span(side, generator) for side in size[2:])
         free[:] = held == "inside"

@@ -33,6 +33,14 @@ def read_yaml(path: str | Path, what: str) -> Entries:
     """The entries of a YAML file that is ``what``. Numbers are those of YAML 1.2: ``1e-4`` is one, without a dot.
 
     Raises UniViGUError, naming the file, where it cannot be read, is something else, or has a key twice."""
+    try:
+        return parse_yaml(read_text(path, exact=True), path)
+    except FileNotFoundError as error:
+        raise UniViGUError(f"{path}: cannot be read ({error.strerror}); pass {what} in YAML") from None
+
+
+def parse_yaml(text: str, path: str | Path) -> Entries:
+    """As ``read_yaml``, of a text that ``path`` names in errors."""
     import yaml
 
     Loader: Any = type("Loader", (yaml.SafeLoader,), {})  # it makes plain values only
@@ -40,12 +48,10 @@ def read_yaml(path: str | Path, what: str) -> Entries:
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
     )
     try:
-        loader = Loader(read_text(path, exact=True))
+        loader = Loader(text)
         root = loader.get_single_node()
         keys, marks = _places(path, root)
         values = loader.construct_document(root) if root is not None else None
-    except FileNotFoundError as error:
-        raise UniViGUError(f"{path}: cannot be read ({error.strerror}); pass {what} in YAML") from None
     except UniViGUError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, dates

@@ -10,12 +10,14 @@ from ..errors import UniViGUError, WrongUsage
 from ..io import free_name
 from ..media.vae import read_latent
 from ..pipeline.pipeline import Sampled, given
+from ..pipeline.story import Drawing, Story
 from ..progress import Bars
 from ..sampling import BestOf, Sampling, Size
 from ..settings import Flag, Text, setting, settings
 from .common import VIDEO, Holds, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import show_clip
+from .story import require_story, tell_story
 from .streams import is_stream, output_file
 
 CLIP = Path("clip.mp4")  # or a free name like it, where nobody named one
@@ -40,6 +42,11 @@ class Generate:
         suffixes=(".mp4",),
         stdout="file",
     )
+    story: Path | None = setting(
+        "Make a film of several shots: a file with one prompt a line, or YAML (see docs/use.md).",
+        default=None,
+        stdin="file",
+    )
     from_latent: Path | None = setting(
         "Decode a latent that an earlier run saved, instead of generating from a prompt.", default=None
     )
@@ -47,8 +54,10 @@ class Generate:
     no_text_stream: Flag = setting("Leave the text stream empty, as in plain Wan.", default=False)
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) == (self.from_latent is None):
-            raise UniViGUError("generate: pass a prompt or --from-latent FILE, and not both")
+        if (self.prompt, self.story, self.from_latent).count(None) != 2:
+            raise UniViGUError("generate: pass one of these: a prompt, --story FILE, or --from-latent FILE")
+        if self.story is not None and self.text is not None:
+            raise UniViGUError("--text is the text of one clip; leave it out with --story")
 
 
 def generate(
@@ -66,6 +75,19 @@ def generate(
         raise WrongUsage("--from-latent decodes a finished clip; leave out what is to be held")
     if own.from_latent is not None and best.best_of > 1:
         raise WrongUsage("--best-of draws clips, and --from-latent decodes one that is drawn; leave out one of them")
+    if own.story is not None:
+        require_story(holds, best, own.out)
+        story = Story.read(own.story)
+        drawing = Drawing(
+            model.pipeline(shown, video.null_embedding, fast=video.fast),
+            size,
+            sampling,
+            video.negative,
+            plain=own.no_text_stream,
+        )
+        steps = partial(steps_on, shown)
+        tell_story(story, drawing, video=video, best=best, holds=holds, out=own.out, shown=shown, steps=steps)
+        return 0
     if is_stream(own.out) and best.keep_all:
         raise WrongUsage("--keep-all writes several clips, and standard output takes one; pass a file name with -o")
     with output_file(named := own.out or free_name(CLIP), ".mp4") as out:

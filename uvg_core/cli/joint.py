@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,14 @@ from ..errors import UniViGUError
 from ..io import free_name, require_writable, write_beside
 from ..media.tokenizer import require_blank
 from ..pipeline.pipeline import Callback, Parts, Sampled, given
+from ..pipeline.story import MOST_SHOTS, Drawing, Shot, Story
 from ..progress import Bars
 from ..sampling import BestOf, Sampling, Size
-from ..settings import Text, setting, settings
+from ..settings import Text, Whole, setting, settings
 from .common import TEXT, VIDEO, Holds, Model, Video, beside, drawn, latent_saved, steps_of, steps_on
 from .flags import Only
 from .output import joint_sheet, say, show, show_clip
+from .story import require_story, tell_story
 
 JOINT = Path("joint.mp4")  # or a free name like it, where nobody named one
 
@@ -43,13 +46,35 @@ class Joint:
         default=None,
         suffixes=(".png", ".jpg", ".webp"),
     )
+    story: Path | None = setting(
+        "Make a film of several shots: a file with one prompt a line, or YAML (see docs/use.md); the model writes the "
+        "caption of each.",
+        default=None,
+        stdin="file",
+    )
+    shots: Whole | None = setting(
+        "Make a film of so many shots from the prompt; the model writes what happens in each.",
+        default=None,
+        ge=1,
+        le=MOST_SHOTS,
+    )
     template: Text = setting("Caption with blanks to fill in, for example 'a ___ circle moves left'.", default="")
 
     def __post_init__(self) -> None:
-        if self.prompt is None and not self.template.strip():
-            raise UniViGUError("joint: pass a prompt or --template")
+        if self.prompt is None and not self.template.strip() and self.story is None:
+            raise UniViGUError("joint: pass a prompt or --template, or a story with --story")
+        if self.story is not None and (self.prompt is not None or self.shots is not None):
+            raise UniViGUError("--story FILE has prompts of its own; leave out the prompt and --shots")
+        if (self.story or self.shots) is not None and (self.template.strip() or self.sheet is not None):
+            raise UniViGUError("--template and --sheet are for one clip; leave them out with --story and --shots")
         if self.template.strip():
             require_blank(self.template)  # before a model is loaded
+
+    def told(self) -> Story:
+        """The story that is asked for: that of a file, or shots from one premise."""
+        if self.story is not None:
+            return Story.read(self.story)
+        return Story(shots=(Shot(prompt=self.prompt or ""),) * (self.shots or 1))
 
 
 def joint(
@@ -63,6 +88,19 @@ def joint(
     shown: Bars,
 ) -> int:
     """Generate a video and its caption at once from a prompt."""
+    if own.story is not None or own.shots is not None:
+        require_story(holds, best, own.out)
+        story = own.told()
+        pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
+        drawing = Drawing(pipe, size, sampling, video.negative, joint=True)
+        steps = partial(steps_on, shown, words=pipe.tokenizer.text)
+        path, told = tell_story(
+            story, drawing, video=video, best=best, holds=holds, out=own.out, shown=shown, steps=steps
+        )
+        words = [text for shot in told for text in shot.texts]
+        show("\n".join(words))
+        _write_caption(path, "\n".join(words))
+        return 0
     out = own.out or free_name(JOINT)
     for path in filter(None, (out, own.sheet)):
         require_writable(path)

@@ -116,7 +116,7 @@ WRITTEN = ("out", "write", "json", "sheet")
 READ = (
     *("model", "input", "text_encoder", "vae", "tokenizer", "null_embedding", "from_latent", "clip", "texts_file"),
     *("clips", "files", "prompts", "instructions", "benchmark", "references", "mask", "against"),
-    *("first_frame", "last_frame", "hold"),
+    *("first_frame", "last_frame", "hold", "story"),
 )
 
 

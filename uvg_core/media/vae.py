@@ -187,10 +187,11 @@ class LatentCodec:
         return levels.to(torch.uint8).cpu()
 
 
-def write_latent(path: Path, latent: Tensor, model: str) -> None:
-    """Keep a sampled latent ``[1,16,F,h,w]`` in a file, with the name of the checkpoint whose latent space it is in."""
+def write_latent(path: Path, latent: Tensor, model: str, text: str = "") -> None:
+    """Keep a sampled latent ``[1,16,F,h,w]`` in a file, with the name of the checkpoint whose latent space it is in,
+    and the text that formed with it."""
     with written_whole(path) as temporary:
-        save_file({"latent": latent.cpu().contiguous()}, temporary, metadata={"model": model})
+        save_file({"latent": latent.cpu().contiguous()}, temporary, metadata={"model": model, "text": text})
 
 
 def read_latent(path: Path, model: str) -> Tensor:

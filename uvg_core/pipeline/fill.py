@@ -21,14 +21,16 @@ from .pipeline import Pipeline
 @dataclass(frozen=True)
 class Held:
     """``size``: of the clip that a run forms. ``kept``: what of it is held, a clean latent ``[1,C,F,h,w]`` where a mask
-    ``[1,1,F,h,w]`` is 0; None for nothing. ``note``: what was read. ``subject``: the file that is held but for a
-    region, ``mask``, or but for its bars where that is None."""
+    ``[1,1,F,h,w]`` is 0; None for nothing. ``note``: what was read. ``first``: the picture that it begins with, uint8
+    ``[1,H,W,3]``. ``subject``: the file that is held but for a region, ``mask``, or but for its bars where that is
+    None."""
 
     size: Size = SIZE
     kept: tuple[Tensor, Tensor] | None = None
     note: str = ""
     subject: Subject | None = None
     mask: Mask | None = None
+    first: Tensor | None = None
 
     @property
     def fps(self) -> float | None:
@@ -68,7 +70,8 @@ def hold_ends(
     end = None if last is None else _ending(last, replace(spec, frames=LOOKED_AT, fps=run.fps), footage)
     first_pixels, last_pixels = (None if clip is None else clip.pixels for clip in (begin, end))
     kept = with_ends(empty, pipe.encode_clip, first_pixels, last_pixels)
-    return Held(size, kept, "\n".join(clip.note for clip in (begin, end) if clip is not None))
+    notes = "\n".join(clip.note for clip in (begin, end) if clip is not None)
+    return Held(size, kept, notes, first=first_pixels)
 
 
 def _ending(path: Path, spec: ClipSpec, footage: Footage) -> Clip:

@@ -9,7 +9,7 @@ from typing import Annotated
 from ..errors import UniViGUError
 from ..io import free_name, require_writable, write_beside
 from ..media.tokenizer import require_blank
-from ..pipeline.pipeline import Callback, Parts, Sampled, given
+from ..pipeline.pipeline import SEEDS, Callback, Parts, Sampled, given
 from ..pipeline.story import MOST_SHOTS, Drawing, Shot, Story
 from ..progress import Bars
 from ..sampling import BestOf, Sampling, Size
@@ -70,11 +70,13 @@ class Joint:
         if self.template.strip():
             require_blank(self.template)  # before a model is loaded
 
-    def told(self) -> Story:
-        """The story that is asked for: that of a file, or shots from one premise."""
+    def told(self, seed: int) -> Story:
+        """The story that is asked for: that of a file, or shots from one premise. In these something new happens each
+        time: they have seeds of their own and go on from one frame, which does not say where things move."""
         if self.story is not None:
             return Story.read(self.story)
-        return Story(shots=(Shot(prompt=self.prompt or ""),) * (self.shots or 1))
+        seeds = ((seed + number) % SEEDS for number in range(self.shots or 1))
+        return Story(shots=tuple(Shot(prompt=self.prompt or "", seed=one) for one in seeds), overlap=1)
 
 
 def joint(
@@ -90,12 +92,12 @@ def joint(
     """Generate a video and its caption at once from a prompt."""
     if own.story is not None or own.shots is not None:
         require_story(holds, best, own.out)
-        story = own.told()
+        story = own.told(sampling.seed)
         pipe = model.pipeline(shown, video.null_embedding, fast=video.fast)
         drawing = Drawing(pipe, size, sampling, video.negative, joint=True)
-        steps = partial(steps_on, shown, words=pipe.tokenizer.text)
+        words_of = partial(steps_on, shown, words=pipe.tokenizer.text)
         path, told = tell_story(
-            story, drawing, video=video, best=best, holds=holds, out=own.out, shown=shown, steps=steps
+            story, drawing, video=video, best=best, holds=holds, out=own.out, shown=shown, steps=words_of
         )
         words = [text for shot in told for text in shot.texts]
         show("\n".join(words))

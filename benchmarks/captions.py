@@ -3,6 +3,7 @@
     python benchmarks/captions.py accuracy [--model FILE] [--clips 512]             the embedded model, held-out worlds
     python benchmarks/captions.py ranking [--seed 0] [--clips 512]                  fixed draws against stop_when_sure
     python benchmarks/captions.py folder [--clips 128] [--turns 3]                 a folder, clips alone and together
+    python benchmarks/captions.py film [--minutes 1 30]                            a film, shot by shot: memory and time
     python benchmarks/captions.py time [--frames 81] [--blocks 1 2] [--turns 3]     the released width, on the CPU
 
 ``time`` measures single passes with random weights at one or two depths and works out the 30 blocks from their
@@ -13,6 +14,10 @@ clip counts as one of ``static``). Numbers go into benchmarks/numbers/captions_*
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partialmethod
@@ -22,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+import av
 import torch
 from measuring import GIB, ROOT, digest, in_turn, save
 from networks import caption_passes, random_network
@@ -131,6 +137,58 @@ def folder(args: argparse.Namespace) -> None:
     save("captions_folder", {"weights_sha256": digest(args.model), **found})
 
 
+def film(args: argparse.Namespace) -> None:
+    """Synthetic films of several lengths, 12 frames a second of 256x256 pixels, a cut every 2 to 6 seconds: what
+    ``caption --shots`` takes in a process of its own, the import of torch and the model included."""
+    found = {}
+    for minutes in args.minutes:
+        with TemporaryDirectory() as place:
+            path, out = Path(place) / "film.mp4", Path(place) / "film.json"
+            starts, captions = write_film(path, round(60 * minutes))
+            command = [sys.executable, "-m", "uvg_core", "caption", str(path), "--shots", "-o", str(out), "--quiet"]
+            started = time.perf_counter()
+            process = subprocess.Popen([*command, "--model", str(args.model), "--device", "cpu"], cwd=ROOT)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            if status:
+                raise SystemExit(f"the command failed with {os.waitstatus_to_exitcode(status)}")
+            lines = {round(row["start"], 2): row["caption"] for row in json.loads(out.read_text("utf-8"))}
+        right = sum(lines.get(round(at, 2)) == caption for at, caption in zip(starts, captions, strict=True))
+        cuts = sum(round(at, 2) in lines for at in starts)
+        found[f"{minutes:g}"] = {
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "peak_bytes": usage.ru_maxrss * 1024,
+            "shots": len(starts),
+            "found": [cuts, len(lines) - cuts],  # right ones, and others
+            "captions_right": right,
+        }
+        print(f"{minutes:g} min: {found[f'{minutes:g}']}", flush=True)
+    save("captions_film", {"weights_sha256": digest(args.model), "threads": torch.get_num_threads(), "minutes": found})
+
+
+def write_film(path: Path, seconds: int) -> tuple[list[float], list[str]]:
+    """Write a film of one-object worlds; when its shots begin, and their captions."""
+    generator, rate = torch.Generator().manual_seed(seconds), 12
+    starts, captions, number, last = list[float](), list[str](), 0, ""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+        stream.width = stream.height = 256
+        stream.pix_fmt = "yuv420p"
+        while number < rate * seconds:
+            world = random_world(generator, objects=1)
+            if world.background == last:  # the eye would see no cut either
+                continue
+            frames = int(torch.randint(2 * rate, 6 * rate, (), generator=generator))
+            starts.append(number / rate)
+            captions.append(world.caption)
+            last, number = world.background, number + frames
+            for pixels in draw(world, place_objects(world, frames, generator, split="test"), 256):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+    return starts, captions
+
+
 def passes(blocks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of single passes, medians of turns that alternate, and bytes of the caches."""
     model = random_network(ModelConfig(num_layers=blocks), CPU)
@@ -185,6 +243,10 @@ def main() -> None:
         sub.add_argument(f"--{name}", type=int, default=default)
     sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
     sub.set_defaults(run=folder)
+    sub = commands.add_parser("film")
+    sub.add_argument("--minutes", type=float, nargs="+", default=[1.0, 30.0])
+    sub.add_argument("--model", type=Path, default=ROOT / "models" / "uvg_tiny.safetensors")
+    sub.set_defaults(run=film)
     sub = commands.add_parser("time")
     for name, default in (("frames", 81), ("height", 480), ("width", 832), ("turns", 3)):
         sub.add_argument(f"--{name}", type=int, default=default)

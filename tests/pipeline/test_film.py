@@ -89,6 +89,16 @@ def test_parts_of_several_sizes_are_captioned_by_size_and_stay_in_order() -> Non
     assert asked == [[0, 2], [1, 3], [4, 6], [5]]
 
 
+def test_where_memory_does_not_suffice_fewer_are_captioned_at_once() -> None:
+    def narrow(parts: Sequence[Shot]) -> list[str]:
+        if len(parts) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return words(parts)
+
+    lines = caption_film("film.mp4", stand_in(10), narrow, together=8)
+    assert [line.caption for line in lines] == [f"shot {n}" for n in range(10)]
+
+
 def test_a_run_that_was_killed_goes_on_and_captions_nothing_twice(tmp_path: Path, film: Path) -> None:
     out, asked = tmp_path / "out.srt", list[float]()
 
@@ -218,6 +228,7 @@ def test_the_command_writes_chapters_and_lines_and_leaves_what_a_folder_has(
         (["film.mp4", "--every", "2", "--shots"], 2, "choose one"),
         (["film.mp4", "--shots", "-o", "out.doc"], 2, ".srt"),
         (["film.mp4", "-o", "out.srt"], 2, "add --shots"),
+        (["film.mp4", "--every", "2", "--existing", "append"], 2, "--existing does not go with"),
         (["film.mp4", "--every", "2", "-o", "none/out.srt"], 1, "folder none does not exist"),
         (["film.mp4", "--every", "2", "-o", "out.mkv"], 1, "must end in .mp4"),
         (["film.mp4", "--every", "2", "-o", "film.mp4"], 2, "being read"),

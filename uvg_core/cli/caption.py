@@ -136,8 +136,8 @@ def caption(
     """Caption clips. Every clip of a folder gets a .txt beside it."""
     if own.dry_run:
         return _dry_run(own, captions)
-    pipe = model.pipeline(shown)
     _require_plain(own, captions)
+    pipe = model.pipeline(shown)
     results: list[dict[str, Any]] = []
     files: list[Path] = []
     failed, is_stopped = 0, False

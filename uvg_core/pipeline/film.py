@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..content import content_of
 from ..errors import UniViGUError, printable
 from ..io import append, read_text, require_writable, write_text
@@ -129,12 +131,23 @@ def _captioned(
             texts: dict[float, str] = {}
             for size in dict.fromkeys(shot.pixels.shape for shot in some):
                 group = [shot for shot in some if shot.pixels.shape == size]
-                texts |= zip((shot.start for shot in group), describe(group), strict=True)
+                texts |= zip((shot.start for shot in group), _described(group, describe), strict=True)
             for shot in some:
                 for take in takers:
                     take(Line(shot.start, shot.end, texts[shot.start]))
             if some[-1].damage:
                 note(f"{some[-1].damage}; captions end at {clock(some[-1].end)}")
+
+
+def _described(shots: Sequence[Shot], describe: Callable[[Sequence[Shot]], Sequence[str]]) -> Sequence[str]:
+    """The captions of parts; fewer at a time where memory does not suffice."""
+    try:
+        return describe(shots)
+    except torch.OutOfMemoryError:
+        if len(shots) == 1:
+            raise
+    middle = len(shots) // 2
+    return [*_described(shots[:middle], describe), *_described(shots[middle:], describe)]
 
 
 # The journal

@@ -19,6 +19,7 @@ NODES = {
     "text": ("UniViGUTextDecoder", "UniViGURankCaptions", "UniViGURankClips", "UniViGUTrajectory"),
     "video": ("UniViGUEncodeVideo", "UniViGUCaptionFolder", "UniViGUSaveCaptionedVideo"),
     "film": ("UniViGUCaptionShots",),
+    "finding": ("UniViGUFindClips",),
     "checking": ("UniViGUCheck",),
     "training": ("UniViGULoadClips", "UniViGUTrain"),
 }

@@ -20,6 +20,7 @@ from ..uvg_core.content import content_of
 from ..uvg_core.data.listing import TEXT_KINDS
 from ..uvg_core.data.sources import digest
 from ..uvg_core.errors import UniViGUError
+from ..uvg_core.media.sheet import SheetRow, draw_sheet
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
 from ..uvg_core.media.video.footage import Footage
@@ -32,6 +33,7 @@ from .comfy.paths import opened_folder
 from .widgets import size, widget
 
 REMEMBERED = 1000  # prompts about folders
+ROWS = 24  # of the table of captions
 LARGE_ENOUGH = 288  # pixels that a clip is enlarged to for looking at it, where it is less than half as large
 ENLARGE = "How often to enlarge the clip for looking at it, for Upscale Image By: 1, and more for very small clips."
 
@@ -263,3 +265,15 @@ def content_or_none(file: Path) -> str:
         return "none"
     except UniViGUError:
         return "unreadable"
+
+
+def table_of(captions: Sequence[tuple[Path, str]], names: list[str], footage: Footage, spec: ClipSpec) -> Tensor:
+    """The first captions of some clips as a picture: a frame of each clip, its name, its caption."""
+    rows = []
+    for (file, text), name in zip(captions[:ROWS], names, strict=False):
+        frame = None
+        with suppress(UniViGUError):
+            frame = footage.read(file, replace(spec, frames=1, fps=None, any_shape=False)).pixels
+        rows.append(SheetRow(name, frame, text))
+    count = f"{len(names)} captions" if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
+    return as_image(draw_sheet(rows or [SheetRow("", None, "no captions")], title=count, columns=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,10 +14,8 @@ from comfy_api.latest import io, ui
 from ..uvg_core.config import RunConfig
 from ..uvg_core.errors import UniViGUError, printable
 from ..uvg_core.io import write_new
-from ..uvg_core.media.sheet import SheetRow, draw_sheet
 from ..uvg_core.media.video import (
     Clip,
-    ClipSpec,
     as_srt,
     caption_tags,
     container_suffix,
@@ -40,10 +37,10 @@ from .comfy.saving import output_file, place_in_output, workflow_tags
 from .comfy.showing import Progress, said
 from .media import (
     ENLARGE,
+    ROWS,
     Folder,
     Rate,
     Visits,
-    as_image,
     as_pixels,
     copied_from,
     enlarging,
@@ -51,6 +48,7 @@ from .media import (
     footage_widgets,
     info_of,
     size_widgets,
+    table_of,
 )
 from .media import read as read_video
 from .types import Node, output, schema
@@ -98,7 +96,6 @@ class UniViGUEncodeVideo(Node):
         return io.NodeOutput(latent, note, rate, enlarging(*pixels.shape[1:3]), ui=said(note))
 
 
-ROWS = 24  # of the table of captions
 FIRST = ("overwrite", "prefix", "template")  # the widgets that stand before those of the size
 
 
@@ -213,18 +210,6 @@ def later_widgets() -> list[Any]:
         for name in fields_of(Captions)
         if name not in FIRST
     ]
-
-
-def table_of(captions: Sequence[tuple[Path, str]], names: list[str], footage: Footage, spec: ClipSpec) -> torch.Tensor:
-    """The first captions of a folder as a picture: a frame of each clip, its name, its caption."""
-    rows = []
-    for (file, text), name in zip(captions[:ROWS], names, strict=False):
-        frame = None
-        with suppress(UniViGUError):
-            frame = footage.read(file, replace(spec, frames=1, fps=None, any_shape=False)).pixels
-        rows.append(SheetRow(name, frame, text))
-    count = f"{len(names)} captions" if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
-    return as_image(draw_sheet(rows or [SheetRow("", None, "no captions")], title=count, columns=1))
 
 
 @settings

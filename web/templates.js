@@ -11,6 +11,7 @@ const ORDER = [
   "image_to_video",
   "caption_folder",
   "caption_shots",
+  "find_clips",
   "rank_captions",
   "best_of",
   "edit_by_words",

@@ -87,6 +87,12 @@ def caption_folder(run: Run) -> None:
     run.said("Caption Folder", run.text("Report", "3 clips: 3 captioned, .*"), live=2)
 
 
+def find_clips(run: Run) -> None:
+    caption = run.text("Their captions", "a large blue star .*")
+    run.said("Find Clips", f"0.00 nats  blue_star.mp4: {caption}")
+    run.image("The clips found", 96)
+
+
 def rank_captions(run: Run) -> None:
     run.text("The best", SAMPLE)
     run.said("Rank Captions", scores := run.text("All scores", ".*%.*"))
@@ -130,6 +136,7 @@ SHOWS: dict[str, Callable[[Run], None]] = {
         joint,
         image_to_video,
         caption_folder,
+        find_clips,
         rank_captions,
         best_of,
         edit_by_words,

@@ -27,6 +27,7 @@ NAMES = (
     "image_to_video",
     "caption_folder",
     "caption_shots",
+    "find_clips",
     "rank_captions",
     "best_of",
     "edit_by_words",
@@ -190,6 +191,19 @@ def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], c
     assert sorted(texts(client.run(graph))) == sorted(anew)  # nothing has changed: done again, it would skip all three
     again = client.run(changed(graph, "UniViGUCaptionFolder", seed=2))
     assert any("3 skipped" in text for text in texts(again))
+
+
+def test_find_clips_hands_on_the_clip_that_fits(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:
+    result = shipped("find_clips").result
+    assert "a large blue star moves down slowly on a beige background" in texts(result)
+    (saved,) = [record for record in result.files if record.filename.endswith(".mp4")]
+    found = read_clip(client.download(saved, tmp_path), ClipSpec(9, 48, 48)).pixels
+    star = read_clip(ROOT / "samples" / "uvg_sample_clips" / "blue_star.mp4", ClipSpec(9, 48, 48)).pixels
+    assert float((found.float() - star.float()).abs().mean()) < 3
+    both = client.run(changed(graph_of("find_clips"), "UniViGUFindClips", query="a yellow ring moves right", top=2))
+    names = next(text for text in texts(both) if "nats" in text).splitlines()
+    assert len(names) == 2
+    assert "yellow_ring.mp4" in names[0]
 
 
 def test_each_shot_of_a_film_is_captioned_and_saved(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:

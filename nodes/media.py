@@ -19,7 +19,7 @@ from ..uvg_core.config import RunConfig
 from ..uvg_core.content import content_of
 from ..uvg_core.data.listing import TEXT_KINDS
 from ..uvg_core.data.sources import digest
-from ..uvg_core.errors import UniViGUError
+from ..uvg_core.errors import UniViGUError, counted
 from ..uvg_core.media.sheet import SheetRow, draw_sheet
 from ..uvg_core.media.vae import latent_shape
 from ..uvg_core.media.video import ClipInfo, ClipSpec, container_suffix, find_clips, fit_pixels, probe, read_clip
@@ -275,5 +275,5 @@ def table_of(captions: Sequence[tuple[Path, str]], names: list[str], footage: Fo
         with suppress(UniViGUError):
             frame = footage.read(file, replace(spec, frames=1, fps=None, any_shape=False)).pixels
         rows.append(SheetRow(name, frame, text))
-    count = f"{len(names)} captions" if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
+    count = counted(len(names), "caption") if len(names) <= ROWS else f"The first {ROWS} of {len(names)} captions"
     return as_image(draw_sheet(rows or [SheetRow("", None, "no captions")], title=count, columns=1))

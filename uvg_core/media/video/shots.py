@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +23,7 @@ from .source import Source
 from .timeline import Timeline, scan
 
 _RAW = 3 * 2**26  # bytes of the decoded frames that are kept of a shot
+_UNFREED = 2**26  # bytes of frames that wait for the garbage collector
 _FITTED = 2**26  # bytes of the pictures that are kept instead where frames are large, or as many as two clips have
 _ENOUGH = 4  # frames that are kept for each that is chosen; as many decoded ones must have room
 _MOST = 2048  # frames that are kept of a shot, however small
@@ -156,6 +158,7 @@ class _Film:
     def __init__(self, source: Source, timeline: Timeline, part: Timeline, spec: ClipSpec) -> None:
         self.source, self.timeline, self.part, self.spec = source, timeline, part, spec
         self.most, self.is_raw, self.last = 0, False, part.times[0]
+        self.size = self.unfreed = 0  # bytes of a decoded frame; of those that only the garbage collector frees
 
     def frames(self, done: float) -> Iterator[tuple[int, Any]]:
         """Each frame of the part from ``done`` on, with its time."""
@@ -190,7 +193,8 @@ class _Film:
     def _size(self, frame: Any) -> None:
         """Learn from the first frame how pictures are fitted, and how many frames are kept."""
         spec = self.spec = self.spec.suited(*shown_size(frame, self.source.stream))
-        raw = _RAW // sum(plane.buffer_size for plane in frame.planes)
+        self.size = sum(plane.buffer_size for plane in frame.planes)
+        raw = _RAW // self.size
         self.is_raw = raw >= _ENOUGH * spec.frames
         fitted = _FITTED // (3 * spec.height * spec.width)
         self.most = min(_MOST, raw) if self.is_raw else max(2 * spec.frames, min(_MOST, fitted))
@@ -206,7 +210,12 @@ class _Film:
 
     def shot(self, kept: _Frames, first: int, end: int | None, damage: str = "") -> Shot:
         """``end``: the time at which the next one begins, None for the end of what is read."""
+        # A frame of PyAV and its side data hold each other, and Python looks for such pairs rarely among old objects.
+        if self.unfreed > _UNFREED:
+            gc.collect()
+            self.unfreed = 0
         pictures = kept.at(self.chosen(first, self.last + 1 if end is None else end))
+        self.unfreed += self.size * len(pictures)
         until = self.timeline.second(end) if end is not None else self._end()
         return Shot(self.timeline.second(first), until, stacked(pictures, self.spec), damage)
 

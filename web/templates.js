@@ -9,6 +9,7 @@ const ORDER = [
   "video_to_text",
   "joint",
   "image_to_video",
+  "story",
   "caption_folder",
   "caption_shots",
   "find_clips",

@@ -25,6 +25,7 @@ NAMES = (
     "video_to_text",
     "joint",
     "image_to_video",
+    "story",
     "caption_folder",
     "caption_shots",
     "find_clips",

@@ -53,7 +53,7 @@ def read_schema(schema: dict[str, Any]) -> Node:
 
 
 def test_the_schemas_are_understood() -> None:
-    assert len(nodes()) == 23
+    assert len(nodes()) == 24
     assert list(nodes()["UniViGUTextEncode"].inputs) == ["clip", "text", "stream_text", "null_embedding"]
     assert {"width", "seed", "text_update", "folder"} <= set(nodes()["UniViGUCaptionFolder"].inputs)
     assert list(nodes()["JointSampler"].outputs) == ["LATENT", "text", "captions"]

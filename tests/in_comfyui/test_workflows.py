@@ -16,7 +16,7 @@ from PIL import Image
 
 from recipes.worlds.detector import read_world
 from recipes.worlds.grammar import BACKGROUNDS, COLOURS, World
-from uvg_core.media.video import ClipSpec, read_clip
+from uvg_core.media.video import ClipSpec, probe, read_clip
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -192,6 +192,24 @@ def test_caption_folder_writes_beside_the_clips(shipped: Callable[[str], Any], c
     assert sorted(texts(client.run(graph))) == sorted(anew)  # nothing has changed: done again, it would skip all three
     again = client.run(changed(graph, "UniViGUCaptionFolder", seed=2))
     assert any("3 skipped" in text for text in texts(again))
+
+
+def test_a_story_is_one_film_without_jumps(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:
+    """Nine frames, then four for every shot more; where shots meet, no more changes than inside of them."""
+    result = shipped("story").result
+    (saved,) = [record for record in result.files if record.filename.endswith(".mp4")]
+    film = client.download(saved, tmp_path)
+    assert (probe(film).frames, probe(film).fps) == (25, 4)
+    pixels = read_clip(film, ClipSpec(25, 48, 48)).pixels.float()
+    changes = (pixels[1:] - pixels[:-1]).abs().mean((1, 2, 3))
+    assert float(changes[[8, 12, 16, 20]].mean()) < 1.5 * float(changes.mean())
+    assert float(pixels[-1].mean((0, 1)).sub(pixels[0].mean((0, 1))).abs().max()) < 8
+
+
+def test_a_story_whose_captions_the_model_writes(client: Any) -> None:
+    graph = changed(graph_of("story"), "UniViGUStory", story="a red circle\na red circle", write_captions=True, steps=4)
+    words = texts(client.run(graph))
+    assert any(text.count("\n") == 1 and "circle" in text for text in words)
 
 
 def test_find_clips_hands_on_the_clip_that_fits(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:

@@ -184,9 +184,10 @@ class Evaluator:
     ) -> Accuracy:
         """Every object of every expected world against what is seen. What is not named is not right, and where there
         are more objects than there should be, none of them is."""
-        return Accuracy.of(map(self._scores, expected, seen), **counted)
+        return Accuracy.of(map(self.scores, expected, seen), **counted)
 
-    def _scores(self, expected: World | None, seen: World | None) -> list[Score]:
+    def scores(self, expected: World | None, seen: World | None) -> list[Score]:
+        """Of every object of an expected world, whether each attribute is seen."""
         missing: Score = dict.fromkeys(ATTRIBUTES, False)
         asked, shown = (len(world.shapes) if world else 0 for world in (expected, seen))
         scores = [score(expected, seen, i) if expected and i < asked else missing for i in range(self.objects)]
@@ -197,9 +198,9 @@ class Evaluator:
     def score_clips(self, pixels: Tensor, expected: Sequence[World | None]) -> Accuracy:
         """Clips ``[N,T,S,S,3]``, uint8, against what they should show, ``alone`` counted too."""
         alone = [count_blots(clip) <= self.objects for clip in pixels]
-        return self.score(self._read(pixels), expected, alone=alone)
+        return self.score(self.read(pixels), expected, alone=alone)
 
-    def _read(self, pixels: Tensor) -> list[World | None]:
+    def read(self, pixels: Tensor) -> list[World | None]:
         return [read_world(clip, self.objects) for clip in pixels]
 
     def score_captions(self, texts: Sequence[str]) -> Accuracy:
@@ -248,26 +249,36 @@ class Evaluator:
 
     def text_to_video(self, steps: int | None = None, plain: bool = False, **options: Any) -> Accuracy:
         """Clips made from detailed captions, read back from their pixels. ``plain``: with an empty text stream."""
-        drawn = self._drawn([world.caption for world in self.worlds], plain, steps=steps, **options)
+        drawn = self.drawn([world.caption for world in self.worlds], plain, steps=steps, **options)
         self.clips = self.decode(drawn)
         return self.score_clips(self.clips, self.worlds)
 
-    def _drawn(self, texts: Sequence[str], plain: bool = False, free: Tensor | None = None, **options: Any) -> Tensor:
-        """``free``: a mask ``[N or 1,...]`` of the clips, 0 in what of them is held."""
+    def drawn(
+        self,
+        texts: Sequence[str],
+        plain: bool = False,
+        free: Tensor | None = None,
+        clean: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Latents ``[N,16,F,h,w]`` from detailed captions. ``free``: a mask ``[N or 1,...]``, 0 in what is held of the
+        clips, or of the latents ``clean``."""
         made = []
         for batch, noise, denoise, sampling in self._prompted(texts, **options):
             stream: tuple[Tensor | None, Tensor | None] = (None, None)
             if not plain:
                 stream = self.pipe.tokenizer.stream(texts[batch], self.run.text_length)
-            kept = self._kept(free, batch)
+            kept = self._kept(free, batch, clean)
             made.append(text_to_video(denoise, noise, sampling, text=stream[0], text_mask=stream[1], kept=kept))
         return torch.cat(made)
 
-    def _kept(self, free: Tensor | None, batch: slice) -> tuple[Tensor, Tensor] | None:
+    def _kept(self, free: Tensor | None, batch: slice, clean: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """What of a batch is held, as the jobs take it."""
         if free is None:
             return None
-        return self.latents[batch], (free if len(free) == 1 else free[batch]).to(self.latents)
+        return (self.latents if clean is None else clean)[batch], (free if len(free) == 1 else free[batch]).to(
+            self.latents
+        )
 
     def joint(self, steps: int | None = None, free: Tensor | None = None, **options: Any) -> tuple[Accuracy, Accuracy]:
         """From brief prompts: the caption's words against the clip's pixels, and the prompt's words against both
@@ -279,9 +290,9 @@ class Evaluator:
             clips.append(made.video)
             self.captions += [self.pipe.tokenizer.text(row) for row in made.text]
         self.clips = self.decode(torch.cat(clips))
-        captioned, seen = [read_caption(text) for text in self.captions], self._read(self.clips)
+        captioned, seen = [read_caption(text) for text in self.captions], self.read(self.clips)
         followed = [
-            [{name: one[name] for name in ("kind", "colour")} for found in both for one in self._scores(world, found)]
+            [{name: one[name] for name in ("kind", "colour")} for found in both for one in self.scores(world, found)]
             for world, *both in zip(self.worlds, captioned, seen, strict=True)
         ]
         return self.score(seen, captioned), Accuracy.of(followed)
@@ -305,8 +316,8 @@ class Evaluator:
         """Captions drawn anew (see ``uvg_core.pipeline.cycle``): a letter for every clip, whether the detector says
         that its caption is right; what both clips show alike; and the clips' scores, high where both should agree."""
         self.captions = self._captioned(self.latents)
-        shown, said = self._read(self.pixels), [read_caption(text) for text in self.captions]
-        drawn = self._drawn(self.captions)
+        shown, said = self.read(self.pixels), [read_caption(text) for text in self.captions]
+        drawn = self.drawn(self.captions)
         self.clips = self.decode(drawn)
         again = self._captioned(drawn)
         likely, less = (self._likelihoods(latents, self.captions) for latents in (self.latents, drawn))
@@ -319,7 +330,7 @@ class Evaluator:
             "words_kept": [words_kept(*texts) for texts in zip(self.captions, again, strict=True)],
             "latent_distance": [-value for value in distances(self.latents, drawn)],
         }
-        return self.score(said, shown).answers["whole"], self.score(self._read(self.clips), shown), scores
+        return self.score(said, shown).answers["whole"], self.score(self.read(self.clips), shown), scores
 
     def best_of(self, count: int = 4, steps: int = 8) -> tuple[dict[str, Accuracy], dict[str, float]]:
         """Of every prompt ``count`` clips: the first, a random one, the model's own choice, the one that the detector
@@ -338,10 +349,10 @@ class Evaluator:
             passes, seconds = self.passes, self.seconds
 
         def seen(drawn: Tensor) -> list[list[Score]]:
-            return [self._scores(*both) for both in zip(self.worlds, self._read(self.decode(drawn)), strict=True)]
+            return [self.scores(*both) for both in zip(self.worlds, self.read(self.decode(drawn)), strict=True)]
 
         for draw in range(count):
-            drawn = self._drawn(texts, steps=steps, draw=draw)
+            drawn = self.drawn(texts, steps=steps, draw=draw)
             spend(drawing)
             with self._network() as model:
                 judged.append(clip_likelihood(GuidedDenoiser(model), drawn, tokens, batch=BATCH))
@@ -359,7 +370,7 @@ class Evaluator:
             name: Accuracy.of(marks[draw][clip] for clip, draw in enumerate(choice.tolist()))
             for name, choice in choices.items()
         }
-        found[LONGER] = Accuracy.of(seen(self._drawn(texts, steps=count * steps)))
+        found[LONGER] = Accuracy.of(seen(self.drawn(texts, steps=count * steps)))
         shares = (100 * one / all for one, all in zip(judging, drawing, strict=True))
         return found, dict(zip(("passes", "time"), shares, strict=True))
 
@@ -372,10 +383,10 @@ class Evaluator:
         words = [wish.reworded(caption) for wish, caption in zip(wishes, self.captions, strict=True)]
         edited = self.decode(self._edited(self.captions, words, **options))
         self.clips = edited
-        read, letters = self._read(edited), dict.fromkeys(ATTRIBUTES, "")
+        read, letters = self.read(edited), dict.fromkeys(ATTRIBUTES, "")
         rest, came_true = [], ""
         for wish, seen in zip(wishes, read, strict=True):
-            changed, others = wish.judged(self._scores(wish.wanted, seen))
+            changed, others = wish.judged(self.scores(wish.wanted, seen))
             rest.append(others)
             came_true += _LETTERS[changed]
             for name in letters:
@@ -396,7 +407,7 @@ class Evaluator:
         captions = [world.caption for world in self.worlds]
         first, box = ends_free(self.latents, last=False), objects_free(self.pixels)
         masks = {"first frame": first, "first and last": ends_free(self.latents, last=True), "region": box}
-        clips = {name: self.decode(self._drawn(captions, free=free)) for name, free in masks.items()}
+        clips = {name: self.decode(self.drawn(captions, free=free)) for name, free in masks.items()}
         found = {name: self.score_clips(made, self.worlds).answers for name, made in clips.items()}
         found["joint"] = self.joint(free=first)[0].answers
         found["blank"] = self._blanks()

@@ -31,6 +31,7 @@ from .drawing import digit_images
 from .evaluation import BATCH, Evaluator
 from .finds import distinct, hits
 from .grammar import ATTRIBUTES, KINDS, VERSION, read_caption
+from .stories import stories
 from .vae_training import reconstruction
 
 OBJECTS = {"one object": 1, "two objects": 2}
@@ -114,6 +115,11 @@ def _find(evaluator: Evaluator) -> dict[str, Any]:
     return {**letters, "nDCG@5": gains}
 
 
+def _story(evaluator: Evaluator) -> dict[str, Any]:
+    found, change = stories(evaluator)
+    return {**found, "change": {name: round(value, 3) for name, value in change.items()}}
+
+
 def _best_of(evaluator: Evaluator) -> dict[str, Any]:
     found, cost = evaluator.best_of()
     answers = {name: accuracy.answers for name, accuracy in found.items()}
@@ -150,10 +156,11 @@ JOBS: dict[str, Callable[[Evaluator], dict[str, Any]]] = {
     "sure": _stopped({"stop_when_sure": _SURE}),
     "best_of": _best_of,
     "find": _find,
+    "story": _story,
 }
 USUAL = ("video_to_text", "text_to_video", "joint", "ranking", "detector", "vae")
 _BY_KIND = ("video_to_text", "text_to_video")
-_NUMBERS = ("dB", "steps", "scores", "judging", "nDCG@5")
+_NUMBERS = ("dB", "steps", "scores", "judging", "nDCG@5", "change")
 _ONLY_OF = {"vae": "one object", "find": "two objects"}
 
 
@@ -409,6 +416,8 @@ _LABELS = {
     ("fill", "region"): "objects formed anew in the held rest",
     ("fill", "joint"): "first frame held, joint from brief prompts: caption against clip",
     ("fill", "blank"): "sentences with one blank, beside the clip",
+    ("story", "followed"): "stories: each shot against its prompt",
+    ("story", "kept"): "stories: what should stay of the first shot",
     ("detector", "rendered"): "detector, rendered clips",
     ("detector", "through the VAE"): "detector, after the VAE",
 }
@@ -431,6 +440,7 @@ def tables(rows: Sequence[Row]) -> str:
         _areas(known),
         _choices(known),
         _finds(known),
+        _told(known),
     ]
     return "\n\n".join(part for part in (*parts, _kinds(rows)) if part) + "\n"
 
@@ -532,6 +542,17 @@ def _finds(known: Mapping[tuple[str, str], Row]) -> str:
         "nDCG@5 x 100",
     ]
     return _table(head, body)
+
+
+def _told(known: Mapping[tuple[str, str], Row]) -> str:
+    """How smooth films are where their shots meet."""
+    body = []
+    for of in OBJECTS:
+        if (row := known.get((of, "story"))) is not None:
+            smooth = Answers(row["answers"]["smooth"])
+            cells = [percent(smooth.interval(name)) for name in ("jumps", "colour")]
+            body.append([of, *cells, f"{row['change']['borders over inside']:.2f}"])
+    return _table(["stories", "borders without a jump", "mean colour stays", "change at borders over inside"], body)
 
 
 def _areas(known: Mapping[tuple[str, str], Row]) -> str:

@@ -307,7 +307,7 @@ def test_values_that_are_no_numbers_are_told(inside: Inside) -> None:
 
 def test_a_missing_package_takes_one_feature(inside: Inside) -> None:
     found = inside.call("nodes", "without_a_package")
-    assert len(found["left"]) == 18
+    assert len(found["left"]) == 21
     assert not {"UniViGUEncodeVideo", "UniViGUCaptionFolder"} & set(found["left"])
     assert len(found["said"]) == 1
     assert "UniViGUEncodeVideo, UniViGUCaptionFolder" in found["said"][0]

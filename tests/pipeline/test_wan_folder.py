@@ -185,7 +185,7 @@ def test_guidance_leads_away_from_a_file(files: list[str], tmp_path: Path) -> No
         return pipe.generate("red", negative=negative, size=Size(32, 48, 5), sampling=Sampling(steps=1))
 
     plain = made("")
-    assert torch.equal(made("same.pt"), plain)
+    assert int((made("same.pt").int() - plain.int()).abs().max()) <= 1  # some CPUs add up a batch of prompts otherwise
     assert not torch.equal(made("other.pt"), plain)
     assert torch.equal(made("other.pt", "blue"), made("", "blue"))
 

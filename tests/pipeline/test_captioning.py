@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from refusals import closed_folder
 from two_captioners import caption_twice
 
+from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
 from uvg_core.pipeline import folders
 from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, survey, text_files
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -122,6 +126,26 @@ def test_text_files_never_collide() -> None:
     clips = [Path(name) for name in ("a.mov", "a.mov.mp4", "a.mp4", "A.webm", "b.gif", "sub/a.mov")]
     found = [str(path) for path in text_files(clips)]
     assert found == ["a.mov.2.txt", "a.mov.txt", "a.txt", "A.webm.txt", "b.txt", "sub/a.txt"]
+
+
+def musubi() -> dict[str, Any]:
+    """The data set that configs/wan/musubi.toml describes."""
+    toml = pytest.importorskip("tomllib", reason="reading TOML needs Python 3.11")
+    found: dict[str, Any] = toml.loads((ROOT / "configs/wan/musubi.toml").read_text())
+    return found
+
+
+def test_musubi_tuner_is_told_where_captions_lie_and_how_wan_draws() -> None:
+    told, run = musubi(), RunConfig()
+    assert text_files([Path("a.mp4")]) == [Path("a").with_suffix(told["general"]["caption_extension"])]
+    assert told["general"]["resolution"] == [run.width, run.height]
+    assert [one["target_frames"] for one in told["datasets"]] == [[run.frames]]
+
+
+def test_musubi_tuner_accepts_its_configuration() -> None:
+    loader = pytest.importorskip("musubi_tuner.dataset.config_utils", reason="needs musubi-tuner")
+    found = loader.ConfigSanitizer().sanitize_user_config(musubi())
+    assert found["datasets"][0]["video_directory"] == "clips"
 
 
 def test_progress_counts_every_clip(folder: Path) -> None:

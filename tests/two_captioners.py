@@ -1,4 +1,4 @@
-"""Two processes that caption one folder at the same time, as two cards or two people do."""
+"""Several processes that caption one folder at the same time, as cards, machines or people do."""
 
 from __future__ import annotations
 
@@ -10,23 +10,34 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import sys, time
 from uvg_core.pipeline.folders import Captions, caption_folder
+from uvg_core.pipeline.workers import Shard
+
+folder, who, format, shard, stuck = sys.argv[1:]
+asked = 0
 
 def caption(path):
-    time.sleep(0.01)
-    return f"{sys.argv[2]} {path.name}"
+    global asked
+    asked += 1
+    time.sleep(600 if asked == int(stuck) else 0.01)
+    return f"{who} {path.name}"
 
-report = caption_folder(sys.argv[1], caption, Captions(format=sys.argv[3]))
+report = caption_folder(folder, caption, Captions(format=format), shard=Shard.of(shard))
 print(len(report.written), len(report.failed))
 """
 
 
+def start(folder: Path, who: str, format: str = "txt", shard: str = "1/1", stuck: int = 0) -> subprocess.Popen[str]:
+    """A captioner; its captions are its name and that of the clip. ``stuck``: it never ends with its so manieth."""
+    command = [sys.executable, "-c", CODE, str(folder), who, format, shard, str(stuck)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def counts(run: subprocess.Popen[str]) -> tuple[int, int]:
+    """How many captions a captioner has written in the end, and how many clips it has failed at."""
+    written, failed = map(int, run.communicate()[0].split())
+    return written, failed
+
+
 def caption_twice(folder: Path, format: str = "txt") -> list[tuple[int, int]]:
-    """How many captions each of the two has written, and how many clips it has failed at. A caption is the name of its
-    captioner, A or B, and of the clip."""
-    commands = [[sys.executable, "-c", CODE, str(folder), who, format] for who in "AB"]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for command in commands]
-    found = []
-    for run in runs:
-        written, failed = map(int, run.communicate()[0].split())
-        found.append((written, failed))
-    return found
+    """The counts of two, A and B."""
+    return list(map(counts, [start(folder, who, format) for who in "AB"]))

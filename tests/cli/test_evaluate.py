@@ -12,8 +12,9 @@ import pytest
 
 from uvg_core.cli.main import main
 from uvg_core.pipeline import scores
-from uvg_core.pipeline.evaluate import Shard, read_items, read_prompts, read_references, samples_of, written_as
+from uvg_core.pipeline.evaluate import read_items, read_prompts, read_references, samples_of, written_as
 from uvg_core.pipeline.pipeline import Pipeline
+from uvg_core.pipeline.workers import Shard
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "samples" / "uvg_sample.mp4"
@@ -142,7 +143,7 @@ def test_seeds_follow_from_the_prompt_and_not_from_its_place(tmp_path: Path) -> 
     more = samples_of(read_prompts(Path(put(tmp_path / "b.txt", "a\nb\n"))), 7)
     assert few == more[5:]
     assert few != samples_of({"b": 5}, 8)
-    assert sorted(place for i in (1, 2, 3) for place in range(7) if Shard(i, 3).takes(place)) == list(range(7))
+    assert [Shard(i, 3).part(range(7)) for i in (1, 2, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from refusals import closed_folder
-from two_captioners import caption_twice
+from two_captioners import caption_twice, counts, start
 
 from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import find_clips
 from uvg_core.pipeline import folders
 from uvg_core.pipeline.folders import Captions, FolderReport, Pace, caption_folder, survey, text_files
+from uvg_core.pipeline.workers import Shard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,4 +229,55 @@ def test_two_captioners_share_a_folder(folder: Path) -> None:
     assert sum(written for written, _ in counts) == total
     assert all(failed == 0 for _, failed in counts)
     assert len({path.read_text() for path in folder.glob("**/*.txt")}) == total
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".uvg")]
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "jsonl", "csv"])
+def test_shards_write_what_one_run_writes(folder: Path, form: str) -> None:
+    for number in range(4):
+        (folder / f"n{number}.mp4").touch()
+    whole = folder.with_name("whole")
+    shutil.copytree(folder, whole)
+    how = Captions(format=form, prefix="trigger, ")
+    caption_folder(whole, lambda path: f"about {path.stem}", how)
+    reports = [
+        caption_folder(folder, lambda path: f"about {path.stem}", how, shard=Shard(index, 3)) for index in (2, 3, 1)
+    ]
+    assert [len(report.written) for report in reports] == [2, 2, 3]
+    names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    assert sorted(names) == sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in names:
+        assert sorted((folder / name).read_text("utf-8").split("\n")) == sorted((whole / name).read_text().split("\n"))
+
+
+def test_a_shard_of_fewer_clips_than_parts_is_empty(folder: Path) -> None:
+    assert survey(folder, shard=Shard(2, 2)) == (
+        f"3 clips: 1 to caption\n  {folder / 'b.mov'} -> {folder / 'b.txt'}",
+        0,
+    )
+    assert caption_folder(folder, lambda path: "x", shard=Shard(4, 4)) == FolderReport((), (), ())
+    assert texts(folder) == {}
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_of_three_shards_one_is_killed_and_begun_again(folder: Path, form: str) -> None:
+    for number in range(27):
+        shutil.copy(folder / "a.mp4", folder / f"n{number:02}.mp4")
+    runs = [start(folder, who, form, f"{index}/3", stuck=4 * (who == "C")) for index, who in enumerate("ABC", 1)]
+    assert [counts(run) for run in runs[:2]] == [(10, 0), (10, 0)]
+
+    def captions() -> list[str]:
+        if form == "txt":
+            return [path.read_text("utf-8") for path in folder.rglob("*.txt")]
+        return [json.loads(line)["caption"] for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()]
+
+    while sum(caption.startswith("C") for caption in captions()) < 3:
+        assert runs[2].poll() is None
+        time.sleep(0.01)
+    runs[2].kill()
+    runs[2].communicate()
+    assert counts(start(folder, "D", form, "3/3")) == (7, 0)
+    found = captions()
+    assert len(found) == len({caption[2:] for caption in found}) == 30
+    assert sorted(caption[0] for caption in found) == [*"A" * 10, *"B" * 10, *"C" * 3, *"D" * 7]
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".uvg")]

@@ -20,9 +20,10 @@ from ..pipeline.film import CHAPTERS, FORMS, Line, caption_film, read_ahead, row
 from ..pipeline.folders import Captions, FolderReport, caption_folder, survey
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.together import Together
+from ..pipeline.workers import Shard
 from ..progress import Bars
 from ..sampling import Sampling, Size
-from ..settings import Flag, fields_of, setting, settings
+from ..settings import Flag, Text, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
 from .output import CANCELLED, complain, say, show
@@ -41,6 +42,11 @@ class Caption:
     )
     no_recursive: Flag = setting("Do not search subfolders.", default=False)
     dry_run: Flag = setting("Show which clips would be captioned, without writing anything.", default=False)
+    shard: Text = setting(
+        "Caption one part of each folder, e.g. 2/4, where several processes or machines share the work.",
+        default="1/1",
+        metavar="PART/PARTS",
+    )
     json: Path | None = as_json("the result for each clip")
     out: Path | None = setting(
         "With --shots or --every: write captions with times, as .srt, .vtt, .json or .csv, or a copy of the film with "
@@ -61,8 +67,16 @@ class Caption:
             )
         if self.cutting.is_on and self.dry_run:
             raise UniViGUError("--dry-run does not tell how many shots there are; leave out --dry-run, or --shots")
+        for path in () if self.part == Shard() else self.clips:
+            if not os.path.isdir(path):
+                raise UniViGUError(f"--shard divides the clips of folders, and {path} is not a folder; leave it out")
         if self.dry_run and self.json is not None:
             raise UniViGUError("--dry-run makes no results that --json could write; leave out one of them")
+
+    @property
+    def part(self) -> Shard:
+        """Which of a folder's clips are captioned."""
+        return Shard.of(self.shard)
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,7 @@ def caption(
                     Together(describe.read, partial(describe, folder=path), together),
                     captions,
                     recursive=not own.no_recursive,
+                    shard=own.part,
                     on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
                     on_stop=note,
                 )
@@ -194,7 +209,7 @@ def _film(own: Caption, path: Path, describe: Describe, together: int, results: 
     if not films:
         raise UniViGUError(f"{path}: no videos in this folder; expected files such as mp4, mkv or mov")
     failed = 0
-    for film in films:
+    for film in own.part.part(films):
         out = film.with_suffix(".srt") if is_folder else own.out
         if is_folder and out is not None and os.path.lexists(out) and not describe.captions.overwrite:
             say(f"{out}: is there already and stays; --overwrite replaces it")
@@ -263,7 +278,7 @@ def _dry_run(own: Caption, captions: Captions) -> int:
     for path in own.clips:
         try:
             if os.path.isdir(path):
-                words, unreadable = survey(path, captions, recursive=not own.no_recursive)
+                words, unreadable = survey(path, captions, recursive=not own.no_recursive, shard=own.part)
                 show(words)
                 failed += unreadable
             elif os.path.exists(path):

@@ -21,6 +21,7 @@ from ..media.video.footage import Footage
 from ..pipeline import evaluate as work
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.scores import require_scorers, scores_of
+from ..pipeline.workers import Shard
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, OneOf, Text, Whole, setting, settings
@@ -96,7 +97,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.out is None:
             raise UniViGUError("evaluate: name what to write with -o")
-        work.Shard.of(self.shard)
+        Shard.of(self.shard)
         if self.kind == "worlds" and self.benchmark is not None:
             raise UniViGUError(f"evaluate worlds draws its own clips; leave {self.benchmark} out")
         if self.kind != "worlds" and self.benchmark is None:
@@ -125,11 +126,11 @@ class _Videos:
     """``{prompt}-{i}.mp4`` in a folder, each from its own seed."""
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
-        self.out, self.report, shard = out, out / work.REPORT, work.Shard.of(own.shard)
+        self.out, self.report, shard = out, out / work.REPORT, Shard.of(own.shard)
         require_makeable(out, "choose another with --out")
         assert own.benchmark is not None  # Evaluate asks for it
         self.all = work.samples_of(work.read_prompts(own.benchmark), seed, own.samples)
-        self.mine = [sample for place, sample in enumerate(self.all) if shard.takes(place)]
+        self.mine = shard.part(self.all)
 
     def survey(self) -> str:
         there = set(os.listdir(self.out)) if self.out.is_dir() else set()
@@ -173,10 +174,10 @@ class _Captions:
     """One file of captions, and their scores."""
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
-        self.out, self.report, shard = out, out.with_name(f"{out.name}.{work.REPORT}"), work.Shard.of(own.shard)
+        self.out, self.report, shard = out, out.with_name(f"{out.name}.{work.REPORT}"), Shard.of(own.shard)
         assert own.benchmark is not None  # Evaluate asks for it
         self.form, self.all = work.read_items(own.benchmark, own.clips, own.format)
-        self.mine = [item for place, item in enumerate(self.all) if shard.takes(place)]
+        self.mine = shard.part(self.all)
         self.record, self.seed, self.references = work.Captioned(out), seed, None
         if own.references is not None:
             require_scorers()

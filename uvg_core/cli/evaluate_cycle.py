@@ -21,6 +21,7 @@ from ..media.sheet import contact_sheet
 from ..media.video import find_clips
 from ..pipeline import evaluate as work
 from ..pipeline.cycle import Cycle, cycle, mean_of
+from ..pipeline.workers import Shard
 from ..sampling import Sampling
 from .common import TEXT, steps_on
 from .output import show
@@ -36,12 +37,12 @@ class Cycles:
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
         assert own.benchmark is not None  # Evaluate asks for it
-        source, shard = own.benchmark, work.Shard.of(own.shard)
+        source, shard = own.benchmark, Shard.of(own.shard)
         self.out, self.seed, self.is_folder = out, seed, os.path.isdir(source)
         self.all = find_clips(source, recursive=False, stills=False) if self.is_folder else [source]
         if not self.all:
             raise UniViGUError(f"{source}: found no videos here; check the folder")
-        self.mine = [clip for place, clip in enumerate(self.all) if shard.takes(place)]
+        self.mine = shard.part(self.all)
         if self.is_folder:
             require_makeable(out, "choose another with --out")
             self.report, self.record = out / work.REPORT, Lines(out / "evaluate.record.jsonl", "a record of clips")

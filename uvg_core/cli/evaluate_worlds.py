@@ -12,6 +12,7 @@ from ..errors import UniViGUError, counted
 from ..io import MEGABYTE, make_folder, read_text, require_makeable, write_text
 from ..lines import Lines
 from ..pipeline import evaluate as work
+from ..pipeline.workers import Shard
 from ..sampling import Sampling
 from .output import show
 
@@ -27,7 +28,7 @@ class Worlds:
 
     def __init__(self, own: Evaluate, out: Path, seed: int) -> None:
         self.own, self.out, self.report = own, out, out / work.REPORT
-        self.shard = work.Shard.of(own.shard)
+        self.shard = Shard.of(own.shard)
         require_makeable(out, "choose another with --out")
         try:  # the recipe of the worlds is a package of its own, which an installation of uvg_core may lack
             self.measure: Any = import_module("recipes.worlds.measure")
@@ -47,7 +48,7 @@ class Worlds:
             self.all = self.measure.sweep(self.own.only, self.count, student)
         else:
             self.all = self.measure.questions(self.own.only, self.count, self.own.per_kind or 0)
-        self.mine = [question for place, question in enumerate(self.all) if self.shard.takes(place)]
+        self.mine = self.shard.part(self.all)
 
     def rows(self) -> dict[Any, dict[str, Any]]:
         """What has been measured, in the order of the questions."""

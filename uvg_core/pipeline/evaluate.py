@@ -46,25 +46,6 @@ def seed_of(seed: int, *of: object) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Part ``index`` of ``count``, from 1: every ``count``-th piece of the work."""
-
-    index: int = 1
-    count: int = 1
-
-    @classmethod
-    def of(cls, text: str) -> Shard:
-        """From ``2/4``. Raises UniViGUError for anything else."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise UniViGUError(f"--shard is {shown(text)}; expected PART/PARTS, from 1/4 to 4/4 for four parts")
-        return cls(int(found[1]), int(found[2]))
-
-    def takes(self, place: int) -> bool:
-        return place % self.count == self.index - 1
-
-
 # Clips
 
 

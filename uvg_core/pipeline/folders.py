@@ -21,10 +21,12 @@ from .review import OPEN, RECORD, SKIPPED, Pending, Proposal
 from .table import plain_name
 from .texts import Extended, Texts, text_files, texts_of
 from .wording import Captions
+from .workers import Shard
 
 __all__ = ["CAPTIONS", "Captions", "FolderReport", "caption_folder", "text_files"]
 
 CAPTIONS = Captions()
+_ALL = Shard()
 _LATELY = 20  # clips whose time tells how long the others will take
 
 
@@ -108,6 +110,7 @@ def caption_folder(
     how: Captions = CAPTIONS,
     *,
     recursive: bool = True,
+    shard: Shard = _ALL,
     on_clip: Callable[[int, int, Path, str], None] | None = None,
     on_stop: Callable[[FolderReport], object] = lambda _: None,
 ) -> FolderReport:
@@ -119,7 +122,8 @@ def caption_folder(
     writes while the model works stays as well. Clips that differ only in suffix get different files: ``clip.mp4`` ->
     ``clip.txt``, ``clip.mov`` -> ``clip.mov.txt`` (see ``text_files``). ``on_clip(index, total, path, words)`` is
     called before each clip, skipped ones too, index from 0; the words are such as ``12 of 340, about 8 min left``.
-    Several processes may work on a folder: each clip is captioned by one of them.
+    Several processes may work on a folder: each clip is captioned by one of them, whether each has a ``shard`` of them,
+    in the order of their names, or all work on all.
 
     A clip that fails, whatever the exception, or that gets an empty caption, is noted and the work goes on; only
     KeyboardInterrupt and its like stop it, and ``on_stop`` is called with what was done till then. Raises UniViGUError
@@ -131,7 +135,7 @@ def caption_folder(
     captioner = caption if isinstance(caption, Captioner) else Captioner(caption)
     with Claims(folder) as claims, texts_of(folder, clips, how) as texts, closing(captioner):
         work = (_Reviewed if how.review else _Work)(folder, texts, how)
-        chosen = _chosen(folder, clips, how.only)
+        chosen = shard.part(_chosen(folder, clips, how.only))
         run = _Run(work, captioner, chosen, failed)
         try:
             for index, clip in enumerate(chosen):
@@ -178,7 +182,7 @@ class _Run:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        rest = islice(filter(self.work.is_wanted, self._chosen[self._next :]), self._captioner.together)
+        rest = islice(filter(self.work.is_wanted, islice(self._chosen, self._next, None)), self._captioner.together)
         with self.pace.timed(len(waiting)):
             texts = self._captioner(waiting, list(rest) if self._captioner.together > 1 else ())
         for clip, text in zip(waiting, texts, strict=True):
@@ -221,14 +225,16 @@ def _report(
     )
 
 
-def survey(folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True) -> tuple[str, int]:
+def survey(
+    folder: str | Path, how: Captions = CAPTIONS, *, recursive: bool = True, shard: Shard = _ALL
+) -> tuple[str, int]:
     """Which clips ``caption_folder`` would caption and where their texts would go, in words, and how many subfolders
     and texts cannot be read; nothing is changed."""
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = clips_of(folder, recursive, failed)
     with texts_of(folder, clips, how, writes=False) as texts:
         work = (_Reviewed if how.review else _Work)(folder, texts, how)
-        chosen = _chosen(folder, clips, how.only)
+        chosen = shard.part(_chosen(folder, clips, how.only))
         wanted = []
         for clip in chosen:
             try:

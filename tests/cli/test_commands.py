@@ -78,6 +78,8 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
         (["generate"], "See python -m uvg_core generate --help"),
         (["generate", "x", "-o", ".mp4"], "'.mp4' has no file name before .mp4"),
         (["generate", "x", "--seed", "-1"], "expected between 0 and 9223372036854775807"),
+        (["caption", "a.mp4", "--shard", "1/2"], "a.mp4 is not a folder"),
+        (["caption", ".", "--shard", "3/2"], "--shard is '3/2'; expected PART/PARTS"),
     ],
 )
 def test_an_error_of_usage_names_its_command_and_what_is_wrong(

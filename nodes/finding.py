@@ -8,8 +8,9 @@ from typing import Any
 from comfy_api.latest import InputImpl, io
 
 from ..uvg_core.errors import counted, printable
-from ..uvg_core.media.video.footage import FOOTAGE
-from ..uvg_core.pipeline.find import Index, Updated
+from ..uvg_core.media.video.footage import FOOTAGE, Footage
+from ..uvg_core.media.video.shots import Cutting
+from ..uvg_core.pipeline.find import Found, Index, Updated
 from ..uvg_core.pipeline.wording import words_of
 from ..uvg_core.sampling.settings import SIZE
 from ..uvg_core.settings import Text, Whole, setting, settings
@@ -23,6 +24,9 @@ from .comfy.showing import Progress, said
 from .media import Folder, Visits, fitting, table_of
 from .types import Node, output, schema
 from .widgets import read, widget
+
+SHOTS = "Find shots of films, too: of videos that last longer than three clips of the model."
+_SLACK = 1e-9  # seconds: ComfyUI rounds times down to ticks
 
 
 @settings
@@ -54,9 +58,10 @@ class UniViGUFindClips(Node):
                 widget(Folder, "folder"),
                 widget(Wanted, "query", multiline=True),
                 widget(Wanted, "top"),
+                widget(Cutting, "shots", optional=True, tooltip=SHOTS),
             ],
             outputs=[
-                output(io.Video, "videos", "The clips found, the best first.", is_output_list=True),
+                output(io.Video, "videos", "The clips or shots found, the best first.", is_output_list=True),
                 output(io.String, "captions", "Their captions.", is_output_list=True),
                 output(
                     io.Float,
@@ -78,27 +83,44 @@ class UniViGUFindClips(Node):
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, **inputs: Any) -> io.NodeOutput:
         require_video_vae(vae)
-        folder, wanted = read(Folder, inputs), read(Wanted, inputs)
+        folder, wanted, cutting = read(Folder, inputs), read(Wanted, inputs), read(Cutting, inputs)
         words_of(wanted.query)  # before anything is captioned
         spec = fitting(run_facts(model), SIZE, -1.0, FOOTAGE)
         describer, progress = HostDescriber(model, clip, vae, spec, FOOTAGE), Progress(cls.hidden.unique_id)
         visits.begun(inputs, (folder, None))
         with folder.opened() as path, closing(Index(path)) as index:
-            report = index.update(describer, on_clip=lambda words, one: progress.text(f"{words}\n{one.name}"))
+            report = index.update(describer, cutting, on_clip=lambda words, one: progress.text(f"{words}\n{one.name}"))
             found = index.find(wanted.query, describer, wanted.top)
             names = [printable(one.clip.relative_to(path).as_posix()) for one in found]
-            table = table_of([(one.clip, one.caption) for one in found], names, FOOTAGE, spec)
+            titles = [f"{name} {one.when}".strip() for one, name in zip(found, names, strict=True)]
+            table = table_of([(one.clip, one.caption) for one in found], titles, [_part(one) for one in found], spec)
         lines = [
-            f"{one.score:.2f} {unit_of(model)}  {name}: {one.caption}" for one, name in zip(found, names, strict=True)
+            f"{one.score:.2f} {unit_of(model)}  {title}: {one.caption}"
+            for one, title in zip(found, titles, strict=True)
         ]
         words = shown("\n".join([*lines, *_left_out(report)]))
-        videos = [InputImpl.VideoFromFile(str(one.clip)) for one in found]
+        videos = list(map(_video, found))
         captions, scores = [one.caption for one in found], [one.score for one in found]
         return io.NodeOutput(videos, captions, scores, names, table, ui=said(words))
 
 
+def _part(one: Found) -> Footage:
+    if one.start is None or one.end is None:
+        return FOOTAGE
+    return Footage(start=one.start, seconds=one.end - one.start)
+
+
+def _video(one: Found) -> Any:
+    """The file, or the part of it that shows a shot, to the frame."""
+    if one.start is None or one.end is None:
+        return InputImpl.VideoFromFile(str(one.clip))
+    start, end = one.start + _SLACK, one.end + _SLACK
+    return InputImpl.VideoFromFile(str(one.clip), start_time=start, duration=end - start)
+
+
 def _left_out(report: Updated) -> list[str]:
     lines = ["another run is adding clips; only those that are there already were searched"] if report.busy else []
+    lines += [f"{path.name}: {what}" for path, what in report.notes]
     if report.failed:
         lines.append(f"{counted(len(report.failed), 'clip')} left out:")
         lines += [f"  {why if str(path) in why else f'{path}: {why}'}" for path, why in report.failed]

@@ -267,10 +267,12 @@ def content_or_none(file: Path) -> str:
         return "unreadable"
 
 
-def table_of(captions: Sequence[tuple[Path, str]], names: list[str], footage: Footage, spec: ClipSpec) -> Tensor:
+def table_of(
+    captions: Sequence[tuple[Path, str]], names: list[str], parts: Sequence[Footage], spec: ClipSpec
+) -> Tensor:
     """The first captions of some clips as a picture: a frame of each clip, its name, its caption."""
     rows = []
-    for (file, text), name in zip(captions[:ROWS], names, strict=False):
+    for (file, text), name, footage in zip(captions[:ROWS], names, parts, strict=False):
         frame = None
         with suppress(UniViGUError):
             frame = footage.read(file, replace(spec, frames=1, fps=None, any_shape=False)).pixels

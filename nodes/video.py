@@ -197,7 +197,7 @@ class UniViGUCaptionFolder(Node):
             if not (report.busy or unforeseen):
                 visits.finished(inputs, (folder, how), before, report.written)
             names = [printable(file.relative_to(path).as_posix()) for file, _ in report.captions]
-            table = table_of(report.captions, names, footage, spec)
+            table = table_of(report.captions, names, [footage] * len(names), spec)
         texts = [text for _, text in report.captions]
         words = shown(str(report))
         return io.NodeOutput(texts, words, names, table, ui=said(words))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from uvg_core.config import RunConfig
 from uvg_core.errors import UniViGUError
 from uvg_core.media.video import ClipSpec, probe, read_clip, write_video
 from uvg_core.media.video.footage import Footage
+from uvg_core.pipeline.film import clock
 from uvg_core.pipeline.pipeline import EMBEDDED_MODEL, Pipeline
 from uvg_core.sampling import Size
 from uvg_core.sampling.settings import SIZE
@@ -220,3 +223,23 @@ def test_where_a_checkpoint_takes_other_sizes_a_clip_keeps_its_shape() -> None:
     assert (chosen.height, chosen.width, chosen.fit) == (480, 832, "crop")
     asked = SIZE.spec(released, Footage(fit="crop", crop="smart")).suited(1920, 1080)
     assert (asked.height, asked.width, asked.crop) == (480, 832, "smart")
+
+
+def test_find_names_the_shots_of_a_film_as_its_captions_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scenedetect", reason="shots are found with PySceneDetect")
+    samples = Path(__file__).parents[1] / "samples"
+    (folder := tmp_path / "films").mkdir()
+    film = shutil.copy(samples / "uvg_film.mp4", folder)
+    clip = shutil.copy(samples / "uvg_sample_clips" / "blue_star.mp4", folder)
+    cpu = ["--device", "cpu", "-q"]
+    assert main(["caption", str(film), "--shots", *cpu]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 4
+    report = tmp_path / "found.json"
+    for number, (times, text) in enumerate(lines, 1):
+        assert main(["find", str(folder), text, "--shots", "--top", "2", "--json", str(report), *cpu]) == 0
+        found = capsys.readouterr().out.splitlines()
+        assert f"{film}\t{times}" in found
+        hits = {one["shot"]: one for one in json.loads(report.read_text())["found"] if one["clip"] == str(film)}
+        assert f"{clock(hits[number]['start'])} --> {clock(hits[number]['end'])}" == times
+        assert "blue star" not in text or str(clip) in found

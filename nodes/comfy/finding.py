@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ...uvg_core.media.video import Clip, ClipSpec
 from ...uvg_core.media.video.footage import Footage
+from ...uvg_core.media.video.shots import Cutting, Shot
+from ...uvg_core.pipeline.film import read_ahead
 from ...uvg_core.sampling import Sampling
 from ...uvg_core.sampling.rank import padded
 from .captions import clips_at_once, describe_together
@@ -29,13 +32,19 @@ class HostDescriber:
     def __init__(self, model: Any, clip: Any, vae: Any, spec: ClipSpec, footage: Footage) -> None:
         self._model, self._clip, self._vae, self._spec, self._footage = model, clip, vae, spec, footage
         self.together = clips_at_once(model, spec)
-        facts = config_of(model), run_facts(model), spec, footage
+        run = run_facts(model)
+        self.window = spec.frames / (spec.fps or run.fps)
+        facts = config_of(model), run, spec, footage
         self.fingerprint = f"comfyui {blake2b(repr(facts).encode(), digest_size=8).hexdigest()} {_weights(model, vae)}"
 
     def read(self, path: Path) -> Clip:
         return self._footage.read(path, self._spec)
 
-    def latents(self, clips: Sequence[Clip]) -> Tensor:
+    def shots(self, path: Path, how: Cutting, done: float) -> Iterator[Shot]:
+        # As Caption Shots reads them: frames from all of a shot, however long it is.
+        return read_ahead(path, how, replace(self._spec, fps=None), self._footage, done=done, ahead=self.together)
+
+    def latents(self, clips: Sequence[Clip | Shot]) -> Tensor:
         # One by one: of a batch of clips ComfyUI's VAE cuts off the last frames.
         return torch.cat([encode_pixels(self._vae, one.pixels) for one in clips])
 

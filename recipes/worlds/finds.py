@@ -111,7 +111,7 @@ class _Encoded(Judge):
         no_file: Any = None
         return Clip(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), no_file, note=path.stem)
 
-    def latents(self, clips: Sequence[Clip]) -> Tensor:
+    def latents(self, clips: Sequence[Any]) -> Tensor:
         return self._encoded[[int(clip.note) for clip in clips]]
 
 

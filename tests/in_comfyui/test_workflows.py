@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,26 @@ def test_find_clips_hands_on_the_clip_that_fits(shipped: Callable[[str], Any], c
     names = next(text for text in texts(both) if "nats" in text).splitlines()
     assert len(names) == 2
     assert "yellow_ring.mp4" in names[0]
+
+
+def test_find_clips_hands_on_a_shot_of_a_film(client: Any, server: Server, tmp_path: Path) -> None:
+    folder = server.base / "input" / "films"
+    folder.mkdir()
+    shutil.copy(ROOT / "samples" / "uvg_film.mp4", folder)
+    graph = changed(graph_of("find_clips"), "UniViGUFindClips", folder="films", query="a green seven", shots=True)
+    try:
+        result = client.run(graph)
+    except api.ClientError as error:
+        if "shots are found with PySceneDetect" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert any("uvg_film.mp4 00:00:04.250 --> 00:00:06.375: a large green seven" in text for text in texts(result))
+    (saved,) = [record for record in result.files if record.filename.endswith(".mp4")]
+    shot = client.download(saved, tmp_path)
+    assert probe(shot).frames == 17
+    film = read_clip(ROOT / "samples" / "uvg_film.mp4", ClipSpec(68, 48, 48)).pixels[34:51]
+    change = (read_clip(shot, ClipSpec(17, 48, 48)).pixels.float() - film).abs().mean((1, 2, 3))
+    assert float(change.max()) < 3
 
 
 def test_each_shot_of_a_film_is_captioned_and_saved(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:

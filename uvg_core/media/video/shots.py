@@ -36,9 +36,9 @@ _ALIKE = 10.0  # mean difference, of 255, below which a picture is the one from 
 class Cutting:
     """How a long video is divided into parts with a caption each."""
 
-    shots: Flag = setting("Caption each shot of a film, with its times.", default=False)
+    shots: Flag = setting("Divide films into their shots, each with a caption and its times.", default=False)
     every: Number | None = setting(
-        "Caption every window of so many seconds of a film, with its times.", default=None, gt=0, le=1e6
+        "Divide films into windows of so many seconds, each with a caption and its times.", default=None, gt=0, le=1e6
     )
     shortest: Number = setting(
         "Seconds that a shot lasts at least; shorter ones join a neighbour.", default=1.0, ge=0, le=3600
@@ -143,6 +143,12 @@ def shots(
             yield from film.cut(frames, cuts, is_stopped)
         elif ends is not None:
             yield from film.windows(frames, ends, is_stopped)
+
+
+def require_detector(how: Cutting) -> None:
+    """Raise UniViGUError where shots are to be found and PySceneDetect is not installed."""
+    if how.is_on and how.every is None:
+        _Cuts(how.shortest)
 
 
 def _windows(timeline: Timeline, part: Timeline, start: float, every: float) -> list[int]:

@@ -336,13 +336,13 @@ class Run:
             assert len(set(texts)) >= live, texts
             assert self.page.evaluate("id => window.uvg.seen[id] ?? []", node)
 
-    def video(self, count: int = 1) -> None:
-        """Videos that play in the canvas, of 48 pixels enlarged 6 times."""
+    def video(self, count: int = 1, width: int = 288) -> None:
+        """Videos that play in the canvas, of 48 pixels enlarged 6 times unless another width is named."""
         self.page.wait_for_function(
-            """count => [...document.querySelectorAll('.dom-widget video')]
-              .filter(v => v.readyState >= 2 && v.duration > 0 && v.videoWidth === 288 && v.offsetWidth > 50)
+            """([count, width]) => [...document.querySelectorAll('.dom-widget video')]
+              .filter(v => v.readyState >= 2 && v.duration > 0 && v.videoWidth === width && v.offsetWidth > 50)
               .length >= count""",
-            arg=count,
+            arg=[count, width],
         )
 
     def image(self, title: str, width: int) -> None:

@@ -8,6 +8,7 @@ const ORDER = [
   "text_to_video",
   "video_to_text",
   "joint",
+  "few_words",
   "image_to_video",
   "story",
   "caption_folder",

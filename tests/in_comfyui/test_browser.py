@@ -77,8 +77,19 @@ def joint(run: Run) -> None:
     run.image("How both took shape", 500)
 
 
+def few_words(run: Run) -> None:
+    changed = run.text("The caption, changed", SENTENCE)
+    assert changed in run.canvas.said(run.canvas.node("Joint Sampler")).replace("slowly", "quickly")
+    run.image("The draft", 48)
+    run.video(width=256)
+
+
 def image_to_video(run: Run) -> None:
     run.said("Joint Sampler", run.text("The caption", ".* background"), live=2)
+    run.video()
+
+
+def story(run: Run) -> None:
     run.video()
 
 
@@ -134,7 +145,9 @@ SHOWS: dict[str, Callable[[Run], None]] = {
         text_to_video,
         video_to_text,
         joint,
+        few_words,
         image_to_video,
+        story,
         caption_folder,
         find_clips,
         rank_captions,

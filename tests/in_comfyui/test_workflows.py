@@ -25,6 +25,7 @@ NAMES = (
     "text_to_video",
     "video_to_text",
     "joint",
+    "few_words",
     "image_to_video",
     "story",
     "caption_folder",
@@ -273,6 +274,20 @@ def test_rank_captions_finds_the_right_one(shipped: Callable[[str], Any]) -> Non
     result = shipped("rank_captions").result
     assert SAMPLE in texts(result)
     assert any(record.filename.endswith(".png") for record in result.files)
+
+
+def test_few_words_become_a_draft_and_its_changed_caption_a_clip(
+    shipped: Callable[[str], Any], client: Any, tmp_path: Path
+) -> None:
+    result = shipped("few_words").result
+    (sampler,), (viewer,) = (ids_of(graph_of("few_words"), kind) for kind in ("JointSampler", "PreviewAny"))
+    drafted, _ = result.texts[sampler]  # and the scores
+    assert result.texts[viewer] == [drafted.replace("slowly", "quickly")]
+    assert "yellow star" in drafted
+    saved = next(record for record in result.files if record.filename.endswith(".mp4"))
+    clip = read_clip(client.download(saved, tmp_path), ClipSpec(17, 48, 64)).pixels
+    assert clip.shape == (17, 48, 64, 3)
+    assert float(clip.float().std()) > 10  # a picture, and no plain colour
 
 
 def test_an_edit_shows_what_the_new_caption_says(shipped: Callable[[str], Any], client: Any, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,16 @@ from ..media.video import Clip, ClipSpec, find_clips
 from ..media.video.footage import Footage
 from ..media.video.shots import Cutting, Shot
 from ..pipeline.film import CHAPTERS, FORMS, Line, caption_film, read_ahead, rows_of
-from ..pipeline.folders import Captions, FolderReport, caption_folder, survey
+from ..pipeline.folders import Captions, FolderReport, FolderWorker, caption_folder, survey
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.together import Together
-from ..pipeline.workers import Shard
+from ..pipeline.workers import Engine, RayWorkers, Shard
 from ..progress import Bars
 from ..sampling import Sampling, Size
 from ..settings import Flag, Text, fields_of, setting, settings
 from .common import TEXT, Model, steps_on
 from .flags import Only
-from .output import CANCELLED, complain, say, show
+from .output import CANCELLED, complain, is_quiet, say, show
 from .streams import as_json, is_stream, write_json
 
 
@@ -57,6 +58,7 @@ class Caption:
         suffixes=(*FORMS, *CHAPTERS),
     )
     cutting: Cutting = setting("How a film is divided.", factory=Cutting)
+    where: Engine = setting("Where folders are captioned.", factory=Engine)
 
     def __post_init__(self) -> None:
         if self.out is not None and not self.cutting.is_on:
@@ -67,9 +69,13 @@ class Caption:
             )
         if self.cutting.is_on and self.dry_run:
             raise UniViGUError("--dry-run does not tell how many shots there are; leave out --dry-run, or --shots")
-        for path in () if self.part == Shard() else self.clips:
+        is_ray = self.where.engine == "ray"
+        for path in self.clips if is_ray or self.part != Shard() else ():
             if not os.path.isdir(path):
-                raise UniViGUError(f"--shard divides the clips of folders, and {path} is not a folder; leave it out")
+                flag = "--engine ray" if is_ray else "--shard"
+                raise UniViGUError(f"{flag} divides the clips of folders, and {path} is not a folder; leave it out")
+        if is_ray and self.cutting.is_on:
+            raise UniViGUError("--engine ray captions clips, not films; use --shard instead, or leave out --shots")
         if self.dry_run and self.json is not None:
             raise UniViGUError("--dry-run makes no results that --json could write; leave out one of them")
 
@@ -90,6 +96,11 @@ class Describe:
     footage: Footage
     shown: Bars
     model: Model
+    together: int
+
+    def captioner(self, folder: Path) -> Together:
+        """Captions the clips of a folder."""
+        return Together(self.read, partial(self, folder=folder), self.together)
 
     def read(self, path: Path) -> Clip:
         """A clip as the model wants it."""
@@ -133,6 +144,27 @@ class Describe:
         )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the flags say, from which ``Describe`` is made, here or in another process."""
+
+    captions: Captions
+    model: Model
+    sampling: Sampling
+    size: Size
+    footage: Footage
+
+    def describe(self, shown: Bars) -> Describe:
+        """Load the model."""
+        pipe = self.model.pipeline(shown)
+        spec, together = self.size.spec(pipe.config.run, self.footage), pipe.together(self.size)
+        return Describe(pipe, self.captions, self.sampling, spec, self.footage, shown, self.model, together)
+
+    def worker(self) -> FolderWorker:
+        """The same in a process of Ray's."""
+        return FolderWorker(self.describe(Bars(hidden=True)).captioner)
+
+
 def caption(
     own: Caption,
     captions: Annotated[Captions, Only(*(name for name in fields_of(Captions) if name != "only"))],
@@ -151,58 +183,85 @@ def caption(
     if own.dry_run:
         return _dry_run(own, captions)
     _require_plain(own, captions)
-    pipe = model.pipeline(shown)
     results: list[dict[str, Any]] = []
     files: list[Path] = []
     failed, is_stopped = 0, False
-
-    describe = Describe(pipe, captions, sampling, size.spec(pipe.config.run, footage), footage, shown, model)
-    together = pipe.together(size)
-
-    def tell(text: str) -> None:
-        if not is_stream(own.json):
-            show(text)
 
     def note(report: FolderReport) -> None:
         results.extend(report.to_json())
         files.extend((*report.written, *report.skipped))
 
-    for path in own.clips:
-        try:
-            if own.cutting.is_on:
-                failed += _film(own, path, describe, together, results)
-            elif os.path.isdir(path):  # unlike Path.is_dir, not an error for names that are too long
-                report = caption_folder(
-                    path,
-                    Together(describe.read, partial(describe, folder=path), together),
-                    captions,
-                    recursive=not own.no_recursive,
-                    shard=own.part,
-                    on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
-                    on_stop=note,
-                )
-                tell(str(report))
-                note(report)
-                failed += len(report.failed)
-            else:
-                text = captions.worded(describe([describe.read(path)], [path], path.parent)[0])
-                tell(text if len(own.clips) == 1 else f"{path}\t{text}")
-                results.append({"clip": str(path), "outcome": "written", "caption": text, "reason": None})
-        except UniViGUError as error:
-            shown.close()
-            complain(error)
-            results.append({"clip": str(path), "outcome": "failed", "caption": None, "reason": str(error)})
-            failed += 1
-        except KeyboardInterrupt:
-            shown.close()
-            say("stopped; captions written so far are kept. Run the same command again to continue")
-            is_stopped = True
-            break
+    with _captioners(own, _Asked(captions, model, sampling, size, footage), shown) as captioners:
+        for path in own.clips:
+            try:
+                if os.path.isdir(path) and not own.cutting.is_on:  # unlike Path.is_dir, no error for too long names
+                    failed += _folder(own, path, captioners, captions, note)
+                else:
+                    assert isinstance(captioners, Describe)  # Caption asks for it
+                    failed += _clip(own, path, captioners, results)
+            except UniViGUError as error:
+                shown.close()
+                complain(error)
+                results.append({"clip": str(path), "outcome": "failed", "caption": None, "reason": str(error)})
+                failed += 1
+            except KeyboardInterrupt:
+                shown.close()
+                say("stopped; captions written so far are kept. Run the same command again to continue")
+                is_stopped = True
+                break
     _write_report(own.json, results, files)
     return CANCELLED if is_stopped else int(failed > 0)
 
 
-def _film(own: Caption, path: Path, describe: Describe, together: int, results: list[dict[str, Any]]) -> int:
+@contextmanager
+def _captioners(own: Caption, asked: _Asked, shown: Bars) -> Iterator[Describe | RayWorkers]:
+    """The model, here, or in the workers of Ray."""
+    if own.where.engine == "process":
+        yield asked.describe(shown)
+        return
+    device = asked.model.device or "cuda"
+    if ":" in device:
+        raise WrongUsage(f"--device {device} names one card, and each worker of --engine ray gets one; leave it out")
+    with RayWorkers(own.where, asked.worker, gpu=device == "cuda", note=say, quiet=is_quiet()) as workers:
+        say(f"Ray: up to {counted(workers.count, 'worker')}")
+        yield workers
+
+
+def _folder(
+    own: Caption,
+    path: Path,
+    captioners: Describe | RayWorkers,
+    captions: Captions,
+    note: Callable[[FolderReport], None],
+) -> int:
+    """Caption a folder; how many clips failed."""
+    report = caption_folder(
+        path,
+        captioners.captioner(path) if isinstance(captioners, Describe) else captioners,
+        captions,
+        recursive=not own.no_recursive,
+        shard=own.part,
+        on_clip=lambda _, __, clip, how_far: say(f"{how_far}: {clip}"),
+        on_stop=note,
+    )
+    if not is_stream(own.json):
+        show(str(report))
+    note(report)
+    return len(report.failed)
+
+
+def _clip(own: Caption, path: Path, describe: Describe, results: list[dict[str, Any]]) -> int:
+    """Caption a clip, or films; how many failed."""
+    if own.cutting.is_on:
+        return _film(own, path, describe, results)
+    text = describe.captions.worded(describe([describe.read(path)], [path], path.parent)[0])
+    if not is_stream(own.json):
+        show(text if len(own.clips) == 1 else f"{path}\t{text}")
+    results.append({"clip": str(path), "outcome": "written", "caption": text, "reason": None})
+    return 0
+
+
+def _film(own: Caption, path: Path, describe: Describe, results: list[dict[str, Any]]) -> int:
     """Caption a film, or each of a folder; how many failed."""
     is_folder = os.path.isdir(path)
     films = find_clips(path, recursive=not own.no_recursive, stills=False) if is_folder else [path]
@@ -216,7 +275,7 @@ def _film(own: Caption, path: Path, describe: Describe, together: int, results: 
             results.append({"clip": str(film), "outcome": "skipped", "caption": None, "reason": None})
             continue
         try:
-            results.extend(_captioned(own, film, out, describe, together))
+            results.extend(_captioned(own, film, out, describe))
         except UniViGUError as error:
             if not is_folder:
                 raise
@@ -227,9 +286,7 @@ def _film(own: Caption, path: Path, describe: Describe, together: int, results: 
     return failed
 
 
-def _captioned(
-    own: Caption, film: Path, out: Path | None, describe: Describe, together: int
-) -> Iterator[dict[str, Any]]:
+def _captioned(own: Caption, film: Path, out: Path | None, describe: Describe) -> Iterator[dict[str, Any]]:
     """Caption a film; what ``--json`` says of each part."""
     is_quiet = is_stream(own.json)
 
@@ -241,9 +298,9 @@ def _captioned(
 
     lines = caption_film(
         film,
-        lambda done: read_ahead(film, own.cutting, describe.spec, describe.footage, done=done, ahead=together),
+        lambda done: read_ahead(film, own.cutting, describe.spec, describe.footage, done=done, ahead=describe.together),
         describe.shots,
-        together=together,
+        together=describe.together,
         out=out,
         facts=None if out is None else describe.facts(own.cutting),
         on_line=tell,

@@ -38,6 +38,7 @@ _TITLES = {
     "places": "text encoder and VAE",
     "chat": "language model",
     "holds": "parts that stay",
+    "where": "several processes and machines",
 }  # of groups, in place of the setting's name
 
 

@@ -29,6 +29,11 @@ def be_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether notes are left out."""
+    return _quiet
+
+
 def say(text: str) -> None:
     """A note for the user, on the standard error; with ``--quiet`` left out."""
     if not _quiet:

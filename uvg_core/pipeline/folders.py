@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ from .review import OPEN, RECORD, SKIPPED, Pending, Proposal
 from .table import plain_name
 from .texts import Extended, Texts, text_files, texts_of
 from .wording import Captions
-from .workers import Shard
+from .workers import RayWorkers, Shard
 
 __all__ = ["CAPTIONS", "Captions", "FolderReport", "caption_folder", "text_files"]
 
@@ -106,7 +106,7 @@ class Captioner:
 
 def caption_folder(
     folder: str | Path,
-    caption: Callable[[Path], str] | Captioner,
+    caption: Callable[[Path], str] | Captioner | RayWorkers,
     how: Captions = CAPTIONS,
     *,
     recursive: bool = True,
@@ -117,7 +117,8 @@ def caption_folder(
     """Write ``clip.txt`` (UTF-8) beside each ``clip.mp4`` of a folder and, with ``recursive``, its subfolders, or
     what else ``how`` says.
 
-    ``caption(path)`` gives the text of one clip, a ``Captioner`` those of several; ``how`` puts other words around it.
+    ``caption(path)`` gives the text of one clip, a ``Captioner`` those of several; ``RayWorkers``, each a
+    ``FolderWorker``, do all of the work in their processes. ``how`` puts other words around a text.
     Clips whose text has words are skipped without a call, unless ``how`` replaces or extends them; a text that someone
     writes while the model works stays as well. Clips that differ only in suffix get different files: ``clip.mp4`` ->
     ``clip.txt``, ``clip.mov`` -> ``clip.mov.txt`` (see ``text_files``). ``on_clip(index, total, path, words)`` is
@@ -132,64 +133,91 @@ def caption_folder(
     folder = Path(folder)
     failed: list[tuple[Path, str]] = []
     clips = clips_of(folder, recursive, failed)
-    captioner = caption if isinstance(caption, Captioner) else Captioner(caption)
-    with Claims(folder) as claims, texts_of(folder, clips, how) as texts, closing(captioner):
-        work = (_Reviewed if how.review else _Work)(folder, texts, how)
-        chosen = shard.part(_chosen(folder, clips, how.only))
-        run = _Run(work, captioner, chosen, failed)
+    with Claims(folder) as claims, texts_of(folder, clips, how) as texts:
+        work = _work_of(folder, texts, how)
+        run = _Run(work, shard.part(_chosen(folder, clips, how.only)), failed, on_clip)
         try:
-            for index, clip in enumerate(chosen):
-                if on_clip is not None:
-                    on_clip(index, len(chosen), clip, run.pace.words(index, len(chosen)))
-                place = texts.place(clip) if how.format in ("txt", "json") else clip
-                run.add(index, clip, claims.claimed(str(place)))
-            run.caption()
+            if isinstance(caption, RayWorkers):
+                run.captioned_by(caption, FolderTask(folder.absolute(), tuple(map(work.name, clips)), how))
+                claims.alone()  # what killed workers have left goes
+            else:
+                captioner = caption if isinstance(caption, Captioner) else Captioner(caption)
+                with closing(captioner), _Batches(run, captioner, claims) as batches:
+                    for clip in run.chosen:
+                        run.tell(clip)
+                        batches.add(clip)
         except BaseException:
-            on_stop(_report(work, clips, chosen, run.done, failed))
+            on_stop(_report(work, clips, run))
             raise
-        finally:
-            run.held.close()
-        return _report(work, clips, chosen, run.done, failed)
+        return _report(work, clips, run)
+
+
+@dataclass(frozen=True)
+class FolderTask:
+    """A folder to caption: where it lies, its clips by their names in it, and how."""
+
+    folder: Path
+    clips: tuple[str, ...]
+    how: Captions
+
+
+class FolderWorker:
+    """Captions clips of folders in a process of its own; ``captioner`` makes what captions those of one."""
+
+    def __init__(self, captioner: Callable[[Path], Captioner]) -> None:
+        self._captioner_of, self._held = captioner, ExitStack()
+
+    def open(self, task: FolderTask) -> int:
+        with ExitStack() as held:
+            self._folder, clips = task.folder, [task.folder / name for name in task.clips]
+            self._claims = held.enter_context(Claims(task.folder))
+            texts = held.enter_context(texts_of(task.folder, clips, task.how))
+            self._captioner = held.enter_context(closing(self._captioner_of(task.folder)))
+            self._work = _work_of(task.folder, texts, task.how)
+            self._held = held.pop_all()
+        return self._captioner.together
+
+    def __call__(
+        self, pieces: Sequence[str], upcoming: Sequence[str]
+    ) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+        """The clips by what became of them, and those that failed, each with the reason."""
+        clips = [self._folder / name for name in pieces]
+        run = _Run(self._work, [*clips, *(self._folder / name for name in upcoming)], [])
+        with _Batches(run, self._captioner, self._claims) as batches:
+            for clip in clips:
+                batches.add(clip)
+        name = self._work.name
+        return {kind: list(map(name, some)) for kind, some in run.done.items()}, [(name(a), b) for a, b in run.failed]
+
+    def close(self) -> None:
+        self._held.close()
 
 
 class _Run:
-    """The clips of a folder on their way: each is claimed, and waits until there are as many as are captioned at once.
+    """What has become of the clips of a folder.
 
     ``done``: the clips by what became of them; those that failed are added to ``failed``, each with the reason."""
 
-    def __init__(self, work: _Work, captioner: Captioner, chosen: list[Path], failed: list[tuple[Path, str]]) -> None:
-        self.work, self.failed, self.held = work, failed, ExitStack()
+    def __init__(
+        self,
+        work: _Work,
+        chosen: list[Path],
+        failed: list[tuple[Path, str]],
+        on_clip: Callable[[int, int, Path, str], None] | None = None,
+    ) -> None:
+        self.work, self.chosen, self.failed, self._on_clip = work, chosen, failed, on_clip
         self.done: dict[str, list[Path]] = {"written": [], "skipped": [], "busy": [], "proposed": []}
         self.pace = Pace(left=sum(map(work.is_wanted, chosen)))
-        self._captioner, self._chosen = captioner, chosen
-        self._waiting: list[Path] = []
-        self._next = 0
+        self._told = 0
 
-    def add(self, index: int, clip: Path, claim: AbstractContextManager[bool]) -> None:
-        """Caption a clip, as soon as enough others wait; ``index``: its place among those that are chosen."""
-        self._next = index + 1
-        with ExitStack() as held:
-            if not held.enter_context(claim):
-                self.done["busy"].append(clip)
-            elif self._try(clip, self.work.begun):
-                self._waiting.append(clip)
-                self.held.enter_context(held.pop_all())
-        if len(self._waiting) >= self._captioner.together:
-            self.caption()
+    def tell(self, clip: Path) -> None:
+        """Say which clip it is the turn of, and how long the others will take."""
+        index, total = self._told, len(self.chosen)
+        self._told += 1
+        if self._on_clip is not None:
+            self._on_clip(index, total, clip, self.pace.words(index, total))
 
-    def caption(self) -> None:
-        """Caption the clips that wait."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        rest = islice(filter(self.work.is_wanted, islice(self._chosen, self._next, None)), self._captioner.together)
-        with self.pace.timed(len(waiting)):
-            texts = self._captioner(waiting, list(rest) if self._captioner.together > 1 else ())
-        for clip, text in zip(waiting, texts, strict=True):
-            self._try(clip, partial(self.work.finished, text=text))
-        self.held.close()
-
-    def _try(self, clip: Path, part: Callable[[Path], str]) -> bool:
+    def do(self, clip: Path, part: Callable[[Path], str]) -> bool:
         """Do part of the work for a clip; whether the next part is to be done. One bad clip must not cost the other
         captions: the report names it."""
         try:
@@ -202,6 +230,81 @@ class _Run:
             self.done[outcome].append(clip)
         return not outcome
 
+    def captioned_by(self, workers: RayWorkers, task: FolderTask) -> None:
+        """Have others caption the clips. They look again at what is there; to ask them for every caption of a folder
+        that is nearly done would take longer."""
+        known = {self.work.name(clip): clip for clip in self.chosen}
+
+        def wanted() -> Iterator[str]:
+            for name, clip in known.items():
+                if self.do(clip, self.work.begun):
+                    yield name
+                else:
+                    self.tell(clip)
+
+        answers = workers.map(task, wanted())
+        while True:
+            began = time.monotonic()
+            try:
+                pieces, found = next(answers)
+            except StopIteration:
+                return
+            self.pace.took(len(pieces), time.monotonic() - began)
+            if isinstance(found, UniViGUError):
+                self.failed += [(known[piece], str(found)) for piece in pieces]
+            else:
+                for kind, names in found[0].items():
+                    self.done[kind] += map(known.__getitem__, names)
+                here, there = (f"{folder}{os.sep}" for folder in (self.work.folder, task.folder))
+                self.failed += [(known[piece], why.replace(there, here)) for piece, why in found[1]]
+            for piece in pieces:
+                self.tell(known[piece])
+
+
+class _Batches:
+    """The clips of a folder on their way: each is claimed, and waits until there are as many as are captioned at once,
+    or no more come."""
+
+    def __init__(self, run: _Run, captioner: Captioner, claims: Claims) -> None:
+        self._run, self._captioner, self._claims = run, captioner, claims
+        self._waiting: list[Path] = []
+        self._held, self._next = ExitStack(), 0
+
+    def __enter__(self) -> _Batches:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.caption()
+        finally:
+            self._held.close()
+
+    def add(self, clip: Path) -> None:
+        """Caption a clip, the next of those that are chosen, as soon as enough others wait."""
+        run, self._next = self._run, self._next + 1
+        with ExitStack() as held:
+            if not held.enter_context(self._claims.claimed(str(run.work.claimed_as(clip)))):
+                run.done["busy"].append(clip)
+            elif run.do(clip, run.work.begun):
+                self._waiting.append(clip)
+                self._held.enter_context(held.pop_all())
+        if len(self._waiting) >= self._captioner.together:
+            self.caption()
+
+    def caption(self) -> None:
+        """Caption the clips that wait."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        run, most = self._run, self._captioner.together
+        rest = islice(filter(run.work.is_wanted, islice(run.chosen, self._next, None)), most)
+        with run.pace.timed(len(waiting)):
+            texts = self._captioner(waiting, list(rest) if most > 1 else ())
+        for clip, text in zip(waiting, texts, strict=True):
+            run.do(clip, partial(run.work.finished, text=text))
+        self._held.close()
+
 
 def _why(error: Exception) -> str:
     if isinstance(error, UniViGUError):
@@ -209,9 +312,8 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _report(
-    work: _Work, clips: list[Path], chosen: list[Path], done: dict[str, list[Path]], failed: list[tuple[Path, str]]
-) -> FolderReport:
+def _report(work: _Work, clips: list[Path], run: _Run) -> FolderReport:
+    done, failed = run.done, run.failed
     kinds = {**{clip: "failed" for clip, _ in failed}, **{clip: kind for kind, some in done.items() for clip in some}}
     return FolderReport(
         tuple(map(work.file, done["written"])),
@@ -221,7 +323,7 @@ def _report(
         work.captions([*done["written"], *done["skipped"], *done["proposed"]]),
         work.waiting(clips),
         tuple(done["proposed"]),
-        tuple((clip, kinds[clip]) for clip in chosen if clip in kinds),
+        tuple((clip, kinds[clip]) for clip in run.chosen if clip in kinds),
     )
 
 
@@ -233,7 +335,7 @@ def survey(
     folder, failed = Path(folder), list[tuple[Path, str]]()
     clips = clips_of(folder, recursive, failed)
     with texts_of(folder, clips, how, writes=False) as texts:
-        work = (_Reviewed if how.review else _Work)(folder, texts, how)
+        work = _work_of(folder, texts, how)
         chosen = shard.part(_chosen(folder, clips, how.only))
         wanted = []
         for clip in chosen:
@@ -275,7 +377,7 @@ class _Work:
     """What is done with each clip of a folder."""
 
     def __init__(self, folder: Path, texts: Texts, how: Captions) -> None:
-        self._folder, self._texts, self._how = folder, texts, how
+        self.folder, self._texts, self._how = folder, texts, how
         self._extended = Extended(folder, texts)
 
     def is_wanted(self, clip: Path) -> bool:
@@ -313,6 +415,14 @@ class _Work:
     def file(self, clip: Path) -> Path:
         """The file that the caption of a clip was written to."""
         return self.place(clip)
+
+    def name(self, clip: Path) -> str:
+        """The name of a clip in the folder."""
+        return clip.relative_to(self.folder).as_posix()
+
+    def claimed_as(self, clip: Path) -> Path:
+        """What a process claims that captions a clip: where the caption will be, but not all of a table."""
+        return self._texts.place(clip) if self._how.format in ("txt", "json") else clip
 
     def note_failure(self, clip: Path, why: str) -> None:
         """Leave a note where somebody waits for a caption that has failed."""
@@ -372,7 +482,7 @@ class _Reviewed(_Work):
 
     def note_failure(self, clip: Path, why: str) -> None:
         with suppress(UniViGUError):  # the report says it, too
-            self._pending.fail(self._clip(clip), why.replace(f"{self._folder}{os.sep}", ""))
+            self._pending.fail(self.name(clip), why.replace(f"{self.folder}{os.sep}", ""))
 
     def waits(self, clip: Path) -> bool:
         if self._how.only.strip():
@@ -400,7 +510,7 @@ class _Reviewed(_Work):
         changed = how.change(text)(now)
         if (changed is None or self._extended.has(clip, how.asked, now)) and not how.only.strip():
             return False
-        self._pending.propose(self._clip(clip), changed or text, how)
+        self._pending.propose(self.name(clip), changed or text, how)
         return True
 
     def _words(self, clip: Path) -> str | None:
@@ -409,10 +519,11 @@ class _Reviewed(_Work):
         return found.new if found is not None and is_ours else super()._words(clip)
 
     def _proposal(self, clip: Path) -> Proposal | None:
-        return self._pending.proposals.get(self._clip(clip))
+        return self._pending.proposals.get(self.name(clip))
 
-    def _clip(self, clip: Path) -> str:
-        return clip.relative_to(self._folder).as_posix()
+
+def _work_of(folder: Path, texts: Texts, how: Captions) -> _Work:
+    return (_Reviewed if how.review else _Work)(folder, texts, how)
 
 
 class Pace:
@@ -428,9 +539,12 @@ class Pace:
         try:
             yield
         finally:
-            each = (time.monotonic() - began) / clips
-            self._took = [*self._took, *[each] * clips][-_LATELY:]
-            self._left -= clips
+            self.took(clips, time.monotonic() - began)
+
+    def took(self, clips: int, seconds: float) -> None:
+        """So many clips took so long."""
+        self._took = [*self._took, *[seconds / clips] * clips][-_LATELY:]
+        self._left -= clips
 
     def words(self, index: int, total: int) -> str:
         where = f"{index + 1} of {total}"

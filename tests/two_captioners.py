@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from uvg_core.errors import UniViGUError
+from uvg_core.pipeline.folders import Captioner, FolderWorker
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = """
@@ -41,3 +46,28 @@ def counts(run: subprocess.Popen[str]) -> tuple[int, int]:
 def caption_twice(folder: Path, format: str = "txt") -> list[tuple[int, int]]:
     """The counts of two, A and B."""
     return list(map(counts, [start(folder, who, format) for who in "AB"]))
+
+
+class Deadly(Captioner):
+    """Three clips at a time; some of them end the process, or are bad."""
+
+    together = 3
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(lambda clip: self.about(folder, clip))
+
+    @staticmethod
+    def about(folder: Path, clip: Path) -> str:
+        time.sleep(0.05)
+        if clip.stem == "bad":
+            raise UniViGUError(f"{clip}: no video")
+        if clip.stem == "deadly":
+            os._exit(1)
+        if clip.stem == "once" and not (folder / ".died").exists():
+            (folder / ".died").touch()
+            os._exit(1)
+        return clip.stem
+
+    @classmethod
+    def worker(cls) -> FolderWorker:
+        return FolderWorker(cls)

@@ -79,6 +79,10 @@ def test_errors_of_usage_are_one_message(command: list[str], capsys: pytest.Capt
         (["generate", "x", "-o", ".mp4"], "'.mp4' has no file name before .mp4"),
         (["generate", "x", "--seed", "-1"], "expected between 0 and 9223372036854775807"),
         (["caption", "a.mp4", "--shard", "1/2"], "a.mp4 is not a folder"),
+        (["caption", "a.mp4", "--engine", "ray"], "a.mp4 is not a folder"),
+        (["caption", ".", "--workers", "2"], "--workers applies to --engine ray only"),
+        (["caption", ".", "--engine", "ray", "--shots"], "--engine ray captions clips, not films"),
+        (["caption", ".", "--engine", "ray", "--device", "cuda:1"], "--device cuda:1 names one card"),
         (["caption", ".", "--shard", "3/2"], "--shard is '3/2'; expected PART/PARTS"),
     ],
 )

@@ -8,8 +8,10 @@ claims a piece, and writes it whole or not at all. The workers are plain actors.
 from __future__ import annotations
 
 import os
+import queue
 import re
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ T = TypeVar("T")
 
 _TRIES = 3  # deaths of workers with a piece alone until it is left out, and of workers that start until none is
 _ANSWER = 10.0  # seconds until an address has to answer
+_JOIN = 60.0  # seconds until it has to be one that Ray can join
 _PLACE = 300.0  # seconds until the cluster has to have begun one worker
 _LOOK = 2.0  # seconds between two looks at how long that takes
 _PORT = 6379  # of a cluster's head, where an address names none
@@ -212,9 +215,9 @@ class _Task:
                     try:
                         found = self._ray.get(ref)
                     except errors.RayTaskError as error:  # what it returned cannot be sent, for example
-                        found = (None, str(error).strip().splitlines()[-1]) if seat.together else str(error)
-                    except errors.RayError:
-                        yield from self._lost(seat)
+                        found = (None, _line(error, -1)) if seat.together else _line(error, -1)
+                    except errors.RayError as error:
+                        yield from self._lost(seat, _line(error, -1))
                         continue
                     yield from self._found(seat, found)
             if self._is_left():
@@ -276,12 +279,12 @@ class _Task:
                 return pieces
         return []
 
-    def _lost(self, seat: _Seat) -> Iterator[tuple[list[str], Any]]:
+    def _lost(self, seat: _Seat, why: str) -> Iterator[tuple[list[str], Any]]:
         """A worker has died: others do what it did, one piece at a time, so that the one that it died of is found."""
         self._workers.drop(seat)
         if not seat.together:
             self._stillborn += 1
-            self._workers.problem = "they die while they start, maybe for lack of memory; try fewer --workers"
+            self._workers.problem = f"they die while they start ({why}); try fewer --workers if memory is short"
             if self._stillborn >= _TRIES:
                 self._workers.count = len(self._workers._seats)
         self._pieces = chain(seat.reserved, self._pieces)
@@ -340,14 +343,31 @@ def _connected(engine: Engine, quiet: bool) -> tuple[Any, bool]:
         ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_STORE, **options)
         return ray, True
     address = _answering(engine.address)
-    try:
-        ray.init(address, **options)
-    except Exception as error:  # of many kinds, some of them grpc's
+    if why := _joined(lambda: ray.init(address, **options)):
         raise UniViGUError(
-            f"--address {engine.address}: cannot be joined ({_line(error)}); expected a Ray cluster that this machine "
+            f"--address {engine.address}: cannot be joined ({why}); expected a Ray cluster that this machine "
             f"is part of, with Ray {ray.__version__} and the same Python. What is done stays"
-        ) from None
+        )
     return ray, True
+
+
+def _joined(join: Callable[[], object]) -> str:
+    """Why a cluster was not joined, empty where it was. Ray tries for minutes where something else answers: its tries
+    are left behind."""
+    result = queue.Queue[str]()
+
+    def run() -> None:
+        try:
+            join()
+            result.put("")
+        except BaseException as error:  # of many kinds, some of them grpc's
+            result.put(_line(error))
+
+    threading.Thread(target=run, name="uvg ray", daemon=True).start()
+    try:
+        return result.get(timeout=_JOIN)
+    except queue.Empty:
+        return f"nothing that Ray understands for {_JOIN:.0f} s"
 
 
 def _answering(address: str) -> str:
@@ -375,5 +395,7 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, UniViGUError) else f"{type(error).__name__}: {error}"
 
 
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def _line(error: BaseException, at: int = 0) -> str:
+    """The first line of what a library says, or another one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[at].strip()[:200]

@@ -32,11 +32,11 @@ import torch
 from measuring import GIB, ROOT, digest, in_turn, save
 from networks import caption_passes, random_network
 
+from recipes.worlds.answers import wilson
 from recipes.worlds.drawing import draw
 from recipes.worlds.drawing import place as place_objects
 from recipes.worlds.evaluation import Evaluator
 from recipes.worlds.grammar import random_world
-from recipes.worlds.measure import wilson
 from uvg_core.config import ModelConfig
 from uvg_core.media.video import Clip, write_video
 from uvg_core.media.video.footage import FOOTAGE

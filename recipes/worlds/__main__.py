@@ -15,8 +15,8 @@ from pathlib import Path
 
 from uvg_core.io import MEGABYTE, read_text
 
-from .measure import quality_of
 from .recipe import RUNS, export, make_start, measure_vae, run_one
+from .tables import quality_of
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Four questions: what its captions say of a clip (video to text), what its clips 
 ``detector.py``), whether both agree when it makes them at once (joint), and whether it prefers the true caption to nine
 that are almost true (ranking). Everything is drawn from fixed seeds.
 
-Answers are ``Accuracy``: right or wrong by attribute, and of the whole; ``measure.py`` makes numbers of them.
+Answers are ``Accuracy``: right or wrong by attribute, and of the whole; ``answers.py`` makes numbers of them.
 Legend: N clips, T frames, S side in pixels.
 """
 

@@ -23,6 +23,7 @@ pytest.importorskip("diffusers")
 from tiny_worlds import one_world
 
 from recipes.worlds import measure
+from recipes.worlds.answers import area
 
 CLIP = Path(__file__).parents[2] / "samples" / "uvg_sample.mp4"
 FEW = ["--steps", "2", "--device", "cpu", "-q"]
@@ -69,11 +70,11 @@ def test_words_that_fit_explain_a_clip_best() -> None:
 def test_areas_under_the_curve() -> None:
     right = "1" * 200 + "0" * 200
     steps = [float(place) for place in range(400, 0, -1)]
-    assert measure.area(steps, right) == (1, 1, 1)
-    assert measure.area([0.0] * 400, right)[0] == 0.5
+    assert area(steps, right) == (1, 1, 1)
+    assert area([0.0] * 400, right)[0] == 0.5
     drawn = torch.randn(400, generator=torch.Generator().manual_seed(0))
     drawn[:200] += 1
-    _, low, high = measure.area(drawn.tolist(), right)
+    _, low, high = area(drawn.tolist(), right)
     assert low < 0.76 < high  # of two normal distributions one standard deviation apart
     assert high - low < 0.11
 

@@ -18,7 +18,8 @@ from uvg_core.sampling import Sampling
 pytest.importorskip("sklearn")
 pytest.importorskip("diffusers")
 
-from recipes.worlds import measure
+from recipes.worlds import measure, tables
+from recipes.worlds.answers import Answers, gap_closed, wilson
 from recipes.worlds.evaluation import Evaluator, held_out_worlds
 from recipes.worlds.grammar import is_held_out
 
@@ -35,22 +36,22 @@ def letters(share: float, clips: int = 400, seed: int = 0) -> str:
 
 
 def test_wilson_s_interval_is_the_textbook_s() -> None:
-    assert measure.wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # Newcombe 1998, table of methods
-    assert measure.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # Newcombe 1998, table of methods
+    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 def test_clips_and_not_objects_are_what_a_bootstrap_draws() -> None:
     """Where both objects of a clip are always right or wrong together, the second one says nothing new."""
     alone = letters(0.8)
     twice = "".join(one * 2 for one in alone)
-    single = measure.Answers({"kind": alone, "whole": alone}).interval("kind")
-    pair = measure.Answers({"kind": twice, "whole": alone}).interval("kind")
+    single = Answers({"kind": alone, "whole": alone}).interval("kind")
+    pair = Answers({"kind": twice, "whole": alone}).interval("kind")
     assert pair == pytest.approx(single, abs=0.006)
     assert single[1] < 0.8 < single[2]
 
 
 def test_what_is_not_scored_is_no_trial() -> None:
-    answers = measure.Answers({"kind": "1101", "speed": "1-0-", "size": "----", "whole": "1101"})
+    answers = Answers({"kind": "1101", "speed": "1-0-", "size": "----", "whole": "1101"})
     assert answers.names == ["mean", "kind", "speed", "whole"]
     assert answers.interval("speed")[0] == 0.5
     assert answers.interval("mean")[0] == pytest.approx((0.75 + 0.5) / 2)
@@ -59,14 +60,14 @@ def test_what_is_not_scored_is_no_trial() -> None:
 def test_the_share_of_a_gap_that_a_choice_closes() -> None:
     names = ("one draw", "a random one", "its own choice", "an oracle", "one draw, as many steps as all together")
     texts = ("1000" * 50, "0100" * 50, "1010" * 50, "1110" * 50, "1000" * 50)
-    one, _, own, oracle, _ = (measure.Answers({"whole": text}) for text in texts)
-    share, low, high = measure.gap_closed(one, own, oracle)
+    one, _, own, oracle, _ = (Answers({"whole": text}) for text in texts)
+    share, low, high = gap_closed(one, own, oracle)
     assert share == pytest.approx(0.5)
     assert 0.35 < low < share < high < 0.65
-    assert str(measure.gap_closed(one, one, one)[0]) == "nan"  # nothing to close
+    assert str(gap_closed(one, one, one)[0]) == "nan"  # nothing to close
     answers = dict(zip(names, ({"whole": text} for text in texts), strict=True))
     row = {"of": "one object", "job": "best_of", "clips": 200, "numbers": {}, "answers": answers}
-    table = measure.tables([{**row, "judging": {"passes": 6.25, "time": 5.5}}])
+    table = tables.tables([{**row, "judging": {"passes": 6.25, "time": 5.5}}])
     assert "| one object: its own choice | 50.0 (" in table
     assert "| one object: one draw | 25.0 (19.5 to 31.4) | +25.0 (+" in table
     assert "6.25 % of the passes, 5.5 % of the time" in table
@@ -95,11 +96,11 @@ def test_a_paired_interval_sees_what_two_single_ones_do_not() -> None:
     rows = [
         {"of": "one object", "job": "plain", "clips": 400, "answers": {"": {"whole": one}}} for one in (mine, worse)
     ]
-    first, second = (measure.Answers({"whole": one}) for one in (mine, worse))
+    first, second = (Answers({"whole": one}) for one in (mine, worse))
     lead, low, high = first.ahead_of(second, "whole")
     assert (lead, low > 0.01, high < 0.05) == (pytest.approx(0.03), True, True)
     assert first.interval("whole")[1] < second.interval("whole")[2]  # overlap: the single intervals decide nothing
-    table = measure.against(rows[:1], rows[1:], "other.json")
+    table = tables.against(rows[:1], rows[1:], "other.json")
     assert "| +3.0 (+1." in table
 
 
@@ -176,7 +177,7 @@ def test_the_worst_kind_is_measured_on_worlds_of_each_kind(tmp_path: Path, capsy
         }
         for kind, share in (("circle", 0.99), ("eight", 0.6))
     ]
-    found = measure.tables(rows)
+    found = tables.tables(rows)
     assert "| video to text | eight | " in found
     assert "Too few clips" not in found
 

@@ -50,7 +50,7 @@ def test_decibels_count_the_pixels_that_are_asked_for() -> None:
 def test_the_embedded_model_gives_back_what_it_held() -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("diffusers")
-    from recipes.worlds import measure
+    from recipes.worlds import answers, measure, tables
     from recipes.worlds.evaluation import Evaluator
     from uvg_core.pipeline.pipeline import Pipeline
     from uvg_core.sampling import Sampling
@@ -62,7 +62,7 @@ def test_the_embedded_model_gives_back_what_it_held() -> None:
     assert all(len(letters["whole"]) == 2 for letters in found.values())
     assert decibels["first frame, held"] == decibels["first frame, the VAE's own"] > 25
     row = {"of": "one object", "job": "fill", "clips": 2, "dB": decibels, "answers": found}
-    row["numbers"] = {part: measure.Answers(letters).numbers() for part, letters in found.items()}
-    shown = measure.tables([row])
+    row["numbers"] = {part: answers.Answers(letters).numbers() for part, letters in found.items()}
+    shown = tables.tables([row])
     assert "sentences with one blank, beside the clip" in shown
     assert "outside the region, held" in shown

@@ -64,7 +64,7 @@ def test_hits_count_places() -> None:
 def test_the_embedded_model_finds_its_clips() -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("diffusers")
-    from recipes.worlds import measure
+    from recipes.worlds import measure, tables
     from recipes.worlds.evaluation import Evaluator
     from uvg_core.pipeline.pipeline import Pipeline
 
@@ -75,4 +75,4 @@ def test_the_embedded_model_finds_its_clips() -> None:
     assert [*found] == [*gains]
     assert all(letters["five"] == "11" for letters in found.values())
     row = {"of": "two objects", "job": "find", "clips": 6, "answers": found, "nDCG@5": gains}
-    assert "| reordered, 2 queries | 100.0" in measure.tables([row | {"numbers": {}}])
+    assert "| reordered, 2 queries | 100.0" in tables.tables([row | {"numbers": {}}])

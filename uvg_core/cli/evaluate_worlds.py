@@ -32,6 +32,7 @@ class Worlds:
         require_makeable(out, "choose another with --out")
         try:  # the recipe of the worlds is a package of its own, which an installation of uvg_core may lack
             self.measure: Any = import_module("recipes.worlds.measure")
+            self.tables: Any = import_module("recipes.worlds.tables")
         except ModuleNotFoundError as error:
             raise UniViGUError(
                 f"evaluate worlds needs the package recipes and what it imports ({error}); run it in the pack's folder "
@@ -96,14 +97,14 @@ class Worlds:
 
     def finish(self, outcome: work.Outcome, note: Callable[[str], object]) -> dict[str, Any]:
         rows = self.rows()
-        if tables := self.measure.tables([*rows.values()]).strip():
-            show(tables)
-        for job, (table, chart) in self.measure.figures(rows.values()).items():
+        if shown := self.tables.tables([*rows.values()]).strip():
+            show(shown)
+        for job, (table, chart) in self.tables.figures(rows.values()).items():
             write_text(self.out / f"{job}.svg", chart)
             show(f"{table}\n\n{self.out / job}.svg\n")
         if self.against is not None:
             name, report = self.against
-            show("\n" + self.measure.against([*rows.values()], report["rows"], name))
+            show("\n" + self.tables.against([*rows.values()], report["rows"], name))
         made = sum(question.key in rows for question in self.all)
         return {"planned": len(self.all), "made": made, "failed": outcome.failed, "rows": list(rows.values())}
 

@@ -19,7 +19,7 @@ from uvg_core.pipeline.workers import Engine, RayWorkers
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayWorkers]:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'uni-vigu[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray>=2.40'")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where the workers find ``Deadly``
     with RayWorkers(Engine(engine="ray", workers=2), Deadly.worker, quiet=True) as workers:
         yield workers
@@ -46,7 +46,7 @@ def test_without_ray_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_cluster_that_is_not_there_is_named(address: str, words: str) -> None:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'uni-vigu[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray>=2.40'")
     address = address.replace("PORT", str(unused_port()))
     with pytest.raises(UniViGUError, match=words):
         RayWorkers(Engine(engine="ray", address=address), Deadly.worker)

@@ -20,7 +20,7 @@ def require_scorers() -> None:
     try:
         import pycocoevalcap.cider.cider  # noqa: F401
     except ImportError as error:
-        raise UniViGUError(f'scores need pycocoevalcap ({error}): pip install "uni-vigu[evaluate]"') from None
+        raise UniViGUError(f'scores need pycocoevalcap ({error}): pip install "pycocoevalcap>=1.2"') from None
 
 
 def scores_of(

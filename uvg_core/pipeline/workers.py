@@ -332,7 +332,7 @@ def _connected(engine: Engine, quiet: bool) -> tuple[Any, bool]:
         import ray
     except ImportError:
         raise UniViGUError(
-            '--engine ray needs Ray, which is not installed; run pip install "uni-vigu[ray]", or share the work with '
+            '--engine ray needs Ray, which is not installed; run pip install "ray>=2.40", or share the work with '
             "--shard"
         ) from None
     if ray.is_initialized():  # by a program that calls us

@@ -56,6 +56,13 @@ def named(text: str) -> str:
     return text
 
 
+def reason_of(error: Exception) -> str:
+    """Why something failed, in words: what a UniViGUError says; of others the kind too."""
+    if isinstance(error, UniViGUError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def counted(number: int, thing: str) -> str:
     """``1 clip``, ``2 clips``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

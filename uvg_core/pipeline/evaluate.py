@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, reason_of
 from ..io import MEGABYTE, WINDOWS, read_text, write_new, write_text
 from ..lines import Lines
 from ..media.video import find_clips
@@ -123,7 +123,7 @@ class Outcome:
             self.failed.append(str(error))
             return False
         except Exception as error:  # a bad clip must not cost the others
-            self.failed.append(f"{name}: {type(error).__name__}: {error}")
+            self.failed.append(f"{name}: {reason_of(error)}")
             return False
         self.made += 1
         return True

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import UniViGUError, counted, printable
+from ..errors import UniViGUError, counted, printable, reason_of
 from ..io import require_writable
 from ..locks import Claims
 from ..media.video import find_clips
@@ -223,8 +223,8 @@ class _Run:
         try:
             outcome = part(clip)
         except Exception as error:
-            self.failed.append((clip, _why(error)))
-            self.work.note_failure(clip, _why(error))
+            self.failed.append((clip, reason_of(error)))
+            self.work.note_failure(clip, reason_of(error))
             return False
         if outcome:
             self.done[outcome].append(clip)
@@ -304,12 +304,6 @@ class _Batches:
         for clip, text in zip(waiting, texts, strict=True):
             run.do(clip, partial(run.work.finished, text=text))
         self._held.close()
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UniViGUError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _report(work: _Work, clips: list[Path], run: _Run) -> FolderReport:

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import UniViGUError
+from ..errors import UniViGUError, reason_of
 from ..settings import OneOf, Text, Whole, setting, settings, shown
 
 T = TypeVar("T")
@@ -106,14 +106,14 @@ class _Actor:
             self._worker = self._worker or make()
             return self._worker.open(task)
         except Exception as error:
-            return _why(error)
+            return reason_of(error)
 
     def work(self, pieces: Sequence[str], upcoming: Sequence[str]) -> tuple[Any, str]:
         assert self._worker is not None
         try:
             return self._worker(pieces, upcoming), ""
         except Exception as error:
-            return None, _why(error)
+            return None, reason_of(error)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -389,10 +389,6 @@ def _answering(address: str) -> str:
             f"ray start --head --port {port} begins. What is done stays"
         ) from None
     return address if parts.port else f"{address}:{port}"
-
-
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, UniViGUError) else f"{type(error).__name__}: {error}"
 
 
 def _line(error: BaseException, at: int = 0) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UniViGUError, counted
+from ..errors import UniViGUError, counted, reason_of
 from ..io import MEGABYTE, make_folder, read_bytes, read_text, write_new, write_text
 from ..locks import owned
 from ..media.video import probe
@@ -335,8 +335,7 @@ def _leaving_out(reason: str) -> Iterator[None]:
     except UniViGUError as error:
         raise _LeftOut(CAPTION_LENGTH if isinstance(error, LengthError) else reason, error) from error
     except Exception as error:
-        named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise _LeftOut(reason, named) from error
+        raise _LeftOut(reason, reason_of(error)) from error
 
 
 def _text(path: Path) -> str:
